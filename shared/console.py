@@ -1,0 +1,104 @@
+"""How every command speaks: one-line errors with the way out, progress bars with rate and ETA, machine-readable reports."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+T = TypeVar("T")
+
+stdout = Console(soft_wrap=True, highlight=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class UserError(Exception):
+    """Something the user can mend; the message is one line that names the way out. Commands print it and exit with 1."""
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Run a Typer application as the console script `name`: `UserError` becomes one line and exit code 1.
+
+    `--debug` anywhere on the command line (or `MEDALIGN_DEBUG=1`) shows the traceback as well.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("MEDALIGN_DEBUG") == "1"
+    try:
+        app(arguments, prog_name=name)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        stderr.print(f"[bold red]error:[/] {_escape(str(error))}")
+        sys.exit(1)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def say(text: str) -> None:
+    """Print one line for a person; markup is not interpreted."""
+    stdout.print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """Print one warning line to standard error."""
+    stderr.print(f"[yellow]warning:[/] {_escape(text)}")
+
+
+def report(data: Mapping[str, Any], as_json: bool, lines: Iterable[str]) -> None:
+    """Print `data` as one JSON document (`--json`), or `lines` for a person."""
+    if as_json:
+        sys.stdout.write(json.dumps(data, indent=2, default=str) + "\n")
+    else:
+        for line in lines:
+            say(line)
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.2f} {task.fields['unit']}/s", style="progress.data.speed")
+
+
+def progress() -> Progress:
+    """Progress bars on standard error with count, rate, elapsed time and ETA; `add_task(..., unit="images")` names the rate.
+
+    Where standard error is no terminal, `track` prints a plain line now and then instead.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
+
+
+def track(items: Iterable[T], total: int, description: str, unit: str = "items") -> Iterator[T]:
+    """Yield `items` under a progress bar; in a log file, a line each tenth of the way."""
+    with progress() as bars:
+        task = bars.add_task(description, total=total, unit=unit)
+        step = max(1, total // 10)
+        for count, item in enumerate(items, start=1):
+            yield item
+            bars.advance(task)
+            if not stderr.is_terminal and (count % step == 0 or count == total):
+                stderr.print(f"{description}: {count}/{total} {unit}")
