@@ -1,4 +1,4 @@
-"""How every command speaks: one-line errors with the way out, progress bars with rate and ETA, machine-readable reports."""
+"""How every command speaks: one-line errors with the way out, progress with rate and ETA, machine-readable reports."""
 
 import json
 import os
@@ -28,7 +28,7 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one line that names the way out. Commands print it and exit with 1."""
+    """Something the user can mend; its one line names the way out. A command prints it and exits with 1."""
 
 
 def run(app: typer.Typer, name: str) -> None:
@@ -77,7 +77,7 @@ class _RateColumn(ProgressColumn):
 
 
 def progress() -> Progress:
-    """Progress bars on standard error with count, rate, elapsed time and ETA; `add_task(..., unit="images")` names the rate.
+    """Progress bars on standard error with count, rate, elapsed time and ETA; `add_task(..., unit=...)` names the rate.
 
     Where standard error is no terminal, `track` prints a plain line now and then instead.
     """
