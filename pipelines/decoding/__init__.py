@@ -1,0 +1,1 @@
+"""Decoding methods: one file a method, `contrast.py` under those that contrast."""

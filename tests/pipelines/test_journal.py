@@ -1,0 +1,93 @@
+"""The journal survives a kill at any byte and never mixes up two settings."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.journal import Journal, answer_key
+from shared.console import UserError
+
+pytestmark = pytest.mark.unit
+
+
+def test_answers_come_back_after_reopening(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.append([("a", {"text": "yes"}), ("b", {"text": "left\nlung é"})])
+        assert "a" in journal
+    with Journal(tmp_path) as journal:
+        assert journal["b"] == {"text": "left\nlung é"}
+        assert len(journal) == 2
+
+
+def test_every_cut_of_the_file_keeps_the_whole_lines(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.append([("a", {"text": "é"}), ("b", {"text": "no"})])
+    content = (tmp_path / "answers-0.jsonl").read_bytes()
+    first_line = content.index(b"\n") + 1
+    for cut in range(len(content)):
+        (tmp_path / "answers-0.jsonl").write_bytes(content[:cut])
+        with Journal(tmp_path) as journal:
+            assert len(journal) == (cut >= first_line)
+            journal.append([("c", {"text": "appended"})])
+        with Journal(tmp_path) as journal:
+            assert journal["c"] == {"text": "appended"}
+
+
+def test_ranks_share_what_they_wrote(tmp_path: Path) -> None:
+    with Journal(tmp_path, 0) as first, Journal(tmp_path, 1) as second:
+        first.append([("a", {"text": "0"})])
+        second.append([("b", {"text": "1"})])
+        first.refresh()
+        assert first["b"] == {"text": "1"}
+    with Journal(tmp_path, 2) as journal:
+        assert len(journal) == 2
+
+
+def test_two_writers_of_one_file_are_refused(tmp_path: Path) -> None:
+    with Journal(tmp_path), pytest.raises(UserError, match="another evaluation"):
+        Journal(tmp_path)
+
+
+def test_a_broken_line_before_the_last_is_named(tmp_path: Path) -> None:
+    (tmp_path / "answers-0.jsonl").write_text('{"key": "a"}\n{"key": \n{"key": "c"}\n')
+    with pytest.raises(UserError, match="line 2"):
+        Journal(tmp_path)
+
+
+def test_the_key_depends_on_everything() -> None:
+    base = {"model": "m", "adapter": "a", "decoding": {"method": "vcd", "alpha": 1.0}, "item": "1", "prompt": "?"}
+    keys = {answer_key(**base)}
+    for change in (
+        {"model": "n"},
+        {"adapter": ""},
+        {"decoding": {"method": "vcd", "alpha": 0.5}},
+        {"item": "2"},
+        {"prompt": "!"},
+    ):
+        keys.add(answer_key(**(base | change)))
+    assert len(keys) == 6
+    assert answer_key(**(base | {"decoding": {"alpha": 1.0, "method": "vcd"}})) == answer_key(**base)
+
+
+@pytest.mark.integration
+def test_answers_appended_before_a_kill_are_on_disk(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from pipelines.journal import Journal\n"
+        "journal = Journal(Path(sys.argv[1]))\n"
+        "for number in range(10**6):\n"
+        "    journal.append([(str(number), {'text': 'x' * 50})]); print(number, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    seen = [int(process.stdout.readline()) for _ in range(20)]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with Journal(tmp_path) as journal:
+        assert len(journal) >= len(seen)
+        assert all(str(number) in journal for number in seen)
+    lines = (tmp_path / "answers-0.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["text"] == "x" * 50 for line in lines)
