@@ -1,0 +1,111 @@
+"""One way into transformers' `generate` for all methods: one stop rule, no checkpoint defaults, own random numbers."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipelines.decoding.prompts import Model, Prompts
+
+Processor = Callable[[Tensor, Tensor], Tensor]  # (ids (B, T), scores (B, V)) -> scores (B, V)
+
+
+class Limits(NamedTuple):
+    """When an answer ends: at an end token, or after `max_new_tokens`."""
+
+    max_new_tokens: int
+    end_ids: tuple[int, ...]
+
+
+def generate(
+    model: Model,
+    prompts: Prompts,
+    limits: Limits,
+    processors: Sequence[Processor] = (),
+    *,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    custom: Callable[..., Tensor] | None = None,
+) -> list[list[int]]:
+    """Return the new tokens of each prompt, the end token left out.
+
+    Greedy over the processed scores (a sampler is a processor that leaves one token), beam search with `num_beams`, or
+    `custom`, transformers' `custom_generate` function.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    config = GenerationConfig(
+        max_new_tokens=limits.max_new_tokens,
+        eos_token_id=list(limits.end_ids),
+        pad_token_id=prompts.pad_token_id,
+        do_sample=False,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
+        early_stopping=False,
+    )
+    with torch.no_grad(), _no_checkpoint_defaults(model):
+        output: Tensor = model.generate(
+            **prompts.model_inputs(),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(processors),
+            custom_generate=custom,
+        )
+    return [_until_end(row, limits.end_ids) for row in output[:, prompts.ids.shape[1] :].tolist()]
+
+
+def sampler(prompts: Prompts, seed: int, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Processor:
+    """Draw the next token of every row: temperature, top-k, top-p, then one number from the row's own generator.
+
+    The generator is seeded by `seed` and the item's name, and every step draws one number: what a row says does not
+    depend on its neighbours. The number is placed in the cumulative distribution over the vocabulary.
+    """
+    generators = [item_generator(seed, item) for item in prompts.items]
+
+    def draw(ids: Tensor, scores: Tensor) -> Tensor:
+        scores = warped(scores.float() / temperature, top_p=top_p, top_k=top_k)
+        uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+        cumulative = torch.softmax(scores.double(), dim=-1).cumsum(-1)
+        place = uniform.to(scores.device)[:, None] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, place, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+    return draw
+
+
+def warped(scores: Tensor, *, top_p: float = 1.0, top_k: int = 0) -> Tensor:
+    """Keep the `top_k` best tokens (0: all), then the smallest set whose probability reaches `top_p`; -inf elsewhere."""
+    if 0 < top_k < scores.shape[-1]:
+        scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], -torch.inf)
+    if top_p < 1.0:
+        ordered, order = scores.sort(descending=True)
+        before = torch.softmax(ordered, dim=-1).cumsum(-1) - torch.softmax(ordered, dim=-1)
+        removed = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        scores = scores.masked_fill(removed, -torch.inf)
+    return scores
+
+
+def item_generator(seed: int, item: str) -> torch.Generator:
+    """Return a CPU generator that depends on `seed` and the item's name alone."""
+    digest = hashlib.sha256(f"{seed}\x00{item}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@contextmanager
+def _no_checkpoint_defaults(model: Model) -> Iterator[None]:
+    """Hide the checkpoint's own generation settings (temperature, penalties), which fill what a call leaves unset."""
+    from transformers import GenerationConfig
+
+    own: Any = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _until_end(tokens: list[int], end_ids: tuple[int, ...]) -> list[int]:
+    end = next((place for place, token in enumerate(tokens) if token in end_ids), len(tokens))
+    return tokens[:end]

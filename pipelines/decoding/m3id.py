@@ -1,0 +1,43 @@
+"""M3ID (Favero et al. 2024, arXiv 2403.14003): contrast with the text alone, the more the longer the answer grows.
+
+l' = l + (1 - g) / g (l - l_text) over the plausible tokens, g = exp(-decay t), t = 1 for the first new token.
+The paper's indicator, which applies it only where the model is unsure (max p < confidence), is off by default, as in
+the implementation of AVISC's authors that others follow; there is no official code.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.decoding.contrast import contrasted, plausible
+from pipelines.decoding.generation import Limits, generate, sampler
+from pipelines.decoding.prompts import Model, Prompts
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Published values; `confidence` None applies the contrast at every step."""
+
+    decay: float = 0.02
+    beta: float = 0.1
+    confidence: float | None = None
+    sample: bool = True
+    temperature: float = 1.0
+
+
+def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+    """Answer every prompt of the batch."""
+
+    def combine(logits: Tensor, text: Tensor, step: int) -> Tensor:
+        main, bare = torch.log_softmax(logits, dim=-1), torch.log_softmax(text, dim=-1)
+        weight = torch.full_like(main[:, :1], math.expm1(settings.decay * step))  # (1 - g) / g
+        if settings.confidence is not None:
+            weight = weight * (main.max(dim=-1, keepdim=True).values < math.log(settings.confidence))
+        return plausible(main + weight * (main - bare), main, settings.beta)
+
+    processors = [contrasted(model, prompts, prompts.without_images(), combine)]
+    if settings.sample:
+        processors.append(sampler(prompts, seed, temperature=settings.temperature))
+    return generate(model, prompts, limits, processors)

@@ -1,0 +1,77 @@
+"""The ten methods by name, their settings, and the presets that compare them."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from pipelines.decoding.presets import PRESETS
+from shared.console import UserError
+
+NAMES = ("greedy", "beam", "nucleus", "vcd", "dola", "opera", "avisc", "m3id", "damro", "pai")
+ONE_BY_ONE = frozenset({"opera"})  # rolls a whole beam search back to an earlier position, a place of its own an item
+
+
+class Decoding(NamedTuple):
+    """A method with its settings, ready to answer: `decode(model, prompts, limits, settings, seed)`."""
+
+    name: str
+    settings: Any
+    decode: Callable[..., list[list[int]]]
+
+    def described(self) -> dict[str, Any]:
+        """Return name and settings as plain data, for journals and tables."""
+        return {"method": self.name, **dataclasses.asdict(self.settings)}
+
+
+def decoding(name: str, preset: str = "published", overrides: Mapping[str, Any] | None = None) -> Decoding:
+    """Return the method `name` under a preset, single settings overridden.
+
+    Raises
+    ------
+    UserError
+        An unknown method, preset or setting, with the nearest known one.
+    """
+    _known(name, NAMES, "decoding method")
+    _known(preset, tuple(PRESETS), "preset")
+    module = import_module(f"pipelines.decoding.{name}")
+    fields = {field.name for field in dataclasses.fields(module.Settings)}
+    values = dict(PRESETS[preset].get(name, {}))
+    for key, value in (overrides or {}).items():
+        _known(key, tuple(sorted(fields)), f"setting of {name}")
+        values[key] = value
+    return Decoding(name, module.Settings(**values), module.decode)
+
+
+def decodings(names: Sequence[str], preset: str = "published", overrides: Sequence[str] = ()) -> list[Decoding]:
+    """Return several methods; `all` stands for the ten, `overrides` are "method.setting=value"."""
+    wanted = [name for given in names for name in (NAMES if given == "all" else (given,))]
+    values: dict[str, dict[str, Any]] = {}
+    for override in overrides:
+        target, equals, text = override.partition("=")
+        method, dot, key = target.partition(".")
+        if not (equals and dot):
+            raise UserError(f"{override!r}: write method.setting=value, as in vcd.alpha=0.5")
+        _known(method, NAMES, "decoding method")
+        if method not in wanted:
+            raise UserError(f"{override!r} sets {method}, which is not among the methods asked for")
+        values.setdefault(method, {})[key] = _parsed(text, override)
+    return [decoding(name, preset, values.get(name)) for name in dict.fromkeys(wanted)]
+
+
+def _parsed(text: str, override: str) -> Any:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{override!r}: the value is not YAML") from None
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _known(name: str, names: Sequence[str], what: str) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
+        raise UserError(f"no {what} is called {name!r}; {hint}")

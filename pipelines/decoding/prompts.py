@@ -1,0 +1,134 @@
+"""A batch of prompts, left-padded, with its images encoded once for the main pass and for every contrast pass."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Model = Any  # a transformers image-text model such as LlavaForConditionalGeneration, adapter layers inside
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """B prompts of L tokens at most, P images among them.
+
+    Attributes
+    ----------
+    ids, mask
+        (B, L) token ids and 1 where real, padded on the left; an image is its run of `image_token_id`.
+    pixels
+        (P, 3, H, W), the images in order of appearance; None without images.
+    features
+        P projected images (N, d); all the image tokens of a row stand in its images' order.
+    items
+        B names; an item's random numbers follow from its name, so that batches and shards do not matter.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    pixels: Tensor | None
+    features: tuple[Tensor, ...]
+    items: tuple[str, ...]
+    image_token_id: int
+    pad_token_id: int
+
+    @property
+    def image_mask(self) -> Tensor:
+        """(B, L), True on image tokens."""
+        return self.ids == self.image_token_id
+
+    def image_rows(self) -> list[int]:
+        """Row of the batch that each image belongs to."""
+        counts = self.image_mask.sum(1).tolist()
+        rows = [row for row, count in enumerate(counts) for _ in range(count)]
+        starts = [0]
+        for image in self.features[:-1]:
+            starts.append(starts[-1] + len(image))
+        return [rows[start] for start in starts[: len(self.features)]]
+
+    def model_inputs(self) -> dict[str, Any]:
+        """Keyword arguments of the model's forward, or of `generate`."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        inputs: dict[str, Any] = {"input_ids": self.ids, "attention_mask": self.mask}
+        if self.features:
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(self.features))}
+        return inputs
+
+    def with_features(self, features: Sequence[Tensor]) -> "Prompts":
+        """Return the same prompts over other image features, one token each as before."""
+        return replace(self, features=tuple(features))
+
+    def keeping(self, kept: Sequence[Tensor]) -> "Prompts":
+        """Return shorter prompts with only those image tokens where the image's mask (N,) in `kept` is True."""
+        flat = torch.cat([*kept, torch.zeros(0, dtype=torch.bool, device=self.ids.device)])
+        stay = self.mask.bool().clone()
+        stay[self.image_mask] = flat.to(stay.device)
+        ids, mask = _left_padded([row[keep] for row, keep in zip(self.ids, stay, strict=True)], self.pad_token_id)
+        features = tuple(image[keep] for image, keep in zip(self.features, kept, strict=True) if keep.any())
+        return replace(self, ids=ids, mask=mask, features=features)
+
+    def without_images(self) -> "Prompts":
+        """Return the text alone: the same prompts with the image tokens left out."""
+        kept = [torch.zeros(len(image), dtype=torch.bool, device=image.device) for image in self.features]
+        return replace(self.keeping(kept), pixels=None)
+
+
+def collate(encoded: Sequence[Mapping[str, Tensor]], items: Sequence[str], model: Model, pad_token_id: int) -> Prompts:
+    """Left-pad encoded prompts (`input_ids` (1, L), `pixel_values` (p, 3, H, W)) and encode their images.
+
+    `items` names them; equal names would share their random numbers.
+    """
+    device = next(model.parameters()).device
+    ids, mask = _left_padded([one["input_ids"].reshape(-1).to(device) for one in encoded], pad_token_id)
+    pixels = [one["pixel_values"] for one in encoded if one.get("pixel_values") is not None]
+    images = torch.cat(pixels).to(device, dtype_of(model)) if pixels else None
+    features = () if images is None else encode_images(model, images)
+    return Prompts(ids, mask, images, features, tuple(items), int(model.config.image_token_id), pad_token_id)
+
+
+def encode_images(model: Model, pixels: Tensor) -> tuple[Tensor, ...]:
+    """Projected features (N, d) of every image in `pixels` (P, 3, H, W)."""
+    with torch.no_grad():
+        return tuple(model.model.get_image_features(pixels, return_dict=True).pooler_output)
+
+
+def dtype_of(model: Model) -> torch.dtype:
+    """Floating-point type of the vision tower."""
+    return next(p.dtype for p in model.model.vision_tower.parameters() if p.is_floating_point())
+
+
+def plain_model(model: Model) -> Model:
+    """Return the image-text model inside a PEFT wrapper; its adapter layers and hooks stay in place."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _left_padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+    length = max(len(row) for row in rows)
+    ids = rows[0].new_full((len(rows), length), pad)
+    mask = rows[0].new_zeros((len(rows), length))
+    for number, row in enumerate(rows):
+        ids[number, length - len(row) :] = row
+        mask[number, length - len(row) :] = 1
+    return ids, mask
+
+
+@contextmanager
+def counted(model: Model) -> Iterator[dict[str, int]]:
+    """Count the language model's forward passes inside the block: `calls`, `rows` and `tokens` (row positions)."""
+    counts = {"calls": 0, "rows": 0, "tokens": 0}
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        shape = kwargs["inputs_embeds"].shape
+        counts["calls"] += 1
+        counts["rows"] += shape[0]
+        counts["tokens"] += shape[0] * shape[1]
+
+    handle = model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield counts
+    finally:
+        handle.remove()
