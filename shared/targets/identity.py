@@ -1,0 +1,123 @@
+"""What a target depends on, and the fingerprint that names it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared.console import UserError
+
+FORMAT = 1  # of the store's files
+DEFINITION = 1  # of the targets: what METHOD calls S_e and E_a, and how they are computed
+
+
+class Preprocessing(BaseModel):
+    """How an image becomes the teacher's input tensor, once it is a square."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(gt=0)  # pixels of the square's side
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+class Identity(BaseModel):
+    """Everything the stored numbers depend on, and nothing else: the fingerprint covers exactly these fields.
+
+    `grid` is (rows, columns): the student's for the `matrix` encoding, the teacher's own for `factors`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = FORMAT
+    teacher: str = Field(min_length=1)
+    architecture: str = Field(min_length=1)
+    weights: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 over tensor names, shapes, dtypes and bytes
+    features: Literal["block", "projected"] = "block"
+    preprocessing: Preprocessing
+    geometry: Literal["pad", "crop"] = "pad"
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    encoding: Literal["matrix", "factors"] = "matrix"
+    grid: tuple[int, int]
+    precision: Literal["f16", "u8"] = "f16"
+    tolerance: float | None = None  # of `factors`: largest error of a similarity
+    definition: Literal[1] = DEFINITION
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.tolerance is not None) != (self.encoding == "factors"):
+            raise ValueError("`tolerance` belongs to the encoding `factors`, and only to it")
+        if min(self.grid) < 1:
+            raise ValueError("`grid` needs at least one row and one column")
+        return self
+
+    @property
+    def patches(self) -> int:
+        """Number of patches N of the grid."""
+        return self.grid[0] * self.grid[1]
+
+    def document(self) -> dict[str, Any]:
+        """Return the identity as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def fingerprint(self) -> str:
+        """Return the sha256, in hexadecimal, of the canonical JSON of all fields."""
+        return hashlib.sha256(canonical_json(self.document())).hexdigest()
+
+    def namespace(self) -> str:
+        """Return the folder's name in the store: teacher and the first 12 hexadecimal digits of the fingerprint."""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.teacher).strip("-.") or "teacher"
+        return f"{name}-{self.fingerprint()[:12]}"
+
+
+class Difference(NamedTuple):
+    """The first field in which two identities differ."""
+
+    field: str
+    first: Any
+    second: Any
+
+
+def canonical_json(document: Mapping[str, Any]) -> bytes:
+    """Encode JSON with sorted keys, no spaces and ASCII only, so that equal documents have equal bytes."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def first_difference(first: Identity, second: Identity) -> Difference | None:
+    """Return the first differing field in the order of `Identity`'s fields (nested: `preprocessing.size`), or None."""
+    return _difference(first.document(), second.document(), "")
+
+
+def _difference(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str) -> Difference | None:
+    for name, value in first.items():
+        other = second[name]
+        if value == other:
+            continue
+        if isinstance(value, dict) and isinstance(other, dict):
+            return _difference(value, other, f"{prefix}{name}.")
+        return Difference(f"{prefix}{name}", value, other)
+    return None
+
+
+def parse_identity(document: Any, source: str) -> Identity:
+    """Read an identity from a namespace's attributes.
+
+    Raises
+    ------
+    UserError
+        If the document is of another format version or not an identity; `source` names the file in the message.
+    """
+    if isinstance(document, dict) and document.get("format") != FORMAT:
+        raise UserError(
+            f"{source}: store format {document.get('format')!r}, this version reads {FORMAT}: use a matching version"
+        )
+    try:
+        return Identity.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "identity"
+        raise UserError(f"{source}: not a target store: {where}: {first['msg']}") from None

@@ -1,0 +1,144 @@
+"""A namespace: one teacher's folder in the store, with its identity, its segments and its quarantine list."""
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shared.console import UserError
+from shared.targets.identity import FORMAT, Identity, parse_identity
+from shared.targets.layout import group_document
+from shared.targets.storage import Storage, join, open_storage
+
+
+class Namespace(NamedTuple):
+    """One namespace of a store; `provenance` says when and with what it was made, outside the fingerprint."""
+
+    storage: Storage
+    name: str
+    identity: Identity
+    provenance: dict[str, Any]
+
+    def segments(self) -> list[str]:
+        """List the ids of all visible segments, sorted."""
+        return self.storage.names(join(self.name, "segments"))
+
+    def path(self, *parts: str) -> str:
+        """Path below this namespace, relative to the store."""
+        return join(self.name, *parts)
+
+
+class Quarantined(NamedTuple):
+    """An image that could not be read: its content key, why, and when (ISO 8601, UTC). Never a path."""
+
+    key: bytes
+    reason: str
+    time: str
+
+
+def create_namespace(
+    root: str | Path | Storage, identity: Identity, provenance: Mapping[str, Any] | None = None
+) -> Namespace:
+    """Open the namespace of `identity` in the store at `root`, created first if it is absent.
+
+    Parameters
+    ----------
+    root
+        The store: a folder, or `s3://bucket/prefix`.
+    provenance
+        Software versions, licence note and the like; `created` is added. Kept from the first build.
+
+    Raises
+    ------
+    UserError
+        If the place cannot be written, or holds another identity under the same name.
+    """
+    storage = open_storage(root) if isinstance(root, str | Path) else root
+    name = identity.namespace()
+    attributes = {
+        "medalign": {
+            "format": FORMAT,
+            "identity": identity.document(),
+            "provenance": {"created": datetime.now(UTC).isoformat(timespec="seconds"), **(provenance or {})},
+        }
+    }
+    try:
+        storage.create(join(name, "zarr.json"), _json(group_document(attributes)))
+        for group in ("segments", "quarantine"):
+            storage.create(join(name, group, "zarr.json"), _json(group_document()))
+    except OSError as error:
+        raise UserError(f"cannot write to the store {storage.location}: {error.strerror or error}") from error
+    namespace = read_namespace(storage, name)
+    if namespace.identity != identity:
+        raise UserError(f"{storage.location}/{name} holds another identity under this name: choose another --store")
+    return namespace
+
+
+def read_namespace(storage: Storage, name: str) -> Namespace:
+    """Read one namespace's identity and provenance.
+
+    Raises
+    ------
+    UserError
+        If it is no namespace of this store format, or its identity does not have the fingerprint in its name.
+    """
+    source = f"{storage.location}/{name}/zarr.json"
+    try:
+        document = json.loads(storage.read(join(name, "zarr.json")))
+        attributes = document["attributes"]["medalign"]
+        identity = parse_identity(attributes["identity"], source)
+        provenance = dict(attributes.get("provenance", {}))
+    except FileNotFoundError:
+        raise UserError(f"{source} is missing: this is not a target store; `cache build` makes one") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{source} is not a target store's ({type(error).__name__}: {error})") from None
+    if identity.namespace() != name:
+        raise UserError(
+            f"{source}: the identity's fingerprint {identity.fingerprint()[:12]} is not the one in the folder's name: "
+            "the file was edited; restore it, or build anew"
+        )
+    return Namespace(storage, name, identity, provenance)
+
+
+def list_namespaces(root: str | Path | Storage) -> list[Namespace]:
+    """List every namespace of the store, sorted by name.
+
+    Raises
+    ------
+    UserError
+        If there is no store at `root`, or a namespace cannot be read.
+    """
+    storage = open_storage(root) if isinstance(root, str | Path) else root
+    names = storage.names("")
+    if not names:
+        raise UserError(f"no target store at {storage.location}: `cache build --store {storage.location}` makes one")
+    return [read_namespace(storage, name) for name in names]
+
+
+def quarantine(namespace: Namespace, key: bytes, reason: str) -> None:
+    """Record that the image with this content key could not be read; `reason` must not name a path."""
+    record = {
+        "key": key.hex(),
+        "reason": " ".join(reason.split()),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    namespace.storage.create(namespace.path("quarantine", f"{key.hex()}-{uuid.uuid4().hex[:8]}.json"), _json(record))
+
+
+def quarantined(namespace: Namespace) -> Iterator[Quarantined]:
+    """Yield the latest record of each quarantined image, sorted by key."""
+    latest: dict[bytes, Quarantined] = {}
+    for name in sorted(namespace.storage.sizes(namespace.path("quarantine"))):
+        if name == "zarr.json" or name.startswith("."):
+            continue
+        document = json.loads(namespace.storage.read(namespace.path("quarantine", name)))
+        record = Quarantined(bytes.fromhex(document["key"]), document["reason"], document["time"])
+        if record.key not in latest or latest[record.key].time <= record.time:
+            latest[record.key] = record
+    yield from (latest[key] for key in sorted(latest))
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"

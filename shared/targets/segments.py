@@ -1,0 +1,310 @@
+"""Segments: write-once bundles of records, each with a manifest that accounts for every byte."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.console import UserError
+from shared.targets.chunks import DamagedChunk, decode_chunk, encode_chunk, encode_shard
+from shared.targets.identity import FORMAT, Identity, canonical_json
+from shared.targets.layout import (
+    KEY_BYTES,
+    SEGMENT_RECORDS,
+    ArraySpec,
+    Record,
+    array_document,
+    arrays_of,
+    chunk_path,
+    group_document,
+)
+from shared.targets.namespace import Namespace, create_namespace
+from shared.targets.storage import LocalStorage, Storage, sweep
+
+MANIFEST = "manifest.json"
+
+
+class DamagedSegment(UserError):
+    """A segment whose files are not those its manifest lists; the message names the file and the way out."""
+
+
+class SegmentWriter:
+    """Collects the records of one segment and publishes them in one step.
+
+    Records are encoded as they come; nothing is visible, nor in the store, before `publish`.
+    """
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._specs = {spec.name: spec for spec in arrays_of(namespace.identity)}
+        self._keys: dict[bytes, None] = {}
+        self._chunks: dict[str, list[Any]] = {name: [] for name in self._specs if name != "key"}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._keys
+
+    def add(self, key: bytes, record: Record) -> None:
+        """Add one image's arrays, named and shaped as `layout.arrays_of` says, without the record axis.
+
+        Raises
+        ------
+        ValueError
+            If a name, shape or key length is wrong, a value is not finite, or the key is already here.
+        """
+        if len(key) != KEY_BYTES or key in self._keys:
+            raise ValueError(f"a key is {KEY_BYTES} bytes and added once, got {key.hex()}")
+        if set(record) != set(self._chunks):
+            raise ValueError(f"a record holds {sorted(self._chunks)}, got {sorted(record)}")
+        prepared = {name: _prepare(np.asarray(values), self._specs[name]) for name, values in record.items()}
+        for name, values in prepared.items():
+            spec = self._specs[name]
+            self._chunks[name].append(encode_chunk(values, spec) if spec.sharded and -1 not in spec.shape else values)
+        self._keys[key] = None
+
+    def publish(self) -> str | None:
+        """Write the segment and make it visible; returns its id, or None where there was nothing to write.
+
+        The id is the manifest's digest, so that equal segments are one. The writer is empty afterwards.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or the store read-only: nothing is visible then, and the records are still here.
+        """
+        if not self._keys:
+            return None
+        files = self._files()
+        identifier = str(json.loads(files[MANIFEST])["digest"])[:32]
+        self._namespace.storage.publish(self._namespace.path("segments", identifier), files)
+        self._keys.clear()
+        for chunks in self._chunks.values():
+            chunks.clear()
+        return identifier
+
+    def _files(self) -> dict[str, bytes]:
+        """Encode all files of the segment, arrays first, the group's zarr.json last."""
+        count = len(self._keys)
+        files: dict[str, bytes] = {}
+        for name, spec in self._specs.items():
+            if name == "key":
+                values = np.frombuffer(b"".join(self._keys), dtype=np.uint8).reshape(count, KEY_BYTES)
+                shape, data = values.shape, encode_chunk(values, spec)
+            elif not spec.sharded:
+                stacked = np.stack(self._chunks[name])
+                shape, data = stacked.shape, encode_chunk(stacked, spec)
+            elif -1 in spec.shape:
+                padded = _pad(self._chunks[name])
+                shape, data = padded.shape, encode_shard([encode_chunk(values, spec) for values in padded])
+            else:
+                shape, data = (count, *spec.shape), encode_shard(self._chunks[name])
+            files[f"{name}/zarr.json"] = _document(array_document(spec, shape))
+            files[chunk_path(spec)] = data
+        group = _document(group_document())
+        manifest = make_manifest({**files, "zarr.json": group}, count)
+        return {**files, MANIFEST: manifest, "zarr.json": group}
+
+
+def _prepare(values: NDArray[Any], spec: ArraySpec) -> NDArray[Any]:
+    """Check one array of a record and bring it to the stored type."""
+    expected = tuple(size for size in spec.shape if size != -1)
+    if values.shape[: len(expected)] != expected or values.ndim != len(spec.shape):
+        raise ValueError(f"array {spec.name} has shape {values.shape}, expected {spec.shape}")
+    if values.dtype.kind not in ("f" if spec.dtype.kind == "f" else "iu"):
+        raise ValueError(f"array {spec.name} has type {values.dtype}, expected {spec.dtype}")
+    if values.dtype != spec.dtype:
+        converted = values.astype(spec.dtype)
+        if spec.dtype.kind != "f" and not np.array_equal(converted, values):
+            raise ValueError(f"array {spec.name} does not fit {spec.dtype}")
+        values = converted
+    if spec.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError(f"array {spec.name} holds values that are not finite numbers")
+    return values.copy()
+
+
+def _pad(chunks: list[NDArray[Any]]) -> NDArray[Any]:
+    """Stack matrices of different widths, zeros on the right."""
+    width = max(values.shape[-1] for values in chunks)
+    padded = np.zeros((len(chunks), chunks[0].shape[0], width), dtype=chunks[0].dtype)
+    for row, values in zip(padded, chunks, strict=True):
+        row[:, : values.shape[1]] = values
+    return padded
+
+
+def _document(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2).encode() + b"\n"
+
+
+def make_manifest(files: Mapping[str, bytes], records: int) -> bytes:
+    """Write the manifest of a segment: size and sha256 of every other file, and a digest of itself."""
+    body = {
+        "format": FORMAT,
+        "records": records,
+        "files": {
+            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
+        },
+    }
+    return _document({**body, "digest": hashlib.sha256(canonical_json(body)).hexdigest()})
+
+
+class Manifest(NamedTuple):
+    """What a segment's manifest says: number of records, and (size in bytes, sha256) of each file."""
+
+    records: int
+    files: dict[str, tuple[int, str]]
+
+
+class TargetWriter:
+    """Fills one namespace, segment after segment: what a build holds open.
+
+    Use as a context manager: leaving it normally publishes the last, partial segment; leaving it by an exception
+    publishes it too, for finished work is worth keeping, unless publishing was what failed.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | Storage,
+        identity: Identity,
+        provenance: Mapping[str, Any] | None = None,
+        segment_records: int = SEGMENT_RECORDS,
+    ) -> None:
+        if segment_records < 1:
+            raise UserError(f"--segment-records must be at least 1, got {segment_records}")
+        self.namespace = create_namespace(root, identity, provenance)
+        self._limit = segment_records
+        self._segment = SegmentWriter(self.namespace)
+        if isinstance(self.namespace.storage, LocalStorage):
+            for _ in sweep(self.namespace.storage.root / self.namespace.path("segments")):
+                pass
+
+    def add(self, key: bytes, record: Record) -> None:
+        """Add one record; publishes the segment when it is full. Raises as `SegmentWriter.add` and `publish` do."""
+        self._segment.add(key, record)
+        if len(self._segment) >= self._limit:
+            self.flush()
+
+    def flush(self) -> None:
+        """Publish what has been added so far.
+
+        Raises
+        ------
+        UserError
+            If the store cannot be written (disk full, read-only): finished segments are safe.
+        """
+        try:
+            self._segment.publish()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the store {self.namespace.storage.location}: {error.strerror or error}; finished "
+                "segments are safe: make room or restore write access, then run the same build again"
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, UserError):
+            self.flush()
+
+
+def read_manifest(namespace: Namespace, segment: str) -> Manifest:
+    """Read a segment's manifest and check its digest against itself and against the segment's id.
+
+    Raises
+    ------
+    DamagedSegment
+        If it is missing, not a manifest, edited, or another segment's.
+    """
+    path = namespace.path("segments", segment, MANIFEST)
+    try:
+        document = json.loads(namespace.storage.read(path))
+        digest = document.pop("digest")
+        if hashlib.sha256(canonical_json(document)).hexdigest() != digest or digest[:32] != segment:
+            raise DamagedSegment(_damage(namespace, segment, MANIFEST, "its digest differs"))
+        files = {str(name): (int(file["size"]), str(file["sha256"])) for name, file in document["files"].items()}
+        return Manifest(int(document["records"]), files)
+    except FileNotFoundError:
+        raise DamagedSegment(_damage(namespace, segment, MANIFEST, "it is missing")) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedSegment(_damage(namespace, segment, MANIFEST, f"unreadable ({error})")) from None
+
+
+def check_segment(namespace: Namespace, segment: str, shards: bool = False) -> Manifest:
+    """Compare a segment's files with its manifest: all sizes, and the digests of the small files.
+
+    Parameters
+    ----------
+    shards
+        Also read and digest the shards, as `cache verify` does.
+
+    Raises
+    ------
+    DamagedSegment
+        Naming the first file that is missing, unexpected, of another size or of another digest.
+    """
+    manifest = read_manifest(namespace, segment)
+    found = namespace.storage.sizes(namespace.path("segments", segment))
+    found.pop(MANIFEST, None)
+    large = {chunk_path(spec) for spec in arrays_of(namespace.identity) if spec.sharded}
+    for name in sorted(found.keys() | manifest.files.keys()):
+        if name not in manifest.files:
+            raise DamagedSegment(_damage(namespace, segment, name, "it is not in the manifest"))
+        if name not in found:
+            raise DamagedSegment(_damage(namespace, segment, name, "it is missing"))
+        size, digest = manifest.files[name]
+        if found[name] != size:
+            raise DamagedSegment(_damage(namespace, segment, name, f"it has {found[name]} bytes, not {size}"))
+        if name in large and not shards:
+            continue
+        data = namespace.storage.read(namespace.path("segments", segment, name))
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DamagedSegment(_damage(namespace, segment, name, "its sha256 differs"))
+    return manifest
+
+
+def read_keys(namespace: Namespace, segment: str, records: int) -> NDArray[np.uint8]:
+    """Read the content keys of a segment, (records, 32).
+
+    Raises
+    ------
+    DamagedSegment
+        If the chunk is missing or its checksum is wrong.
+    """
+    spec = arrays_of(namespace.identity)[0]
+    keys = np.empty((records, KEY_BYTES), dtype=np.uint8)
+    try:
+        decode_chunk(namespace.storage.read(namespace.path("segments", segment, chunk_path(spec))), spec, keys)
+    except (FileNotFoundError, DamagedChunk) as error:
+        raise DamagedSegment(_damage(namespace, segment, chunk_path(spec), str(error))) from None
+    return keys
+
+
+def keys_present(namespace: Namespace) -> tuple[set[bytes], list[str]]:
+    """Content keys of all sound segments, and one line for each damaged one: what a resumed build need not redo."""
+    keys: set[bytes] = set()
+    damaged: list[str] = []
+    for segment in namespace.segments():
+        try:
+            rows = read_keys(namespace, segment, check_segment(namespace, segment).records)
+        except DamagedSegment as error:
+            damaged.append(str(error))
+        else:
+            keys.update(row.tobytes() for row in rows)
+    return keys, damaged
+
+
+def _damage(namespace: Namespace, segment: str, file: str, what: str) -> str:
+    return (
+        f"damaged segment {namespace.name}/segments/{segment}: {file}: {what}; "
+        f"`cache verify --store {namespace.storage.location}` lists all damage, `cache gc --damaged` drops such "
+        "segments and the same `cache build` makes their records again"
+    )
