@@ -102,6 +102,10 @@ def _repeated(heads: Tensor, wanted: int) -> Tensor:
 def _own_kernel(module: Any, config: Any) -> Callable[..., Any]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if config._attn_implementation == "eager":  # each model file has its own
-        return sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[config._attn_implementation]
+    name = config._attn_implementation
+    kernel: Callable[..., Any] = (  # each model file has its own eager one
+        sys.modules[type(module).__module__].eager_attention_forward
+        if name == "eager"
+        else ALL_ATTENTION_FUNCTIONS[name]
+    )
+    return kernel

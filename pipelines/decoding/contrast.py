@@ -42,7 +42,8 @@ class ContrastPass:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        return output.logits[:, -1].float()
+        last: Tensor = output.logits[:, -1]
+        return last.float()
 
 
 def contrasted(

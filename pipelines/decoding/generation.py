@@ -76,7 +76,7 @@ def sampler(prompts: Prompts, seed: int, *, temperature: float = 1.0, top_p: flo
 
 
 def warped(scores: Tensor, *, top_p: float = 1.0, top_k: int = 0) -> Tensor:
-    """Keep the `top_k` best tokens (0: all), then the smallest set whose probability reaches `top_p`; -inf elsewhere."""
+    """Keep the `top_k` best tokens (0: all), then the smallest set that holds `top_p`; -inf elsewhere."""
     if 0 < top_k < scores.shape[-1]:
         scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], -torch.inf)
     if top_p < 1.0:

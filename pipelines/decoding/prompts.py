@@ -98,7 +98,8 @@ def encode_images(model: Model, pixels: Tensor) -> tuple[Tensor, ...]:
 
 def dtype_of(model: Model) -> torch.dtype:
     """Floating-point type of the vision tower."""
-    return next(p.dtype for p in model.model.vision_tower.parameters() if p.is_floating_point())
+    dtype: torch.dtype = next(p.dtype for p in model.model.vision_tower.parameters() if p.is_floating_point())
+    return dtype
 
 
 def plain_model(model: Model) -> Model:

@@ -1,0 +1,149 @@
+"""`medalign generate`, `medalign evaluate` and `medalign compare`: their flags, and their tables for a person."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shared.console import UserError, report, say
+
+Run = Annotated[
+    Path, typer.Option(help="A run with lora/ and medalign/ inside, one adapter folder, or a model folder.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting: method.setting=value, e.g. vcd.alpha=0.5.")
+]
+
+
+def generate(
+    run: Run,
+    image: Annotated[str, typer.Option(help="Image file, or a part of one: scan.nii.gz#axial=90.")],
+    question: Annotated[str, typer.Option(help="What to ask about it.")],
+    decode: Annotated[str, typer.Option(help="Decoding method.")] = "beam",
+    override: Override = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    seed: int = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = None,
+) -> None:
+    """Answer one question about one image."""
+    from pipelines.generate import generate_answer
+
+    answer = generate_answer(
+        run,
+        image,
+        question,
+        method=decode,
+        overrides=tuple(override or ()),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        device=device,
+    )
+    say(answer)
+
+
+def evaluate(
+    run: Run,
+    decode: Annotated[
+        str | None, typer.Option(help="Methods, comma-separated, or `all`; default: the recipe's evaluation.methods.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Test set; default: the recipe's evaluation.data.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder of its images; default: its own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: RUN/evaluation.")] = None,
+    preset: Annotated[str, typer.Option(help="published, equal, authors-llava-med or authors-huatuo.")] = "published",
+    override: Override = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions decoded at once; changes no answer.")] = 8,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampling; default: the recipe's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score adapters on a test set: intervals on every score, a paired test for every pair, a journal of answers.
+
+    `--decode all` on a run with both arms is the full table: the ten methods on LoRA, and MEDALIGN under beam search.
+    Start it again after a kill and it continues.
+    """
+    from pipelines.evaluate import evaluate as run_evaluation
+    from pipelines.evaluate import find_arms
+
+    recipe = _evaluation_section(next(reversed(find_arms(run).values())))
+    data = data or (Path(recipe.data) if recipe.data else None)
+    if data is None:
+        raise UserError("no test set: give --data FILE, or name evaluation.data in the recipe")
+    if image_root is None and recipe.image_root and str(data) == recipe.data:
+        image_root = Path(recipe.image_root)
+    result = run_evaluation(
+        run,
+        data,
+        image_root,
+        methods=[name.strip() for name in decode.split(",")] if decode else recipe.methods,
+        out=out,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens or recipe.max_new_tokens,
+        preset=preset,
+        overrides=override or (),
+        seed=recipe.seed if seed is None else seed,
+        limit=limit,
+        device=device,
+    )
+    if result:  # ranks above 0 have nothing to print
+        report(result, as_json, table_lines(result))
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="An evaluation's folder or result.json.")],
+    b: Annotated[Path, typer.Argument(help="Another one, of the same test set.")],
+    row_a: Annotated[str | None, typer.Option(help="Row of A, by name; default: every decoding in both.")] = None,
+    row_b: Annotated[str | None, typer.Option(help="Row of B.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Test two evaluations against each other: paired by item, clustered by image, Holm-corrected."""
+    from pipelines.compare import compare as run_comparison
+
+    result = run_comparison(a, b, row_a, row_b)
+    report(result, as_json, comparison_lines(result))
+
+
+def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result as text: rows with intervals and denominators, comparisons, power, alarms."""
+    data = result["data"]
+    yield f"{data['file']}: {data['items']} items, {data['images']} images (sha256 {data['sha256'][:12]})"
+    names = list(dict.fromkeys(name for row in result["rows"] for name in row["scores"]))
+    width = max(len(row["method"]) for row in result["rows"])
+    counts = {name: next(row["scores"][name]["n"] for row in result["rows"] if name in row["scores"]) for name in names}
+    yield ""
+    yield f"{'':{width}}  " + "  ".join(f"{f'{name} (n={counts[name]})':>28}" for name in names) + "   passes/token"
+    for row in result["rows"]:
+        cells = [f"{_percent(row['scores'][name]):>28}" if name in row["scores"] else f"{'-':>28}" for name in names]
+        yield f"{row['method']:{width}}  " + "  ".join(cells) + f"   {row['forward_passes_per_token']:12.2f}"
+    yield ""
+    yield from comparison_lines(result)
+
+
+def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Paired tests, power note and alarms as text."""
+    for one in result["comparisons"]:
+        low, high = one["interval"]
+        yield (
+            f"{one['a']} - {one['b']}, {one['score']}: {100 * one['difference']:+.1f} points "
+            f"[{100 * low:+.1f}, {100 * high:+.1f}], p = {one['p_permutation']:.3g} (Holm {one['p_holm']:.3g}), "
+            f"{one['n']} items, {one['images']} images"
+        )
+    for name, points in result["power"].items():
+        yield f"power: on {name} this set can show differences above {100 * points:.1f} points (80% power, level 0.05)"
+    for first, second in result["identical_outputs"]:
+        yield f"ALARM: {first} and {second} gave byte-identical answers"
+
+
+def _percent(score: Mapping[str, Any]) -> str:
+    low, high = score["interval"]
+    return f"{100 * score['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _evaluation_section(folder: Path) -> Any:
+    from shared.recipe import Recipe, load_recipe
+
+    file = folder / "recipe.yaml"
+    return (load_recipe(file) if file.is_file() else Recipe()).evaluation
