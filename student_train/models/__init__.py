@@ -1,0 +1,82 @@
+"""Med-LVLMs by name, folder or hub id, one file a family; `load_base` is the way in."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from shared.console import UserError
+from shared.recipe import ModelSection
+
+if TYPE_CHECKING:
+    from student_train.models.base import BaseStudent
+
+Loader = Callable[[Path, ModelSection, Any, str | None], "BaseStudent"]
+
+
+class Family(NamedTuple):
+    """A published model that has a name of its own here."""
+
+    hub_id: str
+    template: str
+
+
+FAMILIES = {
+    "llava-med-1.5": Family("microsoft/llava-med-v1.5-mistral-7b", "vicuna_v1"),
+    "huatuogpt-vision-7b": Family("FreedomIntelligence/HuatuoGPT-Vision-7B", "huatuo_v1"),
+}
+
+
+def load_base(model: ModelSection | str, dtype: Any = None) -> "BaseStudent":
+    """Load a student by family name, folder or hub id; never runs code from a checkpoint.
+
+    Parameters
+    ----------
+    model
+        A recipe's `model` section, or its `name` alone.
+    dtype
+        torch dtype of the weights; float32 by default.
+
+    Returns
+    -------
+    BaseStudent
+        Model (evaluation mode, on the CPU), tokenizer, image processor, template, image token, grid, image size.
+
+    Raises
+    ------
+    UserError
+        Anything that is missing or does not fit, in one line.
+    """
+    import torch
+
+    from student_train.models.folder import checkpoint_folder, read_config
+
+    section = ModelSection(name=model) if isinstance(model, str) else model
+    family = FAMILIES.get(section.name)
+    if family is None and section.path is not None:
+        raise UserError(
+            f"model.path goes with a named model ({', '.join(FAMILIES)}); put the folder into model.name instead"
+        )
+    folder = checkpoint_folder(section.path or (family.hub_id if family else section.name), section.revision)
+    layout = read_config(folder)["model_type"]
+    template = section.template or (family.template if family else None)
+    return _loader(layout, folder)(folder, section, torch.float32 if dtype is None else dtype, template)
+
+
+def _loader(layout: str, folder: Path) -> Loader:
+    """Return the loader of a config's `model_type`."""
+    if layout == "llava":
+        from student_train.models.llava import load_llava
+
+        return load_llava
+    if layout == "llava_mistral":
+        from student_train.models.llava_med import load_llava_med
+
+        return load_llava_med
+    if layout == "llava_qwen2":
+        from student_train.models.huatuo import load_huatuo
+
+        return load_huatuo
+    known = ", ".join(("llava", "llava_mistral", "llava_qwen2"))
+    raise UserError(
+        f"{folder}: no loader for model_type {layout!r}; there are {known}, each one file in student_train/models"
+    )

@@ -1,0 +1,123 @@
+"""What every model family is loaded into, and how such a model is saved as a plain transformers folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.imaging.grid import Grid
+
+from shared.console import UserError
+from student_train.prompts import Template, check_tokenizer, template_named
+
+TEMPLATE_KEY = "prompt_template"  # in config.json: which template the model was trained with
+
+
+@dataclass(frozen=True)
+class BaseStudent:
+    """A loaded model, with all that is needed to ask it something.
+
+    Attributes
+    ----------
+    model
+        transformers' `LlavaForConditionalGeneration`, or another image-text class with the same call.
+    tokenizer
+        Its tokenizer, which has a padding token.
+    image_processor
+        Its transformers image processor; `student_train.pixels` reads mean and deviation from it.
+    template
+        How conversations are written for it.
+    image_token_id
+        The id that stands for one image patch.
+    grid
+        Patches of one image, (rows, columns); N is their product.
+    image_size
+        Side of the square that the vision tower sees, in pixels.
+    """
+
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+    template: Template
+    image_token_id: int
+    grid: Grid
+    image_size: int
+
+    @property
+    def image_tokens(self) -> int:
+        """N, the tokens of one image."""
+        return self.grid.rows * self.grid.columns
+
+
+def make_base(model: Any, tokenizer: Any, image_processor: Any, template: str | None) -> BaseStudent:
+    """Join the parts of a `LlavaForConditionalGeneration` and check that they fit each other.
+
+    Parameters
+    ----------
+    template
+        A template's name; None takes the one that the model's config names.
+
+    Raises
+    ------
+    UserError
+        No template is known; the tokenizer lacks the image token or the template's end token; the image processor's
+        size does not give as many patches as the config has image tokens.
+    """
+    config = model.config
+    name = template or getattr(config, TEMPLATE_KEY, None)
+    if name is None:
+        raise UserError("this model does not say which prompt template it was trained with; set model.template")
+    chosen = template_named(name)
+    check_tokenizer(tokenizer, chosen)
+    check_image_token(tokenizer, config.image_token_id)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = chosen.end_token  # padding is masked by length, never by id
+    size = processor_size(image_processor)
+    patch = config.vision_config.patch_size
+    grid = Grid(size // patch, size // patch)
+    if grid.rows * grid.columns != config.image_seq_length:
+        raise UserError(
+            f"images of {size} pixels give {grid.rows}x{grid.columns} patches of {patch} pixels, but the model's config "
+            f"says image_seq_length={config.image_seq_length}; one of the two files is wrong"
+        )
+    setattr(config, TEMPLATE_KEY, chosen.name)
+    set_generation(model, tokenizer, chosen)
+    return BaseStudent(model, tokenizer, image_processor, chosen, config.image_token_id, grid, size)
+
+
+def save_base(base: BaseStudent, folder: str | Path) -> None:
+    """Write a transformers folder (safetensors, config, tokenizer, image processor) that `load_base` reads."""
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    base.image_processor.save_pretrained(folder)
+
+
+def check_image_token(tokenizer: Any, image_token_id: int) -> None:
+    """Raise a `UserError` where `image_token_id` is not a special token of its own in `tokenizer`."""
+    known = image_token_id < len(tokenizer)
+    token = tokenizer.convert_ids_to_tokens(image_token_id) if known else None
+    if token is None or token not in tokenizer.get_added_vocab():
+        found = f"there it is the ordinary token {token!r}" if known else f"it ends at {len(tokenizer) - 1}"
+        raise UserError(
+            f"the tokenizer lacks the image token: the model's config says id {image_token_id}, but {found}; "
+            "take tokenizer and weights from the same folder"
+        )
+
+
+def processor_size(image_processor: Any) -> int:
+    """Return the side of the square that an image processor produces, in pixels."""
+    size = getattr(image_processor, "crop_size", None) or image_processor.size
+    sides = {int(size[key]) for key in ("height", "width", "shortest_edge") if size.get(key) is not None}
+    if len(sides) != 1:
+        raise UserError(f"the image processor's size {dict(size)} is no square; students here see squares")
+    return sides.pop()
+
+
+def set_generation(model: Any, tokenizer: Any, template: Template) -> None:
+    """End answers at the template's end token and drop whatever sampling the checkpoint's own defaults ask for."""
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids(template.end_token),
+        pad_token_id=tokenizer.pad_token_id,
+    )

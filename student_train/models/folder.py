@@ -1,0 +1,151 @@
+"""Checkpoint folders: from the disk or from the hub, with every shard there and whole before anything is built."""
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from shared.console import UserError, say
+
+CONFIG = "config.json"
+# Weights, configuration and tokenizer; never code.
+_WANTED = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
+
+
+def checkpoint_folder(place: str, revision: str | None = None) -> Path:
+    """Return the local folder of `place`: a folder, or a hub id, which is fetched into the hub library's cache.
+
+    Raises
+    ------
+    UserError
+        Neither a checkpoint folder nor a hub id that can be reached.
+    """
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"{folder} holds no {CONFIG}; give the folder that holds the model's config and weights")
+        return folder
+    if folder.is_absolute() or place.startswith((".", "~")) or place.count("/") != 1:
+        raise UserError(f"no model folder at {place}, and it is no hub id such as owner/name either")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    say(f"model: {place} from the hub (kept in its cache)")
+    try:
+        folder = Path(snapshot_download(place, revision=revision, allow_patterns=_WANTED))
+        if not any(folder.rglob("*.safetensors")):
+            folder = Path(snapshot_download(place, revision=revision, allow_patterns=[*_WANTED, "*.bin"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot fetch {place} from the hub ({reason}); set model.path to a local copy") from None
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `config.json` of a checkpoint folder."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"{path} names no model_type; it is not a model's config")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files, safetensors before .bin, checked to be there and whole as far as can be seen cheaply.
+
+    Raises
+    ------
+    UserError
+        No weights, a shard of the index that is missing, a file shorter or longer than its header says.
+    """
+    for index_name, single in (
+        ("model.safetensors.index.json", "model.safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+    ):
+        index = folder / index_name
+        if index.is_file():
+            files = [folder / name for name in sorted(set(_weight_map(index).values()))]
+            missing = [file.name for file in files if not file.is_file()]
+            if missing:
+                raise UserError(
+                    f"{folder}: {len(missing)} of {len(files)} weight shards are missing, first {missing[0]}; copy them"
+                )
+            break
+        if (folder / single).is_file():
+            files = [folder / single]
+            break
+    else:
+        raise UserError(f"{folder} holds no weights (model.safetensors, pytorch_model.bin or an index of shards)")
+    for file in files:
+        if file.suffix == ".safetensors":
+            _check_length(file)
+    return files
+
+
+@contextmanager
+def open_weights(files: list[Path]) -> Iterator[dict[str, Callable[[], Tensor]]]:
+    """Open weight files; yield for every key a function that reads its tensor. `.bin` files are read `weights_only`.
+
+    Raises
+    ------
+    UserError
+        A file that is damaged, or holds anything but tensors.
+    """
+    import pickle
+    from contextlib import ExitStack
+
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    readers: dict[str, Callable[[], Tensor]] = {}
+    with ExitStack() as stack:
+        for file in files:
+            try:
+                if file.suffix == ".safetensors":
+                    handle = stack.enter_context(safe_open(file, framework="pt"))
+                    readers |= {key: (lambda handle=handle, key=key: handle.get_tensor(key)) for key in handle.keys()}  # noqa: SIM118 - no mapping
+                else:
+                    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                    readers |= {key: (lambda state=state, key=key: state[key]) for key in state}
+            except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"{file} is damaged or no plain weights file ({reason}); copy it again") from None
+        yield readers
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index} is no index of weight shards: {error}") from None
+    if not all(isinstance(name, str) and Path(name).name == name for name in weight_map.values()):
+        raise UserError(f"{index} names files outside its folder")
+    return dict(weight_map)
+
+
+def _check_length(file: Path) -> None:
+    """Compare a safetensors file's length with its header: an 8-byte length, a JSON header, the tensors."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        header = stream.read(length) if length <= size - 8 else b""
+    try:
+        entries = json.loads(header)
+        expected = (
+            8
+            + length
+            + max((one["data_offsets"][1] for key, one in entries.items() if key != "__metadata__"), default=0)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        expected = None
+    if expected != size:
+        what = "its header is damaged" if expected is None else f"it has {size} of {expected} bytes"
+        raise UserError(f"{file} is not whole: {what}; copy it again")
