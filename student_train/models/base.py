@@ -76,8 +76,8 @@ def make_base(model: Any, tokenizer: Any, image_processor: Any, template: str | 
     grid = Grid(size // patch, size // patch)
     if grid.rows * grid.columns != config.image_seq_length:
         raise UserError(
-            f"images of {size} pixels give {grid.rows}x{grid.columns} patches of {patch} pixels, but the model's config "
-            f"says image_seq_length={config.image_seq_length}; one of the two files is wrong"
+            f"images of {size} pixels give {grid.rows}x{grid.columns} patches of {patch} pixels, but its config says "
+            f"image_seq_length={config.image_seq_length}; one of the two files is wrong"
         )
     setattr(config, TEMPLATE_KEY, chosen.name)
     set_generation(model, tokenizer, chosen)
