@@ -4,14 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.console import UserError
 
-FORMAT = 1  # of the store's files
-DEFINITION = 1  # of the targets: what METHOD calls S_e and E_a, and how they are computed
+FORMAT: Final = 1  # of the store's files
+DEFINITION: Final = 1  # of the targets: what METHOD calls S_e and E_a, and how they are computed
 
 
 class Preprocessing(BaseModel):
@@ -48,7 +48,7 @@ class Identity(BaseModel):
     definition: Literal[1] = DEFINITION
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "Identity":
         if (self.tolerance is not None) != (self.encoding == "factors"):
             raise ValueError("`tolerance` belongs to the encoding `factors`, and only to it")
         if min(self.grid) < 1:

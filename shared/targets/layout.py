@@ -48,7 +48,7 @@ class ArraySpec(NamedTuple):
 
 
 def triangle_length(patches: int) -> int:
-    """Number of pairs i < j among `patches` patches: N(N-1)/2."""
+    """Count the pairs i < j among `patches` patches: N(N-1)/2."""
     return patches * (patches - 1) // 2
 
 

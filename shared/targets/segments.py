@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,7 @@ class SegmentWriter:
         """Encode all files of the segment, arrays first, the group's zarr.json last."""
         count = len(self._keys)
         files: dict[str, bytes] = {}
+        shape: tuple[int, ...]
         for name, spec in self._specs.items():
             if name == "key":
                 values = np.frombuffer(b"".join(self._keys), dtype=np.uint8).reshape(count, KEY_BYTES)
@@ -148,7 +149,8 @@ def make_manifest(files: Mapping[str, bytes], records: int) -> bytes:
         "format": FORMAT,
         "records": records,
         "files": {
-            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
+            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in sorted(files.items())
         },
     }
     return _document({**body, "digest": hashlib.sha256(canonical_json(body)).hexdigest()})
@@ -206,7 +208,7 @@ class TargetWriter:
                 "segments are safe: make room or restore write access, then run the same build again"
             ) from error
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TargetWriter":
         return self
 
     def __exit__(
@@ -229,13 +231,13 @@ def read_manifest(namespace: Namespace, segment: str) -> Manifest:
         document = json.loads(namespace.storage.read(path))
         digest = document.pop("digest")
         if hashlib.sha256(canonical_json(document)).hexdigest() != digest or digest[:32] != segment:
-            raise DamagedSegment(_damage(namespace, segment, MANIFEST, "its digest differs"))
+            raise DamagedSegment(damage(namespace, segment, MANIFEST, "its digest differs"))
         files = {str(name): (int(file["size"]), str(file["sha256"])) for name, file in document["files"].items()}
         return Manifest(int(document["records"]), files)
     except FileNotFoundError:
-        raise DamagedSegment(_damage(namespace, segment, MANIFEST, "it is missing")) from None
+        raise DamagedSegment(damage(namespace, segment, MANIFEST, "it is missing")) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedSegment(_damage(namespace, segment, MANIFEST, f"unreadable ({error})")) from None
+        raise DamagedSegment(damage(namespace, segment, MANIFEST, f"unreadable ({error})")) from None
 
 
 def check_segment(namespace: Namespace, segment: str, shards: bool = False) -> Manifest:
@@ -257,17 +259,17 @@ def check_segment(namespace: Namespace, segment: str, shards: bool = False) -> M
     large = {chunk_path(spec) for spec in arrays_of(namespace.identity) if spec.sharded}
     for name in sorted(found.keys() | manifest.files.keys()):
         if name not in manifest.files:
-            raise DamagedSegment(_damage(namespace, segment, name, "it is not in the manifest"))
+            raise DamagedSegment(damage(namespace, segment, name, "it is not in the manifest"))
         if name not in found:
-            raise DamagedSegment(_damage(namespace, segment, name, "it is missing"))
+            raise DamagedSegment(damage(namespace, segment, name, "it is missing"))
         size, digest = manifest.files[name]
         if found[name] != size:
-            raise DamagedSegment(_damage(namespace, segment, name, f"it has {found[name]} bytes, not {size}"))
+            raise DamagedSegment(damage(namespace, segment, name, f"it has {found[name]} bytes, not {size}"))
         if name in large and not shards:
             continue
         data = namespace.storage.read(namespace.path("segments", segment, name))
         if hashlib.sha256(data).hexdigest() != digest:
-            raise DamagedSegment(_damage(namespace, segment, name, "its sha256 differs"))
+            raise DamagedSegment(damage(namespace, segment, name, "its sha256 differs"))
     return manifest
 
 
@@ -284,7 +286,7 @@ def read_keys(namespace: Namespace, segment: str, records: int) -> NDArray[np.ui
     try:
         decode_chunk(namespace.storage.read(namespace.path("segments", segment, chunk_path(spec))), spec, keys)
     except (FileNotFoundError, DamagedChunk) as error:
-        raise DamagedSegment(_damage(namespace, segment, chunk_path(spec), str(error))) from None
+        raise DamagedSegment(damage(namespace, segment, chunk_path(spec), str(error))) from None
     return keys
 
 
@@ -302,7 +304,15 @@ def keys_present(namespace: Namespace) -> tuple[set[bytes], list[str]]:
     return keys, damaged
 
 
-def _damage(namespace: Namespace, segment: str, file: str, what: str) -> str:
+def read_array_shape(namespace: Namespace, segment: str, spec: ArraySpec) -> tuple[int, ...]:
+    """Read an array's shape, records first, from its zarr.json (checked by the manifest)."""
+    return tuple(
+        json.loads(namespace.storage.read(namespace.path("segments", segment, spec.name, "zarr.json")))["shape"]
+    )
+
+
+def damage(namespace: Namespace, segment: str, file: str, what: str) -> str:
+    """Say what is wrong with a file of a segment, and the way out."""
     return (
         f"damaged segment {namespace.name}/segments/{segment}: {file}: {what}; "
         f"`cache verify --store {namespace.storage.location}` lists all damage, `cache gc --damaged` drops such "

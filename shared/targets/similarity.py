@@ -12,7 +12,7 @@ __all__ = ["cosine_similarity_triangle", "patches_of_triangle", "square_from_tri
 
 
 def patches_of_triangle(length: int) -> int:
-    """The N whose triangle has `length` entries.
+    """Find the N whose triangle has `length` entries.
 
     Raises
     ------

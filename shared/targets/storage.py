@@ -10,11 +10,12 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 TEMPORARY = ".tmp-"
 
 
+@runtime_checkable
 class Storage(Protocol):
     """Files by relative path; every method raises FileNotFoundError where there is nothing."""
 
@@ -60,9 +61,7 @@ class LocalStorage:
     def sizes(self, folder: str) -> dict[str, int]:
         """Size in bytes of every file under `folder`, by path relative to it."""
         base = self.root / folder
-        found = {
-            str(path.relative_to(base)): path.stat().st_size for path in sorted(base.rglob("*")) if path.is_file()
-        }
+        found = {str(path.relative_to(base)): path.stat().st_size for path in sorted(base.rglob("*")) if path.is_file()}
         if not found and not base.is_dir():
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(base))
         return found

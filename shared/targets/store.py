@@ -1,6 +1,5 @@
 """Reading targets: open a namespace, look up a content key, read records singly or in batches."""
 
-import bisect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,12 +8,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
-from shared.console import UserError
-from shared.targets.chunks import DamagedChunk, decode_chunk, decode_shard_index, shard_index_length
-from shared.targets.identity import Identity, first_difference
-from shared.targets.layout import ArraySpec, arrays_of, chunk_path
-from shared.targets.namespace import Namespace, list_namespaces
-from shared.targets.segments import DamagedSegment, check_segment, read_keys
+from shared.targets.choice import choose_namespace
+from shared.targets.identity import Identity
+from shared.targets.index import Index, forget_index, open_index
+from shared.targets.layout import arrays_of
+from shared.targets.namespace import Namespace
+from shared.targets.reader import SegmentReader
 
 
 class Target(NamedTuple):
@@ -36,7 +35,17 @@ class Target(NamedTuple):
 
 
 class TargetStore:
-    """A read-only view of one namespace as it was when opened; `TargetStore.open` makes one."""
+    """A read-only view of one namespace as it was when opened; `TargetStore.open` makes one.
+
+    It can be pickled (a DataLoader worker then opens the store itself) and holds no file open and no thread, so
+    that it also survives a fork.
+    """
+
+    def __init__(self, namespace: Namespace, grid: tuple[int, int]) -> None:
+        self.namespace = namespace
+        self.grid = grid
+        self._index: Index = open_index(namespace)
+        self._readers: dict[int, SegmentReader] = {}
 
     @classmethod
     def open(
@@ -54,8 +63,8 @@ class TargetStore:
         root
             The store: a folder, or `s3://bucket/prefix`.
         teacher, fingerprint, grid
-            What the namespace must have: the teacher's name, its fingerprint (or at least 6 leading digits), the
-            grid (rows, columns) that targets shall have. `factors` serve any grid.
+            What the namespace must have: the teacher's name, its fingerprint (or its leading digits, 6 at least),
+            the grid (rows, columns) that targets shall have. `factors` serve any grid.
         identity
             A full identity that is expected, for a message that names the field in which the store differs.
 
@@ -63,14 +72,39 @@ class TargetStore:
         ------
         UserError
             If no namespace fits (with both fingerprints and the first field that differs), or more than one does.
+        DamagedSegment
+            If a segment is damaged whose keys are not in the cached index.
         """
-        ...
+        namespace = choose_namespace(root, teacher, fingerprint, grid, identity)
+        return cls(namespace, namespace.identity.grid if grid is None else (int(grid[0]), int(grid[1])))
+
+    @property
+    def identity(self) -> Identity:
+        """What the targets depend on; its `fingerprint()` names the namespace."""
+        return self.namespace.identity
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_reopen, (self.namespace.storage.location, self.identity.fingerprint(), self.grid))
 
     def __len__(self) -> int:
         """Count the images, each once."""
-        ...
+        return len(self._index.keys)
 
-    def __contains__(self, key: bytes) -> bool: ...
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and len(key) == 32 and bool(self._index.find([key])[0] >= 0)
+
+    def keys(self) -> Iterable[bytes]:
+        """Yield all content keys, sorted."""
+        padded = self._index.keys
+        for start in range(0, len(padded), 4096):
+            block = np.ascontiguousarray(padded[start : start + 4096]).tobytes()
+            yield from (block[place : place + 32] for place in range(0, len(block), 32))
+
+    def missing(self, keys: Iterable[bytes]) -> list[bytes]:
+        """Return those of `keys` that the store lacks, each once, in order."""
+        unique = list(dict.fromkeys(keys))
+        found = self._index.find(unique) if unique else np.empty(0, np.int64)
+        return [key for key, position in zip(unique, found, strict=True) if position < 0]
 
     def __getitem__(self, key: bytes) -> Target:
         """Read one target.
@@ -82,12 +116,62 @@ class TargetStore:
         DamagedSegment
             If the bytes are not those that were written (a `UserError`).
         """
-        ...
+        batch = self.batch([key])
+        return Target(batch.similarity[0], batch.attention[0], batch.coverage[0])
 
     def batch(self, keys: Sequence[bytes]) -> Target:
         """Read many targets in the order of `keys` (repeats allowed), grouped by segment; raises as `[]` does."""
-        ...
+        arrays = self._arrays(list(keys))
+        if self.identity.encoding == "matrix":
+            return Target(arrays["similarity"], arrays["attention"], arrays["coverage"])
+        from shared.targets.factors import targets_of_factors
 
-    def missing(self, keys: Iterable[bytes]) -> list[bytes]:
-        """Return those of `keys` that the store lacks, each once, in order."""
-        ...
+        return Target(*targets_of_factors(arrays, self.identity.grid, self.grid))
+
+    def arrays(self, keys: Sequence[bytes]) -> dict[str, NDArray[Any]]:
+        """Read the stored arrays themselves, by name, with a leading record axis; raises as `[]` does."""
+        return self._arrays(list(keys))
+
+    def _arrays(self, keys: list[bytes]) -> dict[str, NDArray[Any]]:
+        places = self._places(keys)
+        readers = {number: self._reader(number) for number in dict.fromkeys(places[:, 0].tolist())}
+        out: dict[str, NDArray[Any]] = {}
+        for spec in arrays_of(self.identity):
+            if spec.name != "key":
+                widths = [reader.shape(spec.name) for reader in readers.values()] or [tuple(map(abs, spec.shape))]
+                shape = tuple(max(sizes) for sizes in zip(*widths, strict=True))
+                out[spec.name] = np.zeros((len(keys), *shape), dtype=spec.dtype)
+        for number, reader in readers.items():
+            wanted = np.flatnonzero(places[:, 0] == number)
+            wanted = wanted[np.argsort(places[wanted, 1], kind="stable")]
+            reader.read(places[wanted, 1].tolist(), wanted.tolist(), out)
+        return out
+
+    def _places(self, keys: list[bytes]) -> NDArray[np.int64]:
+        """Find segment number and row of each key, checked against the segment's own keys."""
+        for _ in range(2):
+            positions = self._index.find(keys) if keys else np.empty(0, np.int64)
+            if (positions < 0).any():
+                absent = [key.hex() for key, position in zip(keys, positions, strict=True) if position < 0]
+                raise KeyError(f"{len(absent)} of {len(keys)} keys are not in the store, the first: {absent[0]}")
+            places = np.asarray(self._index.places)[positions].astype(np.int64)
+            if all(self._leads_to(key, *place) for key, place in zip(keys, places.tolist(), strict=True)):
+                return places
+            # The cached index is not this store's, or damaged: build it anew, once.
+            forget_index(self.namespace)
+            self._readers.clear()
+            self._index = open_index(self.namespace)
+        raise KeyError(f"the index of {self.namespace.name} does not agree with its segments")
+
+    def _leads_to(self, key: bytes, number: int, row: int) -> bool:
+        return number < len(self._index.segments) and self._reader(number).has(key, row)
+
+    def _reader(self, number: int) -> SegmentReader:
+        """Open a segment when it is first needed, which checks its manifest."""
+        if number not in self._readers:
+            self._readers[number] = SegmentReader(self.namespace, self._index.segments[number])
+        return self._readers[number]
+
+
+def _reopen(location: str, fingerprint: str, grid: tuple[int, int]) -> TargetStore:
+    return TargetStore.open(location, fingerprint=fingerprint, grid=grid)

@@ -1,0 +1,67 @@
+"""Which namespace of a store a reader means, and a clear error where none or several fit."""
+
+from pathlib import Path
+
+from shared.console import UserError
+from shared.targets.identity import Identity, first_difference
+from shared.targets.namespace import Namespace, list_namespaces
+
+
+def choose_namespace(
+    root: str | Path,
+    teacher: str | None = None,
+    fingerprint: str | None = None,
+    grid: tuple[int, int] | None = None,
+    identity: Identity | None = None,
+) -> Namespace:
+    """Find the one namespace that fits; parameters and errors as in `TargetStore.open`."""
+    if fingerprint is not None and (len(fingerprint) < 6 or set(fingerprint) - set("0123456789abcdef")):
+        raise UserError(f"a fingerprint is 6 to 64 hexadecimal digits, got {fingerprint!r}")
+    namespaces = list_namespaces(root)
+    wanted = grid if grid is None else (int(grid[0]), int(grid[1]))
+    fitting = [one for one in namespaces if _fits(one.identity, teacher, fingerprint, wanted, identity)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(namespace.name for namespace in fitting)
+        raise UserError(f"{root} holds {len(fitting)} that fit ({names}): choose one by teacher, grid or fingerprint")
+    lines = [_mismatch(one.identity, teacher, fingerprint, wanted, identity) for one in namespaces]
+    raise UserError(f"no targets in {root} fit: {'; '.join(lines)}; build the wanted ones with `cache build`")
+
+
+def _fits(
+    have: Identity,
+    teacher: str | None,
+    fingerprint: str | None,
+    grid: tuple[int, int] | None,
+    identity: Identity | None,
+) -> bool:
+    return (
+        (teacher is None or have.teacher == teacher)
+        and (fingerprint is None or have.fingerprint().startswith(fingerprint))
+        and (grid is None or have.encoding == "factors" or have.grid == grid)
+        and (identity is None or have == identity)
+    )
+
+
+def _mismatch(
+    have: Identity,
+    teacher: str | None,
+    fingerprint: str | None,
+    grid: tuple[int, int] | None,
+    identity: Identity | None,
+) -> str:
+    """Say how one namespace differs from what is wanted: both fingerprints, and the first field."""
+    changes: dict[str, object] = {}
+    if teacher is not None:
+        changes["teacher"] = teacher
+    if grid is not None and have.encoding == "matrix":
+        changes["grid"] = grid
+    expected = identity or have.model_copy(update=changes)
+    difference = first_difference(have, expected)
+    wanted = fingerprint or expected.fingerprint()
+    if difference is None:
+        reason = "which field differs cannot be told from a fingerprint alone"
+    else:
+        reason = f"`{difference.field}` is {difference.first!r}, wanted {difference.second!r}"
+    return f"found {have.teacher} with fingerprint {have.fingerprint()[:12]}, wanted {wanted[:12]}: {reason}"

@@ -1,0 +1,137 @@
+"""The index of a namespace: sorted content keys to (segment, row), memory-mapped from the user's cache directory.
+
+A cache and nothing more: it can be deleted at any time, is rebuilt from the segments' keys, and every read checks
+the key it led to.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.targets.layout import KEY_BYTES
+from shared.targets.namespace import Namespace
+from shared.targets.segments import check_segment, read_keys
+
+
+class Index(NamedTuple):
+    """Sorted keys (K,) as 32-byte strings, their places (K, 2) = (segment number, row), and the segments' ids."""
+
+    keys: NDArray[np.bytes_]
+    places: NDArray[np.uint32]
+    segments: tuple[str, ...]
+
+    def find(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """Position of each key in the index, -1 where it is absent."""
+        if not len(self.keys):
+            return np.full(len(keys), -1, dtype=np.int64)
+        wanted = np.frombuffer(b"".join(keys), dtype=f"S{KEY_BYTES}")
+        positions = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[positions] == wanted, positions, -1)
+
+
+def cache_directory() -> Path:
+    """Folder of the rebuildable caches: `$MEDALIGN_CACHE`, else `medalign` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    explicit = os.environ.get("MEDALIGN_CACHE")
+    if explicit:
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medalign"
+
+
+def open_index(namespace: Namespace) -> Index:
+    """Map the cached index if it covers exactly the visible segments; build and cache it otherwise.
+
+    Raises
+    ------
+    DamagedSegment
+        If a segment that must be read for its keys is damaged.
+    """
+    segments = tuple(namespace.segments())
+    folder = _folder(namespace)
+    cached = _load(folder)
+    if cached is not None and cached.segments == segments:
+        return cached
+    built = build_index(namespace, segments, cached)
+    with suppress(OSError):  # no place for a cache: the index then lives in memory only
+        _save(built, folder)
+        return _load(folder) or built
+    return built
+
+
+def build_index(namespace: Namespace, segments: Sequence[str], known: Index | None = None) -> Index:
+    """Build the index from the segments' keys; those in `known` are not read again.
+
+    Where several segments hold a key, the first in the order of ids is kept: every reader chooses the same one.
+    """
+    numbers = {segment: number for number, segment in enumerate(segments)}
+    keys: list[NDArray[np.uint8]] = []
+    places: list[NDArray[np.uint32]] = []
+    # An index drops superseded duplicates, so it can only be extended while all of its segments are still there.
+    reusable = known if known is not None and set(known.segments) <= numbers.keys() else None
+    if reusable is not None and len(reusable.keys):
+        keys.append(np.asarray(reusable.keys).view(np.uint8).reshape(-1, KEY_BYTES))
+        renumbered = np.array([numbers[segment] for segment in reusable.segments], dtype=np.uint32)
+        places.append(np.stack([renumbered[reusable.places[:, 0]], reusable.places[:, 1]], axis=1))
+    for segment in segments:
+        if reusable is not None and segment in reusable.segments:
+            continue
+        rows = read_keys(namespace, segment, check_segment(namespace, segment).records)
+        keys.append(rows)
+        numbered = np.full(len(rows), numbers[segment], dtype=np.uint32)
+        places.append(np.stack([numbered, np.arange(len(rows), dtype=np.uint32)], axis=1))
+    if not keys:
+        return Index(np.empty(0, f"S{KEY_BYTES}"), np.empty((0, 2), np.uint32), tuple(segments))
+    all_keys = np.ascontiguousarray(np.concatenate(keys)).view(f"S{KEY_BYTES}").ravel()
+    all_places = np.concatenate(places)
+    order = np.lexsort((all_places[:, 1], all_places[:, 0], all_keys))
+    all_keys, all_places = all_keys[order], all_places[order]
+    first = np.ones(len(all_keys), dtype=bool)
+    first[1:] = all_keys[1:] != all_keys[:-1]
+    return Index(all_keys[first], all_places[first], tuple(segments))
+
+
+def forget_index(namespace: Namespace) -> None:
+    """Delete the cached index, so that the next opening builds it anew."""
+    shutil.rmtree(_folder(namespace), ignore_errors=True)
+
+
+def _folder(namespace: Namespace) -> Path:
+    location = namespace.storage.location
+    if "://" not in location:
+        location = str(Path(location).resolve())
+    digest = hashlib.sha256(f"{location}\0{namespace.name}".encode()).hexdigest()
+    return cache_directory() / "index" / digest[:32]
+
+
+def _load(folder: Path) -> Index | None:
+    """Map an index, or None where there is none that can be used."""
+    try:
+        segments = tuple(json.loads((folder / "segments.json").read_bytes()))
+        keys = np.load(folder / "keys.npy", mmap_mode="r")
+        places = np.load(folder / "places.npy", mmap_mode="r")
+    except (OSError, ValueError, TypeError, EOFError):
+        return None
+    sound = keys.ndim == 1 and keys.dtype == f"S{KEY_BYTES}" and places.shape == (len(keys), 2)
+    return Index(keys, places, segments) if sound and places.dtype == np.uint32 else None
+
+
+def _save(index: Index, folder: Path) -> None:
+    """Replace the cached index in one step; readers that have mapped the old one keep it."""
+    draft = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex}")
+    draft.mkdir(parents=True)
+    try:
+        np.save(draft / "keys.npy", index.keys)
+        np.save(draft / "places.npy", index.places)
+        (draft / "segments.json").write_text(json.dumps(index.segments))
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

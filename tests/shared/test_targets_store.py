@@ -1,0 +1,192 @@
+"""The target store's straight path: write, read back, by ourselves and by plain zarr."""
+
+import json
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import zarr
+
+from shared.console import UserError
+from shared.targets import DamagedSegment, TargetStore, TargetWriter
+from shared.targets.namespace import list_namespaces, quarantine, quarantined
+from shared.targets.segments import keys_present
+from tests.fixtures.targets import identity, key, matrix_record, write_records
+
+PREPROCESSING = identity().document()["preprocessing"]
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDALIGN_CACHE", str(tmp_path / "cache"))
+
+
+def test_records_read_back_singly_and_in_any_order(tmp_path):
+    write_records(tmp_path / "store", range(10))
+    store = TargetStore.open(tmp_path / "store", teacher="dinov2-small", grid=(3, 4))
+    assert len(store) == 10
+    assert key(3) in store
+    assert key(99) not in store
+    assert sorted(store.keys()) == sorted(key(number) for number in range(10))
+    assert store.missing([key(99), key(1), key(99)]) == [key(99)]
+    for number in range(10):
+        target = store[key(number)]
+        for name, values in matrix_record(number).items():
+            np.testing.assert_array_equal(getattr(target, name), values)
+            assert getattr(target, name).dtype == values.dtype
+    order = [7, 0, 7, 9, 3, 4]
+    batch = store.batch([key(number) for number in order])
+    for row, number in enumerate(order):
+        for name, values in matrix_record(number).items():
+            np.testing.assert_array_equal(getattr(batch, name)[row], values)
+
+
+def test_plain_zarr_reads_the_same_arrays(tmp_path):
+    namespace = write_records(tmp_path / "store", range(6))
+    root = zarr.open_group(tmp_path / "store" / namespace.name, mode="r")
+    assert root.attrs["medalign"]["format"] == 1
+    assert root.attrs["medalign"]["identity"] == identity().document()
+    found = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3 specification")
+        for segment in (tmp_path / "store" / namespace.name / "segments").iterdir():
+            if not segment.is_dir():
+                continue
+            group = root[f"segments/{segment.name}"]
+            for row, found_key in enumerate(group["key"][:]):
+                found[found_key.tobytes()] = {name: group[name][row] for name in matrix_record(0)}
+    assert found.keys() == {key(number) for number in range(6)}
+    for number in range(6):
+        for name, values in matrix_record(number).items():
+            np.testing.assert_array_equal(found[key(number)][name], values)
+
+
+def test_segments_have_the_published_layout(tmp_path):
+    namespace = write_records(tmp_path / "store", range(4))
+    (segment,) = namespace.segments()
+    folder = tmp_path / "store" / namespace.name / "segments" / segment
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {
+        "manifest.json",
+        "zarr.json",
+        *(f"{name}/zarr.json" for name in ("key", "similarity", "attention", "coverage")),
+        *(f"{name}/c/0/0" for name in ("key", "similarity", "attention", "coverage")),
+    }
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["files"]) == files - {"manifest.json"}
+    assert not list((tmp_path / "store").rglob(".tmp-*"))
+    group = json.loads((folder / "similarity" / "zarr.json").read_text())
+    assert group["shape"] == [4, 66]
+    assert group["codecs"][0]["configuration"]["chunk_shape"] == [1, 66]
+
+
+def test_resume_skips_what_is_there(tmp_path):
+    write_records(tmp_path / "store", range(5))
+    namespace = write_records(tmp_path / "store", [])
+    present, damaged = keys_present(namespace)
+    assert present == {key(number) for number in range(5)}
+    assert not damaged
+
+
+def test_the_same_segment_twice_is_one(tmp_path):
+    first = write_records(tmp_path / "store", range(4))
+    write_records(tmp_path / "store", range(4))
+    assert len(first.segments()) == 1
+
+
+def test_duplicates_in_different_segments_count_once(tmp_path):
+    namespace = write_records(tmp_path / "store", range(4))
+    write_records(tmp_path / "store", range(2, 6))
+    assert len(namespace.segments()) == 2
+    store = TargetStore.open(tmp_path / "store")
+    assert len(store) == 6
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        ({"grid": (24, 24)}, "grid"),
+        ({"teacher": "unimed-l"}, "teacher"),
+        ({"identity": identity(geometry="crop")}, "geometry"),
+        (
+            {"identity": identity(preprocessing={**PREPROCESSING, "size": 224})},
+            "preprocessing.size",
+        ),
+    ],
+)
+def test_a_store_that_does_not_fit_names_fingerprints_and_field(tmp_path, wanted, field):
+    write_records(tmp_path / "store", range(2))
+    with pytest.raises(UserError) as caught:
+        TargetStore.open(tmp_path / "store", **wanted)
+    message = str(caught.value)
+    assert identity().fingerprint()[:12] in message
+    assert f"`{field}`" in message
+    expected = wanted.get("identity") or identity(**wanted)
+    assert expected.fingerprint()[:12] in message
+
+
+def test_a_wrong_fingerprint_names_both(tmp_path):
+    write_records(tmp_path / "store", range(2))
+    with pytest.raises(UserError, match=f"{identity().fingerprint()[:12]}.*wanted 0123456789ab"):
+        TargetStore.open(tmp_path / "store", fingerprint="0123456789ab")
+    assert len(TargetStore.open(tmp_path / "store", fingerprint=identity().fingerprint()[:12])) == 2
+
+
+def test_two_namespaces_need_a_choice(tmp_path):
+    write_records(tmp_path / "store", range(2))
+    write_records(tmp_path / "store", range(2), geometry="crop")
+    with pytest.raises(UserError, match="choose one"):
+        TargetStore.open(tmp_path / "store")
+    assert len(list_namespaces(tmp_path / "store")) == 2
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(UserError, match="cache build"):
+        TargetStore.open(tmp_path / "nothing")
+
+
+def test_missing_keys_are_key_errors(tmp_path):
+    write_records(tmp_path / "store", range(2))
+    store = TargetStore.open(tmp_path / "store")
+    with pytest.raises(KeyError, match="1 of 2"):
+        store.batch([key(0), key(77)])
+
+
+def test_a_pickled_store_opens_again(tmp_path):
+    write_records(tmp_path / "store", range(3))
+    store = pickle.loads(pickle.dumps(TargetStore.open(tmp_path / "store")))
+    np.testing.assert_array_equal(store[key(1)].similarity, matrix_record(1)["similarity"])
+
+
+def test_an_edited_size_is_noticed_on_first_use(tmp_path):
+    namespace = write_records(tmp_path / "store", range(2))
+    store = TargetStore.open(tmp_path / "store")
+    (segment,) = namespace.segments()
+    shard = tmp_path / "store" / namespace.name / "segments" / segment / "similarity/c/0/0"
+    shard.write_bytes(b"")
+    with pytest.raises(DamagedSegment, match="similarity/c/0/0"):
+        store[key(0)]
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    record = matrix_record(0)
+    record["attention"][3] = np.nan
+    with TargetWriter(tmp_path / "store", identity()) as writer, pytest.raises(ValueError, match="finite"):
+        writer.add(key(0), record)
+
+
+def test_quarantine_keeps_the_latest_reason(tmp_path):
+    namespace = write_records(tmp_path / "store", range(1))
+    quarantine(namespace, key(5), "truncated\n  file")
+    (record,) = quarantined(namespace)
+    assert record.key == key(5)
+    assert record.reason == "truncated file"
+
+
+def test_the_fingerprint_is_stable():
+    assert identity().fingerprint() == identity().fingerprint()
+    assert identity().namespace() == f"dinov2-small-{identity().fingerprint()[:12]}"
+    assert identity(teacher="open_clip:ViT-L-14/openai").namespace().startswith("open_clip-ViT-L-14-openai-")
