@@ -1,0 +1,1 @@
+"""Images as every stage sees them: opened once, squared one way, named by their content."""
