@@ -117,13 +117,12 @@ def check_tokenizer(tokenizer: Any, template: Template) -> None:
         )
 
 
-def encode_conversation(
+def encode_conversation(  # noqa: PLR0917 - the interface
     turns: Sequence[Turn],
     template: Template,
     tokenizer: Any,
     image_tokens_per_image: int,
     image_token_id: int,
-    *,
     max_length: int | None = None,
     truncation: Literal["error", "answer"] = "error",
 ) -> Encoded:
