@@ -42,9 +42,10 @@ def load_student(folder: Path, device: str | None = None) -> Loaded:
     import student_train
     from pipelines.decoding.prompts import plain_model
 
-    model, processor = student_train.load(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = student_train.load(folder, dtype=torch.float32 if device.startswith("cpu") else torch.bfloat16)
     model = plain_model(model)
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device)
     model.eval()
     return Loaded(model, processor, weights_digest(model), adapter_digest(folder))
 
@@ -144,9 +145,8 @@ def _answer_batch(
 
 def encoded_prompts(batch: Sequence[Item], student: Loaded, image_root: Path) -> Any:
     """Return the batch as left-padded prompts with encoded images."""
-    from shared.imaging.images import open_image
-
     from pipelines.decoding.prompts import collate
+    from shared.imaging.images import open_image
 
     encoded = []
     for item in batch:

@@ -78,7 +78,8 @@ def _pairs(
     pairs = [(one, other) for one in chosen_a for other in chosen_b if names_a[one] == names_b[other]]
     if not pairs:
         raise UserError(
-            f"no decoding is in both: {', '.join(chosen_a)} and {', '.join(chosen_b)}; name two rows with --row-a and --row-b"
+            f"no decoding is in both: {', '.join(chosen_a)} and {', '.join(chosen_b)}; "
+            "name two rows with --row-a and --row-b"
         )
     return pairs
 

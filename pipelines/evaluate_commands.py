@@ -18,6 +18,7 @@ Override = Annotated[
 
 
 def generate(
+    *,
     run: Run,
     image: Annotated[str, typer.Option(help="Image file, or a part of one: scan.nii.gz#axial=90.")],
     question: Annotated[str, typer.Option(help="What to ask about it.")],
@@ -44,6 +45,7 @@ def generate(
 
 
 def evaluate(
+    *,
     run: Run,
     decode: Annotated[
         str | None, typer.Option(help="Methods, comma-separated, or `all`; default: the recipe's evaluation.methods.")
@@ -107,7 +109,7 @@ def compare(
 
 
 def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """The result as text: rows with intervals and denominators, comparisons, power, alarms."""
+    """Write the result as text: rows with intervals and denominators, comparisons, power, alarms."""
     data = result["data"]
     yield f"{data['file']}: {data['items']} items, {data['images']} images (sha256 {data['sha256'][:12]})"
     names = list(dict.fromkeys(name for row in result["rows"] for name in row["scores"]))
@@ -123,7 +125,7 @@ def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """Paired tests, power note and alarms as text."""
+    """Write paired tests, power note and alarms as text."""
     for one in result["comparisons"]:
         low, high = one["interval"]
         yield (

@@ -1,7 +1,7 @@
-"""The language model's attention while it decodes: read the newest token's row, or change it, layer by layer.
+"""The language model's attention while it decodes: read the newest tokens' rows, or change one, layer by layer.
 
 Each watched layer's attention module gets, for the time of a block, a copy of its configuration that names this file's
-kernel; that kernel runs the module's own (whatever it is) and then looks at one row. Nothing else changes, and the
+kernel; that kernel runs the module's own (whatever it is) and then shows its newest rows. Nothing else changes, and the
 training-time tap of layer l stays underneath.
 """
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,15 +19,52 @@ from pipelines.decoding.prompts import Model
 
 KERNEL = "medalign_decoding"
 
-# (layer, logits (B, H, 1, K) of the newest query row before softmax) -> changed logits, or None to leave the row alone
-RowFunction = Callable[[int, Tensor], Tensor | None]
+
+class Rows(NamedTuple):
+    """One attention call: query (B, H, T, c), key and value (B, H_k, K, c), the mask its kernel was given."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scaling: float
+    window: int | None
+
+    def logits(self, rows: int = 1) -> Tensor:
+        """Logits (B, H, rows, K) of the last query rows before softmax, float32, -inf on hidden keys.
+
+        The mask is None (causal), (B, K) of 1 for real tokens, or (B, 1, T, K), bool or additive.
+        """
+        keys = _repeated(self.key, self.query.shape[1]).float()
+        logits = self.query[:, :, -rows:].float() @ keys.transpose(2, 3) * self.scaling
+        length = keys.shape[2]
+        if self.mask is not None and self.mask.ndim == 4:
+            mask = self.mask[:, :, -rows:, :length]
+            return logits + mask.float() if mask.is_floating_point() else logits.masked_fill(~mask.bool(), -torch.inf)
+        if self.mask is not None:
+            logits = logits.masked_fill(~self.mask[:, None, None, -length:].bool(), -torch.inf)
+        place = torch.arange(length, device=logits.device)
+        row = torch.arange(length - rows, length, device=logits.device)[:, None]
+        hidden = place > row
+        if self.window is not None:
+            hidden = hidden | (place <= row - self.window)
+        return logits.masked_fill(hidden, -torch.inf)
+
+    def mixed(self, logits: Tensor) -> Tensor:
+        """Output (B, rows, H, c) of rows whose logits are `logits`."""
+        values = _repeated(self.value, self.query.shape[1]).float()
+        return (torch.softmax(logits, dim=-1) @ values).transpose(1, 2)
+
+
+# (layer, rows) -> changed logits (B, H, 1, K) of the newest row, or None to leave it alone
+RowFunction = Callable[[int, Rows], Tensor | None]
 
 _row_function: ContextVar[RowFunction | None] = ContextVar("row_function", default=None)
 
 
 @contextmanager
 def watching(model: Model, layers: Iterable[int], function: RowFunction) -> Iterator[None]:
-    """Call `function` with the newest query row of each of `layers` in every forward pass inside the block."""
+    """Call `function` in every attention call of `layers` inside the block."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(KERNEL, _kernel)
@@ -60,38 +97,18 @@ def undisturbed() -> Iterator[None]:
 def _kernel(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
     own, ours = module.decoding_watch
     function = _row_function.get()
-    module.config = own
+    module.config = own  # kernels look their own name up in it
     try:
         output, weights = _own_kernel(module, own)(module, query, key, value, mask, **kwargs)
     finally:
         module.config = ours
-    if function is None:
-        return output, weights
-    scaling = kwargs["scaling"] if kwargs.get("scaling") is not None else query.shape[3] ** -0.5
-    logits = row_logits(query, key, mask, scaling, kwargs.get("sliding_window"))
-    changed = function(int(module.layer_idx), logits)
-    if changed is not None:
-        row = torch.softmax(changed, dim=-1) @ _repeated(value, query.shape[1]).float()  # (B, H, 1, c)
-        output = torch.cat([output[:, :-1], row.transpose(1, 2).to(output.dtype)], dim=1)  # (B, T, H, c)
+    if function is not None:
+        scaling = kwargs["scaling"] if kwargs.get("scaling") is not None else query.shape[3] ** -0.5
+        rows = Rows(query, key, value, mask, scaling, kwargs.get("sliding_window"))
+        changed = function(int(module.layer_idx), rows)
+        if changed is not None:
+            output = torch.cat([output[:, :-1], rows.mixed(changed).to(output.dtype)], dim=1)  # (B, T, H, c)
     return output, weights
-
-
-def row_logits(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, window: int | None) -> Tensor:
-    """Attention logits (B, H, 1, K) of the last query row in float32, -inf on hidden keys.
-
-    `query` (B, H, T, c), `key` (B, H_k, K, c); `mask` as its kernel takes it: None, (B, K), or (B, 1, T, K), bool or
-    additive.
-    """
-    logits = query[:, :, -1:].float() @ _repeated(key, query.shape[1]).float().transpose(2, 3) * scaling
-    length = key.shape[2]
-    if mask is not None and mask.ndim == 4:
-        row = mask[:, :, -1:, :length]
-        return logits + row.float() if mask.is_floating_point() else logits.masked_fill(~row.bool(), -torch.inf)
-    if mask is not None:
-        logits = logits.masked_fill(~mask[:, None, None, -length:].bool(), -torch.inf)
-    if window is not None and window < length:
-        logits[..., : length - window] = -torch.inf
-    return logits
 
 
 def _repeated(heads: Tensor, wanted: int) -> Tensor:

@@ -47,14 +47,20 @@ class ContrastPass:
 
 
 def contrasted(
-    model: Model, main: Prompts, view: Prompts, combine: Callable[[Tensor, Tensor, int], Tensor]
+    model: Model, main: Prompts, view: Prompts | Callable[[], Prompts], combine: Callable[[Tensor, Tensor, int], Tensor]
 ) -> Processor:
-    """Processor that replaces the main logits l by `combine(l, l_view, t)`; t counts new tokens, 1 for the first."""
-    other, length = ContrastPass(model, view), main.ids.shape[1]
+    """Processor that replaces the main logits l by `combine(l, l_view, t)`; t counts new tokens, 1 for the first.
+
+    A view that depends on the main prefill is given as a function; it is called after that.
+    """
+    passes: list[ContrastPass] = []
+    length = main.ids.shape[1]
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
+        if not passes:
+            passes.append(ContrastPass(model, view() if callable(view) else view))
         generated = ids[:, length:]
-        return combine(scores, other.logits(generated), generated.shape[1] + 1)
+        return combine(scores, passes[0].logits(generated), generated.shape[1] + 1)
 
     return process
 

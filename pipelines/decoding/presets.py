@@ -13,7 +13,7 @@ Preset = dict[str, dict[str, Any]]
 
 _AUTHORS: Preset = {
     "vcd": {"alpha": 1.0, "beta": 0.1, "noise_step": 500, "sample": True, "temperature": 1.0},
-    "dola": {"candidate_layers": (0, 2, 4, 6, 8, 10, 12, 14), "relative_top": 0.1},
+    "dola": {"candidate_layers": (0, 2, 4, 6, 8, 10, 12, 14), "relative_top": 0.1, "repetition_penalty": 1.0},
     "avisc": {"gamma": 0.5, "lam": 1.0, "alpha": 1.0, "beta": 0.1, "sample": True, "temperature": 1.0},
     "damro": {"alpha": 0.5, "beta": 0.1, "top_k": 10, "sample": True, "temperature": 1.0},
     "pai": {"alpha": 0.2, "gamma": 1.1, "start_layer": 2, "boost_first": False},
@@ -31,5 +31,6 @@ PRESETS: dict[str, Preset] = {
         "m3id": {"decay": 0.02, "beta": 0.1, "sample": True, "temperature": 0.7},
         "opera": {"scale": 50.0, "threshold": 15, "candidates": 5, "penalty": 1.0},
     },
-    "equal": {name: {"sample": False} for name in ("vcd", "avisc", "m3id", "damro")},
+    "equal": {name: {"sample": False} for name in ("vcd", "avisc", "m3id", "damro")}
+    | {"dola": {"repetition_penalty": 1.0}},
 }

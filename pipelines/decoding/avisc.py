@@ -1,0 +1,80 @@
+"""AVISC (Woo et al. 2024, arXiv 2405.17820): contrast with the image tokens that take attention whatever is asked.
+
+At the prefill the newest row's attention is read in every layer. The layers that look at the image most (together a
+share `gamma`) are averaged; image tokens above mean + lam std are blind. The contrast pass sees those alone, the
+embeddings of the others are blanked in place.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipelines.decoding.attention import Rows, watching
+from pipelines.decoding.contrast import amplified, contrasted
+from pipelines.decoding.generation import Limits, generate, item_generator, sampler
+from pipelines.decoding.prompts import Model, Prompts
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Published values (its scripts' lam); `masking` replaces the embeddings of the tokens that are not blind."""
+
+    gamma: float = 0.5
+    lam: float = 1.0
+    alpha: float = 1.0
+    beta: float = 0.1
+    masking: Literal["zeros", "ones", "noise"] = "zeros"
+    sample: bool = True
+    temperature: float = 1.0
+
+
+def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+    """Answer every prompt of the batch."""
+    layers = range(len(model.get_decoder().layers))
+    weights: dict[int, Tensor] = {}  # layer -> (B, L), only the prefill's
+
+    def read(layer: int, rows: Rows) -> None:
+        if layer not in weights:
+            weights[layer] = torch.softmax(rows.logits(), dim=-1)[:, :, 0].mean(1)
+
+    def view() -> Prompts:
+        blind = blind_tokens(torch.stack([weights[layer] for layer in layers]), prompts.image_mask, settings)
+        return blanked(prompts, blind, settings.masking, seed)
+
+    processors = [contrasted(model, prompts, view, amplified(settings.alpha, settings.beta))]
+    if settings.sample:
+        processors.append(sampler(prompts, seed, temperature=settings.temperature))
+    with watching(model, layers, read):
+        return generate(model, prompts, limits, processors)
+
+
+def blind_tokens(weights: Tensor, image_mask: Tensor, settings: Settings) -> Tensor:
+    """Mask (B, L) of blind image tokens from the newest row's head-mean attention, `weights` (layers, B, L)."""
+    blind = torch.zeros_like(image_mask)
+    for row, mask in enumerate(image_mask):
+        if int(mask.sum()) < 2:
+            blind[row] = mask
+            continue
+        image = weights[:, row, mask]  # (layers, N)
+        shares, order = (image.sum(1) / image.sum()).sort(descending=True)
+        count = int((shares.cumsum(0) < settings.gamma).sum()) + 1
+        mean = image[order[:count]].mean(0)
+        blind[row, mask] = mean >= mean.mean() + settings.lam * mean.std()
+    return blind
+
+
+def blanked(prompts: Prompts, kept: Tensor, masking: str, seed: int) -> Prompts:
+    """Return the prompts with every image token outside `kept` (B, L) replaced by zeros, ones or noise."""
+    flags = torch.split(kept[prompts.image_mask], [len(image) for image in prompts.features])
+    generators = {row: item_generator(seed, f"{item}\x00mask") for row, item in enumerate(prompts.items)}
+    features = []
+    for row, image, keep in zip(prompts.image_rows(), prompts.features, flags, strict=True):
+        filler = torch.zeros_like(image)
+        if masking == "ones":
+            filler = torch.ones_like(image)
+        elif masking == "noise":
+            filler = torch.randn(image.shape, generator=generators[row]).to(image)
+        features.append(torch.where(keep[:, None], image, filler))
+    return prompts.with_features(features)

@@ -1,0 +1,99 @@
+"""DoLa (Chuang et al. 2024, arXiv 2309.03883): contrast the last layer with an earlier one, in one forward pass.
+
+At every step the candidate layer whose next-token distribution differs most from the last layer's (Jensen-Shannon) is
+the premature one; l' = log p - log p_premature over the tokens with p >= relative_top max p. The layer is chosen for
+each row; the published code chooses one a batch and runs batches of one.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.decoding.generation import Limits, Processor, generate
+from pipelines.decoding.prompts import Model, Prompts
+from shared.console import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Published values for long answers. Layer j is the input of decoder layer j; None: even ones of the lower half.
+
+    `norm_premature` applies the final norm before the head, which the published code does not.
+    """
+
+    candidate_layers: tuple[int, ...] | None = None
+    relative_top: float = 0.1
+    norm_premature: bool = False
+    repetition_penalty: float = 1.2
+
+
+def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+    """Answer every prompt of the batch."""
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    depth = len(model.get_decoder().layers)
+    layers = tuple(range(0, depth // 2, 2)) if settings.candidate_layers is None else settings.candidate_layers
+    if not layers or not all(0 <= layer < depth for layer in layers):
+        raise UserError(f"dola.candidate_layers={list(layers)}: name one or more layers within 0..{depth - 1}")
+    with early_logits(model, layers, settings.norm_premature) as early:
+        processors: list[Processor] = [
+            lambda ids, scores: contrasted_layers(scores, early["logits"], settings.relative_top)
+        ]
+        if settings.repetition_penalty != 1.0:
+            processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+        return generate(model, prompts, limits, processors)
+
+
+def contrasted_layers(logits: Tensor, early: Tensor, relative_top: float) -> Tensor:
+    """Log p - log p_premature (B, V), -inf where implausible; `logits` (B, V), candidates `early` (B, C, V)."""
+    main, candidates = torch.log_softmax(logits, dim=-1), torch.log_softmax(early.float(), dim=-1)
+    p, q = main.exp()[:, None], candidates.exp()
+    log_mean = ((p + q) / 2).log()
+    # KL of the mean from each side, averaged over the vocabulary as in the published code: only the order counts.
+    mean = log_mean.exp()
+    divergence = (mean * (2 * log_mean - main[:, None] - candidates)).mean(-1)
+    chosen = divergence.argmax(dim=1)
+    premature = candidates[torch.arange(len(main), device=main.device), chosen]
+    plausible = main >= main.max(dim=-1, keepdim=True).values + math.log(relative_top)
+    return (main - premature).masked_fill(~plausible, -torch.inf)
+
+
+@contextmanager
+def early_logits(model: Model, layers: tuple[int, ...], norm: bool) -> Iterator[dict[str, Tensor]]:
+    """Yield a place that holds, after each forward, the head's logits (B, C, V) of the newest token at `layers`.
+
+    The candidates pass through the head together with the last layer, so that its weights are read once.
+    """
+    decoder = model.get_decoder()
+    states: dict[int, Tensor] = {}
+    early: dict[str, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states[layer] = (args[0] if args else kwargs["hidden_states"])[:, -1]
+
+        return hook
+
+    def widen(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        candidates = torch.stack([states[layer] for layer in layers], dim=1)
+        return (torch.cat([args[0], decoder.norm(candidates) if norm else candidates], dim=1),)
+
+    def narrow(module: Any, args: Any, output: Tensor) -> Tensor:
+        early["logits"] = output[:, -len(layers) :]
+        return output[:, : -len(layers)]
+
+    handles = [
+        decoder.layers[layer].register_forward_pre_hook(keep(layer), with_kwargs=True, prepend=False)
+        for layer in layers
+    ]
+    handles += [model.lm_head.register_forward_pre_hook(widen), model.lm_head.register_forward_hook(narrow)]
+    try:
+        yield early
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,55 @@
+"""PAI (Liu et al. 2024, arXiv 2407.21771): more attention to the image, and guidance away from the text alone.
+
+Before the softmax of layers `start_layer` to `end_layer` - 1 the newest row's logits on image keys grow by
+alpha |logit|. With p from that pass and p_text from the prompt without its image tokens (not boosted):
+l' = gamma (log p - log p_text) + log p_text over the plausible tokens. The likeliest token is taken.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.decoding.attention import Rows, watching
+from pipelines.decoding.contrast import contrasted, plausible
+from pipelines.decoding.generation import Limits, generate
+from pipelines.decoding.prompts import Model, Prompts
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Published values for LLaVA. `end_layer` None is the last; `boost_first`: the first token is boosted too.
+
+    The published code leaves the first token alone by a quirk of its flags; its paper does not, and an answer of one
+    word would never be boosted.
+    """
+
+    alpha: float = 0.2
+    gamma: float = 1.1
+    beta: float = 0.1
+    start_layer: int = 2
+    end_layer: int | None = None
+    boost_first: bool = True
+
+
+def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+    """Answer every prompt of the batch."""
+    depth = len(model.get_decoder().layers)
+    end = depth if settings.end_layer is None else settings.end_layer
+    image = prompts.image_mask
+
+    def boost(layer: int, rows: Rows) -> Tensor | None:
+        if rows.query.shape[2] > 1 and not settings.boost_first:
+            return None
+        logits = rows.logits()  # (B, H, 1, K)
+        columns = functional.pad(image, (0, logits.shape[3] - image.shape[1]))[:, None, None, :]
+        return torch.where(columns, logits + settings.alpha * logits.abs(), logits)
+
+    def combine(logits: Tensor, text: Tensor, step: int) -> Tensor:
+        main, bare = torch.log_softmax(logits, dim=-1), torch.log_softmax(text, dim=-1)
+        return plausible(settings.gamma * (main - bare) + bare, main, settings.beta)
+
+    processors = [contrasted(model, prompts, prompts.without_images(), combine)]
+    with watching(model, range(settings.start_layer, end), boost):
+        return generate(model, prompts, limits, processors)
