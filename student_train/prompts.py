@@ -188,7 +188,8 @@ def encode_prompt(
         raise UserError(f"the turns hold another number of {IMAGE_MARK} marks than the {images} images given")
     if not question or question[-1].role != "human":
         raise UserError("a generation prompt must end with a question")
-    return _encode(question, template, tokenizer, image_tokens_per_image, image_token_id)[0]
+    encoded = _encode(question, template, tokenizer, image_tokens_per_image, image_token_id)[0]
+    return encoded._replace(labels=[IGNORED] * len(encoded.labels))
 
 
 class _Piece(NamedTuple):

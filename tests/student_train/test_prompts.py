@@ -1,0 +1,219 @@
+"""Prompts against independent evaluations with the tokenizers' own libraries, and their invariants."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.console import UserError
+from shared.manifest import Turn
+from student_train.prompts import (
+    IGNORED,
+    TEMPLATES,
+    Span,
+    check_tokenizer,
+    encode_conversation,
+    encode_prompt,
+    template_named,
+)
+from tests.fixtures.student_checkpoints import mistral_tokenizer, qwen_tokenizer
+
+pytestmark = pytest.mark.unit
+
+PATCHES = 5
+IMAGE = 40000
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import LlamaTokenizer
+
+    folder = tmp_path_factory.mktemp("mistral")
+    mistral_tokenizer(folder)
+    return LlamaTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return qwen_tokenizer(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    folder = tmp_path_factory.mktemp("pieces")
+    mistral_tokenizer(folder)
+    return SentencePieceProcessor(str(folder / "tokenizer.model"))
+
+
+def talk(*texts: str) -> list[Turn]:
+    return [Turn("gpt" if number % 2 else "human", text) for number, text in enumerate(texts)]
+
+
+def test_image_starts_at_34_for_llava_med(mistral: Any) -> None:
+    encoded = encode_prompt("What is it?", TEMPLATES["vicuna_v1"], mistral, 576, IMAGE, images=1)
+    assert encoded.images == [Span(34, 34 + 576)]
+
+
+def test_image_starts_at_33_for_huatuo(qwen: Any) -> None:
+    encoded = encode_prompt("What is it?", TEMPLATES["huatuo_v1"], qwen, 576, IMAGE, images=1)
+    assert encoded.images == [Span(33, 33 + 576)]
+
+
+def test_vicuna_ids_equal_llavas_piecewise_rule(mistral: Any, sentencepiece: Any) -> None:
+    """The authors' way, with sentencepiece itself: pieces between images and ends, one beginning-of-sequence token."""
+    turns = talk("<image>\nWhat is shown?", "A lung.", "And\nhere: ok?", "Yes, clear.")
+    encoded = encode_conversation(turns, TEMPLATES["vicuna_v1"], mistral, PATCHES, IMAGE)
+    pieces = sentencepiece.encode
+    before = [1, *pieces(f"{SYSTEM} USER: ")]
+    first = pieces("\nWhat is shown? ASSISTANT:")
+    answer = [*pieces("A lung."), 2]  # sentencepiece itself writes the blank before a word
+    second = pieces("USER: And\nhere: ok? ASSISTANT:")
+    last = [*pieces("Yes, clear."), 2]
+    assert encoded.input_ids == [*before, *[IMAGE] * PATCHES, *first, *answer, *second, *last]
+    hidden = len(before) + PATCHES + len(first)
+    assert encoded.labels == [*[IGNORED] * hidden, *answer, *[IGNORED] * len(second), *last]
+    end = hidden + len(answer)
+    rows = [Span(len(before) + PATCHES, hidden), Span(end, end + len(second))]
+    assert encoded.questions == [rows]
+
+
+def test_huatuo_ids_equal_the_plain_string(qwen: Any) -> None:
+    turns = talk("What is shown in this image?\n<image>", "yes")
+    encoded = encode_conversation(turns, TEMPLATES["huatuo_v1"], qwen, PATCHES, IMAGE)
+    before = qwen(f"{SYSTEM} <|user|>: ").input_ids
+    after = qwen("\nWhat is shown in this image? <|assistant|>: yes<|endoftext|>").input_ids
+    assert encoded.input_ids == [*before, *[IMAGE] * PATCHES, *after]
+    assert [token for token in encoded.labels if token != IGNORED] == after[-2:]
+    assert qwen.convert_ids_to_tokens(after[-2:]) == ["Ġyes", "<|endoftext|>"]
+
+
+def test_chatml_is_the_chat_template(qwen: Any) -> None:
+    turns = talk("Is it?", "Yes", "Sure?", "No")
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    text = f"<|im_start|>system\n{system}<|im_end|>\n" + "".join(
+        f"<|im_start|>{'assistant' if turn.role == 'gpt' else 'user'}\n{turn.text}<|im_end|>\n" for turn in turns
+    )
+    encoded = encode_conversation(turns, TEMPLATES["chatml"], qwen, PATCHES, IMAGE)
+    assert encoded.input_ids == qwen(text.removesuffix("\n")).input_ids
+    assert qwen.decode([token for token in encoded.labels if token != IGNORED]) == "Yes<|im_end|>No<|im_end|>"
+    assert encoded.images == []
+    assert encoded.questions == []
+
+
+def test_official_templates(mistral: Any, qwen: Any) -> None:
+    encoded = encode_prompt("Is it?", TEMPLATES["mistral_instruct"], mistral, PATCHES, IMAGE, images=1)
+    assert mistral.decode(encoded.input_ids[: encoded.images[0].start]) == "<s> [INST] "
+    assert mistral.decode(encoded.input_ids[encoded.images[0].end :]).strip() == "Is it? [/INST]"
+    encoded = encode_prompt("Is it?", TEMPLATES["huatuo"], qwen, PATCHES, IMAGE, images=2)
+    text = "<|user|>\n" + "I" * PATCHES + "\n" + "I" * PATCHES + "\nIs it?\n<|assistant|>\n"
+    assert "".join("I" if token == IMAGE else qwen.decode([token]) for token in encoded.input_ids) == text
+
+
+def test_several_images_and_their_rows(qwen: Any) -> None:
+    turns = talk("Compare <image> and <image>", "yes", "<image>this?", "no")
+    encoded = encode_conversation(turns, TEMPLATES["chatml"], qwen, PATCHES, IMAGE)
+    first, second, third = encoded.images
+    assert second.start == first.end + len(qwen("\n").input_ids)
+    answers = [place for place, label in enumerate(encoded.labels) if label != IGNORED]
+    for span, questions in zip(encoded.images, encoded.questions, strict=True):
+        rows = [place for one in questions for place in range(one.start, one.end)]
+        other = {place for one in encoded.images for place in range(one.start, one.end)}
+        assert rows == [
+            place for place in range(span.end, len(encoded.input_ids)) if place not in other and place not in answers
+        ]
+    assert all(encoded.input_ids[place] == IMAGE for span in (first, second, third) for place in range(*span))
+
+
+words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(
+    lambda text: bool(text.strip()) and "<" not in text and "[" not in text
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(words, words, st.integers(0, 2)), min_size=1, max_size=3),
+    name=st.sampled_from(["vicuna_v1", "mistral_instruct", "huatuo_v1", "huatuo", "chatml"]),
+)
+def test_any_conversation(pairs: list[tuple[str, str, int]], name: str, mistral: Any, qwen: Any) -> None:
+    """Training ids begin with the ids of the generation prompt, and nothing but the answers is labelled."""
+    tokenizer = mistral if name in ("vicuna_v1", "mistral_instruct") else qwen
+    turns = []
+    for question, answer, images in pairs:
+        turns += [Turn("human", "<image>" * images + question), Turn("gpt", answer)]
+    encoded = encode_conversation(turns, TEMPLATES[name], tokenizer, PATCHES, IMAGE)
+    prompt = encode_prompt(turns[:-1], TEMPLATES[name], tokenizer, PATCHES, IMAGE)
+    assert len(encoded.labels) == len(encoded.input_ids)
+    assert encoded.input_ids[: len(prompt.input_ids)] == prompt.input_ids
+    assert encoded.labels[len(prompt.input_ids) :] == encoded.input_ids[len(prompt.input_ids) :]
+    assert encoded.images[: len(prompt.images)] == prompt.images
+    assert all(label in (IGNORED, token) for label, token in zip(encoded.labels, encoded.input_ids, strict=True))
+    assert len(encoded.images) == sum(images for _, _, images in pairs)
+    assert encoded.input_ids.count(IMAGE) == PATCHES * len(encoded.images)
+    assert set(prompt.labels) == {IGNORED}
+    ends = [
+        place
+        for place, label in enumerate(encoded.labels)
+        if label == tokenizer.convert_tokens_to_ids(TEMPLATES[name].end_token)
+    ]
+    assert len(ends) == len(pairs)
+    learned = [token for token in encoded.labels if token != IGNORED]
+    answers = "".join(tokenizer.decode(learned, skip_special_tokens=True).split())
+    assert answers == "".join("".join(answer.split()) for _, answer, _ in pairs)
+
+
+def test_truncation_cuts_only_the_last_answer(mistral: Any) -> None:
+    template = TEMPLATES["vicuna_v1"]
+    turns = talk("<image>\nReport?", "one two three four five six")
+    whole = encode_conversation(turns, template, mistral, PATCHES, IMAGE)
+    length = len(whole.input_ids)
+    answer = sum(label != IGNORED for label in whole.labels)
+    assert encode_conversation(turns, template, mistral, PATCHES, IMAGE, max_length=length) == whole
+    cut = encode_conversation(turns, template, mistral, PATCHES, IMAGE, max_length=length - 3, truncation="answer")
+    assert cut.input_ids == whole.input_ids[:-3]
+    assert cut.labels == whole.labels[:-3]
+    assert cut.images == whole.images
+    with pytest.raises(
+        UserError, match=rf"{length} tokens \(5 of images.*data\.max_length={length - 3}.*truncation=answer"
+    ):
+        encode_conversation(turns, template, mistral, PATCHES, IMAGE, max_length=length - 3)
+    with pytest.raises(UserError, match="do not fit") as caught:
+        encode_conversation(turns, template, mistral, PATCHES, IMAGE, max_length=length - answer, truncation="answer")
+    assert "truncation" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("turns", "line"),
+    [
+        ([], "without an answer"),
+        (talk("Is it?"), "without an answer"),
+        (talk("Is it?", "  "), "an answer is empty"),
+        (talk("Is it?", "yes</s>no"), "special token </s>"),
+        ([Turn("gpt", "a"), Turn("gpt", "b")], "alternate"),
+    ],
+)
+def test_conversations_that_teach_nothing(turns: list[Turn], line: str, mistral: Any) -> None:
+    with pytest.raises(UserError, match=line):
+        encode_conversation(turns, TEMPLATES["vicuna_v1"], mistral, PATCHES, IMAGE)
+
+
+def test_prompt_must_end_with_a_question(mistral: Any) -> None:
+    with pytest.raises(UserError, match="end with a question"):
+        encode_prompt(talk("Is it?", "yes"), TEMPLATES["vicuna_v1"], mistral, PATCHES, IMAGE)
+    with pytest.raises(UserError, match="the 2 images given"):
+        encode_prompt(talk("<image>Is it?"), TEMPLATES["vicuna_v1"], mistral, PATCHES, IMAGE, images=2)
+
+
+def test_unknown_template_and_foreign_tokenizer(mistral: Any, qwen: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean vicuna_v1"):
+        template_named("vicuna_1")
+    check_tokenizer(qwen, TEMPLATES["huatuo_v1"])
+    with pytest.raises(UserError, match=r"no token <\|im_end\|>.*model\.template"):
+        check_tokenizer(mistral, TEMPLATES["chatml"])
