@@ -23,7 +23,7 @@ class DamagedChunk(ValueError):
 
 def encode_chunk(values: NDArray[Any], spec: ArraySpec) -> bytes:
     """Encode one record (or a whole small array) by the array's codec chain."""
-    current: Any = np.ascontiguousarray(values, dtype=spec.dtype)
+    current: Any = np.ascontiguousarray(values, dtype=spec.input_dtype)
     for codec in spec.codecs:
         current = _encode(current, codec)
     return bytes(current)
@@ -53,6 +53,8 @@ def _encode(current: Any, codec: Codec) -> Any:
     if codec["name"] == "crc32c":
         data = bytes(memoryview(current).cast("B"))
         return data + _crc32c(data)
+    if codec["name"] == "numcodecs.fixedscaleoffset":
+        codec = {**codec, "configuration": {**codec["configuration"], "dtype": str(current.dtype)}}
     return _numcodec(codec["name"], _frozen(codec)).encode(current)
 
 

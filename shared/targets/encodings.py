@@ -7,13 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shared.imaging.geometry import coverage
+from shared.imaging.geometry import Box, coverage
 from shared.imaging.grid import Grid, interpolation_matrix
+from shared.targets.factors import factorise
 from shared.targets.identity import Identity
 from shared.targets.layout import Record
 from shared.targets.similarity import cosine_similarity_triangle
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom: the share of the square that shows image
 
 
 def encode_targets(
@@ -32,28 +31,53 @@ def encode_targets(
     attention
         E_a (B, M), raw.
     boxes
-        The content box of each image (`shared.imaging.geometry.content_box`).
+        The content box of each image, in fractions of the square.
     native
-        The teacher's own grid (rows, columns), M patches.
+        The teacher's own grid (rows, columns), M patches; `factors` need it to be the identity's.
     identity
-        Decides grid and encoding.
+        Decides grid, encoding, precision and tolerance.
 
     Raises
     ------
     ValueError
         If a feature or weight is not finite: a target must never be wrong in silence.
+    UserError
+        If `factors` cannot keep the tolerance.
     """
     if not (torch.isfinite(tokens).all() and torch.isfinite(attention).all()):
         raise ValueError("the teacher returned values that are not finite; try --dtype fp32")
-    matrix = interpolation_matrix(Grid(*native), Grid(*identity.grid)).to(tokens.device)
-    interpolated = torch.einsum("nm,bmd->bnd", matrix, tokens.float())
-    similarity = cosine_similarity_triangle(interpolated).half().cpu().numpy()
+    if identity.encoding == "matrix":
+        return _matrix_records(tokens, attention, boxes, Grid(*native), identity)
+    if tuple(native) != identity.grid or identity.tolerance is None:
+        raise ValueError(f"factors are stored on the teacher's grid {native}, the identity says {identity.grid}")
+    weights = attention.float().cpu().numpy()
+    records: list[Record] = []
+    for row, box in enumerate(boxes):
+        factors = factorise(tokens[row].float(), native, identity.tolerance, identity.precision)
+        records.append(
+            {
+                "factors": factors.values,
+                "scale": factors.scale,
+                "rank": np.array(factors.values.shape[1], dtype=np.uint16),
+                "error": factors.error,
+                "box": np.array(box, dtype=np.float64),
+                "attention": weights[row],
+                "coverage": coverage(box, Grid(*native)),
+            }
+        )
+    return records
+
+
+def _matrix_records(
+    tokens: Tensor, attention: Tensor, boxes: Sequence[Box], native: Grid, identity: Identity
+) -> list[Record]:
+    grid = Grid(*identity.grid)
+    matrix = interpolation_matrix(native, grid).to(tokens.device)
+    interpolated = tokens.float() if native == grid else matrix @ tokens.float()
+    similarity = cosine_similarity_triangle(interpolated)
+    stored = (similarity.half() if identity.precision == "f16" else similarity).cpu().numpy()
     weights = (attention.float() @ matrix.T).cpu().numpy()
     return [
-        {
-            "similarity": similarity[row],
-            "attention": weights[row].astype(np.float32),
-            "coverage": coverage(box, Grid(*identity.grid)),
-        }
+        {"similarity": stored[row], "attention": weights[row], "coverage": coverage(box, grid)}
         for row, box in enumerate(boxes)
     ]

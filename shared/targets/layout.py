@@ -46,6 +46,11 @@ class ArraySpec(NamedTuple):
     codecs: tuple[Codec, ...]
     axes: tuple[str, ...]
 
+    @property
+    def input_dtype(self) -> np.dtype[Any]:
+        """Type of the values to encode: what is quantised comes as float32, for float16 would round it twice."""
+        return np.dtype("<f4") if QUANTISE in self.codecs else self.dtype
+
 
 def triangle_length(patches: int) -> int:
     """Count the pairs i < j among `patches` patches: N(N-1)/2."""
@@ -80,7 +85,7 @@ def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
         _spec("scale", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD)),
         _spec("rank", "<u2", (), ()),
         _spec("error", "<f4", (2,), ("grid",)),
-        _spec("box", "<f4", (4,), ("edge",)),
+        _spec("box", "<f8", (4,), ("edge",)),
     )
 
 

@@ -120,8 +120,8 @@ def _prepare(values: NDArray[Any], spec: ArraySpec) -> NDArray[Any]:
         raise ValueError(f"array {spec.name} has shape {values.shape}, expected {spec.shape}")
     if values.dtype.kind not in ("f" if spec.dtype.kind == "f" else "iu"):
         raise ValueError(f"array {spec.name} has type {values.dtype}, expected {spec.dtype}")
-    if values.dtype != spec.dtype:
-        converted = values.astype(spec.dtype)
+    if values.dtype != spec.input_dtype:
+        converted = values.astype(spec.input_dtype)
         if spec.dtype.kind != "f" and not np.array_equal(converted, values):
             raise ValueError(f"array {spec.name} does not fit {spec.dtype}")
         values = converted
