@@ -1,0 +1,191 @@
+"""Data set files: every form in, the same records out, and faults that name file and record."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.console import UserError
+from shared.manifest import Record, Turn, front_images, image_root_of, load_records, strip_marks, write_records
+
+pytestmark = pytest.mark.unit
+
+LLAVA = {
+    "id": "CXR2384_IM-0942_train0",
+    "image": "CXR2384_IM-0942/0.png",
+    "conversations": [
+        {"from": "human", "value": "<image>\nAnalyze the chest X-ray and generate a concise medical report."},
+        {"from": "gpt", "value": "The heart size is normal ."},
+    ],
+}
+SLAKE = {
+    "img_id": 102,
+    "img_name": "xmlab102/source.jpg",
+    "question": "What modality is used to take this image?",
+    "answer": "CT",
+    "q_lang": "en",
+    "answer_type": "OPEN",
+    "qid": 11934,
+}
+
+
+def put(folder: Path, rows: list[Any], name: str = "data.json") -> Path:
+    path = folder / name
+    text = json.dumps(rows) if path.suffix == ".json" else "\n".join(json.dumps(row) for row in rows)
+    path.write_text(text)
+    return path
+
+
+def test_llava_conversation(tmp_path: Path) -> None:
+    (record,) = load_records(put(tmp_path, [LLAVA]))
+    assert record.id == LLAVA["id"]
+    assert record.images == ("CXR2384_IM-0942/0.png",)
+    assert record.turns[0].text == "<image>\nAnalyze the chest X-ray and generate a concise medical report."
+    assert record.question == "Analyze the chest X-ray and generate a concise medical report."
+    assert record.answer == "The heart size is normal ."
+    assert record.answer_type is None
+    assert record.extra == {}
+
+
+def test_question_form_of_slake(tmp_path: Path) -> None:
+    (record,) = load_records(put(tmp_path, [SLAKE], "slake.jsonl"))
+    assert (record.id, record.images, record.answer_type) == ("11934", ("xmlab102/source.jpg",), "OPEN")
+    assert record.turns == (Turn("human", "<image>\nWhat modality is used to take this image?"), Turn("gpt", "CT"))
+    assert record.extra == {"img_id": 102, "q_lang": "en"}
+
+
+def test_question_form_asks_as_the_authors_do(tmp_path: Path) -> None:
+    rows = [
+        {"id": 1, "image": "a.png", "question": "Effusion?\n<image>", "question_type": "binary", "answer": "Yes."},
+        {"id": 2, "image": "a.png", "question": "Which?", "choices": "A: lung, B: liver", "answer": "A: lung"},
+        {"id": 3, "image": "a.png", "question": "Which?", "choices": "-", "answer": 3},
+        {"id": 4, "image": "a.png", "question": "Which?", "choices": ["left lung", "liver"], "answer_type": "CLOSED "},
+    ]
+    binary, chosen, blank, listed = load_records(put(tmp_path, rows))
+    assert binary.turns[0].text == "<image>\nEffusion? Please answer Yes or No."
+    assert chosen.question == "Which? Please choose from the following options: A: lung, B: liver"
+    assert (blank.question, blank.answer) == ("Which?", "3")
+    assert listed.options == ("left lung", "liver")
+    assert (listed.answer, listed.answer_type) == ("", "CLOSED")
+
+
+def test_foreign_answer_types_stay_extra(tmp_path: Path) -> None:
+    (record,) = load_records(put(tmp_path, [{**SLAKE, "answer_type": "yes/no"}]))
+    assert record.answer_type is None
+    assert record.extra["answer_type"] == "yes/no"
+
+
+def test_several_images_text_only_and_marks(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Compare <image> with <image> please"}, {"from": "gpt", "value": "same"}]
+    rows = [
+        {"id": "two", "image": ["a.png", "b.nii.gz#axial=3"], "conversations": turns},
+        {"id": "none", "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}]},
+        {"image": "a.png", "conversations": [{"from": "human", "value": "unmarked"}]},
+    ]
+    two, none, unmarked = load_records(put(tmp_path, rows))
+    assert two.turns[0].text == "<image>\n<image>\nCompare with please"
+    assert none.images == ()
+    assert none.turns[0].text == "hello"
+    assert (unmarked.id, unmarked.turns[0].text) == ("2", "<image>\nunmarked")
+
+
+def test_front_images() -> None:
+    assert front_images("What is <image> this?") == "<image>\nWhat is this?"
+    assert front_images("plain ") == "plain "
+    assert front_images("plain", 2) == "<image>\n<image>\nplain"
+    assert strip_marks("a\n<image>\nb") == "a b"
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=30).filter(lambda text: "<image>" not in text)
+
+
+@settings(deadline=None)
+@given(
+    pairs=st.lists(st.tuples(texts, texts, st.integers(0, 2)), min_size=1, max_size=3),
+    answer_type=st.sampled_from([None, "OPEN", "CLOSED"]),
+    options=st.lists(texts.filter(bool), max_size=2),
+    suffix=st.sampled_from([".json", ".jsonl", ".parquet"]),
+)
+def test_written_records_come_back(
+    pairs: list[tuple[str, str, int]], answer_type: Any, options: list[str], suffix: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    turns: list[Turn] = []
+    for question, answer, images in pairs:
+        turns += [Turn("human", front_images(question, images)), Turn("gpt", answer)]
+    count = sum(images for _, _, images in pairs)
+    names = tuple(f"{number}.png" for number in range(count))
+    record = Record("x", names, tuple(turns), answer_type, tuple(options), {"source": "here", "number": 3})
+    plain = Record("y", (), (Turn("human", "q"), Turn("gpt", "a")))
+    path = tmp_path_factory.mktemp("round") / f"data{suffix}"
+    write_records(path, [record, plain])
+    assert load_records(path) == [record, plain]
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        (["no"], "record 1: a record is a mapping, found a list"),
+        ({"id": "x"}, r"record 1 \(id x\): neither `conversations` nor `question`"),
+        ({"id": "x", "conversations": []}, r"\(id x\): `conversations` must be a list of turns"),
+        ({"id": "x", "conversations": [{"from": "human"}]}, "turn 0 must be"),
+        (
+            {"id": "x", "conversations": [{"from": "gpt", "value": "a"}]},
+            "turn 0 is from 'gpt'; human and gpt alternate",
+        ),
+        ({"id": "x", "conversations": [{"from": "human", "value": "<image>"}]}, "1 <image> marks for 0 images"),
+        (
+            {"id": "x", "image": ["a"] * 2, "conversations": [{"from": "human", "value": "<image>"}]},
+            "1 <image> marks for 2",
+        ),
+        ({"id": "x", "image": 3, "question": "q"}, "`image` must be a path or a list of paths, found a int"),
+        ({"id": "x", "image": {"bytes": "", "path": "a"}, "question": "q"}, "save embedded images as files first"),
+        ({"id": "x", "question": 3}, "`question` must be text"),
+        ({"id": "x", "question": "q", "answer": True}, "`answer` must be text or a number"),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "<image>"}], "image": "a"},
+            "an answer contains <image>",
+        ),
+    ],
+)
+def test_faulty_records_are_named(row: Any, line: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=line) as caught:
+        load_records(put(tmp_path, [LLAVA, row]))
+    assert "data.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.json", b"{", "cannot be read"),
+        ("a.json", b"{}", "expected a JSON list"),
+        ("a.json", b"[]", "holds no records"),
+        ("a.json", b"\xff\xfe[]", "cannot be read"),
+        ("a.jsonl", b'{"question": "q"}\nnot json\n', "line 2 is not JSON"),
+        ("a.parquet", b"PAR1", "cannot be read"),
+        ("a.csv", b"a,b", r"ends in \.json, \.jsonl or \.parquet"),
+    ],
+)
+def test_faulty_files_are_named(name: str, content: bytes, line: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=line) as caught:
+        load_records(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no data set file at"):
+        load_records(tmp_path / "absent.json")
+
+
+def test_missing_images_are_counted(tmp_path: Path) -> None:
+    path = put(tmp_path, [LLAVA, SLAKE])
+    (tmp_path / "xmlab102").mkdir()
+    (tmp_path / "xmlab102" / "source.jpg").touch()
+    with pytest.raises(UserError, match=r"1 records show images that are not there, first .*0\.png \(id CXR2384"):
+        load_records(path, tmp_path)
+    assert image_root_of(path, None) == tmp_path
+    assert image_root_of(path, "elsewhere") == Path("elsewhere")

@@ -1,0 +1,130 @@
+"""The recipe: what it takes, what it refuses, and how it says so."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.console import UserError
+from shared.recipe import Recipe, load_recipe, make_recipe, recipe_keys, save_recipe
+
+pytestmark = pytest.mark.unit
+
+
+def test_defaults_are_the_authors() -> None:
+    recipe = load_recipe(None)
+    assert (recipe.train.learning_rate, recipe.train.warmup_ratio, recipe.train.weight_decay) == (2e-4, 0.03, 0.0)
+    assert (recipe.train.schedule, recipe.train.precision, recipe.train.seed) == ("cosine", "bf16", 4)
+    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets) == (32, 16, 0.05, "all-linear")
+    assert (recipe.losses.alpha, recipe.losses.layers, recipe.data.max_length) == (1.0, (20,), 1024)
+    assert recipe.rotation.kind == "full"
+
+
+@pytest.mark.parametrize(("normalization", "beta"), [("renormalized", 0.00125), ("l2", 0.03), ("softmax", 0.03)])
+def test_beta_belongs_to_the_normalization(normalization: str, beta: float) -> None:
+    assert load_recipe(None, [f"losses.attention_normalization={normalization}"]).losses.beta == beta
+    both = load_recipe(None, [f"losses.attention_normalization={normalization}", "losses.beta=0.5"])
+    assert both.losses.beta == 0.5
+    assert load_recipe(None, ["losses.beta=0"]).losses.beta == 0.0
+
+
+def test_file_overrides_and_saved_copy(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model:\n  name: huatuogpt-vision-7b\ntrain:\n  epochs: 12\nlosses:\ntargets: {teacher: [a, b]}\n")
+    recipe = load_recipe(path, ["losses.layer=[16, 20]", "train.epochs=3", "deepspeed=zero3", "data.train=a=b.json"])
+    assert recipe.model.name == "huatuogpt-vision-7b"
+    assert recipe.losses.layers == (16, 20)
+    assert recipe.train.epochs == 3.0
+    assert recipe.deepspeed == "zero3"
+    assert recipe.data.train == "a=b.json"
+    assert recipe.targets.teacher == ["a", "b"]
+    save_recipe(recipe, tmp_path / "resolved.yaml")
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+    saved = yaml.safe_load((tmp_path / "resolved.yaml").read_text())
+    assert saved["losses"]["beta"] == 0.00125
+    assert set(saved) == set(Recipe.model_fields)
+
+
+def test_scientific_numbers_without_a_point() -> None:
+    assert load_recipe(None, ["train.learning_rate=1e-4"]).train.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("train.learnig_rate=1", r"unknown key `train\.learnig_rate`; did you mean `train\.learning_rate`\?"),
+        ("trian.epochs=1", r"unknown key `trian`; did you mean `train`\?"),
+        ("lora.epochs=1", r"unknown key `lora\.epochs`; did you mean `train\.epochs`\?"),
+        ("layer=20", r"unknown key `layer`; did you mean `losses\.layer`\?"),
+        ("lora.zzz=1", r"unknown key `lora\.zzz`; nearest is `lora\.\w+`; valid here: r, alpha"),
+        ("losses.alpha=-1", r"`losses\.alpha` is -1: .*greater than or equal to 0"),
+        ("losses.alpha=.inf", r"`losses\.alpha` is inf"),
+        ("losses.layer=0", r"`losses\.layer` is 0"),
+        ("losses.layer=deep", r"`losses\.layer` is 'deep': .*integer"),
+        ("losses.attention_normalization=l3", r"`losses\.attention_normalization` is 'l3': .*'l2'"),
+        ("train=5", r"`train` is 5"),
+        ("train.epochs", "not of the form key=value"),
+        ("=5", "not of the form key=value"),
+        ("deepspeed.stage=2", r"`deepspeed` is"),
+        ("train.report_to=[tensorbord]", r"'tensorbord'.*'tensorboard'"),
+    ],
+)
+def test_faults_are_named_in_one_line(override: str, line: str) -> None:
+    with pytest.raises(UserError, match=line) as caught:
+        load_recipe(None, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_override_below_a_plain_value(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("deepspeed: zero2\n")
+    with pytest.raises(UserError, match="deepspeed holds a plain value"):
+        load_recipe(tmp_path / "a.yaml", ["deepspeed.stage=2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("train:\n  epochs: 1\n  epochs: 2\n", "`epochs` is given twice"),
+        ("- a\n- b\n", "a recipe is a mapping"),
+        ("train: [\n", "not a YAML file"),
+        ("!!python/object/apply:os.system ['true']\n", "not a YAML file"),
+    ],
+)
+def test_bad_files(text: str, line: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=line) as caught:
+        load_recipe(path)
+    assert "recipe.yaml" in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no recipe at .*nowhere\.yaml"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert load_recipe(tmp_path / "empty.yaml") == Recipe()
+
+
+@given(st.sampled_from(recipe_keys()), st.data())
+def test_one_slip_of_the_key_is_put_right(key: str, data: st.DataObject) -> None:
+    """Drop one letter of any longer key: the error proposes the key itself (or another one as near)."""
+    section, _, leaf = key.rpartition(".")
+    if len(leaf) < 6:
+        return
+    place = data.draw(st.integers(0, len(leaf) - 1))
+    misspelt = ".".join(part for part in (section, leaf[:place] + leaf[place + 1 :]) if part)
+    if misspelt in recipe_keys():
+        return
+    with pytest.raises(UserError, match="did you mean") as caught:
+        load_recipe(None, [f"{misspelt}=1"])
+    assert f"`{key}`" in str(caught.value) or leaf[:4] in str(caught.value)
+
+
+def test_values_do_not_change_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        make_recipe({}).train.epochs = 1.0  # type: ignore[misc]
