@@ -1,0 +1,160 @@
+"""Open any image file as RGB, and name it by its content.
+
+What a file is follows from its bytes, never from its name: DICOM (`shared.imaging.dicom`), NIfTI
+(`shared.imaging.nifti`), else Pillow with the formats listed here. Whatever cannot be shown faithfully raises
+`UnreadableImage` with a reason that names no path, so that it may go into a quarantine list that others read.
+"""
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+MAX_PIXELS = 100_000_000  # 10,000 x 10,000: larger than any radiograph, smaller than a decompression bomb
+
+
+class UnreadableImage(ValueError):
+    """An image that cannot be shown faithfully; the message is the reason and names no path."""
+
+
+class ImageReference(NamedTuple):
+    """A file, and which image of it: `frame=12` of a DICOM or TIFF, `axial=90` of a NIfTI; None where it holds one."""
+
+    path: Path
+    part: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.part is None else f"{self.path}#{self.part}"
+
+
+def parse_reference(text: str, root: Path | None = None) -> ImageReference:
+    """Read `scan.nii.gz#axial=90` as a path (below `root`, if given) and a part."""
+    name, mark, part = text.rpartition("#")
+    if not mark or "=" not in part or "/" in part:  # a `#` that belongs to the file name
+        name, part = text, ""
+    return ImageReference(Path(name) if root is None else root / name, part or None)
+
+
+def content_key(path: str | Path, part: str | None = None) -> bytes:
+    """Return the 32-byte name of an image: sha256 of the file's bytes, or of bytes || 0x00 || part.
+
+    A renamed or copied file keeps its key, and no path can be read from it. Raises OSError.
+    """
+    with Path(path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    if part is not None:
+        digest.update(b"\0" + part.encode())
+    return digest.digest()
+
+
+def open_image(reference: ImageReference | str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the image as mode RGB, upright (EXIF rotation applied), at its own size.
+
+    16-bit and floating-point pixels are scaled from their own range to 8 bits; transparent pixels become black, as
+    they are shown over nothing.
+
+    Raises
+    ------
+    UnreadableImage
+        No image, a truncated one, another format, more than `max_pixels` pixels, a part that is not there.
+    OSError
+        The file itself cannot be opened or read.
+    """
+    if not isinstance(reference, ImageReference):
+        reference = ImageReference(Path(reference))
+    path, part = reference
+    with path.open("rb") as file:
+        head = file.read(352)
+        if not head:
+            raise UnreadableImage("the file is empty")
+        file.seek(0)
+        if head[128:132] == b"DICM":
+            from shared.imaging.dicom import open_dicom
+
+            return open_dicom(file, part, max_pixels)
+        if _is_nifti(head, path):
+            from shared.imaging.nifti import open_nifti
+
+            return open_nifti(path, part, max_pixels)
+        return _open_with_pillow(file, part, max_pixels)
+
+
+def _is_nifti(head: bytes, path: Path) -> bool:
+    """NIfTI-1 or -2 by its magic; a gzip stream only by its name, since gzip itself says nothing of its content."""
+    return (
+        head[344:348] in (b"n+1\0", b"ni1\0")
+        or head[4:8] == b"n+2\0"
+        or (head[:2] == b"\x1f\x8b" and path.name.endswith(".nii.gz"))
+    )
+
+
+def _open_with_pillow(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of bombs and odd metadata; the cap below decides
+            image = Image.open(file, formats=FORMATS)
+            if part is not None:
+                image.seek(frame_number(part, getattr(image, "n_frames", 1)))
+            check_size(image.width, image.height, max_pixels)
+            image.load()
+            image = ImageOps.exif_transpose(image)
+    except UnreadableImage:
+        raise
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"more than {max_pixels} pixels") from None
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage(f"not an image of a known format (DICOM, NIfTI, {', '.join(FORMATS)})") from None
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise whatever their parsing stumbles over: OSError, SyntaxError, ...
+        raise UnreadableImage(f"broken {type(error).__name__}: {str(error)[:200]}") from None
+    return _to_rgb(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
+        return gray_to_rgb(np.asarray(image))
+    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    return image.convert("RGB")
+
+
+def gray_to_rgb(pixels: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Image.Image:
+    """Scale a grayscale plane (rows, columns) of any number type from its own range to 8 bits, as RGB.
+
+    Raises UnreadableImage where no pixel is finite, or where every pixel has one value: a flat plane cannot be told
+    from a failed decoding.
+    """
+    values = pixels.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise UnreadableImage("no pixel has a finite value")
+    low, high = values[finite].min(), values[finite].max()
+    if low == high:
+        raise UnreadableImage(f"every pixel has the value {low:g}")
+    scaled = np.where(finite, (values - low) / (high - low) * 255, 0)
+    return Image.fromarray(np.rint(scaled).astype(np.uint8), "L").convert("RGB")
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise UnreadableImage where an image has no pixels or too many."""
+    if width < 1 or height < 1:
+        raise UnreadableImage(f"it has {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise UnreadableImage(f"{width} x {height} pixels are more than the {max_pixels} allowed")
+
+
+def frame_number(part: str, frames: int) -> int:
+    """Read `frame=12` (0-based) and check that there is such a frame."""
+    name, _, number = part.partition("=")
+    if name != "frame" or not number.isdecimal():
+        raise UnreadableImage(f"part {part!r} does not name a frame such as frame=0")
+    if int(number) >= frames:
+        raise UnreadableImage(f"part {part!r}: the file has {frames} frames, counted from 0")
+    return int(number)
