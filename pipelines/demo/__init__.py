@@ -1,0 +1,1 @@
+"""The demo: the whole pipeline on real MRI with real, general-purpose weights, in minutes on two cores."""
