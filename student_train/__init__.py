@@ -1,1 +1,17 @@
-"""Stage two: LoRA fine-tuning of a Med-LVLM that streams the teacher's targets from the store."""
+"""Stage two: fine-tune the medical vision-language model while streaming the teacher's targets."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from student_train.processor import load
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `load` when it is first asked for: the command line answers `--help` without torch."""
+    if name == "load":
+        from student_train.processor import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -262,11 +262,12 @@ class _Rotate:
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
-class _Tap:
-    """What a tapped attention module carries: its channel, its layer and its two configurations."""
+class _Tap(NamedTuple):
+    """What a tapped attention module carries: its channel, its layer and its own configuration."""
 
-    def __init__(self, channel: Channel, layer: int, own: Any, tapped: Any) -> None:
-        self.channel, self.layer, self.own, self.tapped = channel, layer, own, tapped
+    channel: Channel
+    layer: int
+    own: Any
 
 
 def _tap(attention: nn.Module, channel: Channel, layer: int) -> None:
@@ -277,7 +278,7 @@ def _tap(attention: nn.Module, channel: Channel, layer: int) -> None:
     own = attention.config
     tapped = copy.copy(own)
     tapped._attn_implementation_internal = TAPPED  # type: ignore[union-attr]
-    attention.alignment_tap = _Tap(channel, layer, own, tapped)  # type: ignore[assignment]
+    attention.alignment_tap = _Tap(channel, layer, own)  # type: ignore[assignment]
     attention.config = tapped
 
 
@@ -285,11 +286,12 @@ def _tapped_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> Any:
     tap: _Tap = module.alignment_tap  # type: ignore[assignment]
+    before = module.config
     module.config = tap.own  # kernels look their own name up in it
     try:
         output = _kernel(module, tap.own._attn_implementation)(module, query, key, value, attention_mask, **kwargs)
     finally:
-        module.config = tap.tapped
+        module.config = before
     channel = tap.channel
     if channel.request is not None:
         _read(channel, tap.layer, query, key, attention_mask, kwargs)

