@@ -45,6 +45,7 @@ def generate(
         num_beams=num_beams,
         length_penalty=length_penalty,
         early_stopping=False,
+        suppress_tokens=[prompts.image_token_id],  # an answer shows no image
     )
     with torch.no_grad(), _no_checkpoint_defaults(model):
         output: Tensor = model.generate(

@@ -58,6 +58,19 @@ class Prompts:
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(self.features))}
         return inputs
 
+    def row(self, number: int) -> "Prompts":
+        """Return one prompt as a batch of its own, without padding."""
+        real = self.mask[number].bool()
+        mine = [place for place, row in enumerate(self.image_rows()) if row == number]
+        return replace(
+            self,
+            ids=self.ids[number : number + 1, real],
+            mask=self.mask[number : number + 1, real],
+            pixels=None if self.pixels is None or not mine else self.pixels[mine],
+            features=tuple(self.features[place] for place in mine),
+            items=(self.items[number],),
+        )
+
     def with_features(self, features: Sequence[Tensor]) -> "Prompts":
         """Return the same prompts over other image features, one token each as before."""
         return replace(self, features=tuple(features))
