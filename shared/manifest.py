@@ -131,7 +131,7 @@ def front_images(text: str, images: int | None = None) -> str:
     `images` sets their number; by default it stays.
     """
     count = text.count(IMAGE_MARK) if images is None else images
-    return f"{IMAGE_MARK}\n" * count + strip_marks(text) if count else text
+    return f"{IMAGE_MARK}\n" * count + strip_marks(text).strip() if count else text
 
 
 def strip_marks(text: str) -> str:

@@ -42,7 +42,7 @@ class ImageReader(NamedTuple):
         """Return an open image as the vision tower wants it, float32."""
         fill = (int(self.mean[0] * 255), int(self.mean[1] * 255), int(self.mean[2] * 255))
         levels = np.asarray(square(image.convert("RGB"), self.size, self.geometry, fill), dtype=np.float32) / 255.0
-        normalised = (levels - np.float32(self.mean)) / np.float32(self.deviation)
+        normalised = (levels - np.asarray(self.mean, np.float32)) / np.asarray(self.deviation, np.float32)
         return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
 
 
