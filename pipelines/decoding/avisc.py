@@ -44,10 +44,9 @@ def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, s
         return blanked(prompts, blind, settings.masking, seed)
 
     processors = [contrasted(model, prompts, view, amplified(settings.alpha, settings.beta))]
-    if settings.sample:
-        processors.append(sampler(prompts, seed, temperature=settings.temperature))
+    draw = sampler(prompts, seed, temperature=settings.temperature) if settings.sample else None
     with watching(model, layers, read):
-        return generate(model, prompts, limits, processors)
+        return generate(model, prompts, limits, processors, draw=draw)
 
 
 def blind_tokens(weights: Tensor, image_mask: Tensor, settings: Settings) -> Tensor:

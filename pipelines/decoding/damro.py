@@ -32,9 +32,8 @@ def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, s
     """Answer every prompt of the batch."""
     view = outlier_view(model, prompts, settings.top_k, settings.others)
     processors = [contrasted(model, prompts, view, amplified(settings.alpha, settings.beta))]
-    if settings.sample:
-        processors.append(sampler(prompts, seed, temperature=settings.temperature))
-    return generate(model, prompts, limits, processors)
+    draw = sampler(prompts, seed, temperature=settings.temperature) if settings.sample else None
+    return generate(model, prompts, limits, processors, draw=draw)
 
 
 def outlier_view(model: Model, prompts: Prompts, top_k: int, others: str) -> Prompts:

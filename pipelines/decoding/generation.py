@@ -26,14 +26,16 @@ def generate(
     limits: Limits,
     processors: Sequence[Processor] = (),
     *,
+    draw: Processor | None = None,
     num_beams: int = 1,
     length_penalty: float = 1.0,
     custom: Callable[..., Tensor] | None = None,
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, the end token left out.
 
-    Greedy over the processed scores (a sampler is a processor that leaves one token), beam search with `num_beams`, or
-    `custom`, transformers' `custom_generate` function.
+    Greedy over the processed scores (`draw`, a sampler, is the last processor and leaves one token), beam search with
+    `num_beams`, or `custom`, transformers' `custom_generate` function. The image token is never generated: an answer
+    shows no image, and W would act on it.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -45,13 +47,17 @@ def generate(
         num_beams=num_beams,
         length_penalty=length_penalty,
         early_stopping=False,
-        suppress_tokens=[prompts.image_token_id],  # an answer shows no image
     )
+
+    def no_image(ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.index_fill(1, scores.new_tensor([prompts.image_token_id], dtype=torch.long), -torch.inf)
+
+    steps = [*processors, no_image, *([draw] if draw else [])]
     with torch.no_grad(), _no_checkpoint_defaults(model):
         output: Tensor = model.generate(
             **prompts.model_inputs(),
             generation_config=config,
-            logits_processor=LogitsProcessorList(processors),
+            logits_processor=LogitsProcessorList(steps),
             custom_generate=custom,
         )
     return [_until_end(row, limits.end_ids) for row in output[:, prompts.ids.shape[1] :].tolist()]

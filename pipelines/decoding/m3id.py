@@ -38,6 +38,5 @@ def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, s
         return plausible(main + weight * (main - bare), main, settings.beta)
 
     processors = [contrasted(model, prompts, prompts.without_images(), combine)]
-    if settings.sample:
-        processors.append(sampler(prompts, seed, temperature=settings.temperature))
-    return generate(model, prompts, limits, processors)
+    draw = sampler(prompts, seed, temperature=settings.temperature) if settings.sample else None
+    return generate(model, prompts, limits, processors, draw=draw)

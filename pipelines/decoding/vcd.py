@@ -29,9 +29,8 @@ def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, s
     """Answer every prompt of the batch."""
     view = noisy_view(model, prompts, settings.noise_step, seed)
     processors = [contrasted(model, prompts, view, amplified(settings.alpha, settings.beta))]
-    if settings.sample:
-        processors.append(sampler(prompts, seed, temperature=settings.temperature))
-    return generate(model, prompts, limits, processors)
+    draw = sampler(prompts, seed, temperature=settings.temperature) if settings.sample else None
+    return generate(model, prompts, limits, processors, draw=draw)
 
 
 def noisy_view(model: Model, prompts: Prompts, step: int, seed: int) -> Prompts:

@@ -1,0 +1,323 @@
+"""VCD, AVISC, M3ID, DAMRO and PAI against their formulas, evaluated step by step without a cache."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.decoding import avisc, damro, vcd
+from pipelines.decoding.attention import Rows, watching
+from pipelines.decoding.contrast import ContrastPass
+from pipelines.decoding.generation import item_generator
+from pipelines.decoding.methods import Decoding, decoding
+from pipelines.decoding.prompts import encode_images
+from tests.fixtures.decoding import LIMITS, last_logits, lively_student, prompts, unpadded
+from tests.fixtures.students import PATCHES
+
+pytestmark = pytest.mark.unit
+CONTRASTIVE = ("vcd", "avisc", "m3id", "damro", "pai")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "rotated"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return lively_student(rotated=request.param)
+
+
+def run(method: Decoding, model: Any, batch: Any, seed: int = 0) -> list[list[int]]:
+    return method.decode(model, batch, LIMITS, method.settings, seed)
+
+
+ZERO = {
+    "vcd": {"alpha": 0.0, "beta": 0.0},
+    "avisc": {"alpha": 0.0, "beta": 0.0},
+    "damro": {"alpha": 0.0, "beta": 0.0},
+    "m3id": {"decay": 0.0, "beta": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+def test_strength_zero_is_greedy_decoding(model: Any, name: str) -> None:
+    batch = prompts(model)
+    zero = ZERO.get(name, {"alpha": 0.0, "gamma": 1.0, "beta": 0.0})
+    method = decoding(name, overrides=zero | ({} if name == "pai" else {"sample": False}))
+    assert run(method, model, batch) == run(decoding("greedy"), model, batch)
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_strength_zero_is_plain_sampling(model: Any, name: str) -> None:
+    batch = prompts(model)
+    plain = run(decoding("nucleus", overrides={"top_p": 1.0}), model, batch, seed=3)
+    assert run(decoding(name, overrides=ZERO[name]), model, batch, seed=3) == plain
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+def test_strength_changes_the_answers(model: Any, name: str) -> None:
+    strong = {"m3id": {"decay": 1.0}, "pai": {"alpha": 2.0, "gamma": 4.0}}.get(name, {"alpha": 4.0})
+    method = decoding(name, overrides=strong | ({} if name == "pai" else {"sample": False}))
+    batch = prompts(model, ("a", "b", "c"))
+    assert run(method, model, batch) != run(decoding("greedy"), model, batch)
+
+
+def views(model: Any, batch: Any) -> dict[str, Any]:
+    weights: dict[int, Tensor] = {}
+
+    def read(layer: int, rows: Rows) -> None:
+        weights[layer] = torch.softmax(rows.logits(), dim=-1)[:, :, 0].mean(1)
+
+    with watching(model, range(4), read), torch.no_grad():
+        model(**batch.model_inputs())
+    blind = avisc.blind_tokens(torch.stack([weights[i] for i in range(4)]), batch.image_mask, avisc.Settings())
+    return {
+        "vcd": vcd.noisy_view(model, batch, 500, 0),
+        "damro": damro.outlier_view(model, batch, 5, "drop"),
+        "damro zero": damro.outlier_view(model, batch, 5, "zero"),
+        "avisc": avisc.blanked(batch, blind, "zeros", 0),
+        "avisc ones": avisc.blanked(batch, blind, "ones", 0),
+        "avisc noise": avisc.blanked(batch, blind, "noise", 0),
+        "text": batch.without_images(),
+    }
+
+
+def test_every_contrast_pass_differs_from_the_main_one(model: Any) -> None:
+    """The check that a harness fails whose noisy pass reuses the clean embeddings."""
+    batch = prompts(model)
+    with torch.no_grad():
+        main = model(**batch.model_inputs()).logits[:, -1]
+    for name, view in views(model, batch).items():
+        logits = ContrastPass(model, view).logits(batch.ids[:, :0])
+        assert float((logits - main).abs().amax(1).min()) > 1e-2, name
+    same = ContrastPass(model, batch).logits(batch.ids[:, :0])
+    assert torch.allclose(same, main, atol=1e-4)
+
+
+def test_contrast_pass_with_cache_equals_full_forwards(model: Any) -> None:
+    batch = prompts(model)
+    new = torch.tensor([[5, 9, 70], [8, 8, 30]])
+    for name, view in views(model, batch).items():
+        cached = ContrastPass(model, view)
+        for step in range(4):
+            logits = cached.logits(new[:, :step])
+            for row in range(2):
+                one = view.row(row)
+                ids = torch.cat([one.ids[0], new[row, :step]])
+                inputs = one.model_inputs()
+                extra = {"mm_encoder_outputs": inputs["mm_encoder_outputs"]} if one.features else {}
+                assert torch.allclose(logits[row], last_logits(model, ids, **extra), atol=2e-3), (name, step)
+
+
+def test_rotation_touches_the_text_only_view_nowhere() -> None:
+    """W acts on image positions alone: without images the rotated student is the plain one."""
+    plain, rotated = lively_student(), lively_student(rotated=True)
+    batch = prompts(plain)
+    text = [ContrastPass(one, batch.without_images()).logits(batch.ids[:, :0]) for one in (plain, rotated)]
+    assert torch.equal(text[0], text[1])
+    full = [ContrastPass(one, batch).logits(batch.ids[:, :0]) for one in (plain, rotated)]
+    assert not torch.allclose(full[0], full[1], atol=1e-2)
+
+
+# --- each method's formula, by hand -------------------------------------------------------------------------------
+
+Step = Callable[[Tensor, int], Tensor]  # (new tokens, step) -> scores
+
+
+def by_hand(model: Any, scores: Step, seed: int | None, item: str, temperature: float = 1.0) -> list[int]:
+    generator = None if seed is None else item_generator(seed, item)
+    new: list[int] = []
+    for step in range(LIMITS.max_new_tokens):
+        now = scores(torch.tensor(new, dtype=torch.long), step).double()
+        now[model.config.image_token_id] = -math.inf
+        if generator is None:
+            token = int(now.argmax())
+        else:
+            p = torch.softmax(now / temperature, 0).numpy()
+            place = float(torch.rand(1, generator=generator, dtype=torch.float64)) * p.sum()
+            token = int(np.searchsorted(np.cumsum(p), place, side="right"))
+        if token in LIMITS.end_ids:
+            break
+        new.append(token)
+    return new
+
+
+def plausible_by_hand(combined: Tensor, main: Tensor, beta: float) -> Tensor:
+    return torch.where(main >= main.max() + math.log(beta), combined, torch.tensor(-math.inf))
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_vcd_by_hand(model: Any, sample: bool) -> None:
+    batch = prompts(model)
+    answers = run(decoding("vcd", overrides={"sample": sample, "alpha": 1.5, "beta": 0.2}), model, batch, seed=7)
+    betas = 1 / (1 + np.exp(-np.linspace(-6, 6, 1000))) * (0.5e-2 - 1e-5) + 1e-5
+    kept = float(np.prod(1 - betas[:501]))
+    for row, item in enumerate("ab"):
+        ids, pixels = unpadded(batch, row)
+        noise = torch.randn(pixels.shape[1:], generator=item_generator(7, f"{item}\x00noise"))
+        noisy = math.sqrt(kept) * pixels + math.sqrt(1 - kept) * noise
+
+        def scores(new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, noisy: Any = noisy) -> Tensor:
+            main = last_logits(model, torch.cat([ids, new]), pixels)
+            other = last_logits(model, torch.cat([ids, new]), noisy)
+            return plausible_by_hand(2.5 * main - 1.5 * other, main, 0.2)
+
+        assert answers[row] == by_hand(model, scores, 7 if sample else None, item)
+
+
+@pytest.mark.parametrize("confidence", [None, 0.5])
+def test_m3id_by_hand(model: Any, confidence: float | None) -> None:
+    batch = prompts(model)
+    method = decoding("m3id", overrides={"decay": 0.3, "temperature": 0.7, "confidence": confidence})
+    answers = run(method, model, batch, seed=1)
+    for row, item in enumerate("ab"):
+        ids, pixels = unpadded(batch, row)
+        text = ids[ids != model.config.image_token_id]
+
+        def scores(new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, text: Tensor = text) -> Tensor:
+            main = torch.log_softmax(last_logits(model, torch.cat([ids, new]), pixels), 0)
+            bare = torch.log_softmax(last_logits(model, torch.cat([text, new])), 0)
+            gamma = math.exp(-0.3 * (step + 1))
+            weight = (1 - gamma) / gamma
+            if confidence is not None and float(main.max()) >= math.log(confidence):
+                weight = 0.0
+            return plausible_by_hand(main + weight * (main - bare), main, 0.1)
+
+        assert answers[row] == by_hand(model, scores, 1, item, temperature=0.7)
+
+
+def eager_attentions(model: Any, ids: Tensor, pixels: Tensor) -> list[Tensor]:
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            return list(model(input_ids=ids[None], pixel_values=pixels, output_attentions=True).attentions)
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
+def test_avisc_by_hand() -> None:
+    model = lively_student()
+    batch = prompts(model)
+    answers = run(decoding("avisc", overrides={"sample": False, "lam": 0.3, "gamma": 0.6}), model, batch)
+    for row in range(2):
+        ids, pixels = unpadded(batch, row)
+        image = ids == model.config.image_token_id
+        rows = [layer[0, :, -1].mean(0)[image] for layer in eager_attentions(model, ids, pixels)]
+        shares = np.array([float(one.sum()) for one in rows])
+        shares /= shares.sum()
+        order, total, chosen = np.argsort(-shares), 0.0, []
+        for layer in order:  # the fewest layers whose shares reach gamma
+            chosen.append(rows[layer])
+            total += shares[layer]
+            if total >= 0.6:
+                break
+        mean = torch.stack(chosen).mean(0)
+        blind = mean >= mean.mean() + 0.3 * mean.std()
+        assert 0 < int(blind.sum()) < PATCHES
+        embeddings = model.get_input_embeddings()(ids)
+        features = torch.cat(encode_images(model, pixels)) * blind[:, None]
+        embeddings[image] = features
+
+        def scores(
+            new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, view: Tensor = embeddings
+        ) -> Tensor:
+            main = last_logits(model, torch.cat([ids, new]), pixels)
+            given = torch.cat([view, model.get_input_embeddings()(new)])
+            with torch.no_grad():
+                other = model(inputs_embeds=given[None], use_cache=False).logits[0, -1]
+            return plausible_by_hand(2 * main - other, main, 0.1)
+
+        assert answers[row] == by_hand(model, scores, None, "")
+
+
+@pytest.mark.parametrize("others", ["drop", "zero"])
+def test_damro_by_hand(others: str) -> None:
+    model = lively_student()
+    batch = prompts(model)
+    answers = run(decoding("damro", overrides={"others": others, "top_k": 4}), model, batch, seed=2)
+    tower = model.model.vision_tower
+    for row, item in enumerate("ab"):
+        ids, pixels = unpadded(batch, row)
+        with torch.no_grad():
+            states = tower(pixels, output_hidden_states=True).hidden_states[-3]  # enters the block the student reads
+            attention = tower.encoder.layers[-2].self_attn
+            normed = tower.encoder.layers[-2].layer_norm1(states)
+            query, key = attention.q_proj(normed)[0], attention.k_proj(normed)[0]
+        weights = torch.softmax(query[0] @ key.T / math.sqrt(query.shape[1]), 0)[1:]
+        kept = torch.zeros(PATCHES, dtype=torch.bool)
+        kept[np.argsort(-weights.numpy())[:4].tolist()] = True
+        features = torch.cat(encode_images(model, pixels))
+        image = ids == model.config.image_token_id
+        embeddings = model.get_input_embeddings()(ids).detach()
+        embeddings[image] = features * kept[:, None]
+        if others == "drop":
+            stay = torch.ones(len(ids), dtype=torch.bool)
+            stay[image] = kept
+            embeddings = embeddings[stay]
+
+        def scores(
+            new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, view: Tensor = embeddings
+        ) -> Tensor:
+            main = last_logits(model, torch.cat([ids, new]), pixels)
+            given = torch.cat([view, model.get_input_embeddings()(new)])
+            with torch.no_grad():
+                other = model(inputs_embeds=given[None], use_cache=False).logits[0, -1]
+            return plausible_by_hand(3 * main - 2 * other, main, 0.1)
+
+        assert answers[row] == by_hand(model, scores, 2, item)
+
+
+@pytest.mark.parametrize("boost_first", [True, False])
+def test_pai_by_hand(model: Any, boost_first: bool) -> None:
+    """Without a cache every new token's row is boosted at once: each was the newest row in its own step."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+
+    batch = prompts(model)
+    overrides = {"alpha": 0.6, "gamma": 1.7, "start_layer": 1, "end_layer": 3, "boost_first": boost_first}
+    answers = run(decoding("pai", overrides=overrides), model, batch)
+    state: dict[str, Any] = {}
+
+    def boosted(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **unused: Any
+    ) -> Any:
+        key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (key, value))
+        logits = query @ key.transpose(2, 3) * scaling
+        if state["first"] is not None and 1 <= module.layer_idx < 3:
+            part = logits[:, :, state["first"] :, state["image"]]
+            logits[:, :, state["first"] :, state["image"]] = part + 0.6 * part.abs()
+        hidden = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+        weights = torch.softmax(logits.masked_fill(hidden, -torch.inf), -1)
+        return (weights @ value).transpose(1, 2), None
+
+    AttentionInterface.register("pai_by_hand", boosted)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("pai_by_hand", eager_mask)
+    own = model.get_decoder().config
+    taps = [layer.self_attn for layer in model.get_decoder().layers]
+    before = [tap.config for tap in taps]
+
+    def hooked(ids: Tensor, pixels: Any, first: int | None) -> Tensor:
+        state.update(first=first, image=torch.nonzero(ids == model.config.image_token_id).flatten())
+        own._attn_implementation = "pai_by_hand"
+        for tap in taps:
+            tap.config = own
+        try:
+            return last_logits(model, ids, pixels)
+        finally:
+            own._attn_implementation = "sdpa"
+            for tap, config in zip(taps, before, strict=True):
+                tap.config = config
+
+    for row in range(2):
+        ids, pixels = unpadded(batch, row)
+        text = ids[ids != model.config.image_token_id]
+        start = len(ids) - 1 if boost_first else len(ids)
+
+        def scores(
+            new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, text: Tensor = text, start: int = start
+        ) -> Tensor:
+            main = torch.log_softmax(hooked(torch.cat([ids, new]), pixels, start), 0)
+            bare = torch.log_softmax(hooked(torch.cat([text, new]), None, None), 0)
+            return plausible_by_hand(1.7 * (main - bare) + bare, main, 0.1)
+
+        assert answers[row] == by_hand(model, scores, None, "")
