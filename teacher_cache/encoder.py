@@ -77,14 +77,20 @@ def _cls_attention(attention: Any, x: Tensor) -> Tensor:
         x = x if attention.batch_first else x.transpose(0, 1)
         q = torch.nn.functional.linear(x[:, :1], weight[:d], bias[:d])
         k = torch.nn.functional.linear(x, weight[d : 2 * d], bias[d : 2 * d])
-        q, k = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k))
+        q, k = _split_heads(q, heads), _split_heads(k, heads)
     else:  # timm: qkv, perhaps with norms on q and k
         width, heads = attention.attn_dim, attention.num_heads
         bias = attention.qkv.bias
         weight = attention.qkv.weight
         q = torch.nn.functional.linear(x[:, :1], weight[:width], None if bias is None else bias[:width])
         k = torch.nn.functional.linear(x, weight[width : 2 * width], None if bias is None else bias[width : 2 * width])
-        q, k = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k))
+        q, k = _split_heads(q, heads), _split_heads(k, heads)
         q, k = attention.q_norm(q), attention.k_norm(k)
     logits = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5
-    return logits.softmax(-1).mean(1).squeeze(1)
+    weights: Tensor = logits.softmax(-1).mean(1).squeeze(1)
+    return weights
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, heads x c) -> (B, heads, T, c)."""
+    return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)

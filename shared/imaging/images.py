@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000: larger than any radiograph, smaller than a decompression bomb
@@ -96,7 +96,7 @@ def _open_with_pillow(file: BinaryIO, part: str | None, max_pixels: int) -> Imag
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs and odd metadata; the cap below decides
-            image = Image.open(file, formats=FORMATS)
+            image: Image.Image = Image.open(file, formats=FORMATS)
             if part is not None:
                 image.seek(frame_number(part, getattr(image, "n_frames", 1)))
             check_size(image.width, image.height, max_pixels)
@@ -106,7 +106,7 @@ def _open_with_pillow(file: BinaryIO, part: str | None, max_pixels: int) -> Imag
         raise
     except Image.DecompressionBombError:
         raise UnreadableImage(f"more than {max_pixels} pixels") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UnreadableImage(f"not an image of a known format (DICOM, NIfTI, {', '.join(FORMATS)})") from None
     except (
         Exception

@@ -1,0 +1,67 @@
+"""Which images a build is asked for: a folder, one file, a glob, or a data set file."""
+
+import glob
+from pathlib import Path
+
+from shared.console import UserError
+from shared.imaging.images import ImageReference, parse_reference
+
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+_NOT_IMAGES = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".zip"}
+
+
+def find_images(images: str, image_root: str | None = None) -> list[ImageReference]:
+    """List the images behind `--images`, each once, in a fixed order.
+
+    Parameters
+    ----------
+    images
+        A folder (searched through; hidden files, and text and tables by their ending, are passed over), a glob, one
+        file (`scan.nii.gz#axial=90` for one slice), or a data set file (.json, .jsonl, .parquet).
+    image_root
+        Folder that the paths of a data set file are relative to; its own folder by default.
+
+    Raises
+    ------
+    UserError
+        Nothing there, or a data set file that names images which are not there.
+    """
+    path = Path(images)
+    if path.suffix in DATA_SUFFIXES and path.is_file():
+        return _of_data_set(path, image_root)
+    if image_root is not None:
+        raise UserError("--image-root belongs to a data set file (.json, .jsonl, .parquet)")
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _looks_like_image(file.relative_to(path)))
+        found = [ImageReference(file) for file in files]
+    elif path.is_file():
+        found = [ImageReference(path)]
+    elif (reference := parse_reference(images)).path.is_file():
+        found = [reference]
+    else:
+        matches = glob.glob(images, recursive=True)  # noqa: PTH207 - a user's pattern may be absolute
+        found = [ImageReference(Path(name)) for name in sorted(matches) if Path(name).is_file()]
+    if not found:
+        raise UserError(f"no images at {images}: --images takes a folder, a file, a glob or a data set file")
+    return found
+
+
+def _looks_like_image(file: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.parts)
+    return not hidden and file.suffix.lower() not in _NOT_IMAGES and file.name != "DICOMDIR"
+
+
+def _of_data_set(path: Path, image_root: str | None) -> list[ImageReference]:
+    from shared.manifest import image_root_of, load_records
+
+    root = image_root_of(path, image_root)
+    found = dict.fromkeys(reference for record in load_records(path) for reference in record.references(root))
+    missing = [reference for reference in found if not reference.path.is_file()]
+    if missing:
+        first = ", ".join(str(reference) for reference in missing[:3])
+        raise UserError(
+            f"{path} names {len(missing)} images that are not there (first: {first}); pass their folder as --image-root"
+        )
+    if not found:
+        raise UserError(f"{path} names no images: its records are text only")
+    return list(found)
