@@ -51,7 +51,7 @@ def _encode(current: Any, codec: Codec) -> Any:
     if codec["name"] == "bytes":
         return current
     if codec["name"] == "crc32c":
-        data = bytes(memoryview(current).cast("B"))
+        data = bytes(current)
         return data + _crc32c(data)
     if codec["name"] == "numcodecs.fixedscaleoffset":
         codec = {**codec, "configuration": {**codec["configuration"], "dtype": str(current.dtype)}}
@@ -63,10 +63,10 @@ def _decode(current: Any, codec: Codec) -> Any:
     if name == "bytes":
         return current
     if name == "crc32c":
-        data = bytes(current)
-        if len(data) < 4 or _crc32c(data[:-4]) != data[-4:]:
+        data = bytes(current[:-4])
+        if len(current) < 4 or _crc32c(data) != bytes(current[-4:]):
             raise DamagedChunk("checksum differs")
-        return data[:-4]
+        return data
     if name == "numcodecs.fixedscaleoffset":
         return _dequantise(_frozen(codec))[np.frombuffer(current, dtype=np.uint8)]
     return _numcodec(name, _frozen(codec)).decode(current)

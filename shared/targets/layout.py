@@ -16,7 +16,7 @@ Codec = dict[str, Any]  # one codec of a chain, as zarr.json writes it
 
 BYTES: Codec = {"name": "bytes", "configuration": {"endian": "little"}}
 CRC32C: Codec = {"name": "crc32c"}
-ZSTD: Codec = {"name": "zstd", "configuration": {"level": 1, "checksum": True}}
+ZSTD: Codec = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
 
 
 def shuffle(element_size: int) -> Codec:
@@ -69,20 +69,21 @@ def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
     patches = identity.patches
     common = (
         _spec("key", "|u1", (KEY_BYTES,), ("byte",)),
-        _spec("attention", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD)),
-        _spec("coverage", "|u1", (patches,), ("patch",), (BYTES, ZSTD)),
+        _spec("attention", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C)),
+        _spec("coverage", "|u1", (patches,), ("patch",), (BYTES, ZSTD, CRC32C)),
     )
     if identity.encoding == "matrix":
-        chain = (BYTES, shuffle(2), ZSTD) if identity.precision == "f16" else (QUANTISE, DELTA, BYTES, ZSTD)
+        exact, quantised = (BYTES, shuffle(2), ZSTD, CRC32C), (QUANTISE, DELTA, BYTES, ZSTD, CRC32C)
+        chain = exact if identity.precision == "f16" else quantised
         return (*common, _spec("similarity", "<f2", (triangle_length(patches),), ("pair",), chain))
     if identity.precision == "f16":
-        factors = _spec("factors", "<f2", (patches, -1), ("patch", "component"), (BYTES, shuffle(2), ZSTD))
+        factors = _spec("factors", "<f2", (patches, -1), ("patch", "component"), (BYTES, shuffle(2), ZSTD, CRC32C))
     else:
-        factors = _spec("factors", "|i1", (patches, -1), ("patch", "component"), (BYTES, ZSTD))
+        factors = _spec("factors", "|i1", (patches, -1), ("patch", "component"), (BYTES, ZSTD, CRC32C))
     return (
         *common,
         factors,
-        _spec("scale", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD)),
+        _spec("scale", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C)),
         _spec("rank", "<u2", (), ()),
         _spec("error", "<f4", (2,), ("grid",)),
         _spec("box", "<f8", (4,), ("edge",)),

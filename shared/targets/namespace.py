@@ -1,16 +1,18 @@
 """A namespace: one teacher's folder in the store, with its identity, its segments and its quarantine list."""
 
+import hashlib
 import json
-import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.console import UserError
-from shared.targets.identity import FORMAT, Identity, parse_identity
+from shared.targets.identity import FORMAT, Identity, canonical_json, parse_identity
 from shared.targets.layout import group_document
 from shared.targets.storage import Storage, join, open_storage
+
+GROUPS = ("segments", "quarantine")
 
 
 class Namespace(NamedTuple):
@@ -57,17 +59,13 @@ def create_namespace(
     """
     storage = open_storage(root) if isinstance(root, str | Path) else root
     name = identity.namespace()
-    attributes = {
-        "medalign": {
-            "format": FORMAT,
-            "identity": identity.document(),
-            "provenance": {"created": datetime.now(UTC).isoformat(timespec="seconds"), **(provenance or {})},
-        }
-    }
+    made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **(provenance or {})}
+    body = {"format": FORMAT, "identity": identity.document(), "provenance": made}
+    attributes = {"medalign": {**body, "digest": _digest(body)}}
     try:
-        storage.create(join(name, "zarr.json"), _json(group_document(attributes)))
-        for group in ("segments", "quarantine"):
-            storage.create(join(name, group, "zarr.json"), _json(group_document()))
+        storage.create(join(name, "zarr.json"), encode(group_document(attributes)))
+        for group in GROUPS:
+            storage.create(join(name, group, "zarr.json"), encode(group_document()))
     except OSError as error:
         raise UserError(f"cannot write to the store {storage.location}: {error.strerror or error}") from error
     namespace = read_namespace(storage, name)
@@ -86,18 +84,21 @@ def read_namespace(storage: Storage, name: str) -> Namespace:
     """
     source = f"{storage.location}/{name}/zarr.json"
     try:
-        document = json.loads(storage.read(join(name, "zarr.json")))
+        data = storage.read(join(name, "zarr.json"))
+        document = json.loads(data)
         attributes = document["attributes"]["medalign"]
         identity = parse_identity(attributes["identity"], source)
-        provenance = dict(attributes.get("provenance", {}))
+        provenance = dict(attributes["provenance"])
+        body = {"format": attributes["format"], "identity": attributes["identity"], "provenance": provenance}
     except FileNotFoundError:
         raise UserError(f"{source} is missing: this is not a target store; `cache build` makes one") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{source} is not a target store's ({type(error).__name__}: {error})") from None
-    if identity.namespace() != name:
+    whole = group_document({"medalign": {**body, "digest": _digest(body)}})
+    if identity.namespace() != name or encode(whole) != data:
         raise UserError(
-            f"{source}: the identity's fingerprint {identity.fingerprint()[:12]} is not the one in the folder's name: "
-            "the file was edited; restore it, or build anew"
+            f"{source} was edited or damaged (fingerprint {identity.fingerprint()[:12]}): restore it from a copy of "
+            "the store, or move the folder away and build anew"
         )
     return Namespace(storage, name, identity, provenance)
 
@@ -111,7 +112,8 @@ def list_namespaces(root: str | Path | Storage) -> list[Namespace]:
         If there is no store at `root`, or a namespace cannot be read.
     """
     storage = open_storage(root) if isinstance(root, str | Path) else root
-    names = storage.names("")
+    # A build killed at its very start leaves a folder with nothing in it; one that lost its zarr.json has segments.
+    names = [name for name in storage.names("") if storage.exists(join(name, "zarr.json")) or storage.names(name)]
     if not names:
         raise UserError(f"no target store at {storage.location}: `cache build --store {storage.location}` makes one")
     return [read_namespace(storage, name) for name in names]
@@ -124,7 +126,13 @@ def quarantine(namespace: Namespace, key: bytes, reason: str) -> None:
         "reason": " ".join(reason.split()),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    namespace.storage.create(namespace.path("quarantine", f"{key.hex()}-{uuid.uuid4().hex[:8]}.json"), _json(record))
+    data = encode(record)
+    namespace.storage.create(namespace.path("quarantine", quarantine_name(data)), data)
+
+
+def quarantine_name(data: bytes) -> str:
+    """Name a quarantine record's file: its key, and a digest of its bytes that `cache verify` checks."""
+    return f"{json.loads(data)['key']}-{hashlib.sha256(data).hexdigest()[:16]}.json"
 
 
 def quarantined(namespace: Namespace) -> Iterator[Quarantined]:
@@ -140,5 +148,10 @@ def quarantined(namespace: Namespace) -> Iterator[Quarantined]:
     yield from (latest[key] for key in sorted(latest))
 
 
-def _json(document: Mapping[str, Any]) -> bytes:
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(body)).hexdigest()
+
+
+def encode(document: Mapping[str, Any]) -> bytes:
+    """Write the JSON of a namespace's own files: one document has one form, so that any change shows."""
     return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"

@@ -24,7 +24,7 @@ from shared.targets.layout import (
     group_document,
 )
 from shared.targets.namespace import Namespace, create_namespace
-from shared.targets.storage import LocalStorage, Storage, sweep
+from shared.targets.storage import Storage
 
 MANIFEST = "manifest.json"
 
@@ -182,9 +182,7 @@ class TargetWriter:
         self.namespace = create_namespace(root, identity, provenance)
         self._limit = segment_records
         self._segment = SegmentWriter(self.namespace)
-        if isinstance(self.namespace.storage, LocalStorage):
-            for _ in sweep(self.namespace.storage.root / self.namespace.path("segments")):
-                pass
+        self.namespace.storage.sweep(self.namespace.path("segments"))
 
     def add(self, key: bytes, record: Record) -> None:
         """Add one record; publishes the segment when it is full. Raises as `SegmentWriter.add` and `publish` do."""

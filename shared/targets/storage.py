@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -33,6 +33,9 @@ class Storage(Protocol):
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """Read at most `length` bytes from `offset`."""
 
+    def exists(self, path: str) -> bool:
+        """Whether there is a file."""
+
     def create(self, path: str, data: bytes) -> bool:
         """Write a file in one step if it is absent; False, and nothing changed, if it is there."""
 
@@ -40,7 +43,16 @@ class Storage(Protocol):
         """Make a new folder visible with all its files in one step; False if it is already there."""
 
     def remove(self, folder: str) -> None:
-        """Remove a folder and all below it, its `zarr.json` first, so that no reader sees half of it."""
+        """Remove a folder and all below it so that no reader takes the rest for a whole."""
+
+    def modified(self, path: str) -> float:
+        """When a file was last written, in seconds since the epoch."""
+
+    def sweep(self, folder: str, older_than: float | None = None) -> list[str]:
+        """Remove what dead writers left directly under `folder`, and name it.
+
+        `older_than` in seconds; None removes only what is certainly dead: this host's, its lock free.
+        """
 
 
 class LocalStorage:
@@ -61,7 +73,11 @@ class LocalStorage:
     def sizes(self, folder: str) -> dict[str, int]:
         """Size in bytes of every file under `folder`, by path relative to it."""
         base = self.root / folder
-        found = {str(path.relative_to(base)): path.stat().st_size for path in sorted(base.rglob("*")) if path.is_file()}
+        found = {
+            path.relative_to(base).as_posix(): path.stat().st_size
+            for path in sorted(base.rglob("*"))
+            if path.is_file() and not path.name.startswith(".nfs")  # removed, but still open on an NFS client
+        }
         if not found and not base.is_dir():
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(base))
         return found
@@ -75,16 +91,26 @@ class LocalStorage:
         with (self.root / path).open("rb", buffering=0) as file:
             return os.pread(file.fileno(), length, offset)
 
+    def exists(self, path: str) -> bool:
+        """Whether there is a file."""
+        return (self.root / path).is_file()
+
     def create(self, path: str, data: bytes) -> bool:
         """Write a file in one step if it is absent; False, and nothing changed, if it is there."""
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{TEMPORARY}{target.name}-{_owner()}-{uuid.uuid4().hex}")
+        temporary = target.with_name(f"{TEMPORARY}{_owner()}-{uuid.uuid4().hex}")
         try:
             _write(temporary, data)
             os.link(temporary, target)  # unlike a rename, fails where the target exists
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                raise
+            if target.exists():  # no hard links here: a gap of microseconds, and both writers mean the same
+                return False
+            temporary.rename(target)
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
@@ -123,9 +149,21 @@ class LocalStorage:
         with temporary_folder(target.parent) as temporary:
             target.rename(temporary / target.name)
 
+    def modified(self, path: str) -> float:
+        """When a file was last written, in seconds since the epoch."""
+        return (self.root / path).stat().st_mtime
+
+    def sweep(self, folder: str, older_than: float | None = None) -> list[str]:
+        """Remove what dead writers left directly under `folder`, and name it."""
+        return [str(path.relative_to(self.root)) for path in _sweep(self.root / folder, older_than)]
+
 
 def open_storage(root: str | Path) -> Storage:
-    """Choose the storage behind a `--store` argument."""
+    """Choose the storage behind a `--store` argument: a folder, or `s3://bucket/prefix`."""
+    if "://" in str(root):
+        from shared.targets.object_storage import ObjectStorage
+
+        return ObjectStorage(str(root))
     return LocalStorage(Path(root).expanduser())
 
 
@@ -139,62 +177,81 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     while True:
         folder = parent / f"{TEMPORARY}{_owner()}-{uuid.uuid4().hex}"
         folder.mkdir()
-        lock = _lock(folder)
-        if lock is not None:
-            break
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        with _lock(folder) as held:
+            if held is None:
+                continue
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
 
 
-def sweep(parent: Path, older_than: float | None = None) -> Iterator[Path]:
+def _sweep(parent: Path, older_than: float | None = None) -> Iterator[Path]:
     """Remove abandoned temporary folders and files directly under `parent`, and yield each.
 
-    Parameters
-    ----------
-    older_than
-        None: this host's strays whose lock is free. Seconds: also those of other hosts (whose locks cannot be
-        trusted from here) that have not changed for as long.
+    Without `older_than`, only this host's folders whose lock is free: another host's locks may not show here.
     """
     own = f"{TEMPORARY}{socket.gethostname()}-"
+    now = _file_system_time(parent) if older_than is not None else 0.0
     for path in sorted(parent.glob(f"{TEMPORARY}*")):
-        mine = own in f"{TEMPORARY}{path.name.split(TEMPORARY, 1)[1]}"
         with suppress(FileNotFoundError):
-            old = older_than is not None and time.time() - path.stat().st_mtime > older_than
-            if not (mine if older_than is None else old):
+            if older_than is None and not (path.name.startswith(own) and path.is_dir()):
                 continue
-            if path.is_dir():
-                lock = _lock(path)
-                if lock is None:
-                    continue
-                shutil.rmtree(path)
-                os.close(lock)
-            else:
+            if older_than is not None and now - path.stat().st_mtime <= older_than:
+                continue
+            if not path.is_dir():
                 path.unlink()
-            yield path
+                yield path
+                continue
+            with _lock(path) as held:
+                if held or (held is False and older_than is not None):
+                    shutil.rmtree(path, ignore_errors=True)
+                    yield path
+
+
+def _file_system_time(folder: Path) -> float:
+    """Time by the clock that stamps the files, which may not be this machine's."""
+    probe = folder / f"{TEMPORARY}{_owner()}-{uuid.uuid4().hex}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with suppress(OSError):
+            probe.unlink()
 
 
 def _owner() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-def _lock(folder: Path) -> int | None:
-    """Take the folder's lock, or None where another process holds it or has just removed the folder."""
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool | None]:
+    """Hold the folder's lock; None where another process holds it or has just removed the folder.
+
+    False where the file system has no locks: work goes on, but nobody may sweep without an age.
+    """
     try:
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except FileNotFoundError:
-        return None
+        yield None
+        return
+    try:
+        yield _flock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    if os.fstat(descriptor).st_nlink == 0:
-        os.close(descriptor)
-        return None
-    return descriptor
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return None
+        return False
+    return True if os.fstat(descriptor).st_nlink else None
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -215,9 +272,3 @@ def _sync_folder(path: Path) -> None:
 def join(*parts: str) -> str:
     """Join the parts of a relative path."""
     return "/".join(part for part in parts if part)
-
-
-def ensure(storage: Storage, documents: Iterable[tuple[str, bytes]]) -> None:
-    """Create each file that is absent."""
-    for path, data in documents:
-        storage.create(path, data)
