@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ def load_student(folder: Path, device: str | None = None) -> Loaded:
     import student_train
     from pipelines.decoding.prompts import plain_model
 
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which `generate` looks for, warns on stdout
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, processor = student_train.load(folder, dtype=torch.float32 if device.startswith("cpu") else torch.bfloat16)
     model = plain_model(model)
@@ -146,12 +149,8 @@ def _answer_batch(
 def encoded_prompts(batch: Sequence[Item], student: Loaded, image_root: Path) -> Any:
     """Return the batch as left-padded prompts with encoded images."""
     from pipelines.decoding.prompts import collate
-    from shared.imaging.images import open_image
 
-    encoded = []
-    for item in batch:
-        images = [open_image(reference) for reference in item.record.references(image_root)]
-        encoded.append(student.processor.encode(item.record.question, images))
+    encoded = [student.processor.encode(item.record.question, item.record.references(image_root)) for item in batch]
     tokenizer = student.processor.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return collate(encoded, [item.name for item in batch], student.model, pad)

@@ -198,6 +198,11 @@ def software_versions() -> dict[str, str]:
 
 def _records(data: Path, image_root: Path | None, limit: int | None) -> list[Record]:
     records = load_records(data, image_root_of(data, image_root))[:limit]
+    talks = [record.id for record in records if len(record.turns) != 2]
+    if talks and all(record.answer for record in records):
+        raise UserError(
+            f"{data}: {len(talks)} records hold several questions, first id {talks[0]}; one record a question"
+        )
     unanswered = [record.id for record in records if not record.answer]
     if unanswered:
         raise UserError(f"{data}: {len(unanswered)} records have no reference answer, first id {unanswered[0]}")

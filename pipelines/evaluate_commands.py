@@ -112,29 +112,41 @@ def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """Write the result as text: rows with intervals and denominators, comparisons, power, alarms."""
     data = result["data"]
     yield f"{data['file']}: {data['items']} items, {data['images']} images (sha256 {data['sha256'][:12]})"
-    names = list(dict.fromkeys(name for row in result["rows"] for name in row["scores"]))
-    width = max(len(row["method"]) for row in result["rows"])
-    counts = {name: next(row["scores"][name]["n"] for row in result["rows"] if name in row["scores"]) for name in names}
-    yield ""
-    yield f"{'':{width}}  " + "  ".join(f"{f'{name} (n={counts[name]})':>28}" for name in names) + "   passes/token"
+    counts: dict[str, int] = {}
     for row in result["rows"]:
-        cells = [f"{_percent(row['scores'][name]):>28}" if name in row["scores"] else f"{'-':>28}" for name in names]
-        yield f"{row['method']:{width}}  " + "  ".join(cells) + f"   {row['forward_passes_per_token']:12.2f}"
-    yield ""
+        counts |= {name: score["n"] for name, score in row["scores"].items()}
+    if counts.get("closed_yes_no") == counts.get("closed_accuracy"):
+        counts.pop("closed_yes_no", None)  # the same column twice
+    headings = [f"{name} (n={count})" for name, count in counts.items()]
+    width = max(len(row["method"]) for row in result["rows"])
+    yield "  ".join([" " * width, *headings, "passes/token", "s/token"])
+    for row in result["rows"]:
+        cells = [
+            f"{_percent(row['scores'][name]) if name in row['scores'] else '-':>{len(heading)}}"
+            for name, heading in zip(counts, headings, strict=True)
+        ]
+        cost = [f"{row['forward_passes_per_token']:12.2f}", f"{row['seconds_per_token']:7.3f}"]
+        yield "  ".join([f"{row['method']:{width}}", *cells, *cost])
     yield from comparison_lines(result)
 
 
 def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """Write paired tests, power note and alarms as text."""
-    for one in result["comparisons"]:
+    """Write paired tests, power note and alarms as text; the strict twins of the scores are in the JSON alone."""
+    shown = [
+        one for one in result["comparisons"] if one["score"] in ("open_recall", "closed_accuracy", "choice_accuracy")
+    ]
+    if shown:
+        yield ""
+        yield "paired permutation tests, clustered by image, Holm-corrected:"
+    for one in shown:
         low, high = one["interval"]
         yield (
-            f"{one['a']} - {one['b']}, {one['score']}: {100 * one['difference']:+.1f} points "
-            f"[{100 * low:+.1f}, {100 * high:+.1f}], p = {one['p_permutation']:.3g} (Holm {one['p_holm']:.3g}), "
-            f"{one['n']} items, {one['images']} images"
+            f"  {one['a']} - {one['b']}, {one['score']}: {100 * one['difference']:+.1f} points "
+            f"[{100 * low:+.1f}, {100 * high:+.1f}], p = {one['p_permutation']:.3g}, Holm {one['p_holm']:.3g}"
         )
-    for name, points in result["power"].items():
-        yield f"power: on {name} this set can show differences above {100 * points:.1f} points (80% power, level 0.05)"
+    for name in dict.fromkeys(one["score"] for one in shown):
+        points = result["power"][name]
+        yield f"  power: on {name} this set can show differences above {100 * points:.1f} points (80%, level 0.05)"
     for first, second in result["identical_outputs"]:
         yield f"ALARM: {first} and {second} gave byte-identical answers"
 

@@ -24,10 +24,9 @@ def generate_answer(
     `image` may name a part of a file, as in data files: "scan.nii.gz#axial=90". Raises UserError for a run without an
     adapter, an unknown method, an image that is missing or cannot be read.
     """
-    from shared.imaging.images import UnreadableImage, open_image, parse_reference
-
     from pipelines.decoding.generation import Limits
     from pipelines.decoding.prompts import collate
+    from shared.imaging.images import UnreadableImage, open_image, parse_reference
 
     [chosen] = decodings([method], overrides=overrides) if method != "all" else [None]
     if chosen is None:
