@@ -1,0 +1,71 @@
+"""Look through a data set file before hours of training depend on it."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from shared.console import track
+from shared.imaging.images import UnreadableImage, content_key, open_image
+from shared.manifest import image_root_of, load_records
+
+
+def check(file: Path, image_root: Path | None = None, against: Path | None = None) -> dict[str, Any]:
+    """Read every record and open every image of a data set file.
+
+    Parameters
+    ----------
+    image_root
+        What its images are relative to; default: the file's own folder.
+    against
+        Another data set file with the same image root; images (by content) that both show are a problem.
+
+    Returns
+    -------
+    Counts, and `problems`: one line each, empty where the file is sound.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, or a record has the wrong form.
+    """
+    root = image_root_of(file, image_root)
+    records = load_records(file)
+    problems = [
+        f"the id {identifier} names {count} records"
+        for identifier, count in Counter(record.id for record in records).items()
+        if count > 1
+    ]
+    unanswered = [record.id for record in records if not record.answer.strip()]
+    if unanswered:
+        problems.append(f"{len(unanswered)} records have no answer, first id {unanswered[0]}")
+    references = sorted(
+        {reference for record in records for reference in record.references(root)},
+        key=lambda reference: (str(reference.path), reference.part or ""),
+    )
+    keys: set[bytes] = set()
+    for reference in track(references, len(references), "images", "images"):
+        try:
+            open_image(reference)
+            keys.add(content_key(reference.path, reference.part))
+        except UnreadableImage as error:
+            problems.append(f"{reference} cannot be read: {error}")
+        except OSError as error:
+            problems.append(f"{reference} cannot be opened: {error.strerror or error}")
+    if against is not None:
+        others = {reference for record in load_records(against) for reference in record.references(root)}
+        shared = keys & {content_key(other.path, other.part) for other in others if other.path.is_file()}
+        if shared:
+            problems.append(f"{len(shared)} images are also in {against}")
+    types = Counter(record.answer_type or "not said" for record in records)
+    return {
+        "file": str(file),
+        "image_root": str(root),
+        "records": len(records),
+        "images": len(references),
+        "distinct_images": len(keys),
+        "open": types["OPEN"],
+        "closed": types["CLOSED"],
+        "answer_type_not_said": types["not said"],
+        "with_options": sum(bool(record.options) for record in records),
+        "problems": problems,
+    }

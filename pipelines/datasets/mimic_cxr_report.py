@@ -1,0 +1,145 @@
+"""MIMIC-CXR reports (Johnson et al. 2019) from the two PhysioNet projects, with the published split by patient.
+
+SOURCE holds both projects, as `wget -r` leaves them below `physionet.org/files/`:
+
+    mimic-cxr-jpg/2.*/mimic-cxr-2.0.0-split.csv.gz        dicom_id, study_id, subject_id, split
+    mimic-cxr-jpg/2.*/mimic-cxr-2.0.0-metadata.csv.gz     dicom_id, ..., ViewPosition
+    mimic-cxr-jpg/2.*/files/p10/p10000032/s50414267/<dicom_id>.jpg
+    mimic-cxr/2.*/mimic-cxr-reports/files/p10/p10000032/s50414267.txt      (mimic-cxr-reports.zip, unpacked)
+
+One record a study: one frontal view (PA before AP) and the findings and impression of its report. The authors rewrote
+the reports of 2,000 sampled images with a language model and publish neither text nor prompt, so their numbers cannot
+be reproduced; `clean_report` is a rule in its place.
+"""
+
+import csv
+import gzip
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.datasets.release import DataSet, Release, find, report_record
+from shared.console import UserError
+from shared.manifest import Record
+
+FRONTAL = ("PA", "AP")
+SPLITS = {"train": "train", "validation": "validate", "test": "test"}
+_HEADING = re.compile(r"^[ \t]*([A-Z][A-Z /()&,-]*[A-Z)])[ \t]*:", re.MULTILINE)
+_WANTED = {
+    "FINDINGS": 0,
+    "FINDING": 0,
+    "FINDINGS AND IMPRESSION": 0,
+    "IMPRESSION": 1,
+    "IMPRESSIONS": 1,
+    "CONCLUSION": 1,
+}
+_ENUMERATION = re.compile(r"(?:(?<=^)|(?<=[.:;] ))\d{1,2}[.)]\s+")
+
+
+def read(source: Path, out: Path, seed: int) -> Release:
+    """Read the tables, pick one frontal image a study and clean its report."""
+    split_file = find(source, "split table", *_both("mimic-cxr-2.0.0-split.csv"))
+    views_file = find(source, "metadata table", *_both("mimic-cxr-2.0.0-metadata.csv"))
+    image_root = find(source, "image folder", "mimic-cxr-jpg/2.*/files", "mimic-cxr-jpg/files")
+    reports = find(
+        source,
+        "report folder (mimic-cxr-reports.zip, unpacked)",
+        "mimic-cxr/2.*/mimic-cxr-reports/files",
+        "mimic-cxr/2.*/files",
+        "mimic-cxr-reports/files",
+    )
+    views = {row["dicom_id"]: row["ViewPosition"] for row in _table(views_file, "dicom_id", "ViewPosition")}
+    counts = {f"{split} images": 0 for split in SPLITS}
+    studies: dict[str, dict[tuple[str, str], list[tuple[int, str]]]] = {split: {} for split in SPLITS}
+    names = {name: split for split, name in SPLITS.items()}
+    for row in _table(split_file, "dicom_id", "study_id", "subject_id", "split"):
+        if row["split"] not in names:
+            raise UserError(f"{split_file}: split {row['split']!r} is none of {', '.join(names)}")
+        split = names[row["split"]]
+        counts[f"{split} images"] += 1
+        view = views.get(row["dicom_id"])
+        if view in FRONTAL:
+            study = studies[split].setdefault((row["subject_id"], row["study_id"]), [])
+            study.append((FRONTAL.index(view), row["dicom_id"]))
+    absent = {"image": 0, "report": 0, "section": 0}
+    splits = {split: list(_records(chosen, image_root, reports, absent)) for split, chosen in studies.items()}
+    notes = [
+        "the authors' references (2,000 images, rewritten by a language model) are not published; "
+        "scores here are not comparable with Tables 1 and 2",
+        f"{sum(map(len, studies.values()))} studies have a frontal view; left out: {absent['image']} whose image is not "
+        f"here, {absent['report']} without a report file, {absent['section']} without findings or impression",
+    ]
+    if not any(splits.values()):
+        raise UserError(f"{source}: no study has both a frontal image below {image_root} and a report below {reports}")
+    return Release("physionet", splits, image_root, counts, notes)
+
+
+def _records(
+    studies: dict[tuple[str, str], list[tuple[int, str]]], image_root: Path, reports: Path, absent: dict[str, int]
+) -> Iterator[Record]:
+    for (subject, study), images in studies.items():
+        folder = f"p{subject[:2]}/p{subject}/s{study}"
+        here = [dicom for _, dicom in sorted(images) if (image_root / folder / f"{dicom}.jpg").is_file()]
+        file = reports / f"p{subject[:2]}/p{subject}/s{study}.txt"
+        if not here:
+            absent["image"] += 1
+        elif not file.is_file():
+            absent["report"] += 1
+        else:
+            text = clean_report(file.read_text(encoding="utf-8"))
+            if text:
+                yield report_record(f"s{study}", f"{folder}/{here[0]}.jpg", text, subject=subject)
+            else:
+                absent["section"] += 1
+
+
+def clean_report(text: str) -> str:
+    """Return the findings and the impression of a report as one paragraph; empty where it has neither.
+
+    Headings are upper-case words before a colon at the start of a line. List numbers, the underscores of the
+    de-identification and line breaks are removed; nothing is reworded.
+    """
+    headings = list(_HEADING.finditer(text))
+    sections: dict[int, list[str]] = {0: [], 1: []}
+    for number, heading in enumerate(headings):
+        place = _WANTED.get(heading[1].strip())
+        end = headings[number + 1].start() if number + 1 < len(headings) else len(text)
+        if place is not None:
+            body = " ".join(re.sub(r"_{2,}", " ", text[heading.end() : end]).split())
+            body = _ENUMERATION.sub("", body)
+            body = re.sub(r"\s+([.,;:])", r"\1", body)
+            if re.search(r"\w", body):
+                sections[place].append(body)
+    return " ".join(sections[0] + sections[1])
+
+
+def _both(name: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}{end}" for folder in ("mimic-cxr-jpg/2.*", "mimic-cxr-jpg") for end in (".gz", ""))
+
+
+def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
+    """Yield the rows of a (gzipped) CSV table that must have `columns`."""
+    try:
+        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}")
+            yield from reader
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path} cannot be read: {error}; download it again") from None
+
+
+MIMIC_CXR_REPORT = DataSet(
+    name="mimic-cxr-report",
+    title="MIMIC-CXR reports",
+    task="report",
+    download="physionet.org: mimic-cxr-jpg 2.x (images, tables) and mimic-cxr 2.x (mimic-cxr-reports.zip)",
+    licence="PhysioNet Credentialed Health Data License 1.5.0",
+    access="credentialed: PhysioNet account, CITI training and a signed data use agreement; no redistribution, "
+    "and no sending of images or reports to third-party services",
+    layout="mimic-cxr-jpg/2.*/{mimic-cxr-2.0.0-split.csv.gz, mimic-cxr-2.0.0-metadata.csv.gz, files/} and "
+    "mimic-cxr/2.*/mimic-cxr-reports/files/",
+    read=read,
+    published={"physionet": {"train images": 368960, "validation images": 2991, "test images": 5159}},
+)

@@ -1,0 +1,76 @@
+"""SLAKE (Liu et al. 2021): English questions about CT, MRI and X-ray images, in the published splits.
+
+    SOURCE/train.json, validation.json (or validate.json), test.json     lists of records
+    SOURCE/imgs/xmlabN/source.jpg                                        with mask.png and detection.json beside it
+
+A record: {"img_id", "img_name": "xmlab102/source.jpg", "question", "answer", "q_lang": "en" | "zh", "location",
+"modality", "answer_type": "OPEN" | "CLOSED", "base_type", "triple", "qid", "content_type"}. The release also asks in
+Chinese; the paper uses the English questions.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.datasets.release import DataSet, Release, answer_counts, find, json_rows, question_record, text_field
+from shared.console import UserError
+from shared.manifest import Record
+
+KEPT = ("location", "modality", "content_type", "base_type", "triple", "q_lang")
+
+
+def read(source: Path, out: Path, seed: int) -> Release:
+    """Read the release; `out` and `seed` are not needed, images are files and the splits are published."""
+    image_root = find(source, "image folder", "imgs")
+    files = {
+        "train": find(source, "training questions", "train.json"),
+        "validation": find(source, "validation questions", "validation.json", "validate.json"),
+        "test": find(source, "test questions", "test.json"),
+    }
+    splits: dict[str, list[Record]] = {}
+    counts: dict[str, int] = {}
+    for split, file in files.items():
+        rows = list(json_rows(file))
+        splits[split] = [_record(row, where) for where, row in rows if text_field(row, where, "q_lang") == "en"]
+        counts |= {f"{split} questions in both languages": len(rows)} | answer_counts(split, splits[split])
+    return Release("json", splits, image_root, counts, [])
+
+
+def _record(row: dict[str, Any], where: str) -> Record:
+    answer_type = text_field(row, where, "answer_type").strip().upper()
+    if answer_type not in ("OPEN", "CLOSED"):
+        raise UserError(f"{where}: `answer_type` is {answer_type!r}, neither OPEN nor CLOSED")
+    return question_record(
+        text_field(row, where, "qid"),
+        text_field(row, where, "img_name"),
+        text_field(row, where, "question"),
+        text_field(row, where, "answer"),
+        "OPEN" if answer_type == "OPEN" else "CLOSED",
+        **{name: row[name] for name in KEPT if name in row},
+    )
+
+
+SLAKE = DataSet(
+    name="slake",
+    title="SLAKE, English questions",
+    task="vqa",
+    download="Hugging Face BoKelvin/SLAKE, or Slake1.0 from med-vqa.com/slake; unpack imgs.zip",
+    licence="CC BY 4.0",
+    access="open",
+    layout="train.json, validation.json (or validate.json), test.json, imgs/xmlabN/source.jpg",
+    read=read,
+    published={
+        "json": {
+            "train questions in both languages": 9835,
+            "validation questions in both languages": 2099,
+            "test questions in both languages": 2094,
+            "train questions": 4919,
+            "train images": 450,
+            "validation questions": 1053,
+            "test questions": 1061,
+            "test images": 96,
+            "test open": 645,
+            "test closed": 416,
+            "test yes/no": 355,
+        }
+    },
+)

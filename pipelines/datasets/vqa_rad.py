@@ -1,0 +1,119 @@
+"""VQA-RAD (Lau et al. 2018) in both forms that are downloaded: the JSON release and the parquet files of the hub.
+
+JSON release (OSF):
+
+    SOURCE/VQA_RAD Dataset Public.json         2,248 records; test ones have a `phrase_type` that starts with "test_"
+    SOURCE/VQA_RAD Image Folder/synpicN.jpg
+
+A record: {"qid", "phrase_type", "qid_linked_id", "image_case_url", "image_name", "image_organ", "evaluation",
+"question", "question_rephrase", "question_relation", "question_frame", "question_type", "answer" (text or a number),
+"answer_type": "OPEN" | "CLOSED" (some with a blank after it)}.
+
+Hub (`flaviagiammarino/vqa-rad`): SOURCE/data/train-*.parquet and test-*.parquet with `image`, `question`, `answer`;
+duplicates are gone and there is no answer type: closed is what is answered by yes or no.
+
+The published split asks about the same images in training and in testing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.datasets.release import (
+    DataSet,
+    Release,
+    answer_counts,
+    embedded_image,
+    find,
+    find_optional,
+    is_yes_no,
+    json_rows,
+    parquet_rows,
+    question_record,
+    text_field,
+)
+from shared.console import UserError
+from shared.manifest import Record
+
+PUBLIC = "VQA_RAD Dataset Public.json"
+IMAGES = "VQA_RAD Image Folder"
+KEPT = ("phrase_type", "qid_linked_id", "image_organ", "question_type", "image_case_url")
+
+
+def read(source: Path, out: Path, seed: int) -> Release:
+    """Read either form; images of the parquet form are written below `out`."""
+    shards = {split: sorted(source.glob(f"**/{split}-*.parquet")) for split in ("train", "test")}
+    if any(shards.values()) and find_optional(source, PUBLIC) is None:
+        return _read_parquet(source, shards, out)
+    rows = list(json_rows(find(source, "question file", PUBLIC, "data/train-*.parquet")))
+    image_root = find(source, "image folder", IMAGES, "VQA_RAD_Image_Folder", "images")
+    splits: dict[str, list[Record]] = {"train": [], "test": []}
+    for where, row in rows:
+        test = text_field(row, where, "phrase_type").startswith("test_")
+        splits["test" if test else "train"].append(_record(row, where))
+    counts = {"questions": len(rows)}
+    for split, records in splits.items():
+        counts |= answer_counts(split, records)
+    return Release("json", splits, image_root, counts, [])
+
+
+def _record(row: dict[str, Any], where: str) -> Record:
+    answer_type = text_field(row, where, "answer_type").strip().upper()
+    if answer_type not in ("OPEN", "CLOSED"):
+        raise UserError(f"{where}: `answer_type` is {answer_type!r}, neither OPEN nor CLOSED")
+    return question_record(
+        text_field(row, where, "qid"),
+        text_field(row, where, "image_name"),
+        text_field(row, where, "question"),
+        text_field(row, where, "answer").strip(),
+        "OPEN" if answer_type == "OPEN" else "CLOSED",
+        **{name: row[name] for name in KEPT if name in row},
+    )
+
+
+def _read_parquet(source: Path, shards: dict[str, list[Path]], out: Path) -> Release:
+    splits: dict[str, list[Record]] = {}
+    counts: dict[str, int] = {}
+    for split, paths in shards.items():
+        if not paths:
+            raise UserError(f"{source}: no {split}-*.parquet beside the other split; download the whole repository")
+        splits[split] = hub_records(split, paths, out)
+        counts |= answer_counts(split, splits[split])
+    note = "this form has no answer type: closed is what is answered by yes or no, so denominators differ from the JSON"
+    return Release("parquet", splits, out, counts, [note])
+
+
+def hub_records(split: str, paths: list[Path], out: Path) -> list[Record]:
+    """Read parquet shards with `image`, `question` and `answer`; closed is what is answered by yes or no."""
+    return [
+        question_record(
+            f"{split}_{number}",
+            embedded_image(row["image"], where, out),
+            text_field(row, where, "question"),
+            text_field(row, where, "answer"),
+            "CLOSED" if is_yes_no(text_field(row, where, "answer")) else "OPEN",
+        )
+        for number, (where, row) in enumerate(parquet_rows(paths, ("image", "question", "answer")))
+    ]
+
+
+VQA_RAD = DataSet(
+    name="vqa-rad",
+    title="VQA-RAD",
+    task="vqa",
+    download="osf.io/89kps (JSON and images), or Hugging Face flaviagiammarino/vqa-rad (parquet)",
+    licence="CC0 1.0",
+    access="open",
+    layout=f"'{PUBLIC}' and '{IMAGES}/synpicN.jpg', or data/train-*.parquet and data/test-*.parquet",
+    read=read,
+    published={
+        "json": {
+            "questions": 2248,
+            "train questions": 1797,
+            "train images": 313,
+            "test questions": 451,
+            "test open": 179,
+            "test closed": 272,
+        },
+        "parquet": {"train questions": 1793, "test questions": 451},
+    },
+)
