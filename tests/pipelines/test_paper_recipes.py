@@ -1,0 +1,53 @@
+"""The shipped recipes: one for each model and data set, valid, with the authors' values."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.datasets.registry import SETS
+from shared.recipe import load_recipe
+
+FOLDER = Path(__file__).resolve().parents[2] / "pipelines" / "recipes"
+MODELS = {"llava-med": "llava-med-1.5", "huatuo": "huatuogpt-vision-7b"}
+EPOCHS = {
+    "slake": 6,
+    "vqa-rad": 9,
+    "path-vqa": 3,
+    "iu-xray-vqa": 6,
+    "omnimedvqa": 3,
+    "iu-xray-report": 12,
+    "mimic-cxr-report": 12,
+}
+WEIGHTS = {("llava-med", "vqa-rad"): (0.08, 0.06)}
+LAYERS = {("huatuo", "slake"): 16}
+
+pytestmark = pytest.mark.unit
+
+
+def test_each_model_and_set_has_its_recipe() -> None:
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {f"{model}-{name}" for model in MODELS for name in SETS}
+    assert set(EPOCHS) == set(SETS)
+
+
+@pytest.mark.parametrize("name", sorted(EPOCHS))
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_recipe_holds_the_authors_values(model: str, name: str) -> None:
+    recipe = load_recipe(FOLDER / f"{model}-{name}.yaml")
+    assert recipe.model.name == MODELS[model]
+    assert recipe.model.vision_weights == ("openai" if model == "llava-med" else "checkpoint")
+    assert recipe.model.template == ("vicuna_v1" if model == "llava-med" else "huatuo_v1")
+    assert recipe.train.epochs == EPOCHS[name]
+    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (64 if "report" in name else 32, 16, 0.05)
+    assert (recipe.losses.alpha, recipe.losses.beta) == WEIGHTS.get((model, name), (1.0, 0.03))
+    assert recipe.losses.attention_normalization == "l2"
+    assert recipe.losses.layers == (LAYERS.get((model, name), 20),)
+    assert recipe.train.batch_size * recipe.train.accumulation * 4 == 32
+    assert (recipe.train.learning_rate, recipe.train.schedule, recipe.train.warmup_ratio) == (2e-4, "cosine", 0.03)
+    assert (recipe.train.precision, recipe.train.seed, recipe.data.max_length) == ("bf16", 4, 1024)
+    assert recipe.targets.teacher == "unimed-l"
+    assert recipe.evaluation.methods == ["beam"]
+    assert recipe.evaluation.max_new_tokens == (1024 if model == "llava-med" else 128)
+    assert recipe.data.train == f"data/{name}/train.json"
+    assert recipe.evaluation.data == f"data/{name}/test.json"
+    assert recipe.data.image_root == recipe.evaluation.image_root
+    assert "#" not in (recipe.data.image_root or "")
