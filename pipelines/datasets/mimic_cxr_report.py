@@ -66,8 +66,8 @@ def read(source: Path, out: Path, seed: int) -> Release:
     notes = [
         "the authors' references (2,000 images, rewritten by a language model) are not published; "
         "scores here are not comparable with Tables 1 and 2",
-        f"{sum(map(len, studies.values()))} studies have a frontal view; left out: {absent['image']} whose image is not "
-        f"here, {absent['report']} without a report file, {absent['section']} without findings or impression",
+        f"{sum(map(len, studies.values()))} studies have a frontal view; left out: {absent['image']} whose image is "
+        f"not here, {absent['report']} without a report file, {absent['section']} without findings or impression",
     ]
     if not any(splits.values()):
         raise UserError(f"{source}: no study has both a frontal image below {image_root} and a report below {reports}")

@@ -10,7 +10,9 @@ Images that are files stay where they are; `dataset.json` names the folder.
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +87,7 @@ def prepare(
     splits, leaks = release.splits, shared_images(release.splits, keys)
     if split == "by-image":
         splits = without_leaks(splits, keys)
-    splits = {part: _unique_ids(records, part) for part, records in splits.items()}
+    splits = {part: _unique_ids(records) for part, records in splits.items()}
     if train_records is not None:
         splits = splits | {"train": _draw(splits["train"], train_records, seed)}
     out.mkdir(parents=True, exist_ok=True)
@@ -161,14 +163,14 @@ def without_leaks(splits: Mapping[str, list[Record]], keys: Mapping[str, str]) -
     return {part: kept[part] for part in splits}
 
 
-def _unique_ids(records: list[Record], part: str) -> list[Record]:
-    """Check that ids name one record each: answers are matched with references by them."""
-    seen: set[str] = set()
+def _unique_ids(records: list[Record]) -> list[Record]:
+    """Number the second and further records of an id (`17`, `17-2`): answers are matched with records by it."""
+    seen: Counter[str] = Counter()
+    unique = []
     for record in records:
-        if record.id in seen:
-            raise UserError(f"two records of the {part} split have the id {record.id}; the release is damaged")
-        seen.add(record.id)
-    return records
+        seen[record.id] += 1
+        unique.append(record if seen[record.id] == 1 else replace(record, id=f"{record.id}-{seen[record.id]}"))
+    return unique
 
 
 def _draw(records: list[Record], number: int, seed: int) -> list[Record]:

@@ -1,0 +1,362 @@
+"""Every set from a replica of its release: records, splits, counts, leaks, and errors that say what is missing."""
+
+import hashlib
+import itertools
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.datasets import path_vqa
+from pipelines.datasets.check import check
+from pipelines.datasets.commands import app
+from pipelines.datasets.mimic_cxr_report import clean_report
+from pipelines.datasets.prepare import prepare
+from pipelines.datasets.release import split_groups
+from shared.console import UserError
+from shared.imaging.images import content_key
+from shared.manifest import load_records
+from tests.fixtures import dataset_replicas as replicas
+from tests.fixtures.dataset_replicas import REPLICAS
+
+pytestmark = pytest.mark.unit
+
+
+def prepared(name, tmp_path, build=None, **options):
+    build = build or REPLICAS[name][1]
+    source, out = build(tmp_path / "source"), tmp_path / "out"
+    about = prepare(name, source, out, allow_other_counts=True, **options)
+    records = {part: load_records(out / split["file"], about["image_root"]) for part, split in about["splits"].items()}
+    return about, records
+
+
+@pytest.mark.parametrize("layout", REPLICAS)
+def test_every_layout_becomes_sound_conversation_files_without_image_leakage(layout, tmp_path):
+    name, build = REPLICAS[layout]
+    about, splits = prepared(name, tmp_path, build)
+    root = Path(about["image_root"])
+    shown = {part: {content_key(root / image) for r in rs for image in r.images} for part, rs in splits.items()}
+    assert {"train", "test"} <= set(shown)
+    assert not any(first & second for first, second in itertools.combinations(shown.values(), 2))
+    for part, records in splits.items():
+        described = about["splits"][part]
+        assert described["records"] == len(records)
+        assert described["sha256"] == hashlib.sha256((tmp_path / "out" / described["file"]).read_bytes()).hexdigest()
+        assert all(record.answer and record.turns[0].text.startswith("<image>\n") for record in records)
+        assert not check(tmp_path / "out" / described["file"], root)["problems"]
+    assert about["licence"]
+    assert about["access"]
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text()) == about
+
+
+@pytest.mark.parametrize("layout", REPLICAS)
+def test_equal_releases_give_equal_files(layout, tmp_path):
+    name, build = REPLICAS[layout]
+    source = build(tmp_path / "source")
+    first = prepare(name, source, tmp_path / "a", allow_other_counts=True)
+    second = prepare(name, source, tmp_path / "b", allow_other_counts=True)
+    assert [s["sha256"] for s in first["splits"].values()] == [s["sha256"] for s in second["splits"].values()]
+
+
+def test_slake_keeps_english_and_its_fields(tmp_path):
+    about, splits = prepared("slake", tmp_path)
+    assert [len(splits[part]) for part in ("train", "validation", "test")] == [9, 3, 6]
+    first = splits["train"][0]
+    assert (first.id, first.images, first.answer_type) == ("11901", ("xmlab102/source.jpg",), "OPEN")
+    assert first.question == "What modality is used to take this image?"
+    assert first.extra["location"] == "Lung"
+    assert first.extra["modality"] == "CT"
+    assert about["counts"]["test questions"] == {"found": 6, "published": 1061}
+    assert about["counts"]["test closed"]["found"] == 4
+    assert about["counts"]["test yes/no"]["found"] == 2
+    assert about["counts"]["train questions in both languages"]["found"] == 12
+
+
+def test_slake_of_the_older_archive_says_validate(tmp_path):
+    source = replicas.slake(tmp_path / "source")
+    (source / "validation.json").rename(source / "validate.json")
+    about = prepare("slake", source, tmp_path / "out", allow_other_counts=True)
+    assert about["splits"]["validation"]["records"] == 3
+
+
+def test_vqa_rad_strips_types_keeps_numbers_and_drops_shared_images_from_training(tmp_path):
+    about, splits = prepared("vqa-rad", tmp_path)
+    assert [r.id for r in splits["test"]] == ["3", "4", "5"]
+    assert [r.id for r in splits["train"]] == ["0", "1"]  # question 2 shows an image of the test set
+    assert [r.answer_type for r in splits["train"]] == ["CLOSED", "CLOSED"]
+    assert about["shared_images"] == {"test+train": 1}
+    assert about["splits"]["train"]["left_out"] == 1
+
+
+def test_published_split_keeps_what_the_release_shares_and_counts_it(tmp_path):
+    about, splits = prepared("vqa-rad", tmp_path, split="published")
+    assert [r.id for r in splits["train"]] == ["0", "1", "2"]
+    assert splits["train"][2].answer == "2"
+    assert about["shared_images"] == {"test+train": 1}
+    assert about["splits"]["train"]["left_out"] == 0
+
+
+def test_hub_form_of_vqa_rad_calls_yes_and_no_closed_and_stores_equal_images_once(tmp_path):
+    about, splits = prepared("vqa-rad", tmp_path, replicas.vqa_rad_parquet, split="published")
+    assert about["form"] == "parquet"
+    assert [r.answer_type for r in splits["train"]] == ["CLOSED", "OPEN", "CLOSED", "OPEN"]
+    assert [r.answer_type for r in splits["test"]] == ["CLOSED", "OPEN"]
+    images = sorted((tmp_path / "out" / "images").iterdir())
+    assert len(images) == 4
+    assert all(image.stem == hashlib.sha256(image.read_bytes()).hexdigest() for image in images)
+    assert splits["train"][2].images == splits["test"][0].images
+
+
+@pytest.mark.parametrize(
+    "build", [replicas.path_vqa_json, replicas.path_vqa_pickles, lambda f: replicas.path_vqa_pickles(f, vqa=True)]
+)
+def test_path_vqa_files_hold_the_same_questions_in_every_form(build, tmp_path):
+    _, splits = prepared("path-vqa", tmp_path, build)
+    train = splits["train"]
+    assert [(r.question, r.answer, r.answer_type) for r in train] == [
+        ("Where are liver stem cells (oval cells) located?", "in the canals of hering", "OPEN"),
+        ("Is there a tumor?", "no", "CLOSED"),
+    ]
+    assert train[0].images == ("train/train_0422.jpg",)
+    assert [r.answer_type for r in splits["test"]] == ["OPEN", "CLOSED"]
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_pickle_that_would_run_code_is_refused(hidden, tmp_path):
+    source = replicas.path_vqa_pickles(tmp_path / "source")
+    touched = tmp_path / "touched"
+    rows = [{"image": "train_0422", "question": Payload(touched) if hidden else "q", "answer": "a"}]
+    content = rows if hidden else [*rows, Payload(touched)]
+    (source / "qas/train/train_qa.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match=r"train_qa\.pkl was not opened.*primitives|Only lists"):
+        prepare("path-vqa", source, tmp_path / "out", allow_other_counts=True)
+    assert not touched.exists()
+    pickle.loads((source / "qas/train/train_qa.pkl").read_bytes())  # the attack itself works
+    assert touched.exists()
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], b"not a pickle"])
+def test_other_pickles_are_refused_in_one_line(content, tmp_path):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content))
+    with pytest.raises(UserError, match=r"x\.pkl"):
+        list(path_vqa.pickle_rows(path))
+
+
+def test_iu_xray_vqa_is_split_by_patient_with_a_seed(tmp_path):
+    about, splits = prepared("iu-xray-vqa", tmp_path)
+    patients = {part: {r.images[0].split("_")[0] for r in records} for part, records in splits.items()}
+    assert not patients["train"] & patients["test"]
+    assert sum(map(len, splits.values())) == 24
+    assert 14 <= len(splits["train"]) <= 18
+    assert splits["train"][0].turns[0].text.endswith("[yes, no]")
+    assert {r.answer_type for r in splits["test"]} == {"CLOSED"}
+    assert about["counts"]["released questions"] == {"found": 24, "published": 2573}
+    other = prepare("iu-xray-vqa", tmp_path / "source", tmp_path / "other", seed=1, allow_other_counts=True)
+    assert other["splits"]["test"]["sha256"] != about["splits"]["test"]["sha256"]
+
+
+def test_iu_xray_report_shows_the_frontal_view_and_keeps_the_report(tmp_path):
+    about, splits = prepared("iu-xray-report", tmp_path)
+    assert [len(splits[part]) for part in ("train", "validation", "test")] == [3, 1, 2]
+    first = splits["train"][0]
+    assert first.images == ("CXR2384_IM-0942/0.png",)
+    assert first.answer == "The heart size and pulmonary vascularity appear within normal limits . XXXX 0 ."
+    assert first.turns[0].text == "<image>\nAnalyze the chest X-ray and generate a concise medical report."
+    assert first.extra["task"] == "report"
+    assert about["task"] == "report"
+
+
+def test_mimic_takes_one_frontal_view_a_study_pa_first(tmp_path):
+    about, splits = prepared("mimic-cxr-report", tmp_path)
+    assert [len(splits[part]) for part in ("train", "validation", "test")] == [3, 1, 2]
+    assert splits["train"][0].images == ("p10/p10000032/s50414267/02aa804e-pa-0.jpg",)
+    assert splits["train"][0].answer.startswith("There is no focal consolidation")
+    assert "redistribution" in about["access"]
+
+
+def test_mimic_says_what_it_left_out(tmp_path):
+    source = replicas.mimic_cxr_report(tmp_path / "source")
+    files = source / "mimic-cxr-jpg/2.0.0/files/p10"
+    (files / "p10000032/s50414267/02aa804e-pa-0.jpg").unlink()  # AP is still there
+    shutil.rmtree(files / "p10000033")
+    reports = source / "mimic-cxr/2.0.0/mimic-cxr-reports/files/p10"
+    (reports / "p10000037/s50414272.txt").write_text("FINAL REPORT\n COMPARISON: None.\n")
+    about = prepare("mimic-cxr-report", source, tmp_path / "out", allow_other_counts=True)
+    assert "left out: 1 whose image is not here, 0 without a report file, 1 without findings" in about["notes"][1]
+    records = load_records(tmp_path / "out/train.json")
+    assert records[0].images == ("p10/p10000032/s50414267/02aa804e-ap-0.jpg",)
+    assert [about["splits"][part]["records"] for part in ("train", "test")] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        (
+            replicas.MIMIC_REPORT,
+            "There is no focal consolidation, pleural effusion or pneumothorax. Bilateral nodular opacities that most "
+            "likely represent nipple shadows. clips project over the left lung. No acute cardiopulmonary process.",
+        ),
+        ("IMPRESSION: 1. Edema. 2. No effusion.\n", "Edema. No effusion."),
+        (" IMPRESSION: Stable.\n FINDINGS: Clear lungs.", "Clear lungs. Stable."),
+        (" FINDINGS: ___\n IMPRESSION:\n", ""),
+        ("FINAL REPORT\n No heading at all.", ""),
+        (" FINDINGS: Tube ends 2.5 cm above: see note.\n TECHNIQUE: AP.", "Tube ends 2.5 cm above: see note."),
+    ],
+)
+def test_report_cleaner(text, cleaned):
+    assert clean_report(text) == cleaned
+
+
+def test_omnimedvqa_keeps_options_and_leaves_restricted_images_out(tmp_path):
+    about, splits = prepared("omnimedvqa", tmp_path)
+    records = [r for part in splits.values() for r in part]
+    assert len(records) == 20
+    four = next(r for r in records if len(r.options) == 4)
+    assert four.turns[0].text.endswith("options: Fundus imaging, PET scan, Mammogram, Ultrasound")
+    assert four.answer == four.options[0] == four.extra["option_A"] == "Fundus imaging"
+    two = next(r for r in records if len(r.options) == 2)
+    assert two.options == ("Yes", "No")
+    assert "1 questions about restricted-access images are left out" in about["notes"][1]
+
+
+def test_a_different_count_stops_and_is_named(tmp_path):
+    source = replicas.slake(tmp_path / "source")
+    with pytest.raises(UserError, match=r"test questions: 6 instead of 1061.*--allow-other-counts"):
+        prepare("slake", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+MISSING = [
+    ("slake", "imgs", r"no image folder; expected imgs, found test\.json"),
+    ("slake", "validation.json", r"validation\.json or validate\.json"),
+    ("slake", "imgs/xmlab106/source.jpg", r"1 of 6 images are not below .*xmlab106/source\.jpg"),
+    ("vqa-rad", "VQA_RAD Dataset Public.json", r"no question file; expected VQA_RAD Dataset Public\.json"),
+    ("vqa-rad", "VQA_RAD Image Folder", r"no image folder"),
+    ("path-vqa (JSON)", "val.json", r"no validation questions; expected val\.json"),
+    ("path-vqa (JSON)", "images/test/test_0003.jpg", r"test/test_0003\.jpg"),
+    ("path-vqa (parquet)", "data/test-00000-of-00001-eb8844602202be60.parquet", r"no test-\*\.parquet beside"),
+    ("iu-xray-vqa", "iuxray_factuality.jsonl", r"no question file; expected iuxray_factuality\.jsonl"),
+    ("iu-xray-report", "annotation.json", r"no annotation file"),
+    ("mimic-cxr-report", "mimic-cxr-jpg/2.0.0/mimic-cxr-2.0.0-split.csv.gz", r"no split table"),
+    ("mimic-cxr-report", "mimic-cxr", r"mimic-cxr-reports\.zip"),
+    ("omnimedvqa", "OmniMedVQA/QA_information/Open-access", r"no question folder"),
+]
+
+
+@pytest.mark.parametrize(("layout", "missing", "message"), MISSING)
+def test_a_missing_file_is_named_with_what_was_expected(layout, missing, message, tmp_path):
+    name, build = REPLICAS[layout]
+    source = build(tmp_path / "source")
+    gone = source / missing
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(UserError, match=message):
+        prepare(name, source, tmp_path / "out", allow_other_counts=True)
+
+
+def test_an_archive_still_packed_is_named(tmp_path):
+    (tmp_path / "imgs.zip").touch()
+    with pytest.raises(UserError, match=r"unpack imgs\.zip first"):
+        prepare("slake", tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "field"),
+    [
+        ("slake", "train.json", "answer"),
+        ("slake", "train.json", "q_lang"),
+        ("vqa-rad", "VQA_RAD Dataset Public.json", "image_name"),
+        ("vqa-rad", "VQA_RAD Dataset Public.json", "answer_type"),
+        ("path-vqa (JSON)", "test.json", "question"),
+        ("omnimedvqa", "OmniMedVQA/QA_information/Open-access/ACRIMA.json", "gt_answer"),
+    ],
+)
+def test_a_renamed_field_is_named_with_its_record(layout, file, field, tmp_path):
+    name, build = REPLICAS[layout]
+    source = build(tmp_path / "source")
+    rows = json.loads((source / file).read_text())
+    rows[1]["renamed"] = rows[1].pop(field)
+    replicas.write_json(source / file, rows)
+    with pytest.raises(UserError, match=rf"record 1: no `.*{field}.*`; it has .*renamed"):
+        prepare(name, source, tmp_path / "out", allow_other_counts=True)
+
+
+def test_the_same_image_under_another_name_is_a_leak(tmp_path):
+    source = replicas.slake(tmp_path / "source")
+    shutil.copy(source / "imgs/xmlab106/source.jpg", source / "imgs/xmlab102/source.jpg")
+    about = prepare("slake", source, tmp_path / "out", allow_other_counts=True)
+    assert about["shared_images"]["test+train"] == 1
+    assert about["splits"]["train"]["left_out"] == 3
+
+
+def test_train_records_draws_with_the_seed(tmp_path):
+    about, splits = prepared("slake", tmp_path, train_records=4)
+    assert len(splits["train"]) == 4
+    assert about["splits"]["train"]["left_out"] == 5
+    with pytest.raises(UserError, match="there are 9"):
+        prepare("slake", tmp_path / "source", tmp_path / "b", allow_other_counts=True, train_records=10)
+
+
+def test_split_groups_depends_on_groups_and_seed_alone():
+    items = [(f"p{number % 7}", number) for number in range(70)]
+    first, second = split_groups(items, lambda item: item[0], 0.7, seed=3)
+    again, _ = split_groups(items[::-1], lambda item: item[0], 0.7, seed=3)
+    assert sorted(first) == sorted(again)
+    assert not {p for p, _ in first} & {p for p, _ in second}
+    assert len(first) == 50  # the smallest number of whole groups that reaches 49
+
+
+def test_check_reports_what_is_wrong(tmp_path):
+    about, _ = prepared("slake", tmp_path)
+    root = Path(about["image_root"])
+    (root / "xmlab102/source.jpg").write_bytes(b"broken")
+    rows = json.loads((tmp_path / "out/train.json").read_text())
+    rows[1]["id"] = rows[0]["id"]
+    rows[3]["image"] = "nowhere.jpg"
+    rows[4]["image"] = "xmlab106/source.jpg"
+    replicas.write_json(tmp_path / "bad.json", rows)
+    problems = "\n".join(check(tmp_path / "bad.json", root, against=tmp_path / "out/test.json")["problems"])
+    assert "names 2 records" in problems
+    assert "source.jpg cannot be read" in problems
+    assert "nowhere.jpg cannot be opened: No such file" in problems
+    assert "1 images are also in" in problems
+
+
+def test_commands_print_terms_counts_and_hashes(tmp_path):
+    source = replicas.slake(tmp_path / "source")
+    arguments = ["prepare", "slake", "--source", str(source), "--out", str(tmp_path / "out"), "--allow-other-counts"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "licence: CC BY 4.0" in result.output
+    assert "1061  differs" in result.output
+    assert str(tmp_path / "out/train.json") in result.output
+    listed = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)["sets"]
+    assert {row["name"] for row in listed} == {name for name, _ in REPLICAS.values()} | {"brain-atlas"}
+    checked = CliRunner().invoke(app, ["check", str(tmp_path / "out/test.json"), "--image-root", str(source / "imgs")])
+    assert checked.exit_code == 0
+    assert "no problems" in checked.output
+    wrong = CliRunner().invoke(app, ["check", str(tmp_path / "out/test.json"), "--image-root", str(tmp_path)])
+    assert isinstance(wrong.exception, UserError)
+    unknown = CliRunner().invoke(app, ["prepare", "slak", "--source", "x", "--out", "y"])
+    assert "did you mean slake?" in str(unknown.exception)
+
+
+def test_a_repeated_id_is_numbered(tmp_path):
+    source = replicas.slake(tmp_path / "source")
+    rows = json.loads((source / "test.json").read_text())
+    rows[1]["qid"] = rows[0]["qid"]
+    replicas.write_json(source / "test.json", rows)
+    prepare("slake", source, tmp_path / "out", allow_other_counts=True)
+    first, second = load_records(tmp_path / "out/test.json")[:2]
+    assert (first.id, second.id) == (str(rows[0]["qid"]), f"{rows[0]['qid']}-2")
