@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.answers import Loaded, answer_items, item_key, items_of, load_student, run_settings, wait_for_all
+from pipelines.answers import Item, Loaded, answer_items, item_key, items_of, load_student, run_settings, wait_for_all
 from pipelines.decoding.methods import Decoding, decodings
 from pipelines.journal import Journal
 from pipelines.scores import (
@@ -23,6 +23,7 @@ from pipelines.scores import (
     power_note,
     summarise,
 )
+from pipelines.states import save_states
 from pipelines.statistics import RESAMPLES
 from shared.console import UserError, warn
 from shared.manifest import Record, image_root_of, load_records
@@ -46,6 +47,8 @@ def evaluate(
     limit: int | None = None,
     resamples: int = RESAMPLES,
     device: str | None = None,
+    save_layers: Sequence[int] = (),
+    save_items: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Answer a test set and score the answers.
 
@@ -65,6 +68,8 @@ def evaluate(
         The decoding settings; overrides are "method.setting=value".
     limit
         Only the first items of the file.
+    save_layers, save_items
+        Decoder layers and item ids whose hidden states and attention maps go to `states/` (for figures).
 
     Returns
     -------
@@ -92,6 +97,8 @@ def evaluate(
                 continue
             student = load_student(folder, device or _own_device())
             items = items_of(records, root, student.processor.template.name)
+            if rank == 0 and save_items:
+                save_states(_named(items, save_items), student, save_layers, root, out / "states" / arm.lower())
             for row, method in todo:
                 answer_items(
                     items[rank::world],
@@ -209,6 +216,14 @@ def _records(data: Path, image_root: Path | None, limit: int | None) -> list[Rec
     return records
 
 
+def _named(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
+    known = {item.record.id: item for item in items}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"the test set has no item {unknown[0]!r}; its first is {items[0].record.id!r}")
+    return [known[name] for name in names]
+
+
 def _own_device() -> str | None:
     return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and _has_gpu() else None
 
@@ -219,7 +234,9 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _collect(items: Sequence[Any], student: Loaded, settings: dict[str, Any], journal: Journal) -> list[dict[str, Any]]:
+def _collect(
+    items: Sequence[Item], student: Loaded, settings: dict[str, Any], journal: Journal
+) -> list[dict[str, Any]]:
     keys = [item_key(item, student, settings) for item in items]
     wait_for_all(keys, journal)
     return [journal[key] for key in keys]

@@ -55,11 +55,15 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Default: RUN/evaluation.")] = None,
     preset: Annotated[str, typer.Option(help="published, equal, authors-llava-med or authors-huatuo.")] = "published",
     override: Override = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions decoded at once; changes no answer.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions decoded at once; changes no answer. Default: the recipe's.")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampling; default: the recipe's.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first items.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = None,
+    save_layers: Annotated[str, typer.Option(help="Layers whose states to save for figures: 0,12,20.")] = "",
+    save_items: Annotated[str, typer.Option(help="Ids of the items to save them for.")] = "",
     as_json: Json = False,
 ) -> None:
     """Score adapters on a test set: intervals on every score, a paired test for every pair, a journal of answers.
@@ -76,19 +80,24 @@ def evaluate(
         raise UserError("no test set: give --data FILE, or name evaluation.data in the recipe")
     if image_root is None and recipe.image_root and str(data) == recipe.data:
         image_root = Path(recipe.image_root)
+    methods = _listed(decode) if decode else recipe.methods
+    beams = [f"beam.num_beams={recipe.num_beams}"] if {"beam", "all"} & set(methods) else []
     result = run_evaluation(
         run,
         data,
         image_root,
-        methods=[name.strip() for name in decode.split(",")] if decode else recipe.methods,
+        methods=methods,
         out=out,
-        batch_size=batch_size,
+        batch_size=batch_size or recipe.batch_size,
         max_new_tokens=max_new_tokens or recipe.max_new_tokens,
         preset=preset,
-        overrides=override or (),
+        overrides=[*beams, *(override or ())],
         seed=recipe.seed if seed is None else seed,
         limit=limit,
+        resamples=recipe.bootstrap,
         device=device,
+        save_layers=_layers(save_layers),
+        save_items=_listed(save_items),
     )
     if result:  # ranks above 0 have nothing to print
         report(result, as_json, table_lines(result))
@@ -161,3 +170,14 @@ def _evaluation_section(folder: Path) -> Any:
 
     file = folder / "recipe.yaml"
     return (load_recipe(file) if file.is_file() else Recipe()).evaluation
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _layers(text: str) -> list[int]:
+    parts = _listed(text)
+    if not all(part.isdigit() for part in parts):
+        raise UserError(f"--save-layers {text!r}: write layer numbers, as in 0,12,20")
+    return [int(part) for part in parts]

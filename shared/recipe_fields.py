@@ -185,7 +185,7 @@ class EvaluationSection(Section):
     methods: list[str] = ["beam"]                                       # decoding methods (the paper scores MedAlign under beam search)
     max_new_tokens: Positive = 128                                      # per answer (authors: 1024 for LLaVA-Med, 128 for HuatuoGPT-Vision)
     num_beams: Positive = 5                                             # of beam
-    batch_size: Positive = 1                                            # questions answered at once
+    batch_size: Positive = 8                                            # questions answered at once; changes no answer
     seed: int = 0                                                       # of the sampling methods and of the bootstrap
     rule: MatchRule = "authors"                                         # how open and closed answers are matched
     bootstrap: Positive = 2000                                          # resamples behind each interval
