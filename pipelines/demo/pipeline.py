@@ -1,0 +1,244 @@
+"""`medalign demo`: the pipeline's own commands one after the other, each printed before it runs, timed and remembered.
+
+`OUT/stages.json` lists the finished ones. Started again, the demo skips those and begins with the one it was in.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shared.console import UserError, say
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
+STAGES = "stages.json"
+_MAIN = {"cache": "teacher_cache.cli", "student": "student_train.cli", "medalign": "pipelines.cli"}
+
+
+class Budget(NamedTuple):
+    """How much of everything: `arm_steps` is cut where this machine is too slow for `minutes`."""
+
+    name: str
+    minutes: float
+    warmup_steps: int
+    arm_steps: int
+    test_items: int | None  # None: all
+
+
+SHORT = Budget("demo", 15, warmup_steps=20, arm_steps=100, test_items=200)
+FULL = Budget("demo-full", 120, warmup_steps=100, arm_steps=1200, test_items=None)
+
+_RESERVE = 60.0  # seconds kept for the report and for what varies
+_ANSWER_SECONDS = 1.0  # of one answer, in seconds of a training sample
+_LEAST_STEPS = 4
+
+
+class Stage(NamedTuple):
+    """One command; `result` is removed before it starts again, unless the command continues by itself."""
+
+    name: str
+    command: list[str]
+    result: Path | None = None
+
+
+def run_demo(out: Path, budget: Budget) -> Path:
+    """Run every stage that is not done yet and return the report's path.
+
+    Raises
+    ------
+    UserError
+        A stage failed, or `out` holds a demo with another budget or from another version.
+    """
+    diary = Diary(out)
+    say(
+        f"demo: {budget.name} into {out}, {budget.minutes:.0f} minutes at most on two idle cores. Not for clinical use."
+    )
+    precision = diary.remember("precision", _faster_precision)
+    for stage in preparation(out, budget, precision):
+        diary.run(stage)
+    steps = diary.remember(
+        "arm_steps", lambda: affordable_steps(budget, diary.seconds, _sample_seconds(out / "warmup"))
+    )
+    if steps < budget.arm_steps:
+        say(f"demo: this machine has time for {steps} of {budget.arm_steps} steps in each arm")
+    for stage in arms_and_scores(out, budget, precision, steps):
+        diary.run(stage)
+    write_scores(out, budget, diary)
+    diary.run(Stage("report", ["medalign", "report", "--run", str(out)]))
+    write_scores(out, budget, diary)
+    say(f"demo: done in {diary.seconds / 60:.1f} minutes; open {out / 'report.html'}")
+    return out / "report.html"
+
+
+def preparation(out: Path, budget: Budget, precision: str) -> list[Stage]:
+    """Return what both arms share: data, targets (twice, the second build finds them all), student, warm-up."""
+    atlas, store = out / "atlas", out / "store"
+    build = ["cache", "build", "--teacher", "dinov2-small", "--images", str(atlas / "images"), "--store", str(store)]
+    build += ["--grid", "8x8"]
+    warmup = {
+        "output": out / "warmup",
+        "model.name": out / "start",
+        "data.train": atlas / "train.json",
+        "train.tune": "projector",
+        "train.max_steps": budget.warmup_steps,
+        "train.learning_rate": 1e-3,
+        "train.precision": precision,
+    }
+    return [
+        Stage("data", ["medalign", "data", "prepare", "brain-atlas", "--out", str(atlas)], atlas),
+        Stage("cache", build),
+        Stage("cache again", [*build, "--json"]),
+        Stage(
+            "student", ["medalign", "demo-student", "--atlas", str(atlas), "--out", str(out / "start")], out / "start"
+        ),
+        Stage("warm-up", _train(warmup), out / "warmup"),
+    ]
+
+
+def arms_and_scores(out: Path, budget: Budget, precision: str, steps: int) -> list[Stage]:
+    """Return the two arms, which differ in the three-term loss alone, and their evaluation."""
+    shared = {
+        "model.name": out / "warmup",
+        "data.train": out / "atlas" / "train.json",
+        "train.max_steps": steps,
+        "train.learning_rate": 1e-3,
+        "train.precision": precision,
+    }
+    lora = shared | {"output": out / "lora", "losses.alpha": 0, "losses.beta": 0, "rotation.kind": "none"}
+    medalign = shared | {"output": out / "medalign", "targets.store": out / "store"}
+    evaluate = ["medalign", "evaluate", "--run", str(out), "--data", str(out / "atlas" / "test.json")]
+    evaluate += ["--batch-size", "16"]
+    if budget.test_items is not None:
+        evaluate += ["--limit", str(budget.test_items)]
+    return [
+        Stage("LoRA", _train(lora), out / "lora"),
+        Stage("MedAlign", _train(medalign), out / "medalign"),
+        Stage("evaluate", evaluate),
+    ]
+
+
+def affordable_steps(budget: Budget, spent: float, sample_seconds: float) -> int:
+    """Steps of each arm that fit into the budget, after `spent` seconds and at `sample_seconds` a training sample."""
+    answers = 2 * (budget.test_items or 400) * _ANSWER_SECONDS * sample_seconds
+    left = budget.minutes * 60 - spent - answers - _RESERVE
+    return max(_LEAST_STEPS, min(budget.arm_steps, int(left / 2 / (sample_seconds * _batch_size()))))
+
+
+class Diary:
+    """The finished stages of a demo folder with their seconds and output, on disk after each."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / STAGES
+        self.entries: dict[str, Any] = {"stages": [], "remembered": {}}
+        if self.path.is_file():
+            self.entries = json.loads(self.path.read_text())
+        elif out.exists() and any(out.iterdir()):
+            raise UserError(f"{out} holds something else than a demo; choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def seconds(self) -> float:
+        """Time of all finished stages."""
+        return sum(stage["seconds"] for stage in self.entries["stages"])
+
+    def remember(self, name: str, find: Any) -> Any:
+        """Return what was found under `name` the first time: a continued demo goes on with the same values."""
+        if name not in self.entries["remembered"]:
+            self.entries["remembered"][name] = find()
+            self._write()
+        return self.entries["remembered"][name]
+
+    def run(self, stage: Stage) -> None:
+        """Run a stage's command, unless it is done."""
+        line = shlex.join(stage.command)
+        done = next((entry for entry in self.entries["stages"] if entry["name"] == stage.name), None)
+        if done is not None:
+            if done["command"] != line:
+                raise UserError(
+                    f"{self.path.parent} holds a demo with another budget or version; remove it or choose another --out"
+                )
+            say(f"\n$ {line}\n(done before, {done['seconds']:.0f} s)")
+            return
+        if stage.result is not None and stage.result.exists():
+            shutil.rmtree(stage.result)
+        say(f"\n$ {line}")
+        began = time.perf_counter()
+        output = run_command(stage.command, keep="--json" in stage.command)
+        entry: dict[str, Any] = {"name": stage.name, "command": line, "seconds": time.perf_counter() - began}
+        if output is not None:
+            entry["output"] = json.loads(output)
+            say(output)
+        self.entries["stages"].append(entry)
+        self._write()
+
+    def _write(self) -> None:
+        partial = self.path.with_name(f".{STAGES}.part")
+        partial.write_text(json.dumps(self.entries, indent=1) + "\n")
+        partial.replace(self.path)
+
+
+def run_command(command: Sequence[str], keep: bool = False) -> str | None:
+    """Run one of the project's commands in a process of its own; return its standard output where it is to be kept."""
+    program, *arguments = command
+    starter = [sys.executable, "-c", f"from {_MAIN[program]} import main; main()", *arguments]
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # nothing of the demo comes from the network
+    result = subprocess.run(starter, env=os.environ | quiet, stdout=subprocess.PIPE if keep else None, check=False)
+    if result.returncode:
+        raise UserError(
+            f"`{shlex.join(command)}` failed; mend what it says and start the demo again, it continues there"
+        )
+    return result.stdout.decode() if keep else None
+
+
+def write_scores(out: Path, budget: Budget, diary: Diary) -> None:
+    """Write `scores.json`: the evaluation's result, the time of every stage and what the budget was."""
+    result = json.loads((out / "evaluation" / "result.json").read_text())
+    result["demo"] = {**budget._asdict(), **diary.entries["remembered"], "stages": diary.entries["stages"]}
+    partial = out / ".scores.json.part"
+    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    partial.replace(out / "scores.json")
+
+
+def _train(overrides: dict[str, Any]) -> list[str]:
+    recipe = os.path.relpath(RECIPE) if RECIPE.is_relative_to(Path.cwd()) else str(RECIPE)
+    return ["student", "train", recipe, *(f"{key}={value}" for key, value in overrides.items())]
+
+
+def _batch_size() -> int:
+    from shared.recipe import load_recipe
+
+    train = load_recipe(RECIPE).train
+    return train.batch_size * train.accumulation
+
+
+def _sample_seconds(folder: Path) -> float:
+    """Seconds a training sample took in a finished run."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return 1 / float(next(entry["train_samples_per_second"] for entry in history if "train_runtime" in entry))
+
+
+def _faster_precision() -> str:
+    """Return `bf16` where this machine multiplies bfloat16 matrices faster than float32 ones, else `fp32`.
+
+    Processors without bfloat16 instructions emulate them, at several times the cost.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16"
+    seconds = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = torch.ones(512, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
+        times = []
+        for _ in range(10):
+            began = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - began)
+        seconds[name] = min(times)
+    return min(seconds, key=lambda name: seconds[name])
