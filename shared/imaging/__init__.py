@@ -1,1 +1,20 @@
 """Images as every stage sees them: opened once, squared one way, named by their content."""
+
+from shared.imaging.geometry import Box, Geometry, content_box, coverage, square
+from shared.imaging.grid import Grid, interpolation_matrix
+from shared.imaging.images import ImageReference, UnreadableImage, content_key, open_image, parse_reference
+
+__all__ = [
+    "Box",
+    "Geometry",
+    "Grid",
+    "ImageReference",
+    "UnreadableImage",
+    "content_box",
+    "content_key",
+    "coverage",
+    "interpolation_matrix",
+    "open_image",
+    "parse_reference",
+    "square",
+]
