@@ -95,13 +95,14 @@ class ObjectStorage:
         with self._talk():
             return float(obstore.head(self._store.store, path)["last_modified"].timestamp())
 
-    def sweep(self, folder: str, older_than: float | None = None) -> list[str]:
-        """Remove the objects of folders that never became visible, if their youngest is older than `older_than`.
+    def sweep(self, namespace: str, older_than: float | None = None) -> list[str]:
+        """Remove the objects of segments that never became visible, if their youngest is older than `older_than`.
 
         Nothing tells a dead writer's objects from a live one's but their age: without it, none are removed.
         """
         if older_than is None:
             return []
+        folder = join(namespace, "segments")
         with self._talk():
             youngest: dict[str, float] = {}
             visible: set[str] = set()

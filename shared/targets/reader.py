@@ -36,6 +36,22 @@ class SegmentReader:
         """Whether `row` is the record of `key`."""
         return row < self._records and self._keys[row].tobytes() == key
 
+    def key(self, row: int) -> bytes:
+        """Content key of the record at `row`."""
+        return bytes(self._keys[row])
+
+    def record(self, row: int) -> dict[str, NDArray[Any]]:
+        """Read the arrays of one record."""
+        out = {name: np.zeros((1, *self._shapes[name]), spec.dtype) for name, spec in self._specs.items()}
+        self.read([row], [0], out)
+        return {name: values[0] for name, values in out.items()}
+
+    def small(self, name: str) -> NDArray[Any]:
+        """Read the whole of an array that is a single chunk, such as `rank`."""
+        out = {name: np.zeros((self._records, *self._shapes[name]), self._specs[name].dtype)}
+        self.read(range(self._records), range(self._records), out)
+        return out[name]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one record of an array."""
         return self._shapes[name]

@@ -182,7 +182,7 @@ class TargetWriter:
         self.namespace = create_namespace(root, identity, provenance)
         self._limit = segment_records
         self._segment = SegmentWriter(self.namespace)
-        self.namespace.storage.sweep(self.namespace.path("segments"))
+        self.namespace.storage.sweep(self.namespace.name)
 
     def add(self, key: bytes, record: Record) -> None:
         """Add one record; publishes the segment when it is full. Raises as `SegmentWriter.add` and `publish` do."""

@@ -48,8 +48,8 @@ class Storage(Protocol):
     def modified(self, path: str) -> float:
         """When a file was last written, in seconds since the epoch."""
 
-    def sweep(self, folder: str, older_than: float | None = None) -> list[str]:
-        """Remove what dead writers left directly under `folder`, and name it.
+    def sweep(self, namespace: str, older_than: float | None = None) -> list[str]:
+        """Remove what dead writers left in a namespace, and name it.
 
         `older_than` in seconds; None removes only what is certainly dead: this host's, its lock free.
         """
@@ -153,9 +153,10 @@ class LocalStorage:
         """When a file was last written, in seconds since the epoch."""
         return (self.root / path).stat().st_mtime
 
-    def sweep(self, folder: str, older_than: float | None = None) -> list[str]:
-        """Remove what dead writers left directly under `folder`, and name it."""
-        return [str(path.relative_to(self.root)) for path in _sweep(self.root / folder, older_than)]
+    def sweep(self, namespace: str, older_than: float | None = None) -> list[str]:
+        """Remove what dead writers left in a namespace, and name it."""
+        folders = (self.root / namespace / name for name in (".", "segments", "quarantine"))
+        return [str(path.relative_to(self.root)) for folder in folders for path in _sweep(folder, older_than)]
 
 
 def open_storage(root: str | Path) -> Storage:

@@ -1,0 +1,143 @@
+"""A store in an S3 bucket, against a real server process: the same promises as on a file system."""
+
+import signal
+import subprocess
+import sys
+import time
+import uuid
+import warnings
+
+import numpy as np
+import pytest
+import zarr
+
+from shared.console import UserError
+from shared.targets import TargetStore
+from shared.targets.namespace import list_namespaces, quarantine, quarantined
+from shared.targets.object_storage import ObjectStorage
+from shared.targets.scan import scan
+from shared.targets.segments import keys_present
+from teacher_cache.maintain import gc, info, merge
+from tests.fixtures.s3 import child_environment, s3_server, use
+from tests.fixtures.targets import key, matrix_record, write_records
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as environment:
+        yield environment
+
+
+@pytest.fixture
+def root(server, monkeypatch, tmp_path):
+    use(server, monkeypatch)
+    monkeypatch.setenv("MEDALIGN_CACHE", str(tmp_path / "cache"))
+    return f"s3://bucket/{uuid.uuid4().hex}"
+
+
+def assert_holds(store, numbers):
+    assert len(store) == len(numbers)
+    batch = store.batch([key(number) for number in numbers])
+    for row, number in enumerate(numbers):
+        for name, values in matrix_record(number).items():
+            np.testing.assert_array_equal(getattr(batch, name)[row], values)
+
+
+def test_records_read_back_and_plain_zarr_finds_them(root):
+    namespace = write_records(root, range(6))
+    assert_holds(TargetStore.open(root, teacher="dinov2-small"), range(6))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3 specification")
+        group = zarr.open_group(ObjectStorage(root)._store, path=namespace.name, mode="r")
+        assert group.attrs["medalign"]["format"] == 1
+        first = group[f"segments/{namespace.segments()[0]}"]
+        assert first["key"].shape[1] == 32
+        assert first["similarity"][0].dtype == np.float16
+    assert all(checked.damage is None for checked in scan(root))
+
+
+def test_a_segment_without_its_group_file_is_not_there_and_gc_sweeps_it(root):
+    namespace = write_records(root, range(8))
+    kept, cut = namespace.segments()
+    storage = namespace.storage
+    storage._store.store.delete(f"{namespace.path('segments', cut)}/zarr.json")
+    assert namespace.segments() == [kept]
+    assert len(TargetStore.open(root)) == 4
+    gc(root, older_than=3600)
+    assert storage.sizes(namespace.path("segments", cut))  # young: may be a writer at work
+    (swept,) = gc(root, older_than=-1)
+    assert swept.strays == [namespace.path("segments", cut)]
+    with pytest.raises(FileNotFoundError):
+        storage.sizes(namespace.path("segments", cut))
+
+
+def test_damage_is_found(root):
+    namespace = write_records(root, range(4))
+    (segment,) = namespace.segments()
+    path = namespace.path("segments", segment, "similarity/c/0/0")
+    data = bytearray(namespace.storage.read(path))
+    data[20] ^= 1
+    namespace.storage._store.store.put(path, bytes(data))
+    assert [checked.damage for checked in scan(root) if checked.damage]
+    (swept,) = gc(root, damaged=True)
+    assert swept.damaged == [segment]
+    assert keys_present(namespace) == (set(), [])
+
+
+def test_merge_and_info_between_a_folder_and_a_bucket(root, tmp_path):
+    write_records(tmp_path / "store", range(5))
+    quarantine(write_records(root, range(3)), key(9), "zero bytes")
+    (merged,) = merge([tmp_path / "store"], root)
+    assert merged.records == 2
+    assert_holds(TargetStore.open(root), range(5))
+    (described,) = info(root)
+    assert described["records"] == 5
+    assert described["quarantined"] == 1
+    merge([root], tmp_path / "back")
+    assert_holds(TargetStore.open(tmp_path / "back"), range(5))
+    assert [record.key for record in quarantined(list_namespaces(tmp_path / "back")[0])] == [key(9)]
+
+
+def test_nothing_there(root):
+    with pytest.raises(UserError, match="no target store"):
+        TargetStore.open(root)
+
+
+def test_an_unknown_scheme():
+    with pytest.raises(UserError, match="s3://"):
+        TargetStore.open("ftp://host/store")
+
+
+WRITER = """
+import sys
+from tests.fixtures.targets import write_records
+print("start", flush=True)
+write_records(sys.argv[1], range(int(sys.argv[2]), 400), segment_records=2)
+"""
+
+
+def test_a_killed_writer_leaves_only_whole_segments(root, server, tmp_path):
+    numbers = [0]
+    for delay in (0.15, 0.4, 0.7):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, root, str(len(numbers) - 1)],
+            env=child_environment(server),
+            stdout=subprocess.PIPE,
+        )
+        assert writer.stdout.readline() == b"start\n"
+        time.sleep(delay)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        if not ObjectStorage(root).names(""):
+            continue
+        (namespace,) = list_namespaces(root)
+        present, damaged = keys_present(namespace)
+        assert not damaged
+        assert all(checked.damage is None for checked in scan(root))
+        numbers = [number for number in range(400) if key(number) in present] or [0]
+        if present:
+            assert_holds(TargetStore.open(root), numbers)
+    assert len(numbers) > 1
