@@ -58,6 +58,8 @@ def from_pretrained(model_class: Any, section: ModelSection, dtype: Any, folder:
                 f"{folder or section.name}: {len(faults)} weights are {what.partition('_')[0]}, first {first}; "
                 "is the checkpoint whole?"
             )
+    # What adapters will name as their base: as the user gave it, not where the hub library keeps it.
+    model.name_or_path = model.config._name_or_path = section.path or section.name
     return model.eval()
 
 
