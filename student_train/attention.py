@@ -10,9 +10,9 @@ Nothing is renamed or replaced, so a checkpoint of the hooked model has the keys
 In the third, logits are taken against every visible key, for the softmax's denominator, and only the image columns are
 kept: R x T numbers a head instead of T x T, in one layer instead of all (METHOD: "only what is needed is computed").
 
-A `Channel` carries the request of one forward pass to the hooks and the results back. It stays in place until the next
-forward, because gradient checkpointing runs layer l again during the backward pass; checkpointing must be non-reentrant,
-since the results are side outputs of the checkpointed layer.
+A `Channel` carries the request of one forward pass to the hooks and the results back. It stays until the
+next forward, because gradient checkpointing runs layer l again during the backward pass; checkpointing must be
+non-reentrant, since the results are side outputs of the checkpointed layer.
 """
 
 import copy
@@ -77,7 +77,7 @@ def language_model(model: nn.Module) -> nn.Module:
 
 
 def install(model: nn.Module, rotations: nn.ModuleDict, layers: tuple[int, ...], image_token_id: int) -> Channel:
-    """Hook `model` (a plain image-text model, PEFT or not inside) and return the channel of its hooks.
+    """Install the hooks on `model`, a plain image-text model with or without PEFT layers inside; return their channel.
 
     Parameters
     ----------
@@ -100,11 +100,11 @@ def install(model: nn.Module, rotations: nn.ModuleDict, layers: tuple[int, ...],
         if not 1 <= layer < len(blocks):
             raise ValueError(f"layer {layer} is outside 1..{len(blocks) - 1} of this {len(blocks)}-layer model")
     channel = Channel(image_token_id)
-    model.model.register_forward_pre_hook(_Locate(channel), with_kwargs=True)  # type: ignore[union-attr, operator]
-    model.model.register_forward_hook(_Leave(channel), always_call=True)  # type: ignore[union-attr, operator]
+    model.model.register_forward_pre_hook(_Locate(channel), with_kwargs=True)  # type: ignore[union-attr]
+    model.model.register_forward_hook(_Leave(channel), always_call=True)  # type: ignore[union-attr]
     language_model(model).register_forward_pre_hook(_Guard(channel), with_kwargs=True)
     for layer in layers:
-        rotation = rotations[str(layer)] if str(layer) in rotations else None
+        rotation = dict(rotations.items()).get(str(layer))
         blocks[layer].register_forward_pre_hook(_Rotate(channel, layer, rotation), with_kwargs=True)
         _tap(blocks[layer].self_attn, channel, layer)  # type: ignore[arg-type]
     return channel

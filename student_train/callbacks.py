@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import TaskID
 from transformers import TrainerCallback
 
 from shared.console import progress, say, stderr
@@ -26,7 +27,7 @@ def callbacks(recipe: Recipe, interrupt: "Interrupt", begun: float) -> list[Trai
     return [*found, Progress(begun)] if is_main_process() else found
 
 
-class Claim(TrainerCallback):
+class Claim(TrainerCallback):  # type: ignore[misc]
     """Write the recipe into the output folder when training begins: from then on the folder holds this run."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -40,11 +41,12 @@ class Claim(TrainerCallback):
             whole_file(folder / RECIPE, lambda path: save_recipe(self.recipe, path))
 
 
-class Progress(TrainerCallback):
+class Progress(TrainerCallback):  # type: ignore[misc]
     """A bar with rate and ETA on a terminal; a line per logged step in a log file."""
 
     def __init__(self, begun: float) -> None:
-        self.begun, self.bars, self.task, self.first = begun, progress(), None, True
+        self.begun, self.bars, self.first = begun, progress(), True
+        self.task: TaskID | None = None
         self.started, self.start_step = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -76,8 +78,8 @@ class Progress(TrainerCallback):
         self.bars.stop()
 
 
-class EarlyStopping(TrainerCallback):
-    """Stop when the best metric is `patience` evaluations old; it reads the trainer's state and so survives a resume."""
+class EarlyStopping(TrainerCallback):  # type: ignore[misc]
+    """Stop when the best metric is `patience` evaluations old; the state it reads survives a resume."""
 
     def __init__(self, patience: int, eval_steps: int) -> None:
         self.steps = patience * eval_steps
@@ -89,7 +91,7 @@ class EarlyStopping(TrainerCallback):
             control.should_training_stop = True
 
 
-class Interrupt(TrainerCallback):
+class Interrupt(TrainerCallback):  # type: ignore[misc]
     """On SIGTERM (or Ctrl-C) finish the step, save a checkpoint and end; all ranks stop at the same step."""
 
     def __init__(self) -> None:
@@ -102,7 +104,7 @@ class Interrupt(TrainerCallback):
 
         def note(number: int, _: Any) -> None:
             self.signal = signal.Signals(number).name
-            signal.signal(number, before[number])
+            signal.signal(number, before[signal.Signals(number)])
 
         try:
             for number in before:

@@ -29,7 +29,7 @@ def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]
         "",
         f"# {recipe.train.run_name or folder.name}",
         "",
-        "**Not for clinical use.** A research model; its answers are not medical advice and were not validated for care.",
+        "**Not for clinical use.** A research model: its answers are no medical advice and not validated.",
         "",
         f"- Base model: `{recipe.model.name}`",
         f"- Trained: {'LoRA and rotation W' if recipe.rotation.kind != 'none' else 'LoRA'}"
@@ -42,7 +42,8 @@ def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]
             licence = TEACHER_LICENCES.get(teacher, "see where its weights come from")
             lines.append(f"- Teacher: `{teacher}`, licence of its weights: {licence}")
         lines.append(
-            f"- Losses: alpha {recipe.losses.alpha}, beta {recipe.losses.beta} ({recipe.losses.attention_normalization}), "
+            f"- Losses: alpha {recipe.losses.alpha}, beta {recipe.losses.beta} "
+            f"({recipe.losses.attention_normalization}), "
             f"layer {', '.join(map(str, recipe.losses.layers))}"
         )
     last = next((row for row in reversed(history) if "loss_lm" in row), None)
@@ -51,7 +52,7 @@ def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]
         lines.append(f"- Last logged step {last['step']}: {terms}")
     lines += [
         "",
-        "Load it with `student_train.load(folder)`; bare PEFT would leave out W (`rotation.safetensors`) without a word.",
+        "Load it with `student_train.load(folder)`; bare PEFT would drop W (`rotation.safetensors`) without a word.",
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

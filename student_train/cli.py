@@ -19,8 +19,12 @@ app = typer.Typer(
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as train.epochs=3.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the output folder's last checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check data, store, model and memory; train nothing.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the output folder's last checkpoint.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check data, store, model and memory; train nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Fine-tune by a recipe; works alone and under `torchrun` or `deepspeed`."""
@@ -58,7 +62,9 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Adapter folder.")],
     to: Annotated[Path, typer.Option("--to", help="Folder to write the merged model to.")],
     base: Annotated[str | None, typer.Option("--base", help="Where the base model is now, if it has moved.")] = None,
-    push_to_hub: Annotated[str | None, typer.Option("--push-to-hub", help="Upload the result under this hub id.")] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push-to-hub", help="Upload the result under this hub id.")
+    ] = None,
 ) -> None:
     """Merge LoRA into the base model; W stays beside it and `student_train.load` loads both."""
     from student_train.export import export as merge

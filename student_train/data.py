@@ -1,4 +1,4 @@
-"""Records, images and targets as one data set: joined by content key, ordered by seed, collated for any padding side."""
+"""Records, images and targets as one data set, its order by seed, and its batches for either padding side."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +65,8 @@ class AlignmentData(Dataset[dict[str, Any]]):
     ) -> None:
         self.records, self.image_root, self.prepared, self.targets = list(records), image_root, prepared, targets
         self.max_length, self.truncation = max_length, truncation
-        rows = track(self.records, len(self.records), "checking records", "records") if not quiet else self.records
+        long = len(self.records) > 5000 and not quiet  # seconds
+        rows = track(self.records, len(self.records), "checking records", "records") if long else self.records
         self.lengths = np.array([len(self._encode(record).input_ids) for record in rows], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -233,7 +234,7 @@ class EpochOrder(Sampler[int]):
     """
 
     def __init__(
-        self, lengths: Array, seed: int, step: int, multiple: int = 1, segments: Sequence[str] | None = None
+        self, lengths: Array, seed: int, step: int, multiple: int = 1, segments: Sequence[int] | None = None
     ) -> None:
         self.lengths, self.seed, self.step, self.multiple, self.segments = lengths, seed, step, multiple, segments
         self.epoch = 0

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,28 +57,40 @@ def zero_stage(config: dict[str, Any] | None) -> int:
     return 0 if config is None else int(config.get("zero_optimization", {}).get("stage", 0))
 
 
-def prepare_process(cpu: bool, deepspeed: bool) -> None:
-    """Start the process group where one is needed, alone or under a launcher; on a CPU it is gloo.
+@contextmanager
+def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
+    """Have a process group where one is needed, alone or under a launcher; on a CPU it is gloo.
 
-    DeepSpeed wants a process group even in a single process. Without a launcher it gets one of its own on this machine.
+    DeepSpeed wants a process group even in a single process. Without a launcher it gets one of its own on this machine;
+    the variables that say so are taken back at the end, lest a process started later believes in them.
     """
-    if cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not deepspeed and not launched:
-        return
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ.update(alone)
-    if deepspeed:
-        # Before the model is built: ZeRO-3 partitions weights over this group.
-        import deepspeed as library
+    before = dict(os.environ)
+    try:
+        if cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if deepspeed and not launched and "RANK" not in os.environ:
+            os.environ |= _alone()
+        if deepspeed:
+            # Before the model is built: ZeRO-3 partitions weights over this group.
+            import deepspeed as library
 
-        library.init_distributed(dist_backend="gloo" if cpu else "nccl", verbose=False)
+            if cpu:
+                # DeepSpeed would first compile a shared-memory all-reduce: 100 s and a C++ compiler, for little here.
+                library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            library.init_distributed(dist_backend="gloo" if cpu else "nccl", verbose=False)
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+
+
+def _alone() -> dict[str, str]:
+    """Return what a launcher would set for one process, with a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def is_main_process() -> bool:

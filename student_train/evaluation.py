@@ -46,7 +46,11 @@ def losses(trainer: AlignmentTrainer, data: AlignmentData, recipe: Recipe) -> di
     share = list(range(rank, len(data), ranks))
     share += [-1] * (-(-len(data) // ranks) - len(share))  # a filler has no loss; every rank runs as many batches
     loader = torch.utils.data.DataLoader(
-        data, size, sampler=share, collate_fn=trainer.data_collator, generator=torch.Generator()  # type: ignore[arg-type]
+        data,
+        size,
+        sampler=share,
+        collate_fn=trainer.data_collator,
+        generator=torch.Generator(),
     )
     totals = torch.zeros(2, len(TERMS), device=trainer.args.device)
     model = trainer.model

@@ -10,7 +10,7 @@ from student_train.student import RECIPE, ROTATION_WEIGHTS, adapter_recipe, load
 def export(folder: Path, to: Path, base: str | None = None) -> Path:
     """Write the adapter of `folder`, merged, as a plain model folder at `to`.
 
-    LoRA merges into the weights. W cannot: it acts on image tokens only, between two layers. It stays a file of its own,
+    LoRA merges into the weights. W cannot: it acts on image tokens only, between two layers. It stays its own file,
     and `student_train.load(to)` puts it back; transformers' `from_pretrained` alone would leave it out.
 
     Raises
@@ -28,14 +28,22 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
     recipe = adapter_recipe(folder)
     section = recipe.model
     if base is not None:
-        section = section.model_copy(update={"path": base} if section.path is not None else {"name": base, "path": None})
+        section = section.model_copy(
+            update={"path": base} if section.path is not None else {"name": base, "path": None}
+        )
     loaded = load_base(section)
     student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)
     merged = student.model.merge_and_unload()
     del merged.rotation  # saved as its own file below
     to.mkdir(parents=True, exist_ok=True)
     whole = BaseStudent(
-        merged, loaded.tokenizer, loaded.image_processor, loaded.template, loaded.image_token_id, loaded.grid, loaded.image_size
+        merged,
+        loaded.tokenizer,
+        loaded.image_processor,
+        loaded.template,
+        loaded.image_token_id,
+        loaded.grid,
+        loaded.image_size,
     )
     save_base(whole, to)
     whole_file(to / RECIPE, lambda path: save_recipe(recipe, path))
@@ -60,5 +68,7 @@ def push(folder: Path, repository: str) -> None:
         )
     except (HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"upload of {folder} to {repository} failed ({reason}); the folder itself is complete") from None
+        raise UserError(
+            f"upload of {folder} to {repository} failed ({reason}); the folder itself is complete"
+        ) from None
     say(f"uploaded: {repository} (private)")

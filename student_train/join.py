@@ -42,6 +42,14 @@ class Join:
             return None
         return stack([store[key] for store in self.stores])
 
+    def segments(self, references: Sequence[Sequence[ImageReference]]) -> list[int]:
+        """Return the store segment of each sample's first image; -1 where it has none."""
+        if not self.stores:
+            return [-1] * len(references)
+        keys = [self.keys[images[0]] for images in references if images]
+        found = iter(self.stores[0].segments_of(keys))
+        return [next(found) if images else -1 for images in references]
+
 
 def stack(targets: Sequence[Target]) -> Targets:
     """Put the targets of several teachers on a leading axis K."""
@@ -62,19 +70,26 @@ def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
     """
     section = recipe.targets
     if section.store is None:
-        raise UserError("targets.store is not set, but losses.alpha or losses.beta is above 0; name the store or set both to 0")
-    teachers = section.teacher if isinstance(section.teacher, list) else [section.teacher]
-    prints = section.fingerprint if isinstance(section.fingerprint, list) else [section.fingerprint]
-    if prints == [None]:
-        prints = [None] * len(teachers)
+        raise UserError(
+            "targets.store is not set, but losses.alpha or losses.beta is above 0; name the store or set both to 0"
+        )
+    teachers: list[str | None] = [*section.teacher] if isinstance(section.teacher, list) else [section.teacher]
+    prints: list[str | None] = (
+        [*section.fingerprint] if isinstance(section.fingerprint, list) else [section.fingerprint]
+    )
+    if section.fingerprint is None:
+        prints = [None for _ in teachers]
     if len(prints) != len(teachers):
         raise UserError(f"targets.fingerprint lists {len(prints)} for {len(teachers)} teachers; give one per teacher")
-    stores = [TargetStore.open(section.store, teacher, fingerprint, grid) for teacher, fingerprint in zip(teachers, prints, strict=True)]
+    stores = [
+        TargetStore.open(section.store, teacher, fingerprint, grid)
+        for teacher, fingerprint in zip(teachers, prints, strict=True)
+    ]
     for store in stores:
         if store.identity.geometry != recipe.data.geometry:
             warn(
-                f"teacher {store.identity.teacher} saw images with geometry {store.identity.geometry}, the student with "
-                f"{recipe.data.geometry}: their patches show different places on images that are not square"
+                f"teacher {store.identity.teacher} saw images with geometry {store.identity.geometry}, the student "
+                f"with {recipe.data.geometry}: their patches show different places on images that are not square"
             )
     return stores
 
@@ -107,7 +122,9 @@ def join(
     computed: dict[bytes, Targets] = {}
     if missing and section.on_missing == "compute":
         if compute_target is None:
-            raise UserError("targets.on_missing=compute needs a teacher: run `medalign student train`, or `cache build` first")
+            raise UserError(
+                "targets.on_missing=compute needs a teacher: run `medalign student train`, or `cache build` first"
+            )
         if len(stores) > 1:
             raise UserError("targets.on_missing=compute serves one teacher; run `cache build` for several")
         for reference in track(missing, len(missing), "computing missing targets", "images"):
@@ -147,7 +164,7 @@ def _name(reference: ImageReference) -> str:
 def build_line(recipe: Recipe, store: TargetStore, image_root: Path) -> str:
     """Return the `cache build` command that adds the recipe's training images to `store`'s namespace."""
     identity = store.identity
-    flags = {
+    flags: dict[str, object] = {
         "teacher": identity.teacher,
         "images": recipe.data.train,
         "image-root": image_root,

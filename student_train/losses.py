@@ -133,4 +133,5 @@ def _relative_entropy(q: Tensor, p: Tensor, visible: Tensor) -> Tensor:
 def _triangle_index(patches: int, device: torch.device) -> Tensor:
     """Positions of the strict upper triangle in a flattened (N, N) matrix, row-major as in the store."""
     rows, columns = torch.triu_indices(patches, patches, 1, device=device)
-    return rows * patches + columns
+    index: Tensor = rows * patches + columns
+    return index

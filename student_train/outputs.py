@@ -14,7 +14,16 @@ STATE = "trainer_state.json"
 _TRACES = (RECIPE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROTATION_WEIGHTS, STATE, "config.json")
 # What may change between a run and its continuation: nothing that the losses or their order depend on.
 _FREE = ("output", "deepspeed", "evaluation", "data.workers", "data.prefetch", "targets.store", "train.device")
-_FREE_TRAIN = ("logging_steps", "save_steps", "keep_checkpoints", "report_to", "run_name", "push_to_hub", "batch_size", "accumulation")
+_FREE_TRAIN = (
+    "logging_steps",
+    "save_steps",
+    "keep_checkpoints",
+    "report_to",
+    "run_name",
+    "push_to_hub",
+    "batch_size",
+    "accumulation",
+)
 
 
 def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
@@ -29,7 +38,7 @@ def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     if not resume:
         if traces:
             raise UserError(
-                f"{output} already holds a run ({traces[0]}); choose another output=..., or continue that run with --resume"
+                f"{output} already holds a run ({traces[0]}); choose another output=..., or continue it with --resume"
             )
         return None
     if not (output / RECIPE).is_file():

@@ -54,7 +54,7 @@ class Processor:
         """
         questions, galleries = ([question], [images]) if isinstance(question, str) else (list(question), list(images))
         if len(galleries) != len(questions):
-            galleries = [()] * len(questions) if not galleries else galleries
+            galleries = galleries or [()] * len(questions)
         rows, pixels = [], []
         for text, gallery in zip(questions, galleries, strict=True):
             encoded = encode_prompt(
@@ -99,7 +99,14 @@ def load(path: str | Path, *, base: str | None = None, dtype: torch.dtype = torc
     UserError
         A missing, unexpected or misshapen weight; a base model that is not there.
     """
-    from student_train.student import ADAPTER_CONFIG, RECIPE, ROTATION_WEIGHTS, adapter_recipe, load_adapter, load_rotation
+    from student_train.student import (
+        ADAPTER_CONFIG,
+        RECIPE,
+        ROTATION_WEIGHTS,
+        adapter_recipe,
+        load_adapter,
+        load_rotation,
+    )
 
     folder = Path(path)
     if (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
@@ -111,7 +118,9 @@ def load(path: str | Path, *, base: str | None = None, dtype: torch.dtype = torc
     recipe = adapter_recipe(folder)
     section = recipe.model
     if base is not None:
-        section = section.model_copy(update={"path": base} if section.path is not None else {"name": base, "path": None})
+        section = section.model_copy(
+            update={"path": base} if section.path is not None else {"name": base, "path": None}
+        )
     loaded = load_base(section, dtype)
     student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)
     return student.model, Processor.of(loaded, recipe.data.geometry)

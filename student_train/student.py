@@ -12,6 +12,7 @@ loses 11 LoRA pairs around layer l, whose modules were renamed after the adapter
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def make_student(model: Any, image_token_id: int, recipe: Recipe) -> Student:
     UserError
         A distillation layer outside 1..L-1, or LoRA targets that name no linear layer.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     layers = recipe.losses.layers
     check_layers(model, layers)
@@ -73,11 +74,19 @@ def make_student(model: Any, image_token_id: int, recipe: Recipe) -> Student:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    peft_model = get_peft_model(model, config)
+    peft_model = _with_adapter(model, config)
     student = Student(peft_model, _hook(model, image_token_id, recipe), layers)
     if lora.init in ("pissa", "olora"):
         student.initial = {name: tensor.detach().clone() for name, tensor in _lora_state(student.model).items()}
     return student
+
+
+def _with_adapter(model: Any, config: Any) -> Any:
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():  # PEFT 0.21 asks the model by a name that transformers 5.23 has renamed
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def _hook(model: Any, image_token_id: int, recipe: Recipe) -> Channel:
@@ -85,7 +94,7 @@ def _hook(model: Any, image_token_id: int, recipe: Recipe) -> Channel:
     layers = recipe.losses.layers
     rotations = nn.ModuleDict()
     if recipe.rotation.kind != "none":
-        width = language_model(model).config.hidden_size  # type: ignore[union-attr]
+        width = int(language_model(model).config.hidden_size)  # type: ignore[union-attr, arg-type]
         for layer in layers:
             rotations[str(layer)] = Rotation(width, recipe.rotation.kind, recipe.rotation.rank)
         rotations.to(model.device)
@@ -99,7 +108,9 @@ def check_layers(model: Any, layers: tuple[int, ...]) -> None:
     count = len(decoder_layers(model))
     for layer in layers:
         if not 1 <= layer < count:
-            raise UserError(f"losses.layer={layer}: this model has {count} decoder layers, so l must be in 1..{count - 1}")
+            raise UserError(
+                f"losses.layer={layer}: this model has {count} decoder layers, so l must be in 1..{count - 1}"
+            )
 
 
 def lora_targets(model: Any, lora: LoraSection) -> str:
@@ -154,14 +165,16 @@ def save_adapter(student: Student, recipe: Recipe, folder: Path, state: Mapping[
     from safetensors.torch import save
 
     state = trainable_state(student.model) if state is None else state
-    lora = get_peft_model_state_dict(student.model, state_dict={k: v for k, v in state.items() if "lora_" in k})
+    lora = get_peft_model_state_dict(
+        student.model,
+        state_dict={k: v for k, v in state.items() if "lora_" in k},
+        save_embedding_layers=False,  # "auto" would ask the hub for the base model's config
+    )
     config = student.model.peft_config["default"].to_dict()
     config["inference_mode"] = True
     if student.initial is not None:
         lora, config = _as_plain_lora(lora, student.initial, config)
-    rotation = {
-        name.partition(".rotation.")[2]: tensor for name, tensor in state.items() if ".rotation." in name
-    }
+    rotation = {name.partition(".rotation.")[2]: tensor for name, tensor in state.items() if ".rotation." in name}
     folder.mkdir(parents=True, exist_ok=True)
     whole_file(folder / RECIPE, lambda path: save_recipe(recipe, path))
     if rotation:
@@ -187,7 +200,7 @@ def load_adapter(model: Any, image_token_id: int, folder: Path, recipe: Recipe) 
     UserError
         A file that is missing or damaged, a weight that is missing, unexpected or of another shape.
     """
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
@@ -197,9 +210,9 @@ def load_adapter(model: Any, image_token_id: int, folder: Path, recipe: Recipe) 
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = True
     config.init_lora_weights = True  # the file brings the values; nothing is drawn or decomposed for them
-    peft_model = get_peft_model(model, config)
+    peft_model = _with_adapter(model, config)
     student = Student(peft_model, _hook(model, image_token_id, recipe), layers)
-    expected = get_peft_model_state_dict(student.model)
+    expected = get_peft_model_state_dict(student.model, save_embedding_layers=False)
     found = read_tensors(folder / ADAPTER_WEIGHTS)
     _compare(expected, found, folder / ADAPTER_WEIGHTS)
     set_peft_model_state_dict(student.model, found)
@@ -223,7 +236,9 @@ def _fill_rotations(rotations: nn.ModuleDict, folder: Path) -> None:
     path = folder / ROTATION_WEIGHTS
     if not len(rotations):
         if path.is_file():
-            raise UserError(f"{path} is there, but the recipe beside it says rotation.kind=none; they are not of one run")
+            raise UserError(
+                f"{path} is there, but the recipe beside it says rotation.kind=none; they are not of one run"
+            )
         return
     if not path.is_file():
         raise UserError(f"{folder} holds no {ROTATION_WEIGHTS}, but its recipe trains W; copy the whole folder")
@@ -253,7 +268,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unexpected:
-        parts = [f"{len(names)} {what}, first {names[0]}" for names, what in ((missing, "missing"), (unexpected, "unexpected")) if names]
+        parts = [
+            f"{len(names)} {what}, first {names[0]}"
+            for names, what in ((missing, "missing"), (unexpected, "unexpected"))
+            if names
+        ]
         raise UserError(f"{path} does not fit this base model: weights {'; '.join(parts)}")
     for name in sorted(expected):
         if expected[name].shape != found[name].shape:
@@ -265,7 +284,7 @@ def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: 
 def _lora_state(model: Any) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
-    return get_peft_model_state_dict(model)  # type: ignore[no-any-return]
+    return get_peft_model_state_dict(model, save_embedding_layers=False)  # type: ignore[no-any-return]
 
 
 def _as_plain_lora(
@@ -280,7 +299,12 @@ def _as_plain_lora(
         start = initial[name].to(tensor)
         plain[name] = torch.cat([tensor, start], 0) if "lora_A" in name else torch.cat([tensor, -start], 1)
     scale = 2**0.5 if config.get("use_rslora") else 2
-    return plain, {**config, "r": 2 * config["r"], "lora_alpha": scale * config["lora_alpha"], "init_lora_weights": True}
+    return plain, {
+        **config,
+        "r": 2 * config["r"],
+        "lora_alpha": scale * config["lora_alpha"],
+        "init_lora_weights": True,
+    }
 
 
 def _jsonable(value: object) -> object:

@@ -1,23 +1,21 @@
 """`student train`: from a recipe to an adapter folder (or, for the projector's warm-up, to a model folder)."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.console import UserError, say
 from shared.manifest import Record, image_root_of, load_records
 from shared.recipe import Recipe
-from student_train.environment import deepspeed_config, is_main_process, prepare_process, use_cpu
+from student_train.environment import deepspeed_config, is_main_process, process_group, use_cpu
 from student_train.outputs import check_output, finish, last_checkpoint
 
 if TYPE_CHECKING:
-    from student_train.data import AlignmentData, Prepared
-    from student_train.join import ComputeTarget, Join
+    from student_train.data import AlignmentData
+    from student_train.join import ComputeTarget
     from student_train.models.base import BaseStudent
-    from student_train.student import Student
 
 Score = Callable[[Sequence[Record], Sequence[str]], Mapping[str, float]]
 
@@ -51,8 +49,7 @@ def train(
     cpu, config = use_cpu(recipe), deepspeed_config(recipe)
     output = Path(recipe.output)
     checkpoint = check_output(output, recipe, resume)
-    prepare_process(cpu, config is not None)
-    with _fresh_accelerate():
+    with process_group(cpu, config is not None), _fresh_accelerate():
         return _train(recipe, output, cpu, config, checkpoint, compute_target, score, begun)
 
 
@@ -66,14 +63,14 @@ def _train(
     score: Score | None,
     begun: float,
 ) -> Path:
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
 
+    from student_train.callbacks import Interrupt, callbacks
     from student_train.data import EpochOrder
     from student_train.evaluation import make_evaluation
     from student_train.models.base import save_base
     from student_train.processor import Processor
     from student_train.setup import load_student_base, make_collator, training_arguments
-    from student_train.callbacks import Interrupt, callbacks
     from student_train.student import make_student, save_adapter, trainable_state
     from student_train.trainer import AlignmentTrainer
 
@@ -89,7 +86,9 @@ def _train(
         model, channel = _projector_only(base), None
     arguments = training_arguments(recipe, output, cpu, config)
     per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    segments = train_data.targets.segments(train_data) if recipe.data.group_by_segment and train_data.targets else None
+    segments = None
+    if recipe.data.group_by_segment and train_data.targets is not None:
+        segments = train_data.targets.segments([one.references(train_data.image_root) for one in train_data.records])
     order = EpochOrder(
         train_data.lengths,
         recipe.train.seed,
@@ -123,6 +122,7 @@ def _train(
         trainable=lambda: trainable_state(model),
         evaluate_with=evaluation,
     )
+    trainer.remove_callback(PrinterCallback)
     with interrupt.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     if interrupt.signal is not None:

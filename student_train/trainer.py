@@ -8,7 +8,7 @@ would be 8 times as heavy.)
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ def step_counts(batch: Mapping[str, Any]) -> Tensor:
     request = request_of(batch)
     if request is None:
         return torch.stack([tokens, torch.zeros_like(tokens), torch.zeros_like(tokens)]).float()
-    asked = request.span_image.unique().numel()
+    asked = int(torch.unique(request.span_image).numel())
     return torch.stack([tokens, tokens.new_tensor(len(request.image_sample)), tokens.new_tensor(asked)]).float()
 
 
@@ -87,18 +87,17 @@ def _attentive(found: Mapping[int, Tensor], batch: Mapping[str, Any], request: R
     """Sum of L_att over the images with a question; an image's is the mean over its turns, layers and teachers."""
     image = request.span_image
     if not len(image):
-        return batch["attention"].new_zeros(())
+        return torch.zeros((), device=image.device)
     turns = torch.bincount(image, minlength=len(request.image_sample))[image]
     coverage = batch.get("coverage")
     terms = []
     for attention in found.values():
         for teacher, target in enumerate(batch["attention"]):
             visible = None if coverage is None else coverage[teacher][image]
-            value = attention_alignment_terms(
-                attention, target[image], recipe.losses.attention_normalization, visible
-            )
+            value = attention_alignment_terms(attention, target[image], recipe.losses.attention_normalization, visible)
             terms.append((value / turns).sum())
-    return torch.stack(terms).mean()
+    mean: Tensor = torch.stack(terms).mean()
+    return mean
 
 
 def schedule_factor(schedule: str, done: float, ratio: float) -> float:
@@ -112,7 +111,7 @@ def schedule_factor(schedule: str, done: float, ratio: float) -> float:
     return 1.0
 
 
-class AlignmentTrainer(Trainer):
+class AlignmentTrainer(Trainer):  # type: ignore[misc]
     """Trainer of a hooked student, or of the projector alone (`channel=None`).
 
     Parameters
@@ -144,6 +143,8 @@ class AlignmentTrainer(Trainer):
         evaluate_with: "Callable[[AlignmentTrainer], dict[str, float]] | None" = None,
         **kwargs: Any,
     ) -> None:
+        self.optimizer: Any
+        self.control: Any
         super().__init__(*args, **kwargs)
         self.recipe, self.channel, self.order = recipe, channel, order
         self.save_model_to, self.trainable, self.evaluate_with = save_model_to, trainable, evaluate_with
@@ -153,13 +154,6 @@ class AlignmentTrainer(Trainer):
         self._counts = torch.ones(len(TERMS))
 
     # --- the loss -----------------------------------------------------------------------------------------------
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor | int | None]:
-        """Fetch the micro-batches of one optimiser step; a sample that could not be read stops the run here."""
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, count
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
         for batch in batch_samples:
@@ -201,13 +195,13 @@ class AlignmentTrainer(Trainer):
             terms = term_sums(model, self.channel, inputs, self.recipe)
         # The gradients of all ranks are averaged afterwards, the sums were meant to be added: hence the factor.
         shares = terms.sums / self._counts.clamp_min(1.0) * self.accelerator.num_processes
-        loss = (shares * shares.new_tensor(self.loss_weights())).sum()
+        loss: Tensor = (shares * shares.new_tensor(self.loss_weights())).sum()
         found = shares.detach()
         if not torch.isfinite(loss):
             named = ", ".join(f"{name} {value:g}" for name, value in zip(TERMS, found.tolist(), strict=True))
             raise UserError(
-                f"the loss is not finite at step {self.state.global_step} ({named}), samples {', '.join(inputs['ids'])}; "
-                "lower train.learning_rate or look at these records"
+                f"the loss is not finite at step {self.state.global_step} ({named}), samples "
+                f"{', '.join(inputs['ids'])}; lower train.learning_rate or look at these records"
             )
         self._term_totals = self._term_totals.to(found.device) + found
         self._unasked = self._unasked.to(found.device) + (terms.counts[1] - terms.counts[2])
@@ -247,16 +241,16 @@ class AlignmentTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW; W may have a learning rate of its own (`rotation.learning_rate`)."""
         own = self.recipe.rotation.learning_rate
-        if own is None or self.optimizer is not None:
-            return super().create_optimizer(model)
-        named = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [parameter for name, parameter in named if ".rotation." not in name]},
-            {"params": [parameter for name, parameter in named if ".rotation." in name], "lr": own},
-        ]
-        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
-        self.optimizer = optimizer_class([group for group in groups if group["params"]], **options)
-        return self.optimizer
+        if own is not None and self.optimizer is None:
+            named = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+            groups: list[dict[str, Any]] = [
+                {"params": [parameter for name, parameter in named if ".rotation." not in name]},
+                {"params": [parameter for name, parameter in named if ".rotation." in name], "lr": own},
+            ]
+            optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class([group for group in groups if group["params"]], **options)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
 
     # --- saving, loading, evaluating ----------------------------------------------------------------------------
 

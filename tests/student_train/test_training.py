@@ -1,0 +1,199 @@
+"""Whole small runs: what is written, what is logged, what a fresh process loads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import student_train
+from shared.console import UserError
+from student_train.train import train
+from tests.fixtures.student_runs import changed, recipe, write_run
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("student"))
+
+
+def history(output):
+    return json.loads((Path(output) / "trainer_state.json").read_text())["log_history"]
+
+
+def logits_of(model, processor, images):
+    batch = processor.encode(["What is shown?", "Where is the longer question looking?"], [[images[0]], [images[1]]])
+    with torch.no_grad():
+        return model(**batch).logits[:, -3:]
+
+
+IN_A_NEW_PROCESS = """
+import sys, torch
+import student_train
+model, processor = student_train.load(sys.argv[1])
+batch = processor.encode(["What is shown?", "Where is the longer question looking?"], [[sys.argv[2]], [sys.argv[3]]])
+with torch.no_grad():
+    torch.save(model(**batch).logits[:, -3:], sys.argv[4])
+"""
+
+
+def test_the_adapter_gives_the_same_logits_in_a_new_process(values, tmp_path, monkeypatch):
+    from student_train.trainer import AlignmentTrainer
+
+    trained = {}
+
+    class Kept(AlignmentTrainer):
+        def save_model(self, *args, **kwargs):
+            trained["model"] = self.model
+            super().save_model(*args, **kwargs)
+
+    monkeypatch.setattr("student_train.trainer.AlignmentTrainer", Kept)
+    output = train(recipe(values, output=str(tmp_path / "run"), deepspeed="zero2"))
+    images = [f"{values['data']['image_root']}/image{number}.png" for number in (0, 1)]
+    _, processor = student_train.load(output)
+    model = trained["model"].eval()
+    assert model.get_base_model().rotation["2"].weight.abs().max() > 0
+    expected = logits_of(model, processor, images)
+    out = tmp_path / "logits.pt"
+    subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS, output, *images, out], check=True, timeout=120)
+    assert torch.equal(expected, torch.load(out, weights_only=True))
+    with model.disable_adapter():
+        assert not torch.equal(expected, logits_of(model, processor, images))
+
+
+def test_what_is_written_and_logged(values, tmp_path):
+    from safetensors.torch import load_file
+
+    output = train(recipe(values, output=str(tmp_path / "run")))
+    names = {path.name for path in output.iterdir()}
+    assert {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "rotation.safetensors",
+        "recipe.yaml",
+        "README.md",
+    } <= names
+    assert not any(name.startswith(".") for name in names)
+    rows = [row for row in history(output) if "loss_lm" in row]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["loss_lm"] + row["loss_vis"] + 0.1 * row["loss_att"], rel=1e-5)
+        assert row["loss_vis"] > 0
+        assert row["loss_att"] > 0
+    assert rows[-1]["loss_lm"] < rows[0]["loss_lm"]
+    lora = load_file(output / "adapter_model.safetensors")
+    assert len(lora) == 4 * 7 * 2  # every linear layer of four decoder layers
+    assert all(".language_model.layers." in name for name in lora)
+    assert set(load_file(output / "rotation.safetensors")) == {"2.weight"}
+    card = (output / "README.md").read_text()
+    assert "Not for clinical use" in card
+    assert "licence" in card
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_bare_peft_loads_the_lora_part(values, tmp_path):
+    from peft import PeftModel
+
+    from student_train.models import load_base
+
+    output = train(recipe(values, output=str(tmp_path / "run"), rotation__kind="none"))
+    assert not (output / "rotation.safetensors").exists()
+    ours, processor = student_train.load(output)
+    base = load_base(recipe(values).model)
+    theirs = PeftModel.from_pretrained(base.model, str(output)).eval()
+    images = [f"{values['data']['image_root']}/image{number}.png" for number in (0, 1)]
+    assert torch.equal(logits_of(ours, processor, images), logits_of(theirs, processor, images))
+
+
+def first_step(values, tmp_path, name, **changes):
+    """Train one step of 8 samples and return its logged terms and the adapter after it."""
+    settings = {"train__max_steps": 1, "train__schedule": "constant", "train__max_grad_norm": 0.0}
+    output = train(recipe(values, output=str(tmp_path / name), **settings, **changes))
+    from safetensors.torch import load_file
+
+    state = load_file(output / "adapter_model.safetensors") | load_file(output / "rotation.safetensors")
+    [row] = [row for row in history(output) if "loss_lm" in row]
+    return row, state
+
+
+@pytest.mark.parametrize("normalization", ["renormalized", "softmax", "l2"])
+def test_eight_times_one_is_one_times_eight(values, tmp_path, normalization):
+    mixed = write_run(tmp_path / "mixed", records=8, text_only=2)
+    results = [
+        first_step(
+            mixed,
+            tmp_path,
+            f"{size}x{steps}",
+            train__batch_size=size,
+            train__accumulation=steps,
+            losses__attention_normalization=normalization,
+        )
+        for size, steps in ((8, 1), (1, 8), (3, 3))
+    ]
+    (row, _), *others = results
+    for other, _ in others:
+        for term in ("loss", "loss_lm", "loss_vis", "loss_att", "grad_norm"):
+            assert other[term] == pytest.approx(row[term], rel=2e-4, abs=1e-7), term
+
+
+def test_text_only_records_train_and_say_nothing_about_images(values, tmp_path):
+    text = write_run(tmp_path / "text", records=4, text_only=4)
+    output = train(recipe(text, output=str(tmp_path / "run")))
+    for row in history(output):
+        if "loss_lm" in row:
+            assert row["loss_vis"] == row["loss_att"] == 0
+
+
+def test_the_projector_warm_up_is_a_base_for_the_next_run(values, tmp_path):
+    from student_train.models import load_base
+
+    first = train(
+        recipe(values, output=str(tmp_path / "warm"), train__tune="projector", targets__store=None, deepspeed="zero2")
+    )
+    before, after = load_base(recipe(values).model).model, load_base(str(first)).model
+    moved = {name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])}
+    assert moved
+    assert all(".multi_modal_projector." in name for name in moved)
+    second = train(recipe(values, output=str(tmp_path / "run"), model={"name": str(first)}))
+    student_train.load(second)
+
+
+def test_the_command_line(values, tmp_path):
+    import yaml
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(changed(values, output=str(tmp_path / "run"))))
+    command = [sys.executable, "-m", "student_train", "train", str(path), "train.max_steps=1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout[done.stdout.index("{") :])["output"] == str(tmp_path / "run")
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 1
+    assert "already holds a run" in again.stderr
+    assert "Traceback" not in again.stderr
+    typo = subprocess.run([*command[:5], "train.epoch=2"], capture_output=True, text=True, timeout=120, check=False)
+    assert "did you mean `train.epochs`" in typo.stderr
+
+
+def test_two_runs_of_one_seed_are_equal_and_workers_do_not_matter(values, tmp_path):
+    from safetensors.torch import load_file
+
+    results = []
+    for name, workers in (("a", 0), ("b", 2)):
+        output = train(recipe(values, output=str(tmp_path / name), data__workers=workers, lora__dropout=0.1))
+        results.append(
+            (load_file(output / "adapter_model.safetensors"), [row["loss"] for row in history(output) if "loss" in row])
+        )
+    assert results[0][1] == results[1][1]
+    for name, tensor in results[0][0].items():
+        assert torch.equal(tensor, results[1][0][name])
+
+
+def test_another_folder_is_needed_for_another_run(values, tmp_path):
+    output = train(recipe(values, output=str(tmp_path / "run"), train__max_steps=1))
+    with pytest.raises(UserError, match=r"already holds a run \(recipe.yaml\)"):
+        train(recipe(values, output=str(output)))
