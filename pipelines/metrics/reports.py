@@ -1,0 +1,138 @@
+"""Report metrics over a file of predictions: each computed where it can be, cached, summarised with an interval."""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import closing
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.metrics.metric import Metric, Pair, Total, Unavailable, Value
+from pipelines.statistics import RESAMPLES, bootstrap_interval
+from shared.console import UserError
+from shared.targets.index import cache_directory
+
+NAMES = ("bleu", "rouge", "meteor", "bertscore", "chexbert", "radgraph", "ratescore")
+# What `--model NAME=...` may name.
+MODELS = (
+    "bertscore",
+    "chexbert",
+    "chexbert-tokenizer",
+    "radgraph",
+    "radgraph-python",
+    "ratescore-encoder",
+    "ratescore-ner",
+    "ratescore-python",
+)
+
+
+def score_reports(
+    pairs: Sequence[Pair],
+    clusters: Sequence[Hashable] | None = None,
+    names: Sequence[str] = NAMES,
+    models: Mapping[str, str] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Compute report metrics.
+
+    Parameters
+    ----------
+    pairs
+        References and predictions, one a report.
+    clusters
+        The image of each report; intervals resample images.
+    names
+        Of `NAMES`.
+    models
+        Where the models are, by name of `MODELS`; nothing that is not named is downloaded.
+
+    Returns
+    -------
+    `scores` {name: {what, value, interval, n}}, `not_computed` {metric: how to get it}, `versions` {metric: version}.
+    """
+    if not pairs:
+        raise UserError("there are no reports to score")
+    scores: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    for name in names:
+        try:
+            metric: Metric = import_module(f"pipelines.metrics.{name}").load(models or {})
+        except Unavailable as reason:
+            missing[name] = str(reason)
+            continue
+        values = cached(metric, pairs)
+        versions[name] = metric.version
+        for score, what in metric.scores.items():
+            interval = bootstrap_interval([value[score] for value in values], clusters, resamples=resamples)
+            scores[score] = {"what": what, "value": interval.value, "interval": [interval.low, interval.high]}
+            scores[score] |= {"n": interval.n, "images": interval.clusters}
+        for score, total in metric.totals.items():
+            scores[score] = {"what": total.what, **summed(values, total, clusters, resamples), "n": len(pairs)}
+    return {"scores": scores, "not_computed": missing, "versions": versions}
+
+
+def cached(metric: Metric, pairs: Sequence[Pair]) -> list[Value]:
+    """Return the metric's values, computing only pairs that this version has not seen.
+
+    The cache (`report-metrics.sqlite` in the user's cache directory) holds hashes and values, no text.
+    """
+    keys = [_key(metric.version, pair) for pair in pairs]
+    folder = cache_directory()
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(folder / "report-metrics.sqlite", timeout=60)) as store:
+        store.execute("CREATE TABLE IF NOT EXISTS value (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        known: dict[str, Value] = {}
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            marks = ",".join("?" * len(part))
+            rows = store.execute(f"SELECT key, value FROM value WHERE key IN ({marks})", part)
+            known |= {key: json.loads(value) for key, value in rows}
+        todo = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
+        if todo:
+            values = metric.compute(list(todo.values()))
+            new = dict(zip(todo, values, strict=True))
+            with store:
+                rows_in = [(key, json.dumps(value)) for key, value in new.items()]
+                store.executemany("INSERT OR REPLACE INTO value VALUES (?, ?)", rows_in)
+            known |= new
+    return [known[key] for key in keys]
+
+
+def _key(version: str, pair: Pair) -> str:
+    return hashlib.sha256(json.dumps([version, *pair]).encode()).hexdigest()
+
+
+def summed(
+    values: Sequence[Value], total: Total, clusters: Sequence[Hashable] | None, resamples: int, seed: int = 0
+) -> dict[str, Any]:
+    """Return an F1 over counts summed over the reports, with an interval that resamples images."""
+    counts = np.asarray([total.tally(value) for value in values], dtype=np.float64)  # (R, L, 3)
+    number: dict[Hashable, int] = {}
+    names = range(len(values)) if clusters is None else clusters
+    rows = np.array([number.setdefault(name, len(number)) for name in names])
+    grouped = np.zeros((len(number), *counts.shape[1:]))
+    np.add.at(grouped, rows, counts)
+    generator = np.random.default_rng(seed)
+    weights = generator.multinomial(len(number), np.full(len(number), 1 / len(number)), size=resamples)
+    drawn = f1_of_counts(np.tensordot(weights.astype(np.float64), grouped, axes=1), total.average)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    value = float(f1_of_counts(grouped.sum(axis=0), total.average))
+    return {"value": value, "interval": [float(low), float(high)], "images": len(number)}
+
+
+def f1_of_counts(counts: NDArray[np.float64], average: str) -> NDArray[np.float64]:
+    """F1 from counts (..., L, 3) of true positives, false positives and false negatives; 0 where nothing was counted.
+
+    `micro` sums the labels first, `macro` takes the mean of the labels' F1.
+    """
+    if average == "micro":
+        counts = counts.sum(axis=-2, keepdims=True)
+    right, wrong = 2 * counts[..., 0], counts[..., 1] + counts[..., 2]
+    f1 = np.divide(right, right + wrong, out=np.zeros_like(right), where=right + wrong > 0)
+    return np.asarray(f1.mean(axis=-1))
