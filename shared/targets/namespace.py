@@ -119,6 +119,27 @@ def list_namespaces(root: str | Path | Storage) -> list[Namespace]:
     return [read_namespace(storage, name) for name in names]
 
 
+def check_groups(namespace: Namespace) -> None:
+    """Check the metadata of the groups `segments` and `quarantine`.
+
+    Raises
+    ------
+    UserError
+        Naming the file that is missing or changed.
+    """
+    for group in GROUPS:
+        path = namespace.path(group, "zarr.json")
+        try:
+            sound = namespace.storage.read(path) == encode(group_document())
+        except FileNotFoundError:
+            sound = False
+        if not sound:
+            raise UserError(
+                f"damaged metadata {namespace.storage.location}/{path}: delete the file if it is there, and the same "
+                "`cache build` writes it again"
+            )
+
+
 def quarantine(namespace: Namespace, key: bytes, reason: str) -> None:
     """Record that the image with this content key could not be read; `reason` must not name a path."""
     record = {

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared.console import UserError
-from shared.targets.layout import group_document
-from shared.targets.namespace import GROUPS, Namespace, encode, quarantine_name, read_namespace
+from shared.targets.namespace import Namespace, check_groups, quarantine_name, read_namespace
 from shared.targets.segments import DamagedSegment, check_segment
 from shared.targets.storage import Storage, join, open_storage
 
@@ -54,21 +53,13 @@ def _scan_namespace(storage: Storage, name: str) -> Iterator[Checked]:
         yield Checked(path, 0, str(error))
         return
     yield Checked(path, len(storage.read(path)), None)
-    for group in GROUPS:
-        yield _scan_group(namespace, group)
+    try:
+        check_groups(namespace)
+    except UserError as error:
+        yield Checked(namespace.path("segments"), 0, str(error))
     yield from _scan_quarantine(namespace)
     for segment in namespace.segments():
         yield _scan_segment(namespace, segment)
-
-
-def _scan_group(namespace: Namespace, group: str) -> Checked:
-    path = namespace.path(group, "zarr.json")
-    expected = encode(group_document())
-    try:
-        data = namespace.storage.read(path)
-    except OSError as error:
-        return Checked(path, 0, f"{path}: {_reason(error)}")
-    return Checked(path, len(data), None if data == expected else f"{path}: not the metadata of a Zarr group")
 
 
 def _scan_quarantine(namespace: Namespace) -> Iterator[Checked]:

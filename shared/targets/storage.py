@@ -98,21 +98,21 @@ class LocalStorage:
     def create(self, path: str, data: bytes) -> bool:
         """Write a file in one step if it is absent; False, and nothing changed, if it is there."""
         target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{TEMPORARY}{_owner()}-{uuid.uuid4().hex}")
-        try:
-            _write(temporary, data)
-            os.link(temporary, target)  # unlike a rename, fails where the target exists
-        except FileExistsError:
+        if target.exists():
             return False
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
-                raise
-            if target.exists():  # no hard links here: a gap of microseconds, and both writers mean the same
+        with temporary_folder(target.parent) as temporary:
+            draft = temporary / target.name
+            _write(draft, data)
+            try:
+                os.link(draft, target)  # unlike a rename, fails where the target exists
+            except FileExistsError:
                 return False
-            temporary.rename(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                    raise
+                if target.exists():  # no hard links here: a gap of microseconds, and both writers mean the same
+                    return False
+                draft.rename(target)
         _sync_folder(target.parent)
         return True
 

@@ -12,8 +12,9 @@ from shared.targets.choice import choose_namespace
 from shared.targets.identity import Identity
 from shared.targets.index import Index, forget_index, open_index
 from shared.targets.layout import arrays_of
-from shared.targets.namespace import Namespace
+from shared.targets.namespace import Namespace, check_groups
 from shared.targets.reader import SegmentReader
+from shared.targets.segments import DamagedSegment
 
 
 class Target(NamedTuple):
@@ -76,6 +77,7 @@ class TargetStore:
             If a segment is damaged whose keys are not in the cached index.
         """
         namespace = choose_namespace(root, teacher, fingerprint, grid, identity)
+        check_groups(namespace)
         return cls(namespace, namespace.identity.grid if grid is None else (int(grid[0]), int(grid[1])))
 
     @property
@@ -121,16 +123,29 @@ class TargetStore:
 
     def batch(self, keys: Sequence[bytes]) -> Target:
         """Read many targets in the order of `keys` (repeats allowed), grouped by segment; raises as `[]` does."""
-        arrays = self._arrays(list(keys))
+        arrays = self.arrays(keys)
         if self.identity.encoding == "matrix":
             return Target(arrays["similarity"], arrays["attention"], arrays["coverage"])
         from shared.targets.factors import targets_of_factors
 
         return Target(*targets_of_factors(arrays, self.identity.grid, self.grid))
 
+    def segments_of(self, keys: Sequence[bytes]) -> list[int]:
+        """Number the segment of each key (-1 where the store lacks it), for readers that order by segment."""
+        found = self._index.find(list(keys)) if keys else np.empty(0, np.int64)
+        places = np.asarray(self._index.places)[found]
+        return [int(place[0]) if position >= 0 else -1 for place, position in zip(places, found, strict=True)]
+
     def arrays(self, keys: Sequence[bytes]) -> dict[str, NDArray[Any]]:
         """Read the stored arrays themselves, by name, with a leading record axis; raises as `[]` does."""
-        return self._arrays(list(keys))
+        try:
+            return self._arrays(list(keys))
+        except DamagedSegment:
+            if set(self._index.segments) <= set(self.namespace.segments()):
+                raise
+            # `cache gc` has moved records to another segment since the store was opened.
+            self._refresh()
+            return self._arrays(list(keys))
 
     def _arrays(self, keys: list[bytes]) -> dict[str, NDArray[Any]]:
         places = self._places(keys)
@@ -159,9 +174,12 @@ class TargetStore:
                 return places
             # The cached index is not this store's, or damaged: build it anew, once.
             forget_index(self.namespace)
-            self._readers.clear()
-            self._index = open_index(self.namespace)
+            self._refresh()
         raise KeyError(f"the index of {self.namespace.name} does not agree with its segments")
+
+    def _refresh(self) -> None:
+        self._readers.clear()
+        self._index = open_index(self.namespace)
 
     def _leads_to(self, key: bytes, number: int, row: int) -> bool:
         return number < len(self._index.segments) and self._reader(number).has(key, row)
