@@ -124,7 +124,7 @@ def arms_and_scores(out: Path, budget: Budget, precision: str, steps: int) -> li
 
 
 def affordable_steps(budget: Budget, spent: float, sample_seconds: float) -> int:
-    """Steps of each arm that fit into the budget, after `spent` seconds and at `sample_seconds` a training sample."""
+    """Return the steps of each arm that fit, after `spent` seconds and at `sample_seconds` a training sample."""
     answers = 2 * (budget.test_items or 400) * _ANSWER_SECONDS * sample_seconds
     left = budget.minutes * 60 - spent - answers - _RESERVE
     return max(_LEAST_STEPS, min(budget.arm_steps, int(left / 2 / (sample_seconds * _batch_size()))))
@@ -145,7 +145,7 @@ class Diary:
     @property
     def seconds(self) -> float:
         """Time of all finished stages."""
-        return sum(stage["seconds"] for stage in self.entries["stages"])
+        return float(sum(stage["seconds"] for stage in self.entries["stages"]))
 
     def remember(self, name: str, find: Any) -> Any:
         """Return what was found under `name` the first time: a continued demo goes on with the same values."""
@@ -199,7 +199,14 @@ def run_command(command: Sequence[str], keep: bool = False) -> str | None:
 def write_scores(out: Path, budget: Budget, diary: Diary) -> None:
     """Write `scores.json`: the evaluation's result, the time of every stage and what the budget was."""
     result = json.loads((out / "evaluation" / "result.json").read_text())
-    result["demo"] = {**budget._asdict(), **diary.entries["remembered"], "stages": diary.entries["stages"]}
+    result["demo"] = {
+        "full": budget.name == FULL.name,
+        "minutes": budget.minutes,
+        "arm_steps_planned": budget.arm_steps,
+        "batch_size": _batch_size(),
+        **diary.entries["remembered"],
+        "stages": diary.entries["stages"],
+    }
     partial = out / ".scores.json.part"
     partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     partial.replace(out / "scores.json")

@@ -91,8 +91,10 @@ def language_model() -> tuple[Any, Any]:
     transformers refuses to save a model that came from a GGUF file, so its weights move into a fresh one.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
     path = vit_s_focus.packaged_file(*LANGUAGE_MODEL)
+    logging.disable_progress_bar()
     try:
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -156,7 +158,8 @@ def ridge_start(model: Any, tokenizer: Any, processor: Any, atlas: Path) -> Ridg
     embed = model.get_input_embeddings().weight.detach()
 
     def embedding(name: str) -> Tensor:
-        return embed[tokenizer(f" {name}", add_special_tokens=False).input_ids].mean(dim=0)
+        ids = torch.tensor(tokenizer(f" {name}", add_special_tokens=False).input_ids)
+        return torch.as_tensor(embed[ids].mean(dim=0))
 
     features, wanted = {}, {}
     for split in ("train", "test"):
@@ -213,7 +216,7 @@ def patch_structures(mask: Path, grid: int = GRID) -> np.ndarray[Any, np.dtype[n
         cut = np.asarray(square(shown, side, "pad", (0, 0, 0)), dtype=np.float32)[..., 0] / 255
         shares[number] = cut.reshape(grid, side // grid, grid, side // grid).mean(axis=(1, 3)).ravel()
     shares[0] = LEAST_FILLED
-    return shares.argmax(axis=0)
+    return np.asarray(shares.argmax(axis=0), dtype=np.int64)
 
 
 def _batches(images: Sequence[Path], processor: Any, size: int = 16) -> Iterator[Tensor]:

@@ -1,0 +1,141 @@
+"""The report's figures, each as SVG text that goes straight into the page."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+ARM_COLOURS = {"LoRA": "#b4631a", "MEDALIGN": "#1f5fa8"}
+_OTHER = "#555555"
+_INK, _GRID = "#222222", "#dddddd"
+LOSSES = {"loss_lm": "L_LM, answers", "loss_vis": "L_vis, visual alignment", "loss_att": "L_att, attention alignment"}
+
+Picture = NDArray[np.uint8]
+
+
+class AttentionRow(NamedTuple):
+    """One slice with the attention over its patches by who looks: teacher first, then the students."""
+
+    title: str
+    picture: Picture  # (side, side) grey or (side, side, 3), the square that the student sees
+    maps: dict[str, NDArray[np.float64]]  # (rows, columns), renormalised over the visible patches
+    divergence: dict[str, float]  # KL(teacher || student), nats; none for the teacher
+
+
+def loss_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Draw the three terms over the steps, a line an arm; an arm without a term has no line there."""
+    figure, axes = _figure(10.5, 3.0, 1, 3)
+    for axis, (name, title) in zip(axes[0], LOSSES.items(), strict=True):
+        drawn = 0
+        for arm, history in histories.items():
+            points = [(entry["step"], entry[name]) for entry in history if name in entry]
+            if points:
+                drawn += 1
+                steps, values = zip(*points, strict=True)
+                axis.plot(steps, values, color=ARM_COLOURS.get(arm, _OTHER), label=arm, linewidth=1.6)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_xlabel("step")
+        axis.grid(color=_GRID, linewidth=0.6)
+        axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+        if drawn:
+            axis.legend(frameon=False, fontsize=9)
+        else:
+            axis.text(0.5, 0.5, "not trained in this run", ha="center", transform=axis.transAxes, color=_OTHER)
+    return _svg(figure, "losses")
+
+
+def attention_figure(rows: Sequence[AttentionRow]) -> str:
+    """Draw slices in rows; columns are the slice, the teacher's attention, and each student's."""
+    columns = ["slice", *rows[0].maps]
+    figure, axes = _figure(2.1 * len(columns), 2.35 * len(rows), len(rows), len(columns))
+    for row, line in zip(rows, axes, strict=True):
+        for axis, column in zip(line, columns, strict=True):
+            _bare(axis)
+            _show(axis, row.picture)
+            if column == "slice":
+                axis.set_title(row.title, fontsize=9, loc="left")
+                continue
+            _overlay(axis, row.maps[column] / row.maps[column].max(), row.picture.shape[0])
+            note = f"\nKL {row.divergence[column]:.2f}" if column in row.divergence else "\n"
+            axis.set_title(column + note, fontsize=9, loc="left", color=ARM_COLOURS.get(column, _INK))
+    return _svg(figure, "attention")
+
+
+def similarity_figure(
+    picture: Picture, similarity: NDArray[np.float64], grid: tuple[int, int], patch: int, visible: NDArray[np.bool_]
+) -> str:
+    """Draw one patch of a slice, its similarity to every other patch over the slice, and the whole matrix.
+
+    `similarity` is (N, N); patches that are not `visible` (N,) show padding only and stay plain over the slice.
+    """
+    figure, (axes,) = _figure(10.5, 3.5, 1, 3)
+    side = picture.shape[0]
+    height, width = side / grid[0], side / grid[1]
+    row, column = divmod(patch, grid[1])
+    for axis in axes[:2]:
+        _bare(axis)
+        _show(axis, picture)
+    axes[0].set_title(f"slice and patch {patch}", fontsize=10, loc="left")
+    values = np.where(visible, similarity[patch], np.nan)
+    low = float(np.nanmin(values))
+    shown = axes[1].imshow(
+        values.reshape(grid), extent=(0, side, side, 0), cmap="magma", alpha=0.72, vmin=low, vmax=1, zorder=2
+    )
+    axes[1].set_title("its cosine similarity to each patch", fontsize=10, loc="left")
+    figure.colorbar(shown, ax=axes[1], fraction=0.046, pad=0.03)
+    for axis in axes[:2]:
+        box = ((column * width, row * height), width, height)
+        axis.add_patch(_rectangle(*box))
+    matrix = axes[2].imshow(similarity, cmap="magma", vmin=low, vmax=1)
+    axes[2].axhline(patch, color="#39c0ff", linewidth=1.2)
+    axes[2].set_title(f"the whole matrix S_e, {len(similarity)} x {len(similarity)}", fontsize=10, loc="left")
+    axes[2].set_xlabel("patch")
+    axes[2].set_ylabel("patch")
+    figure.colorbar(matrix, ax=axes[2], fraction=0.046, pad=0.03)
+    return _svg(figure, "similarity")
+
+
+def _rectangle(corner: tuple[float, float], width: float, height: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, height, fill=False, edgecolor="#39c0ff", linewidth=1.8, zorder=3)
+
+
+def _show(axis: Any, picture: Picture) -> None:
+    side = picture.shape[0]
+    axis.imshow(picture, cmap="gray", extent=(0, side, side, 0), vmin=0, vmax=255, zorder=1)
+
+
+def _overlay(axis: Any, values: NDArray[np.float64], side: int) -> None:
+    axis.imshow(values, extent=(0, side, side, 0), cmap="inferno", vmin=0, vmax=1, alpha=0.65, zorder=2)
+
+
+def _bare(axis: Any) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _svg(figure: Any, name: str) -> str:
+    """Return the figure as SVG without prologue; `name` keeps its inner ids apart from those of other figures."""
+    import matplotlib
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "text.color": _INK}
+    stream = io.StringIO()
+    with matplotlib.rc_context(settings):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    # Plain group names such as "figure_1" occur in every figure; ids in one page are to be unique.
+    return re.sub(r'id="(?=figure|axes|patch|text|line2d|matplotlib|xtick|ytick|legend)', f'id="{name}-', text)

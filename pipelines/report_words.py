@@ -1,0 +1,86 @@
+"""The demo report's plain words: what was done, what the budget allows, and what the numbers do and do not show."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+KINDS = {
+    "presence": "is structure X visible? (as many yes as no for each structure and plane)",
+    "plane": "is this slice axial / coronal / sagittal? (half yes)",
+    "which-plane": "which plane is this slice?",
+    "structures": "which structures are visible, the three largest",
+    "box": "which structure fills the marked box?",
+}
+
+
+def demo_summary(demo: Mapping[str, Any], result: Mapping[str, Any], kinds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Paragraphs for the top of the page, each following from the numbers."""
+    steps, planned = demo["arm_steps"], demo["arm_steps_planned"]
+    what = (
+        "A small student (SmolLM2-135M with the first half of a ViT-S/14) learned to answer questions about slices of "
+        "one brain, twice from the same start and the same seed: with LoRA alone, and with LoRA and the three-term "
+        "loss, whose targets the whole ViT-S/14 had written to the store before. "
+        f"Each arm had {steps} steps of {demo['batch_size']} questions"
+    )
+    what += f" (of {planned} planned: this machine had no time for more)." if steps < planned else "."
+    return [what, _learned(kinds), _difference(result), _budget(demo)]
+
+
+def _learned(kinds: Sequence[Mapping[str, Any]]) -> str:
+    """Name the kinds that the last arm answers better than a constant answer would, by its interval."""
+    above = [kind for kind in kinds if kind["values"][-1]["low"] > kind["constant"]]
+    rest = [kind for kind in kinds if kind not in above]
+    said = []
+    if above:
+        said.append(
+            "Learned, as far as these intervals show (better than the best constant answer): " + _list(above) + "."
+        )
+    if rest:
+        said.append("Not learned so far: " + _list(rest) + ".")
+    return " ".join(said)
+
+
+def _list(kinds: Sequence[Mapping[str, Any]]) -> str:
+    return "; ".join(f"{kind['text'].split(' (')[0]} ({100 * kind['values'][-1]['value']:.0f}%)" for kind in kinds)
+
+
+def _difference(result: Mapping[str, Any]) -> str:
+    """Say what the paired tests found between the two arms."""
+    tests = result["comparisons"]
+    if not tests:
+        return ""
+    sure = [one for one in tests if one["p_holm"] < 0.05]
+    if not sure:
+        smallest = max(one["detectable"] for one in tests)
+        return (
+            "No paired test tells the two arms apart: the differences in the table are within chance for a set of this "
+            f"size, which could show differences from about {100 * smallest:.0f} points on."
+        )
+    found = "; ".join(
+        f"{one['score'].replace('_', ' ')} {100 * one['difference']:+.1f} points for {one['a']} over {one['b']} "
+        f"(p = {one['p_holm']:.3f})"
+        for one in sure
+    )
+    return f"The paired tests tell the arms apart on: {found}. One brain and one seed carry no further than that."
+
+
+def _budget(demo: Mapping[str, Any]) -> str:
+    if demo["full"]:
+        return (
+            "This was the full run. It shows the pipeline on a task that can be learned; the size of any difference "
+            "between the arms says nothing about medical models, other images or the paper's claims."
+        )
+    return (
+        f"This is what {demo['minutes']:.0f} minutes on two cores allow: they show that every part of the pipeline "
+        "works on real images, not that the method helps. `medalign demo --full` runs the same pipeline for as long "
+        "as the task takes to learn, two hours at most."
+    )
+
+
+def stage_notes(demo: Mapping[str, Any]) -> list[str]:
+    """Remarks under the table of stages."""
+    notes = [f"Precision {demo['precision']}, the faster one on this machine."]
+    for stage in demo["stages"]:
+        if stage["name"] == "cache again":
+            found, encoded = stage["output"]["found"], stage["output"]["encoded"]
+            notes.append(f"The second build found {found} images in the store and encoded {encoded}.")
+    return notes
