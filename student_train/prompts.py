@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from shared.console import UserError
-from shared.manifest import IMAGE_MARK, Turn, front_images
+from shared.manifest import IMAGE_MARK, Turn, front_images, strip_marks
 
 IGNORED = -100  # the label that the language-model loss leaves out
 
@@ -27,7 +27,8 @@ class Template(NamedTuple):
 
     A conversation reads `start`, then for every question `human` (with the text for `{}`) and `opening`, then the
     answer as `gap` + answer + `end`; `between` separates it from the next question. What is learned is
-    `gap` + answer + `end`; a generation prompt stops after `opening`.
+    `gap` + answer + `end`; a generation prompt stops after `opening`. An image in front of a question is written as
+    `image`; a question without one may have another form, `plain`.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Template(NamedTuple):
     gap: str
     end: str
     between: str = ""
+    image: str = "<image>\n"
+    plain: str | None = None
 
     @property
     def end_token(self) -> str:
@@ -64,6 +67,18 @@ TEMPLATES = {
             "",
             "<|im_end|>",
             "\n",
+        ),
+        # SmolVLM's chat template, with the one square that is shown whole (no tiles).
+        Template(
+            "smolvlm",
+            "<|im_start|>",
+            "User:{}<end_of_utterance>\n",
+            "Assistant:",
+            " ",
+            "<end_of_utterance>",
+            "\n",
+            "<fake_token_around_image><global-img><image><fake_token_around_image>",
+            "User: {}<end_of_utterance>\n",
         ),
     )
 }
@@ -117,7 +132,7 @@ def check_tokenizer(tokenizer: Any, template: Template) -> None:
         )
 
 
-def encode_conversation(  # noqa: PLR0917 - the interface
+def encode_conversation(
     turns: Sequence[Turn],
     template: Template,
     tokenizer: Any,
@@ -202,13 +217,18 @@ def _pieces(turns: Sequence[Turn], template: Template) -> list[_Piece]:
     for position, turn in enumerate(turns):
         if turn.role != ("gpt" if position % 2 else "human"):
             raise UserError("the turns of a conversation alternate, human first")
-        text = front_images(turn.text).strip()
+        text = strip_marks(turn.text).strip()
         if turn.role == "human":
             between = template.between if position else ""
-            pieces.append(_Piece(between + template.human.replace("{}", text, 1) + template.opening, False))
+            pieces.append(_Piece(between + _question(text, turn.text.count(IMAGE_MARK), template), False))
         else:
             pieces.append(_Piece(template.gap + text + template.end, True))
     return pieces
+
+
+def _question(text: str, images: int, template: Template) -> str:
+    form = template.human if images or template.plain is None else template.plain
+    return form.replace("{}", (template.image * images + text).strip(), 1) + template.opening
 
 
 def _chunks(pieces: Sequence[_Piece]) -> list[list[_Piece]]:

@@ -76,7 +76,11 @@ def _loader(layout: str, folder: Path) -> Loader:
         from student_train.models.huatuo import load_huatuo
 
         return load_huatuo
-    known = ", ".join(("llava", "llava_mistral", "llava_qwen2"))
+    if layout == "smolvlm":
+        from student_train.models.smolvlm import load_smolvlm
+
+        return load_smolvlm
+    known = ", ".join(("llava", "llava_mistral", "llava_qwen2", "smolvlm"))
     raise UserError(
         f"{folder}: no loader for model_type {layout!r}; there are {known}, each one file in student_train/models"
     )

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.imaging.grid import Grid
-
 from shared.console import UserError
+from shared.imaging.grid import Grid
 from student_train.prompts import Template, check_tokenizer, template_named
 
 TEMPLATE_KEY = "prompt_template"  # in config.json: which template the model was trained with
@@ -48,19 +47,24 @@ class BaseStudent:
         return self.grid.rows * self.grid.columns
 
 
-def make_base(model: Any, tokenizer: Any, image_processor: Any, template: str | None) -> BaseStudent:
-    """Join the parts of a `LlavaForConditionalGeneration` and check that they fit each other.
+def assemble(
+    model: Any, tokenizer: Any, image_processor: Any, template: str | None, *, image_size: int, token_pixels: int
+) -> BaseStudent:
+    """Join the parts of a model and check that they fit each other.
 
     Parameters
     ----------
     template
         A template's name; None takes the one that the model's config names.
+    image_size
+        Side of the square that the vision tower sees, in pixels.
+    token_pixels
+        Side of the square that one image token stands for, in pixels.
 
     Raises
     ------
     UserError
-        No template is known; the tokenizer lacks the image token or the template's end token; the image processor's
-        size does not give as many patches as the config has image tokens.
+        No template is known; the tokenizer lacks the image token or the template's end token.
     """
     config = model.config
     name = template or getattr(config, TEMPLATE_KEY, None)
@@ -71,17 +75,29 @@ def make_base(model: Any, tokenizer: Any, image_processor: Any, template: str | 
     check_image_token(tokenizer, config.image_token_id)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = chosen.end_token  # padding is masked by length, never by id
-    size = processor_size(image_processor)
-    patch = config.vision_config.patch_size
-    grid = Grid(size // patch, size // patch)
-    if grid.rows * grid.columns != config.image_seq_length:
-        raise UserError(
-            f"images of {size} pixels give {grid.rows}x{grid.columns} patches of {patch} pixels, but its config says "
-            f"image_seq_length={config.image_seq_length}; one of the two files is wrong"
-        )
+    side = image_size // token_pixels
     setattr(config, TEMPLATE_KEY, chosen.name)
     set_generation(model, tokenizer, chosen)
-    return BaseStudent(model, tokenizer, image_processor, chosen, config.image_token_id, grid, size)
+    grid = Grid(side, side)
+    return BaseStudent(model, tokenizer, image_processor, chosen, config.image_token_id, grid, image_size)
+
+
+def make_base(model: Any, tokenizer: Any, image_processor: Any, template: str | None) -> BaseStudent:
+    """Join the parts of a `LlavaForConditionalGeneration`; its image processor says how large images are.
+
+    Raises
+    ------
+    UserError
+        What `assemble` refuses, and a size that does not give as many patches as the config has image tokens.
+    """
+    size, patch = processor_size(image_processor), model.config.vision_config.patch_size
+    side, wanted = size // patch, model.config.image_seq_length
+    if side * side != wanted:
+        raise UserError(
+            f"images of {size} pixels give {side}x{side} patches of {patch} pixels, but config.json says "
+            f"image_seq_length={wanted}; one of the two files is wrong"
+        )
+    return assemble(model, tokenizer, image_processor, template, image_size=size, token_pixels=patch)
 
 
 def save_base(base: BaseStudent, folder: str | Path) -> None:
