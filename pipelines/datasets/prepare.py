@@ -164,7 +164,7 @@ def without_leaks(splits: Mapping[str, list[Record]], keys: Mapping[str, str]) -
 
 
 def _unique_ids(records: list[Record]) -> list[Record]:
-    """Number the second and further records of an id (`17`, `17-2`): answers are matched with records by it."""
+    """Return the records with every id once (`17`, `17-2`): answers are matched with records by it."""
     seen: Counter[str] = Counter()
     unique = []
     for record in records:
