@@ -9,6 +9,7 @@ import typer
 from pipelines import evaluate_commands
 from pipelines.datasets.commands import app as data_app
 from pipelines.demo import commands as demo_commands
+from pipelines.report_commands import app as report_app
 from shared.console import run
 from student_train.cli import app as student_app
 from teacher_cache.cli import app as cache_app
@@ -22,11 +23,11 @@ app = typer.Typer(
 )
 app.command()(demo_commands.demo)
 app.command("demo-student")(demo_commands.demo_student)
-app.command()(demo_commands.report)
 app.command()(evaluate_commands.generate)
 app.command()(evaluate_commands.evaluate)
 app.command()(evaluate_commands.compare)
 app.add_typer(data_app, name="data")
+app.add_typer(report_app, name="report")
 app.add_typer(cache_app, name="cache")
 app.add_typer(student_app, name="student")
 

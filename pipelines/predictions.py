@@ -50,7 +50,7 @@ def load_reports(predictions: Path, references: Path | None = None) -> Reports:
         unmatched = sorted(set(truth) ^ set(said))
         if unmatched:
             raise UserError(
-                f"{predictions} and {references} do not hold the same ids: {len(set(said) - set(truth))} predictions have "
+                f"{predictions} and {references} hold different ids: {len(set(said) - set(truth))} predictions have "
                 f"no reference, {len(set(truth) - set(said))} references no prediction, e.g. {unmatched[0]}"
             )
     pairs, images = [], []
