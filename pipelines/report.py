@@ -33,8 +33,8 @@ NOTICE = (
     "this page is patient data too and must be kept as such."
 )
 DEMO_NOTICE = (
-    "Everything here is one averaged brain (the MNI152 template): the scores tell how a model reads other slices of this "
-    "very brain, and nothing about any other. Teacher and student are small general-purpose models."
+    "Everything here is one averaged brain (the MNI152 template): the scores tell how a model reads other slices of "
+    "this very brain, and nothing about any other. Teacher and student are small general-purpose models."
 )
 SHOWN_SLICES, SHOWN_EXAMPLES = 3, 8
 
