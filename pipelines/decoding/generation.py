@@ -47,6 +47,7 @@ def generate(
         num_beams=num_beams,
         length_penalty=length_penalty,
         early_stopping=False,
+        renormalize_logits=num_beams > 1,  # beams add up log-probabilities: those of the tokens that are allowed
     )
 
     def no_image(ids: Tensor, scores: Tensor) -> Tensor:

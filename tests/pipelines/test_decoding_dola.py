@@ -1,0 +1,98 @@
+"""DoLa against its formula, from the hidden states that transformers returns."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.decoding.dola import contrasted_layers
+from pipelines.decoding.methods import decoding
+from pipelines.decoding.prompts import counted
+from shared.console import UserError
+from tests.fixtures.decoding import LIMITS, lively_student, prompts, unpadded
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "rotated"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return lively_student(rotated=request.param, layers=6)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_dola_by_hand(model: Any, norm: bool, penalty: float) -> None:
+    batch = prompts(model)
+    layers = (0, 2, 3)
+    overrides = {
+        "candidate_layers": layers,
+        "relative_top": 0.3,
+        "norm_premature": norm,
+        "repetition_penalty": penalty,
+    }
+    method = decoding("dola", overrides=overrides)
+    answers = method.decode(model, batch, LIMITS, method.settings, 0)
+    chosen_layers = set()
+    for row in range(2):
+        ids, pixels = unpadded(batch, row)
+        new: list[int] = []
+        for _ in range(LIMITS.max_new_tokens):
+            sequence = torch.cat([ids, torch.tensor(new, dtype=torch.long)])
+            with torch.no_grad():
+                output = model(
+                    input_ids=sequence[None], pixel_values=pixels, output_hidden_states=True, use_cache=False
+                )
+            last = torch.log_softmax(output.logits[0, -1].double(), 0)
+            early, divergence = {}, {}
+            for layer in layers:
+                state = output.hidden_states[layer][0, -1]
+                state = model.get_decoder().norm(state) if norm else state
+                early[layer] = torch.log_softmax(model.lm_head(state).detach().double(), 0)
+                mean = (last.exp() + early[layer].exp()) / 2
+                sides = [torch.nn.functional.kl_div(one, mean, reduction="none").mean() for one in (last, early[layer])]
+                divergence[layer] = float(sides[0] + sides[1]) / 2
+            premature = max(layers, key=lambda layer: divergence[layer])
+            chosen_layers.add(premature)
+            scores = last - early[premature]
+            scores[last < last.max() + math.log(0.3)] = -math.inf
+            for token in set(sequence.tolist()):  # as in CTRL: towards minus infinity whatever the sign
+                scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
+            scores[model.config.image_token_id] = -math.inf
+            token = int(scores.argmax())
+            if token in LIMITS.end_ids:
+                break
+            new.append(token)
+        assert answers[row] == new
+    assert len(chosen_layers) > 1 or norm, "the test should see the choice of a layer change"
+
+
+def test_one_forward_pass_a_token(model: Any) -> None:
+    batch = prompts(model)
+    method = decoding("dola")
+    with counted(model) as counts:
+        answers = method.decode(model, batch, LIMITS, method.settings, 0)
+    assert counts["calls"] <= max(len(one) for one in answers) + 1
+
+
+def test_rows_choose_their_own_layer() -> None:
+    """Row by row the result is what a batch of one gives."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4, 50, generator=generator)
+    early = 3 * torch.randn(4, 3, 50, generator=generator)
+    together = contrasted_layers(logits, early, 0.1)
+    alone = torch.cat([contrasted_layers(logits[i : i + 1], early[i : i + 1], 0.1) for i in range(4)])
+    assert torch.allclose(together, alone, atol=1e-6)
+
+
+def test_an_equal_candidate_leaves_only_what_is_plausible() -> None:
+    logits = torch.tensor([[2.0, 1.9, -9.0]])
+    scores = contrasted_layers(logits, logits[:, None], 0.1)
+    assert torch.allclose(scores[0, :2], torch.zeros(2), atol=1e-6)
+    assert scores[0, 2] == -math.inf
+
+
+def test_a_layer_that_is_not_there(model: Any) -> None:
+    method = decoding("dola", overrides={"candidate_layers": (0, 6)})
+    with pytest.raises(UserError, match=r"within 0\.\.5"):
+        method.decode(model, prompts(model), LIMITS, method.settings, 0)
