@@ -28,7 +28,7 @@ def callbacks(recipe: Recipe, interrupt: "Interrupt", begun: float) -> list[Trai
 
 
 class Claim(TrainerCallback):  # type: ignore[misc]
-    """Write the recipe into the output folder when training begins: from then on the folder holds this run."""
+    """Keep the output folder this run's own: the recipe from the start, a log entry with every checkpoint."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -39,6 +39,10 @@ class Claim(TrainerCallback):  # type: ignore[misc]
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             whole_file(folder / RECIPE, lambda path: save_recipe(self.recipe, path))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Log at every checkpoint: a mean over steps on both sides of an interruption could not be resumed exactly."""
+        control.should_log = control.should_log or control.should_save
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]

@@ -37,9 +37,10 @@ def inspect(folder: Path) -> dict[str, Any]:
     recipe = adapter_recipe(folder)
     lora = read_tensors(folder / ADAPTER_WEIGHTS)
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    size = sum(one.numel() for one in lora.values())
     found: dict[str, Any] = {
         "base model": recipe.model.path or recipe.model.name,
-        "lora": f"{len(lora) // 2} pairs of rank {config['r']}, {sum(one.numel() for one in lora.values()):,} parameters",
+        "lora": f"{len(lora) // 2} pairs of rank {config['r']}, {size:,} parameters",
         "adapter bytes": (folder / ADAPTER_WEIGHTS).stat().st_size,
         "rotation": recipe.rotation.kind,
     }

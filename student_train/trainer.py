@@ -150,7 +150,7 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         self.save_model_to, self.trainable, self.evaluate_with = save_model_to, trainable, evaluate_with
         self._term_totals = torch.zeros(len(TERMS))
         self._unasked = torch.zeros(())
-        self._terms_logged_at = 0
+        self._terms_logged_at: int | None = None
         self._counts = torch.ones(len(TERMS))
 
     # --- the loss -----------------------------------------------------------------------------------------------
@@ -197,6 +197,8 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         shares = terms.sums / self._counts.clamp_min(1.0) * self.accelerator.num_processes
         loss: Tensor = (shares * shares.new_tensor(self.loss_weights())).sum()
         found = shares.detach()
+        if self._terms_logged_at is None:  # the first step of this process: 0, or where a resumed run begins
+            self._terms_logged_at = self.state.global_step
         if not torch.isfinite(loss):
             named = ", ".join(f"{name} {value:g}" for name, value in zip(TERMS, found.tolist(), strict=True))
             raise UserError(
@@ -214,7 +216,7 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the three terms since the last log to the logged losses."""
-        steps = self.state.global_step - self._terms_logged_at
+        steps = self.state.global_step - (self._terms_logged_at or 0)
         if "loss" in logs and steps > 0:
             totals = torch.cat([self._term_totals, self._unasked.reshape(1)])
             if self.accelerator.num_processes > 1:
