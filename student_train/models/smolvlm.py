@@ -24,7 +24,7 @@ def load_smolvlm(folder: Path, section: ModelSection, dtype: Any, template: str 
     if section.vision_weights != "checkpoint":
         raise UserError("model.vision_weights=openai applies to LLaVA-Med only; SmolVLM brings its own tower")
     model = from_pretrained(SmolVLMForConditionalGeneration, section, dtype, folder)
-    model.model.register_forward_pre_hook(_one_gallery, with_kwargs=True)
+    _accept_flat_images(model.model)
     vision = model.config.vision_config
     return assemble(
         model,
@@ -36,9 +36,11 @@ def load_smolvlm(folder: Path, section: ModelSection, dtype: Any, template: str 
     )
 
 
-def _one_gallery(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Put the images (P, 3, S, S) of a batch into the one gallery (1, P, 3, S, S) that SmolVLM's forward reads."""
-    pixels = kwargs.get("pixel_values")
-    if pixels is not None and pixels.ndim == 4:
-        kwargs = {**kwargs, "pixel_values": pixels.unsqueeze(0)}
-    return args, kwargs
+def _accept_flat_images(model: Any) -> None:
+    """Let `get_image_features` take images (P, 3, S, S) as Llava's does: P galleries of one image."""
+    own = model.get_image_features
+
+    def get_image_features(pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
+        return own(pixel_values.unsqueeze(1) if pixel_values.ndim == 4 else pixel_values, *args, **kwargs)
+
+    model.get_image_features = get_image_features
