@@ -25,7 +25,6 @@ LearningRateSchedule = Literal["cosine", "linear", "constant", "constant_with_wa
 Precision = Literal["bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
-MatchRule = Literal["authors", "strict"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -140,7 +139,7 @@ class LoraSection(Section):
     targets: Literal["all-linear"] | list[str] = "all-linear"           # modules of the language model: every linear layer but lm_head, or names such as q_proj
     rslora: bool = False                                                # rank-stabilised scale
     dora: bool = False                                                  # weight-decomposed LoRA
-    init: LoraInit = "default"                                          # PEFT's init_lora_weights; pissa and olora change the base, export merges them
+    init: LoraInit = "default"                                          # PEFT's init_lora_weights; pissa and olora are saved as plain LoRA of twice the rank
     # fmt: on
 
 
@@ -187,7 +186,6 @@ class EvaluationSection(Section):
     num_beams: Positive = 5                                             # of beam
     batch_size: Positive = 8                                            # questions answered at once; changes no answer
     seed: int = 0                                                       # of the sampling methods and of the bootstrap
-    rule: MatchRule = "authors"                                         # how open and closed answers are matched
     bootstrap: Positive = 2000                                          # resamples behind each interval
     # fmt: on
 

@@ -128,3 +128,10 @@ def test_one_slip_of_the_key_is_put_right(key: str, data: st.DataObject) -> None
 def test_values_do_not_change_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
         make_recipe({}).train.epochs = 1.0  # type: ignore[misc]
+
+
+def test_the_page_about_the_recipe_is_up_to_date() -> None:
+    from shared.recipe_docs import page
+
+    written = Path(__file__).resolve().parents[2] / "docs" / "recipe.md"
+    assert written.read_text(encoding="utf-8") == page(), "run: python -m shared.recipe_docs > docs/recipe.md"
