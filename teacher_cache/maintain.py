@@ -13,7 +13,7 @@ from shared.console import UserError
 from shared.targets.index import Index, build_index
 from shared.targets.namespace import Namespace, create_namespace, list_namespaces, quarantined
 from shared.targets.reader import SegmentReader
-from shared.targets.segments import DamagedSegment, SegmentWriter, check_segment, read_keys
+from shared.targets.segments import DamagedSegment, SegmentWriter, check_segment, keys_present, publish_files, read_keys
 from shared.targets.store import TargetStore
 
 DAY = 86400.0
@@ -134,8 +134,7 @@ def merge(sources: Iterable[str | Path], target: str | Path) -> list[Merged]:
 
 def _merge_namespace(source: Namespace, target: str | Path) -> Merged:
     into = create_namespace(target, source.identity, source.provenance)
-    index = build_index(into, into.segments())
-    present = {key.ljust(32, b"\0") for key in index.keys.tolist()}
+    present, _ = keys_present(into)
     segments = records = known = 0
     for segment in source.segments():
         manifest = check_segment(source, segment, shards=True)
@@ -146,7 +145,7 @@ def _merge_namespace(source: Namespace, target: str | Path) -> Merged:
         names = [*manifest.files, "manifest.json"]
         files = {name: source.storage.read(source.path("segments", segment, name)) for name in names}
         try:
-            into.storage.publish(into.path("segments", segment), files)
+            publish_files(into, segment, files)
         except OSError as error:
             raise UserError(
                 f"cannot write to the store {target}: {error.strerror or error}; run merge again"

@@ -83,7 +83,7 @@ class SegmentWriter:
             return None
         files = self._files()
         identifier = str(json.loads(files[MANIFEST])["digest"])[:32]
-        self._namespace.storage.publish(self._namespace.path("segments", identifier), files)
+        publish_files(self._namespace, identifier, files)
         self._keys.clear()
         for chunks in self._chunks.values():
             chunks.clear()
@@ -111,6 +111,19 @@ class SegmentWriter:
         group = _document(group_document())
         manifest = make_manifest({**files, "zarr.json": group}, count)
         return {**files, MANIFEST: manifest, "zarr.json": group}
+
+
+def publish_files(namespace: Namespace, segment: str, files: Mapping[str, bytes]) -> bool:
+    """Make a segment visible; False where the same one is there already, which is replaced if it is damaged."""
+    path = namespace.path("segments", segment)
+    if namespace.storage.publish(path, files):
+        return True
+    try:
+        check_segment(namespace, segment, shards=True)
+    except DamagedSegment:
+        namespace.storage.remove(path)
+        return namespace.storage.publish(path, files)
+    return False
 
 
 def _prepare(values: NDArray[Any], spec: ArraySpec) -> NDArray[Any]:

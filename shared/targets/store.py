@@ -131,7 +131,7 @@ class TargetStore:
         return Target(*targets_of_factors(arrays, self.identity.grid, self.grid))
 
     def segments_of(self, keys: Sequence[bytes]) -> list[int]:
-        """Number the segment of each key (-1 where the store lacks it), for readers that order by segment."""
+        """Return the segment number of each key (-1 where the store lacks it), for readers that order by segment."""
         found = self._index.find(list(keys)) if keys else np.empty(0, np.int64)
         places = np.asarray(self._index.places)[found]
         return [int(place[0]) if position >= 0 else -1 for place, position in zip(places, found, strict=True)]

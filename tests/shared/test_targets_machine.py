@@ -1,0 +1,176 @@
+"""A hypothesis state machine: build, kill, resume, merge, gc, corrupt, read, against a plain dict as the model."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from shared.targets import TargetStore
+from shared.targets.namespace import create_namespace
+from shared.targets.scan import scan
+from shared.targets.segments import keys_present
+from teacher_cache.maintain import gc, merge
+from tests.fixtures.targets import identity, key, matrix_record, write_records
+
+pytestmark = pytest.mark.integration
+
+MEMORY = Path("/dev/shm")  # thousands of flushes to disk would be most of the time
+NUMBERS = st.sets(st.integers(0, 11), min_size=1, max_size=6)
+
+
+class Killed(BaseException):
+    """The process is gone: nothing runs after it, no clean-up either."""
+
+
+class Machine(RuleBasedStateMachine):
+    """The model is the dict `held`: record number to the segments that hold it soundly."""
+
+    def __init__(self):
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+        os.environ["MEDALIGN_CACHE"] = str(self.folder / "cache")
+        self.root = self.folder / "store"
+        self.other = self.folder / "other"
+        self.namespace = create_namespace(self.root, identity())
+        self.held: dict[int, set[str]] = {}
+        self.broken: set[str] = set()
+
+    def teardown(self):
+        shutil.rmtree(self.folder)
+        os.environ.pop("MEDALIGN_CACHE", None)
+
+    def _learn(self):
+        """Add what new sound segments hold, by their own keys."""
+        import zarr
+
+        healed = self.broken - {checked.path.rsplit("/", 1)[1] for checked in scan(self.root) if checked.damage}
+        self.broken -= healed  # the same build has written the same segment again
+        for segment in self.namespace.segments():
+            if segment in self.broken or any(segment in places for places in self.held.values()):
+                continue
+            stored = zarr.open_array(self.root / self.namespace.path("segments", segment, "key"), mode="r")[:]
+            names = {key(number): number for number in range(12)}
+            for row in stored:
+                self.held.setdefault(names[row.tobytes()], set()).add(segment)
+
+    def _forget(self, segment):
+        for number in list(self.held):
+            self.held[number].discard(segment)
+            if not self.held[number]:
+                del self.held[number]
+
+    @rule(numbers=NUMBERS, size=st.integers(1, 4))
+    def build(self, numbers, size):
+        write_records(self.root, sorted(numbers), segment_records=size)
+        self._learn()
+        assert numbers <= self.held.keys()
+
+    @rule(numbers=NUMBERS, size=st.integers(1, 3), step=st.integers(0, 40))
+    def kill_while_building(self, numbers, size, step):
+        """Die at the n-th flush to disk; nothing is cleaned up."""
+        calls = 0
+        real_fsync, real_rmtree = os.fsync, shutil.rmtree
+
+        def fsync(descriptor):
+            nonlocal calls
+            calls += 1
+            if calls > step:
+                raise Killed
+            real_fsync(descriptor)
+
+        os.fsync, shutil.rmtree = fsync, lambda *args, **options: None
+        try:
+            write_records(self.root, sorted(numbers), segment_records=size)
+        except Killed:
+            pass
+        finally:
+            os.fsync, shutil.rmtree = real_fsync, real_rmtree
+        self._learn()
+
+    @rule(numbers=NUMBERS)
+    def resume(self, numbers):
+        present, damaged = keys_present(self.namespace)
+        assert len(damaged) <= len(self.broken)  # a flip in a shard shows only on a full scan
+        missing = [number for number in sorted(numbers) if key(number) not in present]
+        write_records(self.root, missing, segment_records=2)
+        assert not list(self.root.rglob(".tmp-*"))
+        self._learn()
+
+    @rule(numbers=NUMBERS)
+    def merge_another(self, numbers):
+        shutil.rmtree(self.other, ignore_errors=True)
+        write_records(self.other, sorted(numbers), segment_records=3)
+        merge([self.other], self.root)
+        self._learn()
+
+    @precondition(lambda self: not self.broken)
+    @rule()
+    def collect(self):
+        before = set(self.held)
+        gc(self.root)
+        self.held = {}
+        self._learn()
+        assert set(self.held) == before
+        assert all(len(places) == 1 for places in self.held.values())
+
+    @precondition(lambda self: self.held and not self.broken)
+    @rule(data=st.data())
+    def corrupt(self, data):
+        segment = data.draw(st.sampled_from(sorted(set().union(*self.held.values()))))
+        folder = self.root / self.namespace.path("segments", segment)
+        path = data.draw(st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file())))
+        content = bytearray(path.read_bytes())
+        how = data.draw(st.sampled_from(["flip", "cut", "empty", "delete"]))
+        if how == "flip":
+            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+            path.write_bytes(content)
+        elif how == "delete":
+            path.unlink()
+        else:
+            path.write_bytes(content[: len(content) // 2 if how == "cut" else 0])
+        self.broken.add(segment)
+        assert [checked.path for checked in scan(self.root) if checked.damage] == [
+            self.namespace.path("segments", segment)
+        ]
+
+    @precondition(lambda self: self.broken)
+    @rule()
+    def drop_damage(self):
+        (swept,) = gc(self.root, damaged=True)
+        assert set(swept.damaged) == self.broken
+        for segment in self.broken:
+            self._forget(segment)
+        before = set(self.held)
+        self.broken, self.held = set(), {}
+        self._learn()
+        assert set(self.held) == before
+
+    @precondition(lambda self: not self.broken)
+    @invariant()
+    def all_is_read_as_it_was_written(self):
+        assert not [checked.damage for checked in scan(self.root) if checked.damage]
+        store = TargetStore.open(self.root)
+        assert set(store.keys()) == {key(number) for number in self.held}
+        numbers = sorted(self.held)
+        batch = store.batch([key(number) for number in numbers])
+        for row, number in enumerate(numbers):
+            for name, values in matrix_record(number).items():
+                np.testing.assert_array_equal(getattr(batch, name)[row], values)
+
+
+CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+
+
+class TestMachine(Machine.TestCase):
+    settings = settings(max_examples=5, stateful_step_count=12, deadline=None, suppress_health_check=CHECKS)
+
+
+@pytest.mark.slow
+class TestMachineLong(Machine.TestCase):
+    settings = settings(max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=CHECKS)
