@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import random
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -67,7 +68,7 @@ def evaluate(
     max_new_tokens, preset, overrides, seed
         The decoding settings; overrides are "method.setting=value".
     limit
-        Only the first items of the file.
+        Only so many items: a fixed random sample, since the first ones of a file are rarely like the others.
     save_layers, save_items
         Decoder layers and item ids whose hidden states and attention maps go to `states/` (for figures).
 
@@ -203,8 +204,15 @@ def software_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages}
 
 
+def sampled(records: list[Record], limit: int | None) -> list[Record]:
+    """Return the `limit` records that an evaluation with that limit answers, in the file's order."""
+    if limit is None or limit >= len(records):
+        return records
+    return [records[place] for place in sorted(random.Random(0).sample(range(len(records)), limit))]
+
+
 def _records(data: Path, image_root: Path | None, limit: int | None) -> list[Record]:
-    records = load_records(data, image_root_of(data, image_root))[:limit]
+    records = sampled(load_records(data, image_root_of(data, image_root)), limit)
     talks = [record.id for record in records if len(record.turns) != 2]
     if talks and all(record.answer for record in records):
         raise UserError(

@@ -60,7 +60,7 @@ def evaluate(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampling; default: the recipe's.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many items, a fixed random sample.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = None,
     save_layers: Annotated[str, typer.Option(help="Layers whose states to save for figures: 0,12,20.")] = "",
     save_items: Annotated[str, typer.Option(help="Ids of the items to save them for.")] = "",

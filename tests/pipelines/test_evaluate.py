@@ -15,7 +15,7 @@ import pytest
 from pipelines import answers as answers_module
 from pipelines.compare import compare
 from pipelines.decoding.methods import NAMES
-from pipelines.evaluate import evaluate, find_arms
+from pipelines.evaluate import evaluate, find_arms, sampled
 from pipelines.evaluate_commands import table_lines
 from pipelines.generate import generate_answer
 from pipelines.scores import Row, Scored, comparison_pairs, identical_outputs, item_scores
@@ -213,7 +213,7 @@ def test_states_are_saved_for_figures(small_run: Path, tmp_path: Path) -> None:
         data_of(small_run),
         out=tmp_path,
         max_new_tokens=2,
-        limit=2,
+        limit=12,
         save_layers=(0, 2, 3),
         save_items=["0-0"],
     )
@@ -261,6 +261,15 @@ def test_which_scores_an_item_has() -> None:
     assert set(item_scores(record("Yes", "CLOSED", ("yes", "no")), "x")) == closed | {"closed_yes_no"}
     assert set(item_scores(record("yes", None), "x")) == closed | {"closed_yes_no"}
     assert set(item_scores(record("ct", None, ("ct", "mri")), "x")) == {"choice_accuracy", "choice_accuracy_strict"}
+
+
+def test_a_limit_is_a_sample_in_the_files_order() -> None:
+    records = [Record(str(number), (), (Turn("human", "?"), Turn("gpt", "a"))) for number in range(100)]
+    few = [int(record.id) for record in sampled(records, 20)]
+    assert few == sorted(set(few))
+    assert len(few) == 20
+    assert max(few) > 80
+    assert sampled(records, None) == sampled(records, 100) == records
 
 
 def test_which_rows_are_compared() -> None:
