@@ -1,8 +1,10 @@
 """DICOM images through pydicom, as a viewer shows them first.
 
-Stored values go through the modality LUT (or rescale), then the first window (or VOI LUT); without one, the image's
-own range is used. MONOCHROME1 is inverted, colour is converted to RGB. A multi-frame image without `frame=N` (0-based)
-shows its middle frame: the first is often empty. Compressed pixel data is decoded by pylibjpeg.
+Gray values go through the modality LUT (or rescale), then the VOI LUT, else the first window (PS3.3 C.11.2), whose ends
+become 0 and 255. Without either, or where the window leaves one single value, the image's own range without its padding
+value is used. Enhanced multi-frame objects keep these in their functional groups. MONOCHROME1 is inverted, YBR and
+palette colour become RGB. A multi-frame image without `frame=N` (0-based) shows its middle frame: the first is
+often empty. Compressed pixel data is decoded by pylibjpeg.
 """
 
 from typing import Any, BinaryIO
@@ -13,6 +15,25 @@ from PIL import Image
 
 from shared.imaging.images import UnreadableImage, check_size, frame_number, gray_to_rgb
 
+Values = NDArray[np.float64]
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file's first 132 bytes say DICOM: by its mark, or, in old files without one, by a first data element.
+
+    Such a file begins with group 0002 or 0008, and a value representation of two capitals or a short length.
+    """
+    if head[128:132] == b"DICM":
+        return True
+    if head[:2] in (b"\x02\0", b"\x08\0"):
+        element, length = int.from_bytes(head[2:4], "little"), int.from_bytes(head[4:8], "little")
+    elif head[:2] in (b"\0\x02", b"\0\x08"):
+        element, length = int.from_bytes(head[2:4], "big"), int.from_bytes(head[4:8], "big")
+    else:
+        return False
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    return len(head) >= 132 and element < 0x100 and (explicit or length <= 64)
+
 
 def open_dicom(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image:
     """Return one frame as RGB.
@@ -22,43 +43,114 @@ def open_dicom(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image
     import pydicom
 
     try:
-        dataset = pydicom.dcmread(file)
-    except Exception as error:  # a broken file surfaces as many kinds of errors
-        raise UnreadableImage(f"broken DICOM file: {type(error).__name__}: {str(error)[:200]}") from None
-    if "PixelData" not in dataset and "FloatPixelData" not in dataset and "DoubleFloatPixelData" not in dataset:
-        raise UnreadableImage("a DICOM file without pixel data")
-    try:
+        dataset = pydicom.dcmread(file, force=True)
+        if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
+            raise UnreadableImage("a DICOM file without pixel data")
         check_size(int(dataset.Columns), int(dataset.Rows), max_pixels)
         frames = int(dataset.get("NumberOfFrames") or 1)
         index = frames // 2 if part is None else frame_number(part, frames)
-        return _shown(dataset, _frame(dataset, index))
+        return _shown(dataset, _frame(dataset, index), index)
     except UnreadableImage:
         raise
-    except Exception as error:
-        raise UnreadableImage(f"pixel data not decoded: {type(error).__name__}: {str(error)[:200]}") from None
+    except Exception as error:  # a broken file surfaces as many kinds of errors
+        reason = " ".join(str(error).split())[:200]
+        raise UnreadableImage(f"broken DICOM file: {type(error).__name__}: {reason}") from None
 
 
 def _frame(dataset: Any, index: int) -> NDArray[Any]:
     """Decode one frame: (rows, columns) or (rows, columns, 3) in RGB."""
     from pydicom.pixels import pixel_array
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+    if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its header: what pydicom found by trying
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     return np.asarray(pixel_array(dataset, index=index))
 
 
-def _shown(dataset: Any, pixels: NDArray[Any]) -> Image.Image:
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
-
+def _shown(dataset: Any, pixels: NDArray[Any], index: int) -> Image.Image:
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        return _colour(
-            apply_color_lut(pixels, dataset), 16 if int(dataset.RedPaletteColorLookupTableDescriptor[2]) > 8 else 8
-        )
+        return _palette(dataset, pixels)
     if pixels.ndim == 3:
         return _colour(pixels, int(dataset.BitsStored))
-    values = apply_modality_lut(pixels, dataset)
-    values = np.asarray(apply_voi_lut(values, dataset, index=0), dtype=np.float64)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        values = -values
-    return gray_to_rgb(values)
+    return _gray(dataset, pixels, index)
+
+
+def _gray(dataset: Any, pixels: NDArray[Any], index: int) -> Image.Image:
+    from pydicom.pixels import apply_modality_lut
+
+    transformation = _group(dataset, "PixelValueTransformationSequence", index)
+    values = np.asarray(apply_modality_lut(pixels, dataset if transformation is None else transformation))
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    window = _group(dataset, "FrameVOILUTSequence", index)
+    shown = _windowed(values, dataset if window is None else window)
+    if shown is None or shown.min() == shown.max():
+        own = values.astype(np.float64)
+        own[_padding(dataset, pixels)] = np.nan
+        return gray_to_rgb(-own if inverted else own)
+    levels = np.rint(255 * (1 - shown if inverted else shown)).astype(np.uint8)
+    return Image.fromarray(levels, "L").convert("RGB")
+
+
+def _group(dataset: Any, name: str, index: int) -> Any | None:
+    """Return a functional group of an enhanced multi-frame object (PS3.3 C.7.6.16): the frame's own, or the shared."""
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    for holder in (*frames[index : index + 1], *(dataset.get("SharedFunctionalGroupsSequence") or [])):
+        if holder.get(name):
+            return holder[name][0]
+    return None
+
+
+def _windowed(values: NDArray[Any], holder: Any) -> Values | None:
+    """Apply the VOI LUT or first window of `holder` (PS3.3 C.11.2): values in [0, 1], or None where it has neither."""
+    from pydicom.pixels import apply_voi
+
+    if holder.get("VOILUTSequence"):
+        table = np.asarray(apply_voi(np.rint(values).astype(np.int64), holder), dtype=np.float64)
+        top = 2.0 ** int(holder.VOILUTSequence[0].LUTDescriptor[2]) - 1
+        return np.clip(table / top, 0, 1)
+    if holder.get("WindowCenter") is None or holder.get("WindowWidth") is None:
+        return None
+    center, width = (float(np.ravel(holder[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
+    return _window(values.astype(np.float64), center, width, str(holder.get("VOILUTFunction") or "LINEAR").upper())
+
+
+def _window(x: Values, center: float, width: float, function: str) -> Values | None:
+    """Map the window to [0, 1] (PS3.3 C.11.2.1.2 and C.11.2.1.3); None for an invalid one, as viewers ignore it."""
+    if function == "LINEAR" and width >= 1:
+        ramp = (x - (center - 0.5)) / (width - 1) + 0.5 if width > 1 else (x > center - 0.5).astype(np.float64)
+    elif function == "LINEAR_EXACT" and width > 0:
+        ramp = (x - center) / width + 0.5
+    elif function == "SIGMOID" and width > 0:
+        ramp = 1 / (1 + np.exp(np.clip(-4 * (x - center) / width, -700, 700)))
+    else:
+        return None
+    return np.clip(ramp, 0, 1)
+
+
+def _padding(dataset: Any, pixels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where stored values are the padding around the image (PS3.3 C.7.5.1.1.2), which no range should follow."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(pixels.shape, dtype=bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted((int(value), int(value if limit is None else limit)))
+    inside: NDArray[np.bool_] = (pixels >= low) & (pixels <= high)
+    return inside
+
+
+def _palette(dataset: Any, pixels: NDArray[Any]) -> Image.Image:
+    from pydicom.pixels import apply_color_lut
+
+    if not dataset.original_encoding[1]:  # pydicom 3.0 takes 16-bit tables for little-endian in any file
+        for colour in ("Red", "Green", "Blue"):
+            name = f"{colour}PaletteColorLookupTableData"
+            if name in dataset and dataset[name].VR == "OW":
+                dataset[name].value = np.frombuffer(dataset[name].value, ">u2").astype("<u2").tobytes()
+    coloured = apply_color_lut(pixels, dataset)
+    # Some writers keep 8-bit entries in 16 bits: scaled as 16 bits they would all be black.
+    return _colour(coloured, 16 if coloured.max() > 255 else 8)
 
 
 def _colour(pixels: NDArray[Any], bits: int) -> Image.Image:

@@ -16,6 +16,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000: larger than any radiograph, smaller than a decompression bomb
 
+# These libraries warn of odd metadata and of sizes that the checks below decide upon. A filter for good, since
+# `catch_warnings` around a call is not safe among threads.
+for _library in ("PIL", "pydicom", "nibabel"):
+    warnings.filterwarnings("ignore", module=rf"{_library}(\.|$)")
+
 
 class UnreadableImage(ValueError):
     """An image that cannot be shown faithfully; the message is the reason and names no path."""
@@ -64,6 +69,9 @@ def open_image(reference: ImageReference | str | Path, *, max_pixels: int = MAX_
     OSError
         The file itself cannot be opened or read.
     """
+    from shared.imaging.dicom import is_dicom, open_dicom
+    from shared.imaging.nifti import is_nifti, open_nifti
+
     if not isinstance(reference, ImageReference):
         reference = ImageReference(Path(reference))
     path, part = reference
@@ -72,47 +80,44 @@ def open_image(reference: ImageReference | str | Path, *, max_pixels: int = MAX_
         if not head:
             raise UnreadableImage("the file is empty")
         file.seek(0)
-        if head[128:132] == b"DICM":
-            from shared.imaging.dicom import open_dicom
-
+        if is_dicom(head):
             return open_dicom(file, part, max_pixels)
-        if _is_nifti(head, path):
-            from shared.imaging.nifti import open_nifti
-
+        if is_nifti(path, head):
             return open_nifti(path, part, max_pixels)
         return _open_with_pillow(file, part, max_pixels)
 
 
-def _is_nifti(head: bytes, path: Path) -> bool:
-    """NIfTI-1 or -2 by its magic; a gzip stream only by its name, since gzip itself says nothing of its content."""
-    return (
-        head[344:348] in (b"n+1\0", b"ni1\0")
-        or head[4:8] == b"n+2\0"
-        or (head[:2] == b"\x1f\x8b" and path.name.endswith(".nii.gz"))
-    )
-
-
 def _open_with_pillow(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of bombs and odd metadata; the cap below decides
-            image: Image.Image = Image.open(file, formats=FORMATS)
-            if part is not None:
-                image.seek(frame_number(part, getattr(image, "n_frames", 1)))
-            check_size(image.width, image.height, max_pixels)
-            image.load()
-            image = ImageOps.exif_transpose(image)
+        image: Image.Image = Image.open(file, formats=FORMATS)
+        if part is not None:
+            image.seek(frame_number(part, getattr(image, "n_frames", 1)))
+        check_size(image.width, image.height, max_pixels)
+        image.load()
+        if image.format in ("JPEG", "MPO") and not _jpeg_ends(file):
+            raise UnreadableImage("a truncated JPEG: its end marker is missing")
+        image = ImageOps.exif_transpose(image)
     except UnreadableImage:
         raise
     except Image.DecompressionBombError:
         raise UnreadableImage(f"more than {max_pixels} pixels") from None
     except UnidentifiedImageError:
         raise UnreadableImage(f"not an image of a known format (DICOM, NIfTI, {', '.join(FORMATS)})") from None
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise whatever their parsing stumbles over: OSError, SyntaxError, ...
-        raise UnreadableImage(f"broken {type(error).__name__}: {str(error)[:200]}") from None
+    except Exception as error:  # Pillow's decoders raise what their parsing stumbles over: OSError, SyntaxError, ...
+        reason = " ".join(str(error).split())[:200]
+        raise UnreadableImage(f"a broken image: {type(error).__name__}: {reason}") from None
     return _to_rgb(image)
+
+
+def _jpeg_ends(file: BinaryIO) -> bool:
+    """Whether an end marker follows the first scan: a file whose tail a crash left as zeros decodes without error."""
+    file.seek(0)
+    data = file.read()
+    position = 2
+    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
+        filler = data[position + 1 : position + 2] == b"\xff"
+        position += 1 if filler else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return data.find(b"\xff\xd9", position) >= 0
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
