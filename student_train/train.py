@@ -1,5 +1,6 @@
 """`student train`: from a recipe to an adapter folder (or, for the projector's warm-up, to a model folder)."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from shared.manifest import Record, image_root_of, load_records
 from shared.recipe import Recipe
 from student_train.environment import deepspeed_config, is_main_process, process_group, use_cpu
 from student_train.outputs import check_output, finish, last_checkpoint
+from student_train.universal import adapt_checkpoint, check_effective_batch
 
 if TYPE_CHECKING:
     from student_train.data import AlignmentData
@@ -49,7 +51,12 @@ def train(
     cpu, config = use_cpu(recipe), deepspeed_config(recipe)
     output = Path(recipe.output)
     checkpoint = check_output(output, recipe, resume)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if checkpoint is not None:
+        check_effective_batch(checkpoint, recipe, ranks)
     with process_group(cpu, config is not None), _fresh_accelerate():
+        if checkpoint is not None:
+            adapt_checkpoint(checkpoint, config, ranks)
         return _train(recipe, output, cpu, config, checkpoint, compute_target, score, begun)
 
 

@@ -1,0 +1,104 @@
+"""Two ranks under every ZeRO stage: the losses of one rank, a complete adapter, an exact resume, another rank count."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import student_train
+from student_train.train import train
+from tests.fixtures.launch_training import QUESTIONS
+from tests.fixtures.student_runs import changed, recipe, write_run
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+STAGES = ["none", "zero0", "zero1", "zero2", "zero3"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory):
+    # 11 records, the last two text-only: fillers are needed, and ranks meet micro-batches with and without an image.
+    values = write_run(tmp_path_factory.mktemp("ranks"), records=11, text_only=2)
+    return changed(values, train__max_steps=4, train__save_steps=2, train__epochs=2.0, train__keep_checkpoints=9)
+
+
+@pytest.fixture(scope="module")
+def reference(values, tmp_path_factory):
+    """One rank, no DeepSpeed, the same effective batch of 4."""
+    return train(recipe(values, output=str(tmp_path_factory.mktemp("one") / "run"), deepspeed="none"))
+
+
+def launch(values, folder, ranks=2, resume=False, **changes):
+    """Run on `ranks` ranks, one sample and two micro-batches each (the effective batch stays 4)."""
+    settings = {"output": str(folder), "train__batch_size": 1, "train__accumulation": 4 // ranks, **changes}
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(changed(values, **settings)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
+    command += [str(ROOT / "tests/fixtures/launch_training.py"), str(path)] + (["--resume"] if resume else [])
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr.partition("Traceback")[2][:6000]
+    return folder
+
+
+def losses(output):
+    rows = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [
+        [row[name] for name in ("step", "loss", "loss_lm", "loss_vis", "loss_att")] for row in rows if "loss_lm" in row
+    ]
+
+
+def tensors(output):
+    return load_file(output / "adapter_model.safetensors") | load_file(output / "rotation.safetensors")
+
+
+def cut(whole, copy):
+    copy.mkdir()
+    shutil.copy2(whole / "recipe.yaml", copy)
+    shutil.copytree(whole / "checkpoint-2", copy / "checkpoint-2")
+    return copy
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks(values, reference, tmp_path, stage):
+    whole = launch(values, tmp_path / "whole", deepspeed=stage)
+    torch.testing.assert_close(torch.tensor(losses(whole)), torch.tensor(losses(reference)), atol=1e-6, rtol=2e-4)
+    found, expected = tensors(whole), tensors(reference)
+    assert {name: tensor.shape for name, tensor in found.items()} == {name: one.shape for name, one in expected.items()}
+    model, processor = student_train.load(whole)
+    images = [[f"{values['data']['image_root']}/image{number}.png"] for number in (0, 1)]
+    with torch.no_grad():
+        logits = model(**processor.encode(QUESTIONS, images)).logits[:, -3:]
+    assert torch.equal(logits, torch.load(whole / "logits.pt", weights_only=True))
+
+    part = launch(values, cut(whole, tmp_path / "part"), deepspeed=stage, resume=True)
+    assert losses(part) == losses(whole)
+    resumed = tensors(part)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
+def test_resume_on_one_rank_what_two_began(values, tmp_path, stage):
+    whole = launch(values, tmp_path / "whole", deepspeed=stage)
+    part = launch(values, cut(whole, tmp_path / "part"), ranks=1, deepspeed=stage, resume=True)
+    torch.testing.assert_close(torch.tensor(losses(part)), torch.tensor(losses(whole)), atol=1e-6, rtol=2e-4)
+    found = tensors(part)
+    for name, tensor in tensors(whole).items():
+        torch.testing.assert_close(found[name], tensor, atol=2e-4, rtol=2e-3)
+
+
+def test_resume_on_two_ranks_what_one_began(values, tmp_path):
+    whole = launch(values, tmp_path / "whole", ranks=1, deepspeed="zero2")
+    part = launch(values, cut(whole, tmp_path / "part"), ranks=2, deepspeed="zero2", resume=True)
+    torch.testing.assert_close(torch.tensor(losses(part)), torch.tensor(losses(whole)), atol=1e-6, rtol=2e-4)
