@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluate import RESULT, answers_path, find_arms
+from pipelines.evaluate import RESULT, answers_path, find_arms, sampled
 from pipelines.report_figures import LOSSES, AttentionRow, attention_figure, loss_curves, similarity_figure
 from pipelines.report_words import KINDS, demo_summary, stage_notes
 from pipelines.scores import SCORES
@@ -67,22 +67,21 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     arms = find_arms(run)
     recipe = load_recipe(next(reversed(arms.values())) / "recipe.yaml")
     data = Path(result["data"]["file"])
-    records = load_records(data)[: result["data"]["items"]]
+    records = sampled(load_records(data), result["settings"]["limit"])
     root = _image_root(recipe, data)
     answered = [_answers(run, row, records) for row in result["rows"]]
     kinds = kind_table(records, answered)
     scores = run / "scores.json"
     demo = json.loads(scores.read_text()).get("demo") if scores.is_file() else None
+    names = distinct_scores(result["rows"])
     page: dict[str, Any] = {
         "title": "MedAlign demo" if demo else f"MedAlign: {run.name}",
         "notice": DEMO_NOTICE if demo else NOTICE,
         "summary": demo_summary(demo, result, kinds) if demo else [],
         "data": result["data"],
         "rows": result["rows"],
-        "score_names": {
-            name: what for name, what in SCORES.items() if any(name in row["scores"] for row in result["rows"])
-        },
-        "comparisons": result["comparisons"],
+        "score_names": {name: SCORES[name] for name in names},
+        "comparisons": [one for one in result["comparisons"] if one["score"] in names],
         "identical": result["identical_outputs"],
         "kinds": kinds,
         "kind_arms": answered,
@@ -112,6 +111,16 @@ def render(page: Mapping[str, Any]) -> str:
         "megabytes": lambda size: f"{size / 1e6:.1f}",
     }
     return environment.get_template("report.html").render(**page, **words)
+
+
+def distinct_scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the scores, less those that equal an earlier one in every row."""
+    columns: dict[str, list[Any]] = {}
+    for name in SCORES:
+        column = [row["scores"].get(name) for row in rows]
+        if any(column) and column not in columns.values():
+            columns[name] = column
+    return list(columns)
 
 
 def kind_table(records: Sequence[Record], answered: Sequence[Answered]) -> list[dict[str, Any]]:

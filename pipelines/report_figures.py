@@ -58,7 +58,7 @@ def attention_figure(rows: Sequence[AttentionRow]) -> str:
             if column == "slice":
                 axis.set_title(row.title, fontsize=9, loc="left")
                 continue
-            _overlay(axis, row.maps[column] / row.maps[column].max(), row.picture.shape[0])
+            _overlay(axis, row.maps[column], row.picture.shape[0])
             note = f"\nKL {row.divergence[column]:.2f}" if column in row.divergence else "\n"
             axis.set_title(column + note, fontsize=9, loc="left", color=ARM_COLOURS.get(column, _INK))
     return _svg(figure, "attention")
@@ -110,7 +110,9 @@ def _show(axis: Any, picture: Picture) -> None:
 
 
 def _overlay(axis: Any, values: NDArray[np.float64], side: int) -> None:
-    axis.imshow(values, extent=(0, side, side, 0), cmap="inferno", vmin=0, vmax=1, alpha=0.65, zorder=2)
+    # A few patches often take most of the attention; scaled to them, nothing else could be told apart.
+    top = float(np.quantile(values, 0.95)) or float(values.max())
+    axis.imshow(values, extent=(0, side, side, 0), cmap="inferno", vmin=0, vmax=top, alpha=0.65, zorder=2)
 
 
 def _bare(axis: Any) -> None:
