@@ -10,8 +10,8 @@ from pipelines import evaluate_commands
 from pipelines.datasets.commands import app as data_app
 from pipelines.demo import commands as demo_commands
 from pipelines.report_commands import app as report_app
+from pipelines.student_commands import app as student_app
 from shared.console import run
-from student_train.cli import app as student_app
 from teacher_cache.cli import app as cache_app
 
 app = typer.Typer(

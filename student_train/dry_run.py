@@ -1,13 +1,16 @@
 """`student train --dry-run`: load and check everything, estimate the memory, train nothing."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.recipe import Recipe
 from student_train.environment import deepspeed_config, use_cpu, zero_stage
 
+if TYPE_CHECKING:
+    from student_train.join import ComputeTarget
 
-def dry_run(recipe: Recipe) -> dict[str, Any]:
+
+def dry_run(recipe: Recipe, compute_target: "ComputeTarget | None" = None) -> dict[str, Any]:
     """Check recipe, model, records, images and targets as a run would, and return what the run would be.
 
     The memory is DeepSpeed's own estimate of the model states for the trainable parameters, plus the frozen weights,
@@ -28,7 +31,7 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     cpu, config = use_cpu(recipe), deepspeed_config(recipe)
     check_output(Path(recipe.output), recipe, resume=False)
     base = load_student_base(recipe, config)
-    data, validation = prepare_data(recipe, base)
+    data, validation = prepare_data(recipe, base, compute_target)
     model = base.model
     if recipe.train.tune == "lora":
         model = make_student(base.model, base.image_token_id, recipe).model

@@ -1,0 +1,109 @@
+"""What `medalign student train` hands to the trainer, which imports neither teacher nor metric: both as callables."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from shared.console import UserError
+from shared.imaging.images import ImageReference
+from shared.manifest import Record
+from shared.recipe import Recipe
+from shared.targets import Target
+
+LOSS = "eval_loss"
+
+
+def target_computer(recipe: Recipe) -> Callable[[ImageReference], Target] | None:
+    """Return what computes one image's target as the recipe's store would hold it, for `targets.on_missing: compute`.
+
+    The teacher is the one that filled the store's namespace, checked by fingerprint, on `targets.device`. None where
+    the recipe does not ask for it; the teacher is loaded when the first image is missing.
+
+    Raises
+    ------
+    UserError
+        Several teachers or a `factors` store (`cache build` serves both), or weights other than the store's.
+    """
+    section = recipe.targets
+    if section.on_missing != "compute" or section.store is None or not (recipe.losses.alpha or recipe.losses.beta):
+        return None
+    if isinstance(section.teacher, list) or isinstance(section.fingerprint, list):
+        raise UserError("targets.on_missing=compute serves one teacher; run `cache build` for several")
+    store, teacher, fingerprint = section.store, section.teacher, section.fingerprint
+    made: list[Callable[[ImageReference], Target]] = []
+
+    def compute(reference: ImageReference) -> Target:
+        if not made:
+            made.append(_load(store, teacher, fingerprint, section.weights, section.device))
+        return made[0](reference)
+
+    return compute
+
+
+def _load(
+    store: str, teacher: str | None, fingerprint: str | None, weights: str | None, device: str
+) -> Callable[[ImageReference], Target]:
+    from shared.imaging.grid import Grid
+    from shared.imaging.images import UnreadableImage
+    from shared.targets import TargetStore, first_difference
+    from shared.targets.encodings import encode_targets
+    from teacher_cache.build import Settings, choose_device, identity_of
+    from teacher_cache.encoder import encode
+    from teacher_cache.stream import DTYPES, prepare
+    from teacher_cache.teachers import load_teacher
+
+    identity = TargetStore.open(store, teacher, fingerprint).identity
+    if identity.encoding != "matrix":
+        raise UserError("targets.on_missing=compute adds to `matrix` stores only; run `cache build` for this one")
+    settings = Settings(
+        identity.geometry,
+        Grid(*identity.grid),
+        identity.encoding,
+        identity.precision,
+        identity.features,
+        dtype=identity.dtype,
+    )
+    loaded = load_teacher(identity.teacher, weights, settings.grid)
+    difference = first_difference(identity, identity_of(loaded, settings))
+    if difference is not None:
+        raise UserError(
+            f"targets.weights is not the teacher of this store: {difference.field} is {difference.second}, "
+            f"in the store {difference.first}"
+        )
+    place, dtype = choose_device(device), DTYPES[settings.dtype]
+    loaded.model.to(device=place, dtype=dtype)
+
+    def compute(reference: ImageReference) -> Target:
+        try:
+            pixels, box = prepare(reference, loaded.preprocessing, settings.geometry)
+        except UnreadableImage as error:
+            raise UserError(f"{reference} cannot be read: {error}") from None
+        encoded = encode(loaded, pixels.unsqueeze(0).to(device=place, dtype=dtype), settings.features)
+        [record] = encode_targets(encoded.tokens, encoded.attention, [box], loaded.grid, identity)
+        return Target(record["similarity"], record["attention"], record["coverage"])
+
+    return compute
+
+
+def scorer(recipe: Recipe) -> Callable[[Sequence[Record], Sequence[str]], Mapping[str, float]] | None:
+    """Return what rates the answers of an evaluation, where `train.best_metric` is a score; None otherwise.
+
+    Its scores are those of `medalign evaluate`, means over the records that have them, such as `closed_accuracy`.
+
+    Raises
+    ------
+    UserError
+        A name that is no score.
+    """
+    from pipelines.scores import SCORES, item_scores
+
+    wanted = recipe.train.best_metric
+    if wanted is None or wanted == LOSS:
+        return None
+    if wanted.removeprefix("eval_") not in SCORES:
+        raise UserError(f"train.best_metric={wanted} is no score; there are {LOSS}, {', '.join(SCORES)}")
+
+    def score(records: Sequence[Record], answers: Sequence[str]) -> Mapping[str, float]:
+        rows = [item_scores(record, answer) for record, answer in zip(records, answers, strict=True)]
+        values = {name: [row[name] for row in rows if name in row] for name in SCORES}
+        return {name: sum(column) / len(column) for name, column in values.items() if column}
+
+    return score
