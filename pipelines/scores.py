@@ -32,8 +32,11 @@ def item_scores(record: Record, answer: str) -> dict[str, float]:
     """Every score that this item takes part in, each in [0, 1].
 
     Multiple choice where the record lists options beyond yes and no; otherwise OPEN and CLOSED as the record says, and
-    CLOSED where it says nothing, as the authors' evaluation does.
+    CLOSED where it says nothing, as the authors' evaluation does. Reports have none of these scores; their metrics
+    need models and are a command of their own (`medalign report metrics`).
     """
+    if record.extra.get("task") == "report":
+        return {}
     truth = record.answer
     if len(record.options) > 1 and not all(vqa.is_yes_no(option) for option in record.options):
         return {
