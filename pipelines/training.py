@@ -41,42 +41,32 @@ def target_computer(recipe: Recipe) -> Callable[[ImageReference], Target] | None
 def _load(
     store: str, teacher: str | None, fingerprint: str | None, weights: str | None, device: str
 ) -> Callable[[ImageReference], Target]:
-    from shared.imaging.grid import Grid
     from shared.imaging.images import UnreadableImage
     from shared.targets import TargetStore, first_difference
     from shared.targets.encodings import encode_targets
-    from teacher_cache.build import Settings, choose_device, identity_of
+    from teacher_cache.build import choose_device, load_for, settings_of
     from teacher_cache.encoder import encode
     from teacher_cache.stream import DTYPES, prepare
-    from teacher_cache.teachers import load_teacher
 
     identity = TargetStore.open(store, teacher, fingerprint).identity
     if identity.encoding != "matrix":
         raise UserError("targets.on_missing=compute adds to `matrix` stores only; run `cache build` for this one")
-    settings = Settings(
-        identity.geometry,
-        Grid(*identity.grid),
-        identity.encoding,
-        identity.precision,
-        identity.features,
-        dtype=identity.dtype,
-    )
-    loaded = load_teacher(identity.teacher, weights, settings.grid)
-    difference = first_difference(identity, identity_of(loaded, settings))
+    place = choose_device(device)
+    loaded, own = load_for(identity.teacher, weights, settings_of(identity), place)
+    difference = first_difference(identity, own)
     if difference is not None:
         raise UserError(
             f"targets.weights is not the teacher of this store: {difference.field} is {difference.second}, "
             f"in the store {difference.first}"
         )
-    place, dtype = choose_device(device), DTYPES[settings.dtype]
-    loaded.model.to(device=place, dtype=dtype)
 
     def compute(reference: ImageReference) -> Target:
         try:
-            pixels, box = prepare(reference, loaded.preprocessing, settings.geometry)
+            pixels, box = prepare(reference, loaded.preprocessing, identity.geometry)
         except UnreadableImage as error:
             raise UserError(f"{reference} cannot be read: {error}") from None
-        encoded = encode(loaded, pixels.unsqueeze(0).to(device=place, dtype=dtype), settings.features)
+        batch = pixels.unsqueeze(0).to(device=place, dtype=DTYPES[identity.dtype])
+        encoded = encode(loaded, batch, identity.features)
         [record] = encode_targets(encoded.tokens, encoded.attention, [box], loaded.grid, identity)
         return Target(record["similarity"], record["attention"], record["coverage"])
 
