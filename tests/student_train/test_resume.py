@@ -1,12 +1,12 @@
 """An interrupted and resumed run equals an undisturbed one, bit for bit, and says how it is resumed."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_sigterm_saves_a_checkpoint_and_names_the_command_that_resumes(values, t
     settings = {**SETTINGS, "train__max_steps": 400, "train__save_steps": 0, "output": str(tmp_path / "run")}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(changed(values, **settings)))
-    student = shutil.which("student", path=os.path.dirname(sys.executable))
+    student = shutil.which("student", path=Path(sys.executable).parent)
     process = subprocess.Popen([student, "train", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("step 2/"):
