@@ -208,6 +208,7 @@ def _drop_superseded(namespace: Namespace, segments: Sequence[str], dry_run: boo
     index = build_index(namespace, segments)
     live = _live(index)
     removed: list[str] = []
+    rewritten: set[str | None] = set()
     records = saved = 0
     for number, segment in enumerate(index.segments):
         manifest = check_segment(namespace, segment)
@@ -217,21 +218,22 @@ def _drop_superseded(namespace: Namespace, segments: Sequence[str], dry_run: boo
         removed.append(segment)
         records += manifest.records - len(kept)
         saved += sum(size for size, _ in manifest.files.values()) * (manifest.records - len(kept)) // manifest.records
-        if dry_run:
-            continue
-        if kept:
-            _rewrite(namespace, segment, kept)
+        if kept and not dry_run:
+            rewritten.add(_rewrite(namespace, segment, kept))
+    # Only now may anything go: what is left of one segment may equal another that was to be removed.
+    removed = [segment for segment in removed if segment not in rewritten]
+    for segment in () if dry_run else removed:
         namespace.storage.remove(namespace.path("segments", segment))
     return removed, records, saved
 
 
-def _rewrite(namespace: Namespace, segment: str, rows: Sequence[int]) -> None:
-    """Publish a segment that holds only `rows` of `segment`; the stored values do not change."""
+def _rewrite(namespace: Namespace, segment: str, rows: Sequence[int]) -> str | None:
+    """Publish a segment that holds only `rows` of `segment`, and return its id; the stored values do not change."""
     reader = SegmentReader(namespace, segment)
     writer = SegmentWriter(namespace)
     for row in rows:
         writer.add(reader.key(row), reader.record(row))
-    writer.publish()
+    return writer.publish()
 
 
 def _live(index: Index) -> set[tuple[int, int]]:

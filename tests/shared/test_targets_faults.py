@@ -307,6 +307,18 @@ def test_a_store_survives_gc_while_it_is_open(tmp_path):
     assert gc(tmp_path / "store")[0].superseded == []
 
 
+def test_gc_keeps_a_segment_that_equals_what_is_left_of_another(tmp_path):
+    """What remains of {0, 1} without a superseded record is the very segment {0} (or {1}) that was superseded."""
+    for extra in range(4):
+        root = tmp_path / str(extra)
+        for numbers in ([0], [1], [0, 1], [1, 2 + extra], [0, 2 + extra]):
+            write_records(root, numbers)
+        gc(root)
+        assert read_all(root, [0, 1, 2 + extra])
+        gc(root)
+        assert read_all(root, [0, 1, 2 + extra])
+
+
 def test_a_damaged_or_foreign_index_is_rebuilt(tmp_path):
     make(tmp_path / "store")
     assert read_all(tmp_path / "store", range(6))
