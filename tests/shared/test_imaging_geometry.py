@@ -1,0 +1,130 @@
+"""Squares, coverage and the operator between grids, each against an independent evaluation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from shared.console import UserError
+from shared.imaging.geometry import Box, content_box, coverage, square
+from shared.imaging.grid import Grid, interpolation_matrix
+from tests.fixtures.images import colour_picture
+
+pytestmark = pytest.mark.unit
+MEAN = (122, 116, 104)  # int(255 * mean) of CLIP
+sides = st.integers(1, 90)
+grids = st.builds(Grid, st.integers(1, 26), st.integers(1, 26))
+
+
+def llava_pad(image):
+    """What LLaVA's students see before the resize, evaluated with arrays alone."""
+    pixels = np.asarray(image)
+    height, width = pixels.shape[:2]
+    side = max(height, width)
+    canvas = np.empty((side, side, 3), np.uint8)
+    canvas[:] = MEAN
+    if width > height:
+        canvas[(width - height) // 2 : (width - height) // 2 + height] = pixels
+    else:
+        canvas[:, (height - width) // 2 : (height - width) // 2 + width] = pixels
+    return canvas
+
+
+@settings(max_examples=40, deadline=None)
+@given(sides, sides)
+def test_pad_is_the_students_square(width, height):
+    image = colour_picture(width, height)
+    side = max(width, height)
+    assert np.array_equal(np.asarray(square(image, side, "pad", MEAN)), llava_pad(image))
+    resized = Image.fromarray(llava_pad(image)).resize((28, 28), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(square(image, 28, "pad", MEAN)), np.asarray(resized))
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 300), (300, 500), (336, 336), (31, 800), (337, 336), (20, 24)])
+def test_crop_is_torchvisions_resize_and_centre_crop(width, height):
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    image = colour_picture(width, height)
+    expected = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224)])(image)
+    assert np.array_equal(np.asarray(square(image, 224, "crop", MEAN)), np.asarray(expected))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides, sides, grids)
+def test_coverage_counts_the_image_pixels_of_each_patch(width, height, grid):
+    """Against counting: a mask of the padded square, enlarged so that every patch border falls between pixels."""
+    side = max(width, height)
+    mask = np.zeros((side, side))
+    top, left = (side - height) // 2, (side - width) // 2
+    mask[top : top + height, left : left + width] = 1
+    fine = np.kron(mask, np.ones((grid.rows, grid.columns)))
+    counted = fine.reshape(grid.rows, side, grid.columns, side).mean((1, 3)).ravel()
+    found = coverage(content_box(width, height, "pad"), grid)
+    assert found.dtype == np.uint8
+    assert found.shape == (grid.size,)
+    assert np.abs(found - 255 * counted).max() <= 1
+    assert np.array_equal(found == 0, counted == 0)  # zero means padding only, and nothing else
+    assert ((found == 255) >= (counted == 1)).all()
+
+
+@given(sides, sides)
+def test_crop_covers_everything(width, height):
+    assert content_box(width, height, "crop") == Box(0, 0, 1, 1)
+    assert (coverage(content_box(width, height, "crop"), Grid(3, 5)) == 255).all()
+
+
+def test_coverage_of_a_wide_image_by_hand():
+    assert coverage(content_box(400, 200, "pad"), Grid(4, 2)).tolist() == [0, 0, 255, 255, 255, 255, 0, 0]
+    assert coverage(content_box(100, 400, "pad"), Grid(1, 4)).tolist() == [0, 128, 128, 0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 16), st.integers(1, 16), st.integers(0, 16), st.integers(0, 16))
+def test_growing_is_torchs_bilinear(rows, columns, more_rows, more_columns):
+    target = Grid(rows + more_rows, columns + more_columns)
+    tokens = torch.randn(rows * columns, 5, generator=torch.Generator().manual_seed(rows * 17 + columns))
+    laid_out = tokens.T.reshape(1, 5, rows, columns)
+    expected = torch.nn.functional.interpolate(laid_out, tuple(target), mode="bilinear", align_corners=False)
+    found = interpolation_matrix(Grid(rows, columns), target) @ tokens
+    torch.testing.assert_close(found, expected.reshape(5, -1).T, atol=2e-5, rtol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))
+def test_shrinking_by_whole_factors_is_the_area_mean(rows, columns, by_rows, by_columns):
+    source = Grid(rows * by_rows, columns * by_columns)
+    tokens = torch.randn(source.size, 3, generator=torch.Generator().manual_seed(rows + 31 * columns))
+    expected = torch.nn.functional.avg_pool2d(tokens.T.reshape(1, 3, *source), (by_rows, by_columns))
+    found = interpolation_matrix(source, Grid(rows, columns)) @ tokens
+    torch.testing.assert_close(found, expected.reshape(3, -1).T, atol=2e-6, rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(grids, grids)
+def test_rows_sum_to_one_and_shrinking_drops_no_patch(source, target):
+    matrix = interpolation_matrix(source, target)
+    assert matrix.shape == (target.size, source.size)
+    assert (matrix >= 0).all()
+    torch.testing.assert_close(matrix.sum(1), torch.ones(target.size))
+    if target.rows <= source.rows and target.columns <= source.columns:
+        # Every source patch weighs the same in the mean over the target patches.
+        torch.testing.assert_close(matrix.mean(0), torch.full((source.size,), 1 / source.size), atol=1e-6, rtol=1e-4)
+
+
+def test_the_same_grid_is_the_identity():
+    assert torch.equal(interpolation_matrix(Grid(6, 7), Grid(6, 7)), torch.eye(42))
+
+
+@pytest.mark.parametrize(("text", "grid"), [("24x24", (24, 24)), ("8X12", (8, 12)), ("1x1", (1, 1))])
+def test_grids_are_read(text, grid):
+    assert Grid.parse(text) == grid
+    assert Grid.parse(str(Grid(*grid))) == grid
+    assert Grid(*grid).size == grid[0] * grid[1]
+
+
+@pytest.mark.parametrize("text", ["24", "x24", "24x", "0x4", "24x-1", "2.5x4", "axb", "", "24x24x2"])
+def test_what_is_no_grid_is_told(text):
+    with pytest.raises(UserError, match="ROWSxCOLUMNS"):
+        Grid.parse(text)
