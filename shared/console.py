@@ -3,8 +3,10 @@
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import typer
@@ -93,12 +95,16 @@ def progress() -> Progress:
 
 
 def track(items: Iterable[T], total: int, description: str, unit: str = "items") -> Iterator[T]:
-    """Yield `items` under a progress bar; in a log file, a line each tenth of the way."""
+    """Yield `items` under a progress bar; in a log file, a line now and then with rate and time left."""
     with progress() as bars:
         task = bars.add_task(description, total=total, unit=unit)
-        step = max(1, total // 10)
+        begin = shown = time.monotonic()
         for count, item in enumerate(items, start=1):
             yield item
             bars.advance(task)
-            if not stderr.is_terminal and (count % step == 0 or count == total):
-                stderr.print(f"{description}: {count}/{total} {unit}")
+            now = time.monotonic()
+            # Every few seconds at first, then every tenth of the time so far: ten days of work fill no disk with lines.
+            if not stderr.is_terminal and now - shown > max(5.0, 0.1 * (now - begin)):
+                shown, rate = now, count / (now - begin)
+                left = timedelta(seconds=round((total - count) / rate))
+                stderr.print(f"{description}: {count}/{total} {unit}, {rate:.2f}/s, {left} left")

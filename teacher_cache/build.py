@@ -1,38 +1,29 @@
-"""Building a store: images are read, encoded and written side by side, each in its own thread.
-
-    file ──► reader threads ──► the teacher (this thread) ──► writer thread ──► segment
-             open, square,       one pass a batch             interpolate, cosine,
-             normalise                                        compress, publish
+"""Building a store: what is asked for, what is missing, who encodes it, and what came of it.
 
 The store is the only state: an interrupted build is continued by the same command, which computes what is missing.
-Under `torchrun` every rank takes the missing keys it owns and writes its own segments; no rank talks to another.
+Under `torchrun` every rank takes the missing keys it owns and writes its own segments; the ranks meet once, at the end.
 """
 
-import os
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from shared.console import UserError, track
-from shared.imaging.geometry import Box, Geometry, content_box, square
+from shared.console import UserError, track, warn
+from shared.imaging.geometry import Geometry
 from shared.imaging.grid import Grid
-from shared.imaging.images import ImageReference, UnreadableImage, content_key, open_image
-from shared.targets import Identity, Preprocessing, TargetStore, TargetWriter
-from shared.targets.encodings import encode_targets
-from shared.targets.namespace import create_namespace, quarantine, quarantined
-from teacher_cache.encoder import Encoded, encode
+from shared.imaging.images import ImageReference, UnreadableImage, content_key
+from shared.targets import DamagedSegment, Identity, TargetStore, TargetWriter
+from shared.targets.namespace import Namespace, create_namespace, quarantine, quarantined
+from shared.targets.segments import keys_present
+from teacher_cache.ranks import Ranks, stop_on_termination
+from teacher_cache.stream import DTYPES, Failure, stream
 from teacher_cache.teachers import Teacher, load_teacher
-
-T = TypeVar("T")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Settings(NamedTuple):
@@ -48,9 +39,9 @@ class Settings(NamedTuple):
 
 
 class BuildResult(NamedTuple):
-    """What a build did: `images` asked for, of them `distinct`; of those `found` before, `encoded`, `unreadable`.
+    """What a build did: `images` asked for, of them `distinct`; of those `found` before, now `encoded`, or `failed`.
 
-    Under `torchrun` the last two count this rank's share.
+    Under `torchrun` these are the counts of all ranks; `unreadable` names only this rank's images.
     """
 
     namespace: str
@@ -58,6 +49,7 @@ class BuildResult(NamedTuple):
     distinct: int
     found: int
     encoded: int
+    failed: int
     unreadable: list[tuple[ImageReference, str]]
     seconds: float
 
@@ -86,12 +78,46 @@ def identity_of(teacher: Teacher, settings: Settings) -> Identity:
     )
 
 
+def settings_of(identity: Identity) -> Settings:
+    """Return the settings that give `identity` again with the same teacher."""
+    names = ("geometry", "encoding", "precision", "features", "dtype")
+    tolerance = Settings().tolerance if identity.tolerance is None else identity.tolerance
+    shared = {name: getattr(identity, name) for name in names}
+    return Settings(grid=Grid(*identity.grid), tolerance=tolerance, **shared)
+
+
 def choose_device(device: str) -> str:
-    """Turn `auto` into `cuda` where there is a GPU, else `cpu`; raise where `cuda` is asked for and absent."""
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
+    """Turn `auto` into `cuda` where there is a GPU, else `cpu`; each rank of a machine takes a GPU of its own.
+
+    Raises
+    ------
+    UserError
+        `cuda` is asked for and there is none, or fewer GPUs than ranks on this machine.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and not count):
+        return "cpu"
+    if not count:
         raise UserError("--device cuda: no GPU is visible to torch; use --device cpu")
-    return ("cuda" if available else "cpu") if device == "auto" else device
+    local = Ranks.of_environment().local
+    if local >= count:
+        raise UserError(f"rank {local} of this machine has no GPU, there are {count}: start one rank a GPU")
+    return f"cuda:{local}"
+
+
+def load_for(teacher: str, weights: str | None, settings: Settings, device: str) -> tuple[Teacher, Identity]:
+    """Load a teacher ready to encode under `settings` on a torch device, and the identity of its targets.
+
+    Raises
+    ------
+    UserError
+        As `load_teacher`; or `projected` features of a teacher without a projection.
+    """
+    loaded = load_teacher(teacher, weights, settings.grid)
+    if settings.features == "projected" and loaded.project is None:
+        raise UserError(f"teacher {teacher} has no projection: use --features block")
+    loaded.model.to(device=device, dtype=DTYPES[settings.dtype])
+    return loaded, identity_of(loaded, settings)
 
 
 def build(
@@ -127,150 +153,75 @@ def build(
         Missing weights, a store that cannot be written, a projection that the teacher does not have.
     """
     begin = time.perf_counter()
+    ranks = Ranks.of_environment()
     place = choose_device(device)
     references = list(images)
-    loaded = load_teacher(teacher, weights, settings.grid)
-    if settings.features == "projected" and loaded.project is None:
-        raise UserError(f"teacher {teacher} has no projection: use --features block")
-    loaded.model.to(device=place, dtype=DTYPES[settings.dtype])
-    identity = identity_of(loaded, settings)
+    loaded, identity = load_for(teacher, weights, settings, place)
     namespace = create_namespace(store, identity, _provenance(loaded))
-    by_key = distinct_images(references, workers)
-    missing = TargetStore.open(store, identity=identity).missing(by_key)
-    mine = owned(missing)
-    unreadable: list[tuple[ImageReference, str]] = []
+    by_key, _, unreadable = distinct_images(references, workers)
+    unopened = len(unreadable)  # the same on every rank
+    missing = missing_keys(namespace, by_key)
+    mine = ranks.owned(missing)
     known = {record.key: record.reason for record in quarantined(namespace)}
+    title = "encoding" if ranks.world == 1 else f"encoding (rank {ranks.rank} of {ranks.world})"
 
-    with TargetWriter(store, identity, _provenance(loaded), segment_records) as writer:
-        batches = _read(mine, by_key, loaded.preprocessing, settings.geometry, batch_size, workers)
-        results = _encoded(loaded, identity, settings, batches, place)
-        for key, record in track(results, len(mine), "encoding", "images"):
-            if isinstance(record, UnreadableImage):
-                unreadable.append((by_key[key], str(record)))
-                if known.get(key) != str(record):
-                    quarantine(namespace, key, str(record))
-            else:
-                writer.add(key, record)
-    encoded = len(mine) - len(unreadable)
-    found = len(by_key) - len(missing)
-    seconds = time.perf_counter() - begin
-    return BuildResult(identity.namespace(), len(references), len(by_key), found, encoded, unreadable, seconds)
+    with stop_on_termination(), TargetWriter(store, identity, segment_records=segment_records) as writer:
+        flow = stream(loaded, identity, mine, by_key, writer.add, batch_size=batch_size, workers=workers, device=place)
+        with closing(flow):
+            for key, error in track(flow, len(mine), title, "images"):
+                if error is None:
+                    continue
+                unreadable.append((by_key[key], _reason(error)))
+                if isinstance(error, UnreadableImage) and known.get(key) != str(error):
+                    quarantine(namespace, key, str(error))
+    failed = len(unreadable) - unopened
+    encoded, failed = ranks.totals(len(mine) - failed, failed)
+    found, seconds = len(by_key) - len(missing), time.perf_counter() - begin
+    return BuildResult(
+        identity.namespace(), len(references), len(by_key), found, encoded, failed + unopened, unreadable, seconds
+    )
 
 
-def distinct_images(references: list[ImageReference], workers: int) -> dict[bytes, ImageReference]:
-    """Return the first reference of each content key, in order; raises UserError for a file that cannot be opened."""
+def missing_keys(namespace: Namespace, keys: Iterable[bytes]) -> list[bytes]:
+    """Return those of `keys` of which the namespace has no sound record, in order; damaged segments are warned of."""
+    try:
+        return TargetStore.open(namespace.storage.location, identity=namespace.identity).missing(keys)
+    except DamagedSegment as error:
+        present, damaged = keys_present(namespace)
+        warn(f"{len(damaged)} segments are damaged and count as missing, the first: {error}")
+        return [key for key in dict.fromkeys(keys) if key not in present]
 
-    def key_of(reference: ImageReference) -> bytes:
+
+class Distinct(NamedTuple):
+    """Images by content: the first reference of each key, in order; the repeated ones; files that cannot be opened."""
+
+    by_key: dict[bytes, ImageReference]
+    repeated: list[tuple[ImageReference, bytes]]
+    unopened: list[tuple[ImageReference, str]]
+
+
+def distinct_images(references: list[ImageReference], workers: int) -> Distinct:
+    """Compute the content key of every image."""
+
+    def key_of(reference: ImageReference) -> bytes | OSError:
         try:
             return content_key(*reference)
         except OSError as error:
-            raise UserError(f"{reference} cannot be opened: {error.strerror or error}") from error
-
-    by_key: dict[bytes, ImageReference] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        for key, reference in zip(pool.map(key_of, references), references, strict=True):
-            by_key.setdefault(key, reference)
-    return by_key
-
-
-def owned(keys: list[bytes]) -> list[bytes]:
-    """Return the keys that are this rank's under `torchrun` (RANK, WORLD_SIZE); all of them in a single process.
-
-    Ownership follows from the key alone, so ranks that see the store at different moments still agree.
-    """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return [key for key in keys if int.from_bytes(key[:8], "big") % world == rank]
-
-
-class _Batch(NamedTuple):
-    """Readable images of one batch, and those that were not."""
-
-    keys: list[bytes]
-    pixels: Tensor | None  # (B, 3, size, size)
-    boxes: list[Box]
-    unreadable: list[tuple[bytes, UnreadableImage]]
-
-
-def prepare(reference: ImageReference, preprocessing: Preprocessing, geometry: Geometry) -> tuple[Tensor, Box]:
-    """Open an image and return the teacher's pixels (3, size, size) float32, and where in the square it lies.
-
-    The padding is the teacher's mean colour, which is the student's: both are trained on CLIP's (or ImageNet's) mean.
-    """
-    image = open_image(reference)
-    mean = preprocessing.mean
-    fill = (int(255 * mean[0]), int(255 * mean[1]), int(255 * mean[2]))
-    cut = square(image, preprocessing.size, geometry, fill)
-    levels = np.asarray(cut, dtype=np.float32) / 255
-    normalised = (levels - np.array(mean, np.float32)) / np.array(preprocessing.std, np.float32)
-    pixels = torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
-    return pixels, content_box(image.width, image.height, geometry)
-
-
-def _read(
-    keys: list[bytes],
-    by_key: Mapping[bytes, ImageReference],
-    preprocessing: Preprocessing,
-    geometry: Geometry,
-    batch_size: int,
-    workers: int,
-) -> Iterator[_Batch]:
-    """Read batches ahead in threads (Pillow and zlib release the interpreter's lock)."""
-
-    def attempt(key: bytes) -> tuple[Tensor, Box] | UnreadableImage:
-        try:
-            return prepare(by_key[key], preprocessing, geometry)
-        except UnreadableImage as error:
             return error
-        except OSError as error:  # the file was readable when its key was computed: the disk, not the image
-            raise UserError(f"{by_key[key]} cannot be read: {error.strerror or error}") from error
 
-    def collect(chunk: list[bytes]) -> _Batch:
-        results = list(zip(chunk, pool.map(attempt, chunk), strict=True))
-        good = [(key, *result) for key, result in results if not isinstance(result, UnreadableImage)]
-        bad = [(key, result) for key, result in results if isinstance(result, UnreadableImage)]
-        pixels = torch.stack([item[1] for item in good]) if good else None
-        return _Batch([item[0] for item in good], pixels, [item[2] for item in good], bad)
-
-    chunks = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as collector:
-        yield from _ahead((collector.submit(collect, chunk) for chunk in chunks), 2)
+    found = Distinct({}, [], [])
+    with ThreadPoolExecutor(workers) as pool:
+        keys = track(pool.map(key_of, references), len(references), "hashing", "files")
+        for key, reference in zip(keys, references, strict=True):
+            if not isinstance(key, bytes):
+                found.unopened.append((reference, _reason(key)))
+            elif found.by_key.setdefault(key, reference) != reference:
+                found.repeated.append((reference, key))
+    return found
 
 
-def _encoded(
-    teacher: Teacher, identity: Identity, settings: Settings, batches: Iterable[_Batch], device: str
-) -> Iterator[tuple[bytes, Any]]:
-    """Run the teacher; turn its output into records in a second thread. Yields (key, record or UnreadableImage)."""
-
-    def records(batch: _Batch, encoded: Encoded) -> list[tuple[bytes, Any]]:
-        made = encode_targets(encoded.tokens, encoded.attention, batch.boxes, teacher.grid, identity)
-        return list(zip(batch.keys, made, strict=True))
-
-    def jobs() -> Iterator[Future[list[tuple[bytes, Any]]]]:
-        for batch in batches:
-            if batch.pixels is not None:
-                pixels = batch.pixels.to(device=device, dtype=DTYPES[settings.dtype], non_blocking=True)
-                yield pool.submit(records, batch, encode(teacher, pixels, settings.features))
-            if batch.unreadable:
-                yield pool.submit(list, batch.unreadable)
-
-    with ThreadPoolExecutor(1) as pool:
-        for pairs in _ahead(jobs(), 1):
-            yield from pairs
-
-
-def _ahead(futures: Iterator[Future[T]], depth: int) -> Iterator[T]:
-    """Yield results in order while `depth` more are under way; what is left is cancelled if the consumer stops."""
-    waiting: deque[Future[T]] = deque()
-    try:
-        for future in futures:
-            waiting.append(future)
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+def _reason(error: Failure) -> str:
+    return f"the file cannot be read: {error.strerror or error}" if isinstance(error, OSError) else str(error)
 
 
 def _provenance(teacher: Teacher) -> dict[str, Any]:

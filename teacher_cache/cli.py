@@ -1,10 +1,30 @@
 """The command `cache`: stage one."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from shared.console import UserError, report, run, warn
+from teacher_cache import store_commands
+from teacher_cache.options import (
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    EncodingOption,
+    FeaturesOption,
+    GeometryOption,
+    GridOption,
+    ImagesOption,
+    JsonOption,
+    PrecisionOption,
+    RootOption,
+    StoreOption,
+    TeacherOption,
+    ToleranceOption,
+    WeightsOption,
+    WorkersOption,
+    size,
+)
 
 app = typer.Typer(
     name="cache",
@@ -13,36 +33,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-TeacherOption = Annotated[str, typer.Option("--teacher", help="A name of `cache teachers`.")]
-ImagesOption = Annotated[
-    str, typer.Option("--images", help="A folder, file, glob, or data set file (.json .jsonl .parquet).")
-]
-StoreOption = Annotated[str, typer.Option("--store", help="The store: a folder, or s3://bucket/prefix.")]
-RootOption = Annotated[str | None, typer.Option("--image-root", help="Folder that a data set file's paths start from.")]
-WeightsOption = Annotated[
-    str | None, typer.Option("--weights", help="The teacher's weights: a file, folder or hub id.")
-]
-GeometryOption = Annotated[
-    Literal["pad", "crop"],
-    typer.Option("--geometry", help="pad: the student's square; crop: the authors' centre crop."),
-]
-GridOption = Annotated[str, typer.Option("--grid", help="The student's patch grid, rows x columns.")]
-EncodingOption = Annotated[
-    Literal["matrix", "factors"], typer.Option("--encoding", help="matrix: S at this grid; factors: any grid, smaller.")
-]
-PrecisionOption = Annotated[Literal["f16", "u8"], typer.Option("--precision", help="u8 halves the size; see the docs.")]
-FeaturesOption = Annotated[
-    Literal["block", "projected"], typer.Option("--features", help="block: the last block's tokens, as in the paper.")
-]
-ToleranceOption = Annotated[
-    float, typer.Option("--tolerance", help="factors: the largest error of a similarity.", min=0)
-]
-DtypeOption = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Compute type of the teacher.")]
-DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the teacher runs.")]
-BatchOption = Annotated[int, typer.Option("--batch-size", help="Images a forward pass.", min=1)]
-WorkersOption = Annotated[int, typer.Option("--workers", help="Threads that read images.", min=1)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command()
@@ -53,6 +43,60 @@ def teachers(json: JsonOption = False) -> None:
     known = [*TEACHERS.values(), *OPEN_FAMILIES]
     rows = [info._asdict() for info in known]
     report({"teachers": rows}, json, [f"{i.name:22} {i.architecture:32} {i.licence:16} {i.source}" for i in known])
+
+
+@app.command("plan")
+def plan_command(
+    teacher: TeacherOption,
+    images: ImagesOption,
+    store: Annotated[str | None, typer.Option("--store", help="The store that the build is meant for.")] = None,
+    image_root: RootOption = None,
+    weights: WeightsOption = None,
+    geometry: GeometryOption = "pad",
+    grid: GridOption = "24x24",
+    encoding: EncodingOption = "matrix",
+    precision: PrecisionOption = "f16",
+    features: FeaturesOption = "block",
+    tolerance: ToleranceOption = 0.01,
+    dtype: DtypeOption = "fp32",
+    batch_size: BatchOption = 8,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Say what a build would do: records, duplicates, bytes, and hours from a short probe; writes nothing."""
+    from shared.imaging.grid import Grid
+    from teacher_cache.build import Settings
+    from teacher_cache.plan import plan
+    from teacher_cache.sources import find_images
+
+    settings = Settings(geometry, Grid.parse(grid), encoding, precision, features, tolerance, dtype)
+    found = plan(
+        teacher,
+        find_images(images, image_root),
+        store,
+        weights=weights,
+        settings=settings,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+    )
+    lines = [
+        f"{found.images} images, {found.distinct} distinct; {found.found} are in the store, {found.missing} to encode",
+        *(f"  {repeated} is {first}" for repeated, first in found.duplicates[:10]),
+    ]
+    if len(found.duplicates) > 10:
+        lines.append(f"  and {len(found.duplicates) - 10} more duplicates")
+    if found.bytes is not None and found.bytes_per_record is not None and found.hours is not None:
+        lines.append(f"about {size(found.bytes)} on disk, {size(found.bytes_per_record)} a record")
+        lines.append(
+            f"about {duration(found.hours)} in one process like this one, "
+            f"at {found.images_per_second:.2f} images/s over {found.probed} images"
+        )
+    lines.append(f"namespace {found.namespace}")
+    report(found.as_json(), json, lines)
+    for reference, reason in found.unreadable:
+        warn(f"{reference}: {reason}")
 
 
 @app.command("build")
@@ -79,6 +123,7 @@ def build_command(
     """Encode the images that the store lacks; the same command continues an interrupted build."""
     from shared.imaging.grid import Grid
     from teacher_cache.build import Settings, build
+    from teacher_cache.ranks import Ranks
     from teacher_cache.sources import find_images
 
     settings = Settings(geometry, Grid.parse(grid), encoding, precision, features, tolerance, dtype)
@@ -93,20 +138,32 @@ def build_command(
         device=device,
         segment_records=segment_records,
     )
-    rate = f" at {result.encoded / result.seconds:.2f} images/s" if result.encoded else ""
-    lines = [
-        f"{result.images} images, {result.distinct} distinct: {result.found} were in the store, "
-        f"{result.encoded} encoded in {result.seconds:.1f} s{rate}, {len(result.unreadable)} unreadable",
-        f"namespace {result.namespace} in {store}",
-    ]
-    report(result.as_json(), json, lines)
     for reference, reason in result.unreadable:
         warn(f"{reference}: {reason}")
-    if len(result.unreadable) > allow_skips:
+    if Ranks.of_environment().rank == 0:
+        rate = f" at {result.encoded / result.seconds:.2f} images/s" if result.encoded else ""
+        lines = [
+            f"{result.images} images, {result.distinct} distinct: {result.found} were in the store, "
+            f"{result.encoded} encoded in {result.seconds:.1f} s{rate}, {result.failed} unreadable",
+            f"namespace {result.namespace} in {store}",
+        ]
+        report(result.as_json(), json, lines)
+    if result.failed > allow_skips:
         raise UserError(
-            f"{len(result.unreadable)} images could not be read and are in the quarantine list; every other image "
-            f"is in the store. Mend or remove them, or accept them with --allow-skips {len(result.unreadable)}"
+            f"{result.failed} images could not be read (the quarantine list keeps their keys); every other image "
+            f"is in the store. Mend or remove them, or accept them with --allow-skips {result.failed}"
         )
+
+
+def duration(hours: float) -> str:
+    """Write hours for a person: seconds, minutes, hours or days."""
+    for unit, length in (("days", 24.0), ("hours", 1.0), ("minutes", 1 / 60)):
+        if hours >= 2 * length:
+            return f"{hours / length:.1f} {unit}"
+    return f"{hours * 3600:.0f} seconds"
+
+
+store_commands.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,50 @@
+"""Options that several `cache` commands share."""
+
+from typing import Annotated, Literal
+
+import typer
+
+TeacherOption = Annotated[str, typer.Option("--teacher", help="A name of `cache teachers`.")]
+ImagesOption = Annotated[
+    str, typer.Option("--images", help="A folder, file, glob, or data set file (.json .jsonl .parquet).")
+]
+StoreOption = Annotated[str, typer.Option("--store", help="The store: a folder, or s3://bucket/prefix.")]
+RootOption = Annotated[str | None, typer.Option("--image-root", help="Folder that a data set file's paths start from.")]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", help="The teacher's weights: a file, folder or hub id.")
+]
+GeometryOption = Annotated[
+    Literal["pad", "crop"],
+    typer.Option("--geometry", help="pad: the student's square; crop: the authors' centre crop."),
+]
+GridOption = Annotated[str, typer.Option("--grid", help="The student's patch grid, rows x columns.")]
+EncodingOption = Annotated[
+    Literal["matrix", "factors"], typer.Option("--encoding", help="matrix: S at this grid; factors: any grid, smaller.")
+]
+PrecisionOption = Annotated[Literal["f16", "u8"], typer.Option("--precision", help="u8 halves the size; see the docs.")]
+FeaturesOption = Annotated[
+    Literal["block", "projected"], typer.Option("--features", help="block: the last block's tokens, as in the paper.")
+]
+ToleranceOption = Annotated[
+    float, typer.Option("--tolerance", help="factors: the largest error of a similarity.", min=0)
+]
+DtypeOption = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Compute type of the teacher.")]
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the teacher runs.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", help="Images a forward pass.", min=1)]
+WorkersOption = Annotated[int, typer.Option("--workers", help="Threads that read images.", min=1)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+# Which namespace of a store is meant, where it holds several.
+OfTeacherOption = Annotated[str | None, typer.Option("--teacher", help="Only this teacher's targets.")]
+FingerprintOption = Annotated[
+    str | None, typer.Option("--fingerprint", help="Only the targets of this fingerprint (6 digits at least).")
+]
+
+
+def size(count: float) -> str:
+    """Write a number of bytes for a person: 331.2 kB, 1.4 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,124 @@
+"""What a build would do, before it runs: records, duplicates, bytes on disk, hours. Writes nothing to the store."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shared.console import UserError, track
+from shared.imaging.images import ImageReference
+from shared.targets import TargetStore, TargetWriter
+from shared.targets.layout import Record
+from shared.targets.segments import check_segment
+from teacher_cache.build import Settings, choose_device, distinct_images, load_for
+from teacher_cache.stream import Outcome, stream
+
+
+class Plan(NamedTuple):
+    """What `cache build` would do with these images.
+
+    Attributes
+    ----------
+    images, distinct, found, missing
+        References asked for; different images among them; of these in the store, and not.
+    duplicates
+        References whose image is another's, byte by byte: (the repeated one, the first one).
+    unreadable
+        Files that cannot be opened, and images of the probe that cannot be read, with the reason.
+    probed, images_per_second, bytes_per_record
+        What the probe encoded and found; the last two None where none of its images could be read.
+    bytes, hours
+        Expected for the missing ones.
+    """
+
+    namespace: str
+    images: int
+    distinct: int
+    found: int
+    missing: int
+    duplicates: list[tuple[ImageReference, ImageReference]]
+    unreadable: list[tuple[ImageReference, str]]
+    probed: int
+    images_per_second: float | None
+    bytes_per_record: float | None
+    bytes: float | None
+    hours: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        duplicates = [{"image": str(repeated), "same_as": str(first)} for repeated, first in self.duplicates]
+        unreadable = [{"image": str(reference), "reason": reason} for reference, reason in self.unreadable]
+        return {**self._asdict(), "duplicates": duplicates, "unreadable": unreadable}
+
+
+def plan(
+    teacher: str,
+    images: Iterable[ImageReference],
+    store: str | Path | None = None,
+    *,
+    weights: str | None = None,
+    settings: Settings = Settings(),
+    batch_size: int = 8,
+    workers: int = 2,
+    device: str = "auto",
+) -> Plan:
+    """Count what `build` would find, and measure its rate and record size on a few of the images.
+
+    Parameters
+    ----------
+    store
+        The store that the build is meant for; None, or one that is not there, counts every image as missing. The
+        others are those of `build`.
+
+    Raises
+    ------
+    UserError
+        As `build`.
+    """
+    place = choose_device(device)
+    references = list(images)
+    loaded, identity = load_for(teacher, weights, settings, place)
+    by_key, repeated, unreadable = distinct_images(references, workers)
+    duplicates = [(again, by_key[key]) for again, key in repeated]
+    missing = list(by_key)
+    if store is not None:
+        try:
+            missing = TargetStore.open(store, identity=identity).missing(by_key)
+        except UserError:  # no store yet, or none of this teacher
+            missing = list(by_key)
+
+    # Spread over the list, for neighbours are often of one size. One image goes first, untimed, to warm up.
+    count = min(len(missing), 2 * batch_size)
+    sample = [missing[number * len(missing) // count] for number in range(count)]
+
+    def run(keys: list[bytes], add: Callable[[bytes, Record], None]) -> list[Outcome]:
+        flow = stream(loaded, identity, keys, by_key, add, batch_size=batch_size, workers=workers, device=place)
+        with closing(flow):
+            return list(track(flow, len(keys), "probing", "images"))
+
+    run(sample[:1], lambda key, record: None)
+    with tempfile.TemporaryDirectory(prefix="medalign-plan-") as folder:
+        begin = time.perf_counter()
+        with TargetWriter(folder, identity, segment_records=max(1, count)) as writer:
+            outcomes = run(sample, writer.add)
+        seconds = time.perf_counter() - begin
+        manifests = [check_segment(writer.namespace, segment) for segment in writer.namespace.segments()]
+    unreadable += [(by_key[key], str(error)) for key, error in outcomes if error is not None]
+    probed = sum(manifest.records for manifest in manifests)
+    size = sum(length for manifest in manifests for length, _ in manifest.files.values()) / probed if probed else None
+    return Plan(
+        namespace=identity.namespace(),
+        images=len(references),
+        distinct=len(by_key),
+        found=len(by_key) - len(missing),
+        missing=len(missing),
+        duplicates=duplicates,
+        unreadable=unreadable,
+        probed=probed,
+        images_per_second=probed / seconds if probed else None,
+        bytes_per_record=size,
+        bytes=None if size is None else size * len(missing),
+        hours=len(missing) * seconds / probed / 3600 if probed else None,
+    )

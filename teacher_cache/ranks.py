@@ -1,0 +1,72 @@
+"""One build shared by several processes, as `torchrun` starts them, and one that is asked to stop."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import NamedTuple
+
+
+class Ranks(NamedTuple):
+    """Which of how many processes this one is: RANK, WORLD_SIZE and LOCAL_RANK of the environment."""
+
+    rank: int
+    world: int
+    local: int
+
+    @classmethod
+    def of_environment(cls) -> "Ranks":
+        """Read what `torchrun` set; a single process is rank 0 of 1."""
+        rank, world, local = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+        return cls(rank, world, local)
+
+    def owned(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Return the content keys that are this rank's.
+
+        Ownership follows from the key alone, so ranks that see the store at different moments still agree.
+        """
+        return [key for key in keys if int.from_bytes(key[:8], "big") % self.world == self.rank]
+
+    def totals(self, *counts: int) -> tuple[int, ...]:
+        """Sum numbers over all ranks; every rank must call this, and waits there for the others.
+
+        It keeps a rank that ends with an error from ending the others: `torchrun` stops all when one fails. Processes
+        without a common address (an array job) do not meet, and each returns its own numbers.
+        """
+        if self.world == 1 or "MASTER_ADDR" not in os.environ:
+            return counts
+        import torch
+        from torch import distributed
+
+        mine = not distributed.is_initialized()
+        if mine:
+            distributed.init_process_group("gloo", timeout=timedelta(days=30))  # the slowest rank may be far behind
+        summed = torch.tensor(counts)
+        distributed.all_reduce(summed)
+        if mine:
+            distributed.destroy_process_group()
+        return tuple(summed.tolist())
+
+
+@contextmanager
+def stop_on_termination() -> Iterator[None]:
+    """Turn SIGTERM (a batch system's notice, or `torchrun` after another rank's death) into SystemExit.
+
+    So the open segment is still published on the way out. Outside the main thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the publishing
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

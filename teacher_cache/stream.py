@@ -1,0 +1,143 @@
+"""From keys to stored records: images are read, encoded and written side by side.
+
+file ──► reader threads ──► the teacher (this thread) ──► writer thread ──► segment
+         open, square,       one pass a batch             interpolate, cosine,
+         normalise                                        compress, publish
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.imaging.geometry import Box, Geometry, content_box, square
+from shared.imaging.images import ImageReference, UnreadableImage, open_image
+from shared.targets import Identity, Preprocessing
+from shared.targets.encodings import encode_targets
+from shared.targets.layout import Record
+from teacher_cache.encoder import Encoded, encode
+from teacher_cache.teachers import Teacher
+
+T = TypeVar("T")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+READ_AHEAD, WRITE_BEHIND = 2, 1  # batches in memory before and after the teacher
+
+Failure = UnreadableImage | OSError  # of the image for good, or of its file just now
+Outcome = tuple[bytes, Failure | None]
+
+
+class _Batch(NamedTuple):
+    """Readable images of one batch, and those that were not."""
+
+    keys: list[bytes]
+    pixels: Tensor | None  # (B, 3, size, size)
+    boxes: list[Box]
+    unreadable: list[tuple[bytes, Failure]]
+
+
+def stream(
+    teacher: Teacher,
+    identity: Identity,
+    keys: list[bytes],
+    by_key: Mapping[bytes, ImageReference],
+    add: Callable[[bytes, Record], None],
+    *,
+    batch_size: int,
+    workers: int,
+    device: str,
+) -> Generator[Outcome]:
+    """Encode the images of `keys` in order and hand each record to `add`, which is called in one other thread.
+
+    Close the iterator before anything else touches what `add` fills: closing waits for that thread.
+
+    Yields
+    ------
+    tuple
+        The key and None once `add` has taken its record, or the key and why its image cannot be read. Whatever `add`
+        raises ends the stream.
+    """
+    dtype = DTYPES[identity.dtype]
+
+    def write(batch: _Batch, encoded: Encoded) -> list[Outcome]:
+        made = encode_targets(encoded.tokens, encoded.attention, batch.boxes, teacher.grid, identity)
+        for key, record in zip(batch.keys, made, strict=True):
+            add(key, record)
+        return [(key, None) for key in batch.keys]
+
+    def jobs(writer: ThreadPoolExecutor, batches: Iterable[_Batch]) -> Iterator[Future[list[Outcome]]]:
+        for batch in batches:
+            if batch.pixels is not None:
+                pixels = batch.pixels.to(device=device, dtype=dtype, non_blocking=True)
+                yield writer.submit(write, batch, encode(teacher, pixels, identity.features))
+            if batch.unreadable:
+                yield writer.submit(list[Outcome], batch.unreadable)
+
+    with ThreadPoolExecutor(1) as writer:
+        batches = _read(keys, by_key, teacher.preprocessing, identity.geometry, batch_size, workers, device)
+        for outcomes in _ahead(jobs(writer, batches), WRITE_BEHIND):
+            yield from outcomes
+
+
+def prepare(reference: ImageReference, preprocessing: Preprocessing, geometry: Geometry) -> tuple[Tensor, Box]:
+    """Open an image and return the teacher's pixels (3, size, size) float32, and where in the square it lies.
+
+    The padding is the teacher's mean colour, which is the student's: both are trained on CLIP's (or ImageNet's) mean.
+    """
+    image = open_image(reference)
+    mean = preprocessing.mean
+    fill = (int(255 * mean[0]), int(255 * mean[1]), int(255 * mean[2]))
+    cut = square(image, preprocessing.size, geometry, fill)
+    levels = np.asarray(cut, dtype=np.float32) / 255
+    normalised = (levels - np.array(mean, np.float32)) / np.array(preprocessing.std, np.float32)
+    pixels = torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+    return pixels, content_box(image.width, image.height, geometry)
+
+
+def _read(
+    keys: list[bytes],
+    by_key: Mapping[bytes, ImageReference],
+    preprocessing: Preprocessing,
+    geometry: Geometry,
+    batch_size: int,
+    workers: int,
+    device: str,
+) -> Iterator[_Batch]:
+    """Read batches ahead in threads (Pillow and zlib release the interpreter's lock)."""
+
+    def attempt(key: bytes) -> tuple[Tensor, Box] | Failure:
+        try:
+            return prepare(by_key[key], preprocessing, geometry)
+        except (UnreadableImage, OSError) as error:
+            return error
+
+    def collect(chunk: list[bytes]) -> _Batch:
+        results = list(zip(chunk, pool.map(attempt, chunk), strict=True))
+        good = [(key, *result) for key, result in results if isinstance(result, tuple)]
+        bad = [(key, result) for key, result in results if not isinstance(result, tuple)]
+        pixels = torch.stack([item[1] for item in good]) if good else None
+        if pixels is not None and device.startswith("cuda"):
+            pixels = pixels.pin_memory()  # so that the copy to the GPU does not wait for its work
+        return _Batch([item[0] for item in good], pixels, [item[2] for item in good], bad)
+
+    chunks = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as collector:
+        yield from _ahead((collector.submit(collect, chunk) for chunk in chunks), READ_AHEAD)
+
+
+def _ahead(futures: Iterator[Future[T]], depth: int) -> Iterator[T]:
+    """Yield results in order while `depth` more are under way; what is left is cancelled if the consumer stops."""
+    waiting: deque[Future[T]] = deque()
+    try:
+        for future in futures:
+            waiting.append(future)
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
