@@ -215,9 +215,10 @@ def request_of(batch: Mapping[str, Any]) -> Request | None:
 class EpochOrder(Sampler[int]):
     """The order of an epoch: a function of seed, epoch and effective batch alone, whatever ranks and workers there are.
 
-    Samples are shuffled, then sorted by length inside blocks of 32 steps and cut into steps of `step` samples, so that
-    a micro-batch holds little padding; the steps are shuffled again. Where `multiple` does not divide the epoch, it is
-    filled up with numbers below 0: copies without any loss, so that every rank has as many micro-batches.
+    Samples are shuffled and cut into steps of `step` samples; only inside a step are they sorted by length, so that a
+    micro-batch holds little padding while every step stays a fair draw: grouping whole steps by length would make one
+    step all short closed questions and the next all reports. Where `multiple` does not divide the epoch, it is filled
+    up with numbers below 0: copies without any loss, so that every rank has as many micro-batches.
 
     Parameters
     ----------
@@ -230,7 +231,7 @@ class EpochOrder(Sampler[int]):
     multiple
         Samples of one micro-batch over all ranks; 1 fills nothing up.
     segments
-        Store segment of each sample: samples of one segment then stay together inside a block.
+        Store segment of each sample: the samples of a step then come from few segments.
     """
 
     def __init__(
@@ -252,10 +253,8 @@ class EpochOrder(Sampler[int]):
         if self.segments is not None:
             place = {name: number for number, name in enumerate(generator.permutation(sorted(set(self.segments))))}
             order = order[np.argsort([place[self.segments[index]] for index in order], kind="stable")]
-        block = 32 * self.step
-        blocks = [order[start : start + block] for start in range(0, len(order), block)]
-        ordered = [part[np.argsort(-self.lengths[part], kind="stable")] for part in blocks]
-        steps = [part[start : start + self.step] for part in ordered for start in range(0, len(part), self.step)]
+        drawn = [order[start : start + self.step] for start in range(0, len(order), self.step)]
+        steps = [part[np.argsort(-self.lengths[part], kind="stable")] for part in drawn]
         whole = [step for step in steps if len(step) == self.step]
         rest = [step for step in steps if len(step) != self.step]  # at most one: the epoch's end
         sequence = [int(index) for number in generator.permutation(len(whole)) for index in whole[number]]

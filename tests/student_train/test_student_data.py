@@ -37,19 +37,19 @@ def test_epochs_differ_and_seeds_repeat():
     assert order(50, 4) != order(50, 4, seed=5)
 
 
-def test_a_step_holds_samples_of_like_length():
-    lengths = np.random.default_rng(1).integers(20, 500, 512)
-    sampler = EpochOrder(lengths, 4, 8)
-    steps = np.array(list(sampler)).reshape(-1, 8)
-    spread = np.mean([np.ptp(lengths[step]) for step in steps])
-    assert spread < 0.1 * np.ptp(lengths)
+def test_a_step_is_a_fair_draw_sorted_by_length():
+    lengths = np.random.default_rng(1).integers(20, 500, 4096)
+    steps = np.array(list(EpochOrder(lengths, 4, 8))).reshape(-1, 8)
+    assert (np.diff(lengths[steps], axis=1) <= 0).all()
+    # The mean length of a step of independent draws varies as the lengths do, over the square root of eight.
+    assert np.std(lengths[steps].mean(1)) == pytest.approx(np.std(lengths) / np.sqrt(8), rel=0.15)
 
 
-def test_segments_stay_together_in_blocks():
-    segments = [number % 4 for number in range(512)]  # 128 samples each; a block of 32 steps of 4 is 128 samples
-    found = [segments[index] for index in order(512, 4, segments=segments)]
-    assert sorted(found) == sorted(segments)
-    assert order(512, 4, segments=segments) != order(512, 4)
+def test_a_step_comes_from_few_segments_on_request():
+    segments = [number % 4 for number in range(512)]
+    steps = np.array(order(512, 4, segments=segments)).reshape(-1, 4)
+    assert all(len({segments[index] for index in step}) == 1 for step in steps)
+    assert sorted(steps.ravel()) == list(range(512))
 
 
 def test_one_turn_is_one_span_even_around_another_image():
