@@ -136,8 +136,10 @@ def _svg(figure: Any, name: str) -> str:
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "text.color": _INK}
     stream = io.StringIO()
     with matplotlib.rc_context(settings):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
-    # Plain group names such as "figure_1" occur in every figure; ids in one page are to be unique.
-    return re.sub(r'id="(?=figure|axes|patch|text|line2d|matplotlib|xtick|ytick|legend)', f'id="{name}-', text)
+    # Names such as "figure_1" occur in every figure; the ids of one page are to be unique.
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    return re.sub(r'(url\(#|xlink:href="#)', rf"\g<1>{name}-", text)

@@ -141,6 +141,7 @@ class Diary:
         elif out.exists() and any(out.iterdir()):
             raise UserError(f"{out} holds something else than a demo; choose another --out")
         out.mkdir(parents=True, exist_ok=True)
+        self._write()
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,162 @@
+"""The report: one page that needs nothing else, whose numbers are those of the evaluation."""
+
+import html
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import report
+from pipelines.report import best_constant, divergence, full_matrix, render, renormalized, write_report
+from pipelines.report_figures import AttentionRow, attention_figure, loss_curves, similarity_figure
+from pipelines.report_words import demo_summary
+from pipelines.scores import item_scores
+from shared.console import UserError
+from shared.manifest import Record, Turn, load_records, write_records
+
+
+def record(kind: str, answer: str, image: str = "a.png", identifier: str = "1") -> Record:
+    closed = answer in ("Yes", "No")
+    turns = (Turn("human", "<image>\nWhat?"), Turn("gpt", answer))
+    return Record(identifier, (image,), turns, "CLOSED" if closed else "OPEN", (), {"kind": kind})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two tiny arms, evaluated; its records have kinds, and one question tries to break the page."""
+    from pipelines.evaluate import evaluate
+    from tests.fixtures.runs import write_run
+
+    folder = write_run(tmp_path_factory.mktemp("report") / "run")
+    data = folder / "data" / "test.json"
+    records = load_records(data)
+    nasty = Turn("human", "<image>\nIs <script>alert(1)</script> & 'this' shown?")
+    kinds = [
+        Record(one.id, one.images, (nasty, one.turns[1]) if i == 0 else one.turns, one.answer_type, (), {"kind": "k"})
+        for i, one in enumerate(records)
+    ]
+    write_records(data, kinds)
+    evaluate(folder, data, methods=["greedy"], max_new_tokens=4, resamples=50)
+    for arm, terms in (("lora", ("loss_lm",)), ("medalign", ("loss_lm", "loss_vis", "loss_att"))):
+        history = [{"step": step, **dict.fromkeys(terms, 1 / step)} for step in (1, 2, 3)]
+        (folder / arm / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    return folder
+
+
+@pytest.mark.integration
+def test_the_page_stands_alone(run: Path) -> None:
+    page = write_report(run).read_text()
+    assert "Not for clinical use" in page
+    assert "patient data" in page
+    for reference in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert reference.startswith(("data:", "#")), reference
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert "<script>alert" not in page
+    assert html.escape("<script>alert(1)</script>") in page
+
+
+@pytest.mark.integration
+def test_the_page_shows_the_evaluations_numbers(run: Path) -> None:
+    page = write_report(run).read_text()
+    result = json.loads((run / "evaluation" / "result.json").read_text())
+    for row in result["rows"]:
+        assert row["method"] in page
+        for score in row["scores"].values():
+            low, high = score["interval"]
+            assert f"{100 * score['value']:.1f}" in page
+            assert f"[{100 * low:.1f}, {100 * high:.1f}]" in page
+
+
+@pytest.mark.integration
+def test_a_run_without_an_evaluation_says_how_to_get_one(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="medalign evaluate"):
+        write_report(tmp_path)
+
+
+@pytest.mark.unit
+def test_the_template_has_no_unknown_names() -> None:
+    with pytest.raises(Exception, match="undefined"):
+        render({"title": "x"})
+
+
+@pytest.mark.unit
+def test_a_score_that_equals_another_is_shown_once() -> None:
+    one, other = {"value": 0.5, "n": 4}, {"value": 0.25, "n": 4}
+    rows = [{"scores": {"closed_accuracy": one, "closed_accuracy_strict": one, "open_recall": other}}]
+    assert set(report.distinct_scores(rows)) == {"open_recall", "closed_accuracy"}
+
+
+@pytest.mark.unit
+def test_the_best_constant_answer() -> None:
+    records = [record("presence", answer, identifier=str(i)) for i, answer in enumerate(["Yes", "Yes", "Yes", "No"])]
+    assert best_constant(records) == 0.75
+    words = [record("box", answer, identifier=str(i)) for i, answer in enumerate(["left lobe", "right lobe", "insula"])]
+    constant = best_constant(words)
+    assert constant == pytest.approx((1 + 0.5 + 0) / 3)
+    assert all(item_scores(one, "insula")["open_recall_strict"] <= 1 for one in words)
+
+
+@pytest.mark.unit
+def test_numbers_behind_the_pictures() -> None:
+    triangle = np.arange(6.0) / 10
+    matrix = full_matrix(triangle, 4)
+    assert np.array_equal(matrix, matrix.T)
+    assert np.array_equal(matrix[np.triu_indices(4, 1)], triangle)
+    assert np.all(np.diag(matrix) == 1)
+    visible = np.array([True, True, False, True])
+    p = renormalized(np.array([1.0, 2.0, 9.0, 1.0]), visible)
+    assert p.tolist() == [0.25, 0.5, 0.0, 0.25]
+    assert divergence(p, p) == 0
+    uniform = renormalized(np.ones(4), visible)
+    assert divergence(p, uniform) == pytest.approx(np.log(3) - 1.5 * np.log(2))
+
+
+@pytest.mark.unit
+def test_figures_are_well_formed_and_their_ids_unique() -> None:
+    maps = {"teacher": np.random.default_rng(0).random((4, 4)), "start": np.full((4, 4), 1 / 16)}
+    picture = np.zeros((56, 56, 3), np.uint8)
+    figures = [
+        loss_curves(
+            {"LoRA": [{"step": 1, "loss_lm": 2.0}], "MEDALIGN": [{"step": 1, "loss_lm": 2.0, "loss_vis": 0.1}]}
+        ),
+        attention_figure([AttentionRow("axial-080", picture, maps, {"start": 0.5})]),
+        similarity_figure(picture, np.eye(16), (4, 4), 5, np.ones(16, bool)),
+    ]
+    identifiers: list[str] = []
+    for figure in figures:
+        root = ElementTree.fromstring(figure)
+        identifiers += [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+        used = re.findall(r'(?:url\(#|xlink:href="#)([^)"]+)', figure)
+        assert set(used) <= {element.attrib.get("id") for element in root.iter()}
+    assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("full", [False, True])
+def test_the_words_follow_from_the_numbers(full: bool) -> None:
+    demo = {
+        "full": full,
+        "minutes": 15,
+        "arm_steps": 40,
+        "arm_steps_planned": 100,
+        "batch_size": 8,
+        "precision": "bf16",
+    }
+    learned = {"text": "box", "constant": 0.2, "values": [{}, {"low": 0.5, "value": 0.6, "high": 0.7}]}
+    unlearned = {"text": "presence (x)", "constant": 0.5, "values": [{}, {"low": 0.45, "value": 0.55, "high": 0.65}]}
+    test = {"score": "open_recall", "difference": 0.1, "p_holm": 0.2, "detectable": 0.12, "a": "M", "b": "L"}
+    text = " ".join(demo_summary(demo, {"comparisons": [test]}, [learned, unlearned]))
+    assert "40 steps" in text
+    assert "100 planned" in text
+    assert re.search(
+        r"better than the best constant answer\): box \(60%\)\. Not learned so far: presence \(55%\)", text
+    )
+    assert "No paired test tells the two arms apart" in text
+    assert "12 points" in text
+    assert ("--full" in text) is not full
+    sure = " ".join(demo_summary(demo, {"comparisons": [test | {"p_holm": 0.01}]}, [learned]))
+    assert "tell the arms apart on: open recall +10.0 points" in sure
+    assert "No paired test" not in sure
