@@ -35,7 +35,9 @@ def load(models: Mapping[str, str]) -> Metric:
         spoken = [place for place, pair in enumerate(pairs) if pair.reference.strip() and pair.prediction.strip()]
         values = [0.0] * len(pairs)
         if spoken:
-            scorer = BERTScorer(model_type=model, num_layers=layer, idf=False)
+            # One pair a batch: the package lets padding count as a similarity of 0, so that a pair whose words are all
+            # unlike would score by what stands beside it.
+            scorer = BERTScorer(model_type=model, num_layers=layer, idf=False, batch_size=1)
             _, _, f1 = scorer.score([pairs[place].prediction for place in spoken], [pairs[p].reference for p in spoken])
             for place, value in zip(spoken, f1.tolist(), strict=True):
                 values[place] = float(value)

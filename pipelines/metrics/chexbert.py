@@ -144,7 +144,16 @@ def load_checkpoint(path: str) -> tuple[Any, list[Any]]:
             head = torch.nn.Linear(weight.shape[1], weight.shape[0])
             head.load_state_dict({"weight": weight, "bias": state[f"linear_heads.{number}.bias"]})
             heads.append(head.eval())
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, pickle.UnpicklingError, EOFError) as error:
+    except (
+        LookupError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path} is not a CheXbert checkpoint ({type(error).__name__}: {reason})") from None
     return bert.eval(), heads

@@ -1,6 +1,7 @@
 """METEOR (Banerjee and Lavie 2005) as NLTK computes it: exact, stem and WordNet matches, alpha 0.9, beta 3, gamma 0.5.
 
-The authors use this one. METEOR 1.5 (Java, with a paraphrase table, as in pycocoevalcap) gives other numbers.
+The authors use this one. NLTK looks synonyms up by stems, so that "large" (larg) has none. METEOR 1.5 (Java, with a
+paraphrase table, as in pycocoevalcap) gives other numbers.
 """
 
 from collections.abc import Mapping, Sequence

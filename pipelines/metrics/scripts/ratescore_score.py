@@ -12,15 +12,16 @@ def main() -> None:
     """Read the request, score each pair, write the answer."""
     import torch
     from RaTEScore import RaTEScore
+    from RaTEScore.utils import sentence_split
 
     request = json.load(sys.stdin)
     scorer = RaTEScore(bert_model=request["ner"], eval_model=request["encoder"], use_gpu=torch.cuda.is_available())
     scores = []
-    # One pair a call: in a list, a report without a sentence would shift all that follow it. Such a pair has no
-    # entities, for which the package's score is 0.5.
+    # One pair a call, and never a report without a sentence: in a list it would shift all that follow it, alone it is
+    # an error. It has no entities, for which the package's score is 0.5.
     for reference, prediction in request["pairs"]:
-        values = scorer.compute_score([prediction], [reference])
-        scores.append(float(values[0]) if values else 0.5)
+        spoken = all(sentence_split([text])[0] for text in (reference, prediction))
+        scores.append(float(scorer.compute_score([prediction], [reference])[0]) if spoken else 0.5)
     sys.stdout.write("\nMEDALIGN-ANSWER " + json.dumps({"scores": scores}) + "\n")
 
 

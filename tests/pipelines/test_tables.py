@@ -1,0 +1,152 @@
+"""The paper's tables: its numbers as printed, ours beside them, nothing blank, in three formats."""
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.report_commands import app
+from pipelines.tables import MISSING, Ours, html, latex, make_tables, markdown, shown
+from shared.console import UserError
+
+pytestmark = pytest.mark.unit
+
+
+def cell(table, group, name, column):
+    cells = next(cells for g, n, cells in table.rows if (g, n) == (group, name))
+    return cells[table.columns.index(column)]
+
+
+def test_the_papers_numbers_are_the_printed_ones():
+    one, two, three = make_tables()
+    assert cell(one, "IU-Xray", "BLEU", "MEDALIGN").paper == 10.73
+    assert cell(one, "MIMIC-CXR", "RaTEScore", "Greedy").paper == 43.39
+    assert cell(two, "IU-Xray", "METEOR", "Beam").paper == 35.40
+    assert cell(two, "IU-Xray", "METEOR", "Beam").best  # the exception to "best on all"
+    assert not cell(two, "IU-Xray", "METEOR", "MEDALIGN").best
+    assert cell(three, "HuatuoGPT-Vision-7B", "AVISC", "VQA-RAD Close").paper == 78.35
+    assert cell(three, "LLaVA-Med-1.5", "MEDALIGN", "OmniMedVQA Close").paper == 93.38
+    assert [len(table.rows) for table in (one, two, three)] == [14, 14, 22]
+    assert [len(table.columns) for table in (one, two, three)] == [11, 11, 8]
+
+
+def test_vcd_and_damro_are_the_same_in_tables_1_and_3_and_not_in_2():
+    one, two, three = make_tables()
+    same = [cells[one.columns.index("VCD")].paper == cells[one.columns.index("DAMRO")].paper for *_, cells in one.rows]
+    assert all(same)
+    other = [cells[two.columns.index("VCD")].paper == cells[two.columns.index("DAMRO")].paper for *_, cells in two.rows]
+    assert not any(other)
+    for model in ("HuatuoGPT-Vision-7B", "LLaVA-Med-1.5"):
+        vcd, damro = (
+            [c.paper for g, n, cells in three.rows for c in cells if (g, n) == (model, m)] for m in ("VCD", "DAMRO")
+        )
+        assert vcd == damro
+    assert "VCD and DAMRO are identical" in " ".join(one.notes)
+    assert "VCD and DAMRO are identical" not in " ".join(two.notes)
+
+
+def score(value, n=10):
+    return {"value": value, "interval": [value - 0.05, value + 0.05], "n": n}
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    def write(rows, metrics=None):
+        result = {
+            "rows": rows,
+            "settings": {"preset": "published", "max_new_tokens": 128, "seed": 0},
+            "data": {"items": 12, "sha256": "ab" * 32},
+        }
+        (tmp_path / "result.json").write_text(json.dumps(result))
+        for name, scores in (metrics or {}).items():
+            (tmp_path / "metrics").mkdir(exist_ok=True)
+            (tmp_path / "metrics" / f"{name}.json").write_text(json.dumps({"scores": scores}))
+        return tmp_path
+
+    return write
+
+
+def row(adapter, method, **scores):
+    return {"method": f"{adapter} + {method}", "adapter": adapter, "decoding": {"method": method}, "scores": scores}
+
+
+def test_our_scores_stand_in_their_cells(evaluation):
+    folder = evaluation(
+        [
+            row("LoRA", "beam", open_recall=score(0.8, 645), closed_accuracy=score(0.5), closed_yes_no=score(0.9, 355)),
+            row("MEDALIGN", "beam", open_recall=score(0.85)),
+            row("MEDALIGN", "greedy", open_recall=score(0.1)),  # not a column of the paper
+        ]
+    )
+    *_, three = make_tables([f"llava-med/slake={folder}"])
+    model = "LLaVA-Med-1.5"
+    assert cell(three, model, "Beam", "SLAKE Open").ours == Ours(0.8, 0.75, pytest.approx(0.85), 645)
+    assert cell(three, model, "Beam", "SLAKE Close").ours.n == 355
+    assert cell(three, model, "MEDALIGN", "SLAKE Open").ours.value == 0.85
+    assert cell(three, model, "MEDALIGN", "SLAKE Close").ours is None
+    assert sum(c.ours is not None for *_, cells in three.rows for c in cells) == 3
+    assert any("LLaVA-Med-1.5, slake: 12 items (sha256 abababababab)" in note for note in three.notes)
+    assert "80.00 [75.0, 85.0] n=645" in markdown([three])
+    assert "80.00 [75.0, 85.0] n=645" in latex([three])
+    assert "n=645" in html([three])
+
+
+def test_report_metrics_beside_an_evaluation_are_found(evaluation):
+    scores = {"chexbert": score(0.5), "radgraph": score(0.2), "chexbert_f1_14_micro": score(0.3)}
+    folder = evaluation([row("LoRA", "vcd", bleu=score(0.1), rouge_l=score(0.3))], {"lora-vcd": scores})
+    one, *_ = make_tables([f"huatuogpt-vision/iu-xray-report={folder}"])
+    assert cell(one, "IU-Xray", "BLEU", "VCD").ours.value == 0.1
+    assert cell(one, "IU-Xray", "CheXbert similarity", "VCD").ours.value == 0.5
+    assert cell(one, "IU-Xray", "METEOR", "VCD").ours is None
+
+
+def test_multiple_choice_fills_omnimedvqa(evaluation):
+    folder = evaluation([row("LoRA", "pai", choice_accuracy=score(0.7), closed_accuracy=score(0.1))])
+    *_, three = make_tables([f"llava-med/omnimedvqa={folder}"])
+    assert cell(three, "LLaVA-Med-1.5", "PAI", "OmniMedVQA Close").ours.value == 0.7
+
+
+def test_no_cell_is_blank_in_any_format():
+    tables = make_tables()
+    cells = sum(len(table.rows) * len(table.columns) for table in tables)
+    assert cells == 14 * 11 * 2 + 22 * 8
+    assert markdown(tables).count(MISSING) == cells
+    assert latex(tables).count(MISSING) == cells
+    page = html(tables)
+    assert page.count(f'<td class="missing">{MISSING}</td>') == cells
+    assert not re.search(r"<td[^>]*>\s*</td>", page)
+    for line in markdown(tables).splitlines():
+        if line.startswith(("| | | here", "| |")) and "Greedy" not in line and "SLAKE" not in line:
+            assert "|  |" not in line
+
+
+def test_latex_rows_have_a_cell_for_every_column():
+    for table, text in ((table, latex([table])) for table in make_tables()):
+        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert len(rows) == 1 + 2 * len(table.rows)
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {2 + len(table.columns)}
+        assert text.count(r"\begin") == text.count(r"\end")
+        assert "“" not in text
+        assert "_" not in text.replace(r"\_", "")
+
+
+def test_columns_are_called_what_they_are():
+    text = markdown(make_tables())
+    assert "CheXbert similarity" in text
+    assert "it is not an F1" in text
+    assert "RadGraph (entity + relation) / 2" in text
+    assert shown(None) == "not run here"
+
+
+def test_command_writes_three_files_and_refuses_unknown_places(tmp_path, evaluation):
+    folder = evaluation([row("LoRA", "beam", open_recall=score(0.8))])
+    out = tmp_path / "tables"
+    result = CliRunner().invoke(app, ["tables", "--out", str(out), "--results", f"llava-med/slake={folder}"])
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.iterdir()} == {"tables.html", "tables.md", "tables.tex"}
+    for wrong in ("slake", "llava-med/slak=x", "gpt/slake=x"):
+        with pytest.raises(UserError, match="MODEL/SET=FOLDER"):
+            make_tables([wrong])
+    with pytest.raises(UserError, match=r"no result\.json"):
+        make_tables([f"llava-med/slake={tmp_path / 'nowhere'}"])
