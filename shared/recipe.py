@@ -159,11 +159,14 @@ def _explain(error: ValidationError, source: str) -> str:
     fault = faults[0]
     if fault["type"] == "extra_forbidden":
         return f"{source}: unknown key `{'.'.join(str(part) for part in fault['loc'])}`; {_suggest(fault['loc'])}"
+    if not fault["loc"]:  # keys that do not go together
+        return f"{source}: {fault['msg'].removeprefix('Value error, ')}"
     # Past the key itself, pydantic's location names the branch of a union: no help to a reader.
     depth = 2 if _section(fault["loc"][0]) is not None else 1
     key = ".".join(str(part) for part in fault["loc"][:depth])
     same_key = [other for other in faults if other["loc"][:depth] == fault["loc"][:depth]]
-    messages = list(dict.fromkeys(other["msg"][:1].lower() + other["msg"][1:] for other in same_key))
+    texts = [other["msg"].removeprefix("Value error, ") for other in same_key]
+    messages = list(dict.fromkeys(text[:1].lower() + text[1:] for text in texts))
     return f"{source}: `{key}` is {fault['input']!r}: {', or '.join(messages)}"
 
 

@@ -5,9 +5,9 @@ The comment beside a field is its documentation: `docs/recipe.md` is made from t
 Defaults are the published values (METHOD in docs/method.md; the authors' training scripts) where there are any.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 AttentionNormalization = Literal["renormalized", "softmax", "l2"]
 WeightSchedule = Literal["constant", "warmup", "linear", "cosine"]
@@ -25,12 +25,29 @@ LearningRateSchedule = Literal["cosine", "linear", "constant", "constant_with_wa
 Precision = Literal["bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Limit = Annotated[int, Field(ge=-1)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+
+
+def _no_truth_value(value: object) -> object:
+    """YAML's `yes` and `on` are truth values, which Python would count as 1."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    return value
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len(set(values)) != len(values):
+        raise ValueError("an entry is given twice")
+    return values
+
+
+Probability = Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Weight = Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0.0, allow_inf_nan=False)]
+Rate = Annotated[float, BeforeValidator(_no_truth_value), Field(gt=0.0, allow_inf_nan=False)]
+Limit = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=-1)]
+Count = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
+Names = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
+Layers = Annotated[list[Positive], Field(min_length=1), AfterValidator(_distinct)]
 
 # Each normalisation of the attention loss has its own scale, hence its own weight: the authors chose 0.03 for `l2`;
 # at a near-uniform teacher over 576 patches the gradient of `l2` is 1/24 of that of `renormalized`.
@@ -79,8 +96,8 @@ class TargetsSection(Section):
 
     # fmt: off
     store: str | None = None                                            # the folder that `cache build` wrote
-    teacher: str | list[str] | None = None                              # teacher name, or several (their losses are averaged); null: the store's only one
-    fingerprint: str | list[str] | None = None                          # fingerprint (or its beginning) where one teacher has several namespaces; one per teacher
+    teacher: str | Names | None = None                                  # teacher name, or several (their losses are averaged); null: the store's only one
+    fingerprint: str | Names | None = None                              # fingerprint (or its beginning) where one teacher has several namespaces; one per teacher
     on_missing: OnMissing = "error"                                     # image without targets: stop, compute now, or train it without the two losses
     allow_missing: Count = 0                                            # on_missing=skip: how many images may lack targets before the run stops
     weights: str | None = None                                          # on_missing=compute: the teacher's weights file, folder or hub id
@@ -96,7 +113,7 @@ class LossesSection(Section):
     beta: Weight | None = None                                          # weight of L_att; null: the normalization's own (renormalized 0.00125, l2 0.03, softmax 0.03); 0 turns it off
     attention_normalization: AttentionNormalization = "renormalized"    # renormalized: KL between distributions; softmax: Eq. 5 to the letter; l2: the authors' code
     attention_rows: AttentionRows = "question"                          # rows averaged at layer l: every question token after the image, or the last prompt token
-    layer: Positive | list[Positive] = 20                               # distillation layer l, 0-based, 1..L-1; several: their losses are averaged
+    layer: Positive | Layers = 20                                       # distillation layer l, 0-based, 1..L-1; several: their losses are averaged
     mask_padding: bool = True                                           # leave out patches that show padding only
     alpha_schedule: WeightSchedule = "constant"                         # constant; warmup: 0 to alpha over schedule_ratio of the run; linear, cosine: alpha to 0 over the run
     beta_schedule: WeightSchedule = "constant"                          # the same for beta
@@ -136,7 +153,7 @@ class LoraSection(Section):
     r: Positive = 32                                                    # rank; the authors: 32 for questions, 64 for reports
     alpha: Positive = 16                                                # scale: alpha / r (alpha / sqrt(r) with rslora)
     dropout: Probability = 0.05                                         # on the adapter's input
-    targets: Literal["all-linear"] | list[str] = "all-linear"           # modules of the language model: every linear layer but lm_head, or names such as q_proj
+    targets: Literal["all-linear"] | Names = "all-linear"               # modules of the language model: every linear layer but lm_head, or names such as q_proj
     rslora: bool = False                                                # rank-stabilised scale
     dora: bool = False                                                  # weight-decomposed LoRA
     init: LoraInit = "default"                                          # PEFT's init_lora_weights; pissa and olora are saved as plain LoRA of twice the rank
@@ -181,7 +198,7 @@ class EvaluationSection(Section):
     # fmt: off
     data: str | None = None                                             # test file, same formats as data.train
     image_root: str | None = None                                       # null: the test file's own folder
-    methods: list[str] = ["beam"]                                       # decoding methods (the paper scores MedAlign under beam search)
+    methods: Names = ["beam"]                                           # decoding methods (the paper scores MedAlign under beam search)
     max_new_tokens: Positive = 128                                      # per answer (authors: 1024 for LLaVA-Med, 128 for HuatuoGPT-Vision)
     num_beams: Positive = 5                                             # of beam
     batch_size: Positive = 8                                            # questions answered at once; changes no answer
@@ -205,3 +222,15 @@ class Recipe(Section):
     train: TrainSection = TrainSection()                                # the optimisation
     evaluation: EvaluationSection = EvaluationSection()                 # the scores
     # fmt: on
+
+    @model_validator(mode="after")
+    def _no_wish_is_ignored(self) -> "Recipe":
+        """Refuse evaluations that could not take place: the run would end without what was asked for."""
+        train, validation = self.train, self.data.validation
+        if train.eval_steps and validation is None:
+            raise ValueError("train.eval_steps is set, but data.validation is not: name the validation file")
+        if train.best_metric is not None and not train.eval_steps:
+            raise ValueError("train.best_metric needs evaluations: set data.validation and train.eval_steps")
+        if train.early_stopping and train.best_metric is None:
+            raise ValueError("train.early_stopping needs train.best_metric, such as eval_loss")
+        return self

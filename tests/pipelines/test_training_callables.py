@@ -18,6 +18,9 @@ from tests.fixtures.student_checkpoints import llava_hf
 from tests.fixtures.student_runs import write_images, write_train_file
 
 
+EVALUATED = ("data.validation=v.json", "train.eval_steps=1")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Four images; one store holds targets of the first two, the other of all."""
@@ -105,14 +108,14 @@ def test_only_where_the_recipe_asks() -> None:
     with pytest.raises(UserError, match="serves one teacher"):
         target_computer(load_recipe(None, [*off[:2], "targets.teacher=[a, b]"]))
     assert scorer(load_recipe(None)) is None
-    assert scorer(load_recipe(None, ["train.best_metric=eval_loss"])) is None
+    assert scorer(load_recipe(None, [*EVALUATED, "train.best_metric=eval_loss"])) is None
     with pytest.raises(UserError, match="best_metric=accuracy is no score; there are eval_loss, open_recall"):
-        scorer(load_recipe(None, ["train.best_metric=accuracy"]))
+        scorer(load_recipe(None, [*EVALUATED, "train.best_metric=accuracy"]))
 
 
 @pytest.mark.unit
 def test_scores_are_means_over_the_records_that_have_them() -> None:
-    score = scorer(load_recipe(None, ["train.best_metric=closed_accuracy"]))
+    score = scorer(load_recipe(None, [*EVALUATED, "train.best_metric=closed_accuracy"]))
     assert score is not None
     asked = (("CLOSED", "yes"), ("CLOSED", "no"), ("OPEN", "left lung"))
     records = [

@@ -69,6 +69,14 @@ def test_scientific_numbers_without_a_point() -> None:
         ("=5", "not of the form key=value"),
         ("deepspeed.stage=2", r"`deepspeed` is"),
         ("train.report_to=[tensorbord]", r"'tensorbord'.*'tensorboard'"),
+        ("losses.layer=[]", r"`losses\.layer` is \[\]: .*at least 1 item"),
+        ("losses.layer=[16, 16]", r"`losses\.layer` is \[16, 16\]: .*given twice"),
+        ("train.epochs=yes", r"`train\.epochs` is True: input should be a number"),
+        ("train.warmup_ratio=.nan", r"`train\.warmup_ratio` is nan"),
+        ("targets.teacher=[]", r"`targets\.teacher` is \[\]"),
+        ("train.eval_steps=5", r"the recipe: train\.eval_steps is set, but data\.validation is not"),
+        ("train.best_metric=eval_loss", r"train\.best_metric needs evaluations"),
+        ("train.early_stopping=3", r"train\.early_stopping needs train\.best_metric"),
     ],
 )
 def test_faults_are_named_in_one_line(override: str, line: str) -> None:
