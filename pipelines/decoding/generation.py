@@ -56,12 +56,28 @@ def generate(
     steps = [*processors, no_image, *([draw] if draw else [])]
     with torch.no_grad(), _no_checkpoint_defaults(model):
         output: Tensor = model.generate(
-            **prompts.model_inputs(),
+            **(prompts.model_inputs() if num_beams == 1 else _prefilled(model, prompts, num_beams)),
             generation_config=config,
             logits_processor=LogitsProcessorList(steps),
             custom_generate=custom,
         )
     return [_until_end(row, limits.end_ids) for row in output[:, prompts.ids.shape[1] :].tolist()]
+
+
+def _prefilled(model: Model, prompts: Prompts, copies: int) -> dict[str, Any]:
+    """Return inputs for `generate` with the prompt, all but its last token, in the cache: run once for all beams.
+
+    Left alone, `generate` would run every prompt once for each beam.
+    """
+    from transformers import DynamicCache
+
+    inputs = prompts.model_inputs()
+    start = {"input_ids": prompts.ids[:, :-1], "attention_mask": prompts.mask[:, :-1]}
+    cache = DynamicCache(config=model.config.get_text_config())
+    positions = (start["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    model(**inputs | start, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(copies)
+    return {"input_ids": prompts.ids, "attention_mask": prompts.mask, "past_key_values": cache}
 
 
 def sampler(prompts: Prompts, seed: int, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Processor:
