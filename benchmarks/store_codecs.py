@@ -151,9 +151,8 @@ def main() -> None:
         if kind.encoding == "factors":
             ranks = [int(record["rank"]) for record in records]
             errors = np.stack([record["error"] for record in records])
-            print(
-                f"\n{name}: rank {min(ranks)} to {max(ranks)}, mean {np.mean(ranks):.0f}; largest error {errors.max():.4f}"
-            )
+            spread = f"rank {min(ranks)} to {max(ranks)}, mean {np.mean(ranks):.0f}"
+            print(f"\n{name}: {spread}; largest error {errors.max():.4f}")
 
 
 if __name__ == "__main__":

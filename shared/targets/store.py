@@ -1,6 +1,6 @@
 """Reading targets: open a namespace, look up a content key, read records singly or in batches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +95,7 @@ class TargetStore:
     def __contains__(self, key: object) -> bool:
         return isinstance(key, bytes) and len(key) == 32 and bool(self._index.find([key])[0] >= 0)
 
-    def keys(self) -> Iterable[bytes]:
+    def keys(self) -> Iterator[bytes]:
         """Yield all content keys, sorted."""
         padded = self._index.keys
         for start in range(0, len(padded), 4096):
@@ -133,8 +133,15 @@ class TargetStore:
     def segments_of(self, keys: Sequence[bytes]) -> list[int]:
         """Return the segment number of each key (-1 where the store lacks it), for readers that order by segment."""
         found = self._index.find(list(keys)) if keys else np.empty(0, np.int64)
-        places = np.asarray(self._index.places)[found]
-        return [int(place[0]) if position >= 0 else -1 for place, position in zip(places, found, strict=True)]
+        return [int(self._index.places[position, 0]) if position >= 0 else -1 for position in found]
+
+    def by_segment(self) -> Iterator[list[bytes]]:
+        """Yield the keys of each segment in the order in which they lie there: the fastest order to read in."""
+        order = np.lexsort((self._index.places[:, 1], self._index.places[:, 0]))
+        numbers = self._index.places[order, 0]
+        for group in np.split(order, np.flatnonzero(np.diff(numbers)) + 1) if len(order) else ():
+            block = np.ascontiguousarray(self._index.keys[group]).tobytes()
+            yield [block[place : place + 32] for place in range(0, len(block), 32)]
 
     def arrays(self, keys: Sequence[bytes]) -> dict[str, NDArray[Any]]:
         """Read the stored arrays themselves, by name, with a leading record axis; raises as `[]` does."""
