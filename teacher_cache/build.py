@@ -6,7 +6,6 @@ Under `torchrun` every rank takes the missing keys it owns and writes its own se
 
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +16,9 @@ import torch
 from shared.console import UserError, track, warn
 from shared.imaging.geometry import Geometry
 from shared.imaging.grid import Grid
-from shared.imaging.images import ImageReference, UnreadableImage, content_key
+from shared.imaging.images import ImageReference, UnreadableImage
 from shared.targets import DamagedSegment, Identity, TargetStore, TargetWriter
+from shared.targets.keys import content_keys
 from shared.targets.namespace import Namespace, create_namespace, quarantine, quarantined
 from shared.targets.segments import keys_present
 from teacher_cache.ranks import Ranks, stop_on_termination
@@ -200,23 +200,15 @@ class Distinct(NamedTuple):
     unopened: list[tuple[ImageReference, str]]
 
 
-def distinct_images(references: list[ImageReference], workers: int) -> Distinct:
-    """Compute the content key of every image."""
-
-    def key_of(reference: ImageReference) -> bytes | OSError:
-        try:
-            return content_key(*reference)
-        except OSError as error:
-            return error
-
+def distinct_images(references: Iterable[ImageReference], workers: int) -> Distinct:
+    """Name every image by its content key (from the side index where the file has not changed since)."""
+    wanted = list(dict.fromkeys(references))
     found = Distinct({}, [], [])
-    with ThreadPoolExecutor(workers) as pool:
-        keys = track(pool.map(key_of, references), len(references), "hashing", "files")
-        for key, reference in zip(keys, references, strict=True):
-            if not isinstance(key, bytes):
-                found.unopened.append((reference, _reason(key)))
-            elif found.by_key.setdefault(key, reference) != reference:
-                found.repeated.append((reference, key))
+    for reference, key in track(content_keys(wanted, workers), len(wanted), "hashing", "files"):
+        if not isinstance(key, bytes):
+            found.unopened.append((reference, _reason(key)))
+        elif found.by_key.setdefault(key, reference) != reference:
+            found.repeated.append((reference, key))
     return found
 
 

@@ -180,7 +180,9 @@ def _dinov2_small(info: TeacherInfo, weights: str | None, grid: Grid) -> Teacher
     native = grid if min(grid) >= 16 else Grid(2 * grid.rows, 2 * grid.columns)
     if native.rows != native.columns:
         raise UserError(f"teacher {info.name} sees squares: the grid {grid} must have as many rows as columns")
-    tensors["pos_embed"] = resample_abs_pos_embed(tensors["pos_embed"], list(native), [POSITIONS, POSITIONS])
+    # Plain bicubic, as in the original; timm's default also smooths, which moves features by up to 4%.
+    grids = list(native), [POSITIONS, POSITIONS]
+    tensors["pos_embed"] = resample_abs_pos_embed(tensors["pos_embed"], *grids, antialias=False)
     model = timm.create_model(info.architecture, img_size=PATCH * native.rows, num_classes=0)
     load_strictly(model, tensors, info.name)
     return _finish(info, model, MEAN, STD, hashed)
