@@ -99,6 +99,7 @@ def open_weights(files: list[Path]) -> Iterator[dict[str, Callable[[], Tensor]]]
         A file that is damaged, or holds anything but tensors.
     """
     import pickle
+    import zipfile
     from contextlib import ExitStack
 
     import torch
@@ -112,7 +113,8 @@ def open_weights(files: list[Path]) -> Iterator[dict[str, Callable[[], Tensor]]]
                     handle = stack.enter_context(safe_open(file, framework="pt"))
                     readers |= {key: (lambda handle=handle, key=key: handle.get_tensor(key)) for key in handle.keys()}  # noqa: SIM118 - no mapping
                 else:
-                    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                    # Files of torch before 1.6 are no zip archives and cannot be mapped.
+                    state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
                     readers |= {key: (lambda state=state, key=key: state[key]) for key in state}
             except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]

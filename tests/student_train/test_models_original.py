@@ -232,6 +232,17 @@ def test_bin_with_code_inside_is_refused(tmp_path: Path) -> None:
         load_base(str(tmp_path / "a"))
 
 
+@pytest.mark.integration
+def test_bin_of_an_old_torch(tmp_path: Path) -> None:
+    """Before torch 1.6 files were no zip archives; they are read, and still `weights_only`."""
+    state = huatuo_original(tmp_path / "a", "bin")
+    for shard in (tmp_path / "a").glob("*-of-*"):
+        weights = torch.load(shard, weights_only=True)
+        torch.save(weights, shard, _use_new_zipfile_serialization=False)
+    base = load_base(str(tmp_path / "a"))
+    assert torch.equal(base.model.lm_head.weight, state["lm_head.weight"])
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     config = {key: value for key, value in (config | changes).items() if value != "remove"}
