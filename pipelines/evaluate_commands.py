@@ -136,8 +136,8 @@ def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
         ]
         cost = [f"{row['forward_passes_per_token']:12.2f}", f"{row['seconds_per_token']:7.3f}"]
         yield "  ".join([f"{row['method']:{width}}", *cells, *cost])
-    if not counts:
-        yield "reports: score these answers with `medalign report metrics` and the evaluation's folder"
+    if "bleu" in counts:
+        yield "the metrics of reports that need a model: `medalign report metrics` on this evaluation's folder"
     yield from comparison_lines(result)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pipelines.metrics import vqa
 from pipelines.statistics import RESAMPLES, bootstrap_interval, detectable_difference, holm, mcnemar, paired_permutation
+from shared.console import UserError
 from shared.manifest import Record
 
 # What each score averages, for tables.
@@ -17,6 +18,8 @@ SCORES = {
     "closed_yes_no": "closed questions whose answer is yes or no (the paper's denominators), LLaVA-Med's rule",
     "choice_accuracy": "multiple choice: most similar option, OmniMedVQA's rule in the authors' code",
     "choice_accuracy_strict": "multiple choice: the one option named",
+    "bleu": "reports: mean sentence BLEU-4; `medalign report metrics` gives the metrics that need a model",
+    "rouge_l": "reports: ROUGE-L F measure",
 }
 
 
@@ -32,13 +35,16 @@ def item_scores(record: Record, answer: str) -> dict[str, float]:
     """Every score that this item takes part in, each in [0, 1].
 
     Multiple choice where the record lists options beyond yes and no; otherwise OPEN and CLOSED as the record says, and
-    CLOSED where it says nothing, as the authors' evaluation does. Reports have none of these scores; their metrics
-    need models and are a command of their own (`medalign report metrics`).
+    CLOSED where it says nothing, as the authors' evaluation does. A report (its `task` says so) has BLEU and ROUGE-L
+    here; the metrics that need models are a command of their own (`medalign report metrics`).
     """
-    if record.extra.get("task") == "report":
-        return {}
     truth = record.answer
-    if len(record.options) > 1 and not all(vqa.is_yes_no(option) for option in record.options):
+    if record.extra.get("task") == "report":
+        return _report_scores(answer, truth)
+    # OmniMedVQA scores every question as multiple choice, those between yes and no as well.
+    if "option_A" in record.extra or (
+        len(record.options) > 1 and not all(vqa.is_yes_no(option) for option in record.options)
+    ):
         return {
             "choice_accuracy": float(vqa.choice_correct(answer, truth, record.options)),
             "choice_accuracy_strict": float(vqa.choice_correct(answer, truth, record.options, rule="strict")),
@@ -53,6 +59,19 @@ def item_scores(record: Record, answer: str) -> dict[str, float]:
         "closed_accuracy_strict": float(vqa.closed_correct(answer, truth, rule="strict")),
     }
     return scores | ({"closed_yes_no": scores["closed_accuracy"]} if vqa.is_yes_no(truth) else {})
+
+
+def _report_scores(answer: str, truth: str) -> dict[str, float]:
+    """BLEU and ROUGE-L of one report: the metrics that need neither a model nor data of their own."""
+    from pipelines.metrics import bleu, rouge
+    from pipelines.metrics.metric import Pair, Unavailable
+
+    pair = Pair(truth, answer)
+    try:
+        metrics = bleu.load({}), rouge.load({})
+    except Unavailable as reason:
+        raise UserError(f"reports cannot be scored: {reason}") from None
+    return {name: value for metric in metrics for name, value in metric.compute([pair])[0].items()}
 
 
 class Scored(NamedTuple):

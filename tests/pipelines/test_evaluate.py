@@ -258,7 +258,10 @@ def test_which_scores_an_item_has() -> None:
     assert set(item_scores(record("left lung", "OPEN"), "x")) == {"open_recall", "open_recall_strict"}
     closed = {"closed_accuracy", "closed_accuracy_strict"}
     assert set(item_scores(record("left", "CLOSED"), "x")) == closed
-    assert item_scores(Record("1", (), record("clear lungs", None).turns, extra={"task": "report"}), "x") == {}
+    report = Record("1", (), record("clear lungs", None).turns, extra={"task": "report"})
+    assert set(item_scores(report, "x")) == {"bleu", "rouge_l"}
+    omni = Record("1", (), record("Yes", "CLOSED").turns, "CLOSED", ("Yes", "No"), {"option_A": "Yes"})
+    assert set(item_scores(omni, "Yes")) == {"choice_accuracy", "choice_accuracy_strict"}
     assert set(item_scores(record("Yes", "CLOSED", ("yes", "no")), "x")) == closed | {"closed_yes_no"}
     assert set(item_scores(record("yes", None), "x")) == closed | {"closed_yes_no"}
     assert set(item_scores(record("ct", None, ("ct", "mri")), "x")) == {"choice_accuracy", "choice_accuracy_strict"}
