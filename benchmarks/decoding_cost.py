@@ -5,7 +5,7 @@
 The demo's student (SmolLM2-135M, 8 x 8 patches; LoRA of rank 16 and W in place, not merged) answers questions of about
 110 tokens. No answer ends early: every method generates the same number of tokens, so that the ratios compare the
 methods and not the lengths of what they say. Rounds run through all methods in turn; a ratio is the median over rounds.
-One thread and processor seconds: other load on the machine hardly changes them, and on an idle one they are wall seconds.
+One thread and processor seconds: other load hardly changes them, and on an idle machine they are wall seconds.
 """
 
 import argparse
@@ -97,12 +97,13 @@ def table(found: dict[tuple[str, int], Any], tokens: int, rounds: int, command: 
         "# Cost of the decoding methods",
         "",
         f"Measured {datetime.now(UTC).date()} with `{command}`: {rounds} rounds of {tokens} new tokens, "
-        f"one thread on {platform.machine()} with {os.cpu_count()} cores, processor seconds, torch {torch.__version__}, transformers {transformers.__version__}, float32.",
+        f"one thread on {platform.machine()} with {os.cpu_count()} cores, processor seconds, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, float32.",
         "",
         "The demo's student with LoRA and W in place. Ratios are over greedy decoding at batch 1 in the same round, "
         "medians over the rounds; the prefill and the vision tower's extra passes count. A forward pass is one call of "
         "the language model, whatever the number of rows: beam search runs 5 rows, OPERA 5 rows of 5 candidates. "
-        "Prompts are encoded before the clock starts. Settings are the published ones; OPERA decodes one item at a time.",
+        "Prompts are encoded before the clock starts. Published settings; OPERA decodes one item at a time.",
         "",
         "| method | forward passes per token | over greedy | seconds per token, batch 1 | over greedy | goal | "
         "speed of batch 8 over batch 1 |",

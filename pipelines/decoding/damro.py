@@ -70,7 +70,9 @@ def outliers(model: Model, pixels: Tensor, tokens: int, top_k: int) -> Tensor:
     query, key = found["q"].float(), found["k"].float()  # (P, 1 + patches, C)
     patches = key.shape[1] - 1
     if tokens not in (patches, patches + 1):
-        raise UserError("DAMRO needs a vision encoder with a CLS token before its patches; this student's has none")
+        raise UserError(
+            "DAMRO needs a vision encoder with a CLS token before its patches; leave damro out for this student"
+        )
     logits = (query[:, :1] @ key[:, 1:].transpose(1, 2))[:, 0]  # softmax and scale change no order
     mask = torch.zeros(len(pixels), patches, dtype=torch.bool, device=pixels.device)
     mask.scatter_(1, logits.topk(min(top_k, patches), dim=1).indices, True)
@@ -79,14 +81,16 @@ def outliers(model: Model, pixels: Tensor, tokens: int, top_k: int) -> Tensor:
 
 def _feature_layer(model: Model) -> Any:
     """Find the attention module of the vision layer whose output the student reads."""
-    index = model.config.vision_feature_layer
+    tower, index = getattr(model.model, "vision_tower", None), getattr(model.config, "vision_feature_layer", 0)
     index = index if isinstance(index, int) else index[-1]
     modules = [
         module
-        for module in model.model.vision_tower.modules()
+        for module in (tower.modules() if tower is not None else ())
         if hasattr(module, "q_proj") and hasattr(module, "k_proj")
     ]
     place = index - 1 if index > 0 else index  # hidden_states[i] is the output of layer i - 1
     if index == 0 or not -len(modules) <= place < len(modules):
-        raise UserError("DAMRO needs query and key projections in the vision layer that the student reads; none found")
+        raise UserError(
+            "DAMRO needs a vision encoder with a CLS token, as CLIP and DINOv2 have; leave damro out for this student"
+        )
     return modules[place]

@@ -98,7 +98,7 @@ def collate(encoded: Sequence[Mapping[str, Tensor]], items: Sequence[str], model
     device = next(model.parameters()).device
     ids, mask = _left_padded([one["input_ids"].reshape(-1).to(device) for one in encoded], pad_token_id)
     pixels = [one["pixel_values"] for one in encoded if one.get("pixel_values") is not None]
-    images = torch.cat(pixels).to(device, dtype_of(model)) if pixels else None
+    images = torch.cat(pixels).to(device, model.dtype) if pixels else None
     features = () if images is None else encode_images(model, images)
     return Prompts(ids, mask, images, features, tuple(items), int(model.config.image_token_id), pad_token_id)
 
@@ -107,12 +107,6 @@ def encode_images(model: Model, pixels: Tensor) -> tuple[Tensor, ...]:
     """Projected features (N, d) of every image in `pixels` (P, 3, H, W)."""
     with torch.no_grad():
         return tuple(model.model.get_image_features(pixels, return_dict=True).pooler_output)
-
-
-def dtype_of(model: Model) -> torch.dtype:
-    """Floating-point type of the vision tower."""
-    dtype: torch.dtype = next(p.dtype for p in model.model.vision_tower.parameters() if p.is_floating_point())
-    return dtype
 
 
 def plain_model(model: Model) -> Model:
