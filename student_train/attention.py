@@ -54,6 +54,7 @@ class Channel:
     image_mask: Tensor | None = None  # (B, T) of the current forward
     given_mask: Tensor | None = None  # set by `image_positions`
     inside: bool = False
+    spare_image: int = 0  # side in pixels of an empty image for forwards without one; only ZeRO-3 needs it
     tokens: dict[int, Tensor] | None = None  # layer -> (P, N, d)
     attention: dict[int, Tensor] | None = None  # layer -> (I, N)
 
@@ -203,6 +204,16 @@ class _Locate:
             raise ValueError(_UNKNOWN)
         else:
             channel.image_mask = None
+        without = kwargs.get("pixel_values") is None and kwargs.get("mm_encoder_outputs") is None
+        if channel.spare_image and without and ids is not None and ids.shape[1] > 1:
+            _encode_nothing(module, channel.spare_image, ids.device)
+
+
+def _encode_nothing(module: nn.Module, side: int, device: torch.device) -> None:
+    """Run tower and projector on an empty image: ZeRO-3 gathers their weights on all ranks at once, or hangs."""
+    dtype = next(one.dtype for one in module.parameters() if one.is_floating_point())
+    with torch.no_grad():
+        module.get_image_features(torch.zeros(1, 3, side, side, dtype=dtype, device=device))  # type: ignore[operator]
 
 
 class _Leave:
@@ -252,8 +263,10 @@ class _Rotate:
         # A decoding step carries no image: the rotated keys and values are in the cache already.
         if mask is None or mask.shape != hidden.shape[:2]:
             return None
-        # While training, W takes part even where the micro-batch has no image: ZeRO-3 gathers it on all ranks at once.
-        if self.rotation is not None and (module.training or bool(mask.any())):
+        # While training, W takes part even where the micro-batch has no image: its gradient is awaited on all ranks, and
+        # ZeRO-3 gathers it on all of them at once.
+        always = module.training or self.channel.spare_image > 0
+        if self.rotation is not None and (always or bool(mask.any())):
             index = mask.to(hidden.device).nonzero(as_tuple=True)
             hidden = hidden.index_put(index, self.rotation(hidden[index]).to(hidden.dtype))
         request = self.channel.request

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shared.console import UserError
+from shared.console import UserError, warn
 from shared.recipe import Recipe
 
 SHIPPED = Path(__file__).with_name("deepspeed")
@@ -23,6 +23,18 @@ def use_cpu(recipe: Recipe) -> bool:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch sees no GPU; use train.device=auto")
     return wanted == "cpu" or not torch.cuda.is_available()
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise a `UserError` for a tracker that is not installed; warn where data leaves the machine."""
+    from importlib.util import find_spec
+
+    for tracker in recipe.train.report_to:
+        if find_spec(tracker) is None:
+            raise UserError(f"train.report_to names {tracker}, which is not installed: pip install {tracker}")
+    sent = [tracker for tracker in recipe.train.report_to if tracker != "tensorboard"]
+    if sent and is_main_process():
+        warn(f"losses and the recipe go to {', '.join(sent)}; sample answers stay in the output folder")
 
 
 def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:

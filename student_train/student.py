@@ -209,6 +209,7 @@ def load_adapter(model: Any, image_token_id: int, folder: Path, recipe: Recipe) 
     check_layers(model, layers)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = True
+    config.base_model_name_or_path = None  # the recipe says where it is; PEFT would warn of a folder that has moved
     config.init_lora_weights = True  # the file brings the values; nothing is drawn or decomposed for them
     peft_model = _with_adapter(model, config)
     student = Student(peft_model, _hook(model, image_token_id, recipe), layers)

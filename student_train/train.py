@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from shared.console import UserError, say
 from shared.manifest import Record, image_root_of, load_records
 from shared.recipe import Recipe
-from student_train.environment import deepspeed_config, is_main_process, process_group, use_cpu
+from student_train.environment import (
+    check_trackers,
+    deepspeed_config,
+    is_main_process,
+    process_group,
+    use_cpu,
+    zero_stage,
+)
 from student_train.outputs import check_output, finish, last_checkpoint
 from student_train.universal import adapt_checkpoint, check_effective_batch
 
@@ -49,6 +56,9 @@ def train(
     """
     begun = time.perf_counter()
     cpu, config = use_cpu(recipe), deepspeed_config(recipe)
+    if recipe.train.tune == "projector" and zero_stage(config) == 3:
+        raise UserError("train.tune=projector saves the whole model, which ZeRO-3 shards; use deepspeed=zero2")
+    check_trackers(recipe)
     output = Path(recipe.output)
     checkpoint = check_output(output, recipe, resume)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -89,6 +99,7 @@ def _train(
     if recipe.train.tune == "lora":
         student = make_student(base.model, base.image_token_id, recipe)
         model, channel = student.model, student.channel
+        channel.spare_image = base.image_size if zero_stage(config) == 3 else 0
     else:
         model, channel = _projector_only(base), None
     arguments = training_arguments(recipe, output, cpu, config)

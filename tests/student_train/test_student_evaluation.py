@@ -12,7 +12,8 @@ from student_train.dry_run import dry_run
 from student_train.export import export
 from student_train.inspect import inspect
 from student_train.train import train
-from tests.fixtures.student_runs import recipe, write_run, write_train_file
+from tests.fixtures import student_runs
+from tests.fixtures.student_runs import write_run, write_train_file
 
 pytestmark = pytest.mark.integration
 
@@ -25,6 +26,13 @@ def values(tmp_path_factory):
     values["data"]["validation"] = str(write_train_file(folder / "validation.json", names, 5))
     values["evaluation"] = {"max_new_tokens": 4, "batch_size": 2}
     return values
+
+
+def recipe(values, **changes):
+    """The recipe with changes; the validation file is named only where evaluations are asked for."""
+    if "train__eval_steps" not in changes:
+        changes["data__validation"] = None
+    return student_runs.recipe(values, **changes)
 
 
 def history(output):

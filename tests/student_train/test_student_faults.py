@@ -50,7 +50,7 @@ def test_a_loss_that_is_not_finite_names_its_samples(values, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(values["model"]["name"], base)
     state = load_file(base / "model.safetensors")
-    state["lm_head.weight"][0, 0] = torch.nan
+    next(state[name] for name in state if name.endswith("lm_head.weight"))[0, 0] = torch.nan
     save_file(state, base / "model.safetensors", {"format": "pt"})
     line = fails(values, r"not finite at step 0 \(loss_lm nan.* samples r\d+, r\d+", tmp_path, model__name=str(base))
     assert "train.learning_rate" in line
@@ -231,7 +231,7 @@ def test_an_unexpected_weight_is_refused(adapter, tmp_path):
         state["base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_A.weight"] = torch.zeros(4, 32)
         save_file(state, folder / "adapter_model.safetensors")
 
-    with pytest.raises(UserError, match="1 unexpected, first .*layers.9"):
+    with pytest.raises(UserError, match=r"1 unexpected, first .*layers\.9"):
         student_train.load(damaged(adapter, tmp_path, change))
 
 
