@@ -7,6 +7,7 @@ Nothing is downloaded: the T1 volume (1 mm, BSD-3) is a file of the package `nil
     OUT/masks/axial-080.png        structure number per pixel, 0 where the atlas names nothing
     OUT/structures.json            number -> name
     OUT/train.json, test.json      LLaVA conversations; extra fields `kind`, `plane`, `slice`, `structure`
+    OUT/conversations.json         the questions of train.json, up to eight about one image in one conversation
     OUT/about.json                 sources, counts, and what the set cannot show
 
 Neighbouring 1 mm slices are near-duplicates, so train and test are split by slabs of ten slices, with two slices left
@@ -42,6 +43,7 @@ BRAIN = 20  # T1 intensity (of 255) above which a voxel is brain
 LEAST_NAMED = 2500  # mm2 of named structures that make a slice worth asking about
 LEAST_VISIBLE = 300  # mm2 of a structure that count as visible; 0 is absent, and between the two nothing is asked
 LARGEST = 3  # structures that the answer to "which are visible" names
+TURNS = 8  # questions of one training conversation at most
 BOX_EVERY, BOX_LEAST = 3, 11  # a marked copy of every third slice; least side of the box, mm
 FRAME, RED = 3, (255, 0, 0)
 
@@ -118,7 +120,7 @@ class Slice(NamedTuple):
         return {number: int(counts[number]) for number in sorted(present, key=lambda n: (-counts[n], n))}
 
 
-def prepare(out: Path, *, presence: int = 4, test_presence: int | None = None, seed: int = 0) -> dict[str, Any]:
+def prepare(out: Path, *, presence: int = 8, test_presence: int = 4, seed: int = 0) -> dict[str, Any]:
     """Write the set into `out`; equal arguments give equal files.
 
     Parameters
@@ -128,7 +130,7 @@ def prepare(out: Path, *, presence: int = 4, test_presence: int | None = None, s
     presence
         "Is X visible?" questions per training slice, on average; as many yes as no for each structure and plane.
     test_presence
-        The same for test slices; None: as many as for training.
+        The same for test slices.
     seed
         Of the choice of questions and of their order.
 
@@ -142,7 +144,7 @@ def prepare(out: Path, *, presence: int = 4, test_presence: int | None = None, s
     slices, names = load_slices()
     write_images(slices, names, out)
     counts: dict[str, Any] = {}
-    for split, per_slice in (("train", presence), ("test", presence if test_presence is None else test_presence)):
+    for split, per_slice in (("train", presence), ("test", test_presence)):
         chosen = [piece for piece in slices if piece.split == split]
         generator = np.random.default_rng([seed, split == "test"])
         records = make_records(chosen, names, per_slice, generator)
@@ -150,6 +152,8 @@ def prepare(out: Path, *, presence: int = 4, test_presence: int | None = None, s
             if record.extra["kind"] == "box":
                 _write_box(next(piece for piece in chosen if piece.name == record.extra["slice"]), record, out)
         write_records(out / f"{split}.json", records)
+        if split == "train":
+            write_records(out / "conversations.json", join_by_image(records))
         kinds = [record.extra["kind"] for record in records]
         counts[split] = {"slices": len(chosen)} | {kind: kinds.count(kind) for kind in sorted(set(kinds))}
     about = {
@@ -220,6 +224,24 @@ def make_records(
     return [record for i in generator.permutation(len(groups)) for record in groups[i]]
 
 
+def join_by_image(records: list[Record], turns: int = TURNS) -> list[Record]:
+    """Join the single questions about each image, in their order, into conversations of at most `turns` questions.
+
+    An image is encoded once for all its turns, so an epoch costs a fraction of that over single questions.
+    """
+    about: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        about[record.images[0]].append(record)
+    joined = []
+    for image, asked in about.items():
+        for part, start in enumerate(range(0, len(asked), turns)):
+            first, *others = asked[start : start + turns]
+            later = [turn for record in others for turn in (Turn("human", record.question), Turn("gpt", record.answer))]
+            extra = {key: first.extra[key] for key in ("plane", "slice")} | {"kind": "conversation"}
+            joined.append(Record(f"{Path(image).stem}-{part}", (image,), (*first.turns, *later), extra=extra))
+    return joined
+
+
 def presence_records(
     slices: list[Slice], names: dict[int, str], total: int, generator: np.random.Generator
 ) -> Iterator[Record]:
@@ -277,6 +299,8 @@ def _plane_records(slices: list[Slice], generator: np.random.Generator) -> Itera
 def _list_records(slices: list[Slice], names: dict[int, str]) -> Iterator[Record]:
     for piece in slices[::2]:
         largest = list(piece.areas())[:LARGEST]
+        if len(largest) < LARGEST:
+            continue
         question = "Which structures are visible? Name the three largest."
         yield _record(piece, "structures", question, ", ".join(names[number] for number in largest))
 

@@ -84,7 +84,7 @@ def preparation(out: Path, budget: Budget, precision: str) -> list[Stage]:
     warmup = {
         "output": out / "warmup",
         "model.name": out / "start",
-        "data.train": atlas / "train.json",
+        "data.train": atlas / "conversations.json",
         "train.tune": "projector",
         "train.max_steps": budget.warmup_steps,
         "train.learning_rate": 1e-3,
@@ -105,7 +105,7 @@ def arms_and_scores(out: Path, budget: Budget, precision: str, steps: int) -> li
     """Return the two arms, which differ in the three-term loss alone, and their evaluation."""
     shared = {
         "model.name": out / "warmup",
-        "data.train": out / "atlas" / "train.json",
+        "data.train": out / "atlas" / "conversations.json",
         "train.max_steps": steps,
         "train.learning_rate": 1e-3,
         "train.precision": precision,

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("atlas") / "set"
-    prepare(out, presence=4, seed=3)
+    prepare(out, presence=4, test_presence=4, seed=3)
     return out
 
 
@@ -142,8 +142,21 @@ def test_no_test_slice_has_a_neighbour_or_a_twin_in_training(atlas: Path, record
     assert len(slices["test"]) >= 60
 
 
+def test_conversations_ask_every_training_question_once(atlas: Path, records: dict[str, list[Record]]) -> None:
+    joined = load_records(atlas / "conversations.json", atlas)
+    asked = [
+        (record.images, question.text.removeprefix("<image>\n"), answer.text)
+        for record in joined
+        for question, answer in zip(record.turns[::2], record.turns[1::2], strict=True)
+    ]
+    single = [(record.images, record.question, record.answer) for record in records["train"]]
+    assert sorted(asked) == sorted(single)
+    assert max(len(record.turns) for record in joined) == 16
+    assert len(joined) < len(single) / 2
+
+
 def test_the_same_seed_gives_the_same_files(atlas: Path, tmp_path: Path) -> None:
-    prepare(tmp_path / "again", presence=4, seed=3)
+    prepare(tmp_path / "again", presence=4, test_presence=4, seed=3)
     prepare(tmp_path / "other", presence=4, seed=4)
     for path in sorted(path for path in atlas.rglob("*") if path.is_file()):
         assert (tmp_path / "again" / path.relative_to(atlas)).read_bytes() == path.read_bytes(), path
