@@ -216,7 +216,7 @@ def make_records(
 ) -> list[Record]:
     """Questions and answers over the slices of one split, in a seeded random order.
 
-    A yes and its no stay together, so that the first records of the file are balanced too (`medalign evaluate --limit`).
+    A yes and its no stay together, so that the beginning of the file is balanced too.
     """
     closed = list(presence_records(slices, names, presence * len(slices), generator))
     others = [*_plane_records(slices, generator), *_list_records(slices, names), *_box_records(slices, names)]
