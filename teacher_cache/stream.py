@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.console import UserError
 from shared.imaging.geometry import Box, Geometry, content_box, square
 from shared.imaging.images import ImageReference, UnreadableImage, open_image
 from shared.targets import Identity, Preprocessing
@@ -57,12 +58,22 @@ def stream(
     Yields
     ------
     tuple
-        The key and None once `add` has taken its record, or the key and why its image cannot be read. Whatever `add`
-        raises ends the stream.
+        The key and None once `add` has taken its record, or the key and why its image cannot be read.
+
+    Raises
+    ------
+    UserError
+        The teacher returns values that are not finite; or what `add` raises.
     """
     dtype = DTYPES[identity.dtype]
 
     def write(batch: _Batch, encoded: Encoded) -> list[Outcome]:
+        if not (torch.isfinite(encoded.tokens).all() and torch.isfinite(encoded.attention).all()):
+            first = by_key[batch.keys[0]]
+            raise UserError(
+                f"the teacher's values are not finite in {identity.dtype} (batch of {first}): use a wider --dtype, "
+                "or check the weights"
+            )
         made = encode_targets(encoded.tokens, encoded.attention, batch.boxes, teacher.grid, identity)
         for key, record in zip(batch.keys, made, strict=True):
             add(key, record)
