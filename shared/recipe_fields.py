@@ -2,7 +2,7 @@
 """Every key of a recipe, its default and its meaning; the file side (reading, overrides, errors) is `shared.recipe`.
 
 The comment beside a field is its documentation: `docs/recipe.md` is made from these lines.
-Defaults are the published values (METHOD in docs/method.md; the authors' training scripts) where there are any.
+Defaults are the published values (docs/method.md; the authors' training scripts) where there are any.
 """
 
 from typing import Annotated, Any, Literal

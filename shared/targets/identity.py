@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from shared.console import UserError
 
 FORMAT: Final = 1  # of the store's files
-DEFINITION: Final = 1  # of the targets: what METHOD calls S_e and E_a, and how they are computed
+DEFINITION: Final = 1  # of the targets: how S_e and E_a are computed (docs/method.md)
 
 
 class Preprocessing(BaseModel):
