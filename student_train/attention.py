@@ -8,7 +8,7 @@ Nothing is renamed or replaced, so a checkpoint of the hooked model has the keys
    FlashAttention) has run, compute the question rows again from the same query and key.
 
 In the third, logits are taken against every visible key, for the softmax's denominator, and only the image columns are
-kept: R x T numbers a head instead of T x T, in one layer instead of all (METHOD: "only what is needed is computed").
+kept: R x T numbers a head instead of T x T, in one layer instead of all.
 
 A `Channel` carries the request of one forward pass to the hooks and the results back. It stays until the
 next forward, because gradient checkpointing runs layer l again during the backward pass; checkpointing must be
@@ -263,8 +263,8 @@ class _Rotate:
         # A decoding step carries no image: the rotated keys and values are in the cache already.
         if mask is None or mask.shape != hidden.shape[:2]:
             return None
-        # While training, W takes part even where the micro-batch has no image: its gradient is awaited on all ranks, and
-        # ZeRO-3 gathers it on all of them at once.
+        # While training, W takes part even without an image: its gradient is awaited on all ranks, and ZeRO-3 gathers
+        # it on all of them at once.
         always = module.training or self.channel.spare_image > 0
         if self.rotation is not None and (always or bool(mask.any())):
             index = mask.to(hidden.device).nonzero(as_tuple=True)

@@ -20,8 +20,8 @@ def check_effective_batch(checkpoint: Path, recipe: Recipe, ranks: int) -> None:
     new = (ranks, recipe.train.batch_size, recipe.train.accumulation)
     if old[0] * old[1] * old[2] != new[0] * new[1] * new[2]:
         raise UserError(
-            f"{checkpoint} was written by {old[0]} ranks x train.batch_size={old[1]} x train.accumulation={old[2]}, now "
-            f"it would be {new[0]} x {new[1]} x {new[2]}; keep the product, so that the order of the samples is the same"
+            f"{checkpoint} is of {old[0]} ranks x train.batch_size={old[1]} x train.accumulation={old[2]}, now it is "
+            f"{new[0]} x {new[1]} x {new[2]}; keep the product, so that the order of the samples is the same"
         )
 
 

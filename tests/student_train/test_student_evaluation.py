@@ -1,4 +1,4 @@
-"""Evaluations in a run, its best checkpoint and early stop; export, inspect and dry run; options that change no loss."""
+"""Evaluations in a run, the best checkpoint, early stopping; export, inspect, dry run; options that change no loss."""
 
 import json
 from pathlib import Path
