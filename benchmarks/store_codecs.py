@@ -1,6 +1,6 @@
 """Size, encoding and decoding time of codec chains over targets of real images: why layout.py has the chains it has.
 
-    OMP_NUM_THREADS=1 python benchmarks/store_codecs.py
+    OMP_NUM_THREADS=1 python -m benchmarks.store_codecs
 
 Every chain ends in the checksum that the store uses. Times are CPU time per record, one thread, best of three passes.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numcodecs import Blosc, Delta, Shuffle, Zstd
-from real_features import Features, real_features
+from benchmarks.real_features import Features, real_features
 
 from shared.imaging.grid import Grid
 from shared.targets.chunks import decode_chunk, encode_chunk
