@@ -1,5 +1,6 @@
 """Med-LVLMs by name, folder or hub id, one file a family; `load_base` is the way in."""
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,6 +57,10 @@ def load_base(model: ModelSection | str, dtype: Any = None) -> "BaseStudent":
         raise UserError(
             f"model.path goes with a named model ({', '.join(FAMILIES)}); put the folder into model.name instead"
         )
+    if family is None and "/" not in section.name and not Path(section.name).exists():
+        near = difflib.get_close_matches(section.name, FAMILIES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"named models are {', '.join(FAMILIES)}"
+        raise UserError(f"model.name={section.name} is no named model, folder or hub id; {hint}")
     folder = checkpoint_folder(section.path or (family.hub_id if family else section.name), section.revision)
     layout = read_config(folder)["model_type"]
     template = section.template or (family.template if family else None)

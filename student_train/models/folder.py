@@ -28,6 +28,8 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder} holds no {CONFIG}; give the folder that holds the model's config and weights")
+        if revision is not None:
+            raise UserError(f"model.revision={revision} is for hub ids, but {place} is a folder here; leave it out")
         return folder
     if folder.is_absolute() or place.startswith((".", "~")) or place.count("/") != 1:
         raise UserError(f"no model folder at {place}, and it is no hub id such as owner/name either")
@@ -37,7 +39,7 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     say(f"model: {place} from the hub (kept in its cache)")
     try:
         folder = Path(snapshot_download(place, revision=revision, allow_patterns=_WANTED))
-        if not any(folder.rglob("*.safetensors")):
+        if not any(folder.glob("*.safetensors")):  # a tower in a sub-folder may have some
             folder = Path(snapshot_download(place, revision=revision, allow_patterns=[*_WANTED, "*.bin"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

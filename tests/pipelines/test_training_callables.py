@@ -17,7 +17,6 @@ from teacher_cache.build import Settings, build
 from tests.fixtures.student_checkpoints import llava_hf
 from tests.fixtures.student_runs import write_images, write_train_file
 
-
 EVALUATED = ("data.validation=v.json", "train.eval_steps=1")
 
 

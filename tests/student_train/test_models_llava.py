@@ -133,7 +133,11 @@ def test_code_in_a_checkpoint_is_not_run(copy: Path) -> None:
     ("section", "line"),
     [
         (ModelSection(name="/nowhere/model"), "no model folder at /nowhere/model"),
-        (ModelSection(name="llava-med"), "no model folder at llava-med"),
+        (
+            ModelSection(name="llava-med"),
+            r"model\.name=llava-med is no named model, folder or hub id; did you mean llava-med-1\.5",
+        ),
+        (ModelSection(name="tinyllama"), r"named models are llava-med-1\.5, huatuogpt-vision-7b"),
         (ModelSection(name="somebody/something"), r"cannot fetch somebody/something from the hub .*model\.path"),
         (ModelSection(name="llava-med-1.5"), r"cannot fetch microsoft/llava-med-v1\.5-mistral-7b"),
         (ModelSection(name="some", path="/x"), r"model\.path goes with a named model \(llava-med-1\.5"),
@@ -143,6 +147,29 @@ def test_places_that_hold_no_model(section: ModelSection, line: str) -> None:
     with pytest.raises(UserError, match=line) as caught:
         load_base(section)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.integration
+def test_hub_id_from_the_hub_librarys_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests are offline: a snapshot that was fetched before is found by the model's id, and pinned by commit."""
+    import huggingface_hub.constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--somebody--small-llava"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / commit).symlink_to(folder)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    base = load_base("somebody/small-llava")
+    assert (
+        base.model.name_or_path == "somebody/small-llava"
+    )  # what an adapter names as its base: no path of this machine
+    assert load_base(ModelSection(name="somebody/small-llava", revision=commit)).template == base.template
+    with pytest.raises(UserError, match="cannot fetch somebody/small-llava"):
+        load_base(ModelSection(name="somebody/small-llava", revision="f" * 40))
+    with pytest.raises(UserError, match=r"model\.revision=main is for hub ids"):
+        load_base(ModelSection(name=str(folder), revision="main"))
 
 
 @pytest.mark.integration
