@@ -8,10 +8,11 @@ import numpy as np
 
 from shared.console import UserError, track, warn
 from shared.imaging.grid import Grid
-from shared.imaging.images import ImageReference, content_key
+from shared.imaging.images import ImageReference
 from shared.manifest import Record
 from shared.recipe import Recipe
 from shared.targets import Target, TargetStore
+from shared.targets.keys import content_keys as remembered_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ComputeTarget = Callable[[ImageReference], Target]
@@ -145,7 +146,12 @@ def content_keys(records: Iterable[Record], image_root: Path) -> dict[ImageRefer
     if absent:
         shown = ", ".join(f"{reference.path} (record {wanted[reference]})" for reference in absent[:3])
         raise UserError(f"{len(absent)} of {len(wanted)} images are not there: {shown}; is data.image_root right?")
-    return {reference: content_key(reference.path, reference.part) for reference in wanted}
+    found: dict[ImageReference, bytes] = {}
+    for reference, key in remembered_keys(wanted):  # the side index: an unchanged file is not hashed twice
+        if not isinstance(key, bytes):
+            raise UserError(f"{reference.path} cannot be read: {key.strerror or key}")
+        found[reference] = key
+    return found
 
 
 def _missing_line(
