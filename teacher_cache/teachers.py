@@ -142,7 +142,8 @@ def _need_weights(info: TeacherInfo, weights: str | None) -> str:
 
 def _unimed(info: TeacherInfo, weights: str | None) -> Teacher:
     """UniMed-CLIP: a training checkpoint whose `visual.*` tensors are open_clip's own VisionTransformer."""
-    tensors = read_weights(find_weights(_need_weights(info, weights)))
+    published = info.source.partition(" ")[0]
+    tensors = read_weights(find_weights(_need_weights(info, weights), (published,)))
     return _open_clip_tower(info.name, info.architecture, _below(tensors, "visual.", info.name), info.licence)
 
 
@@ -223,7 +224,7 @@ def _open_clip(name: str, rest: str, weights: str | None) -> Teacher:
     if weights is not None:
         tensors = read_weights(find_weights(weights, ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")))
     elif tag:
-        tensors = open_clip.create_model(architecture, pretrained=tag).state_dict()
+        tensors = _downloaded(name, lambda: open_clip.create_model(architecture, pretrained=tag)).state_dict()
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise UserError(f"teacher {name} needs its weights: pass --weights FILE, or name a tag ({tags}) as {name}/TAG")
@@ -241,8 +242,9 @@ def _open_clip_tower(name: str, architecture: str, tensors: dict[str, Tensor], l
     if not config or "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
         raise UserError(f"open_clip's {architecture} is not one of its own ViTs; timm:NAME serves those it wraps")
     model = _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**vision), config.get("quick_gelu", False))
-    if not isinstance(model, VisionTransformer) or model.attn_pool is not None:
-        raise UserError(f"open_clip's {architecture} has no CLS token; choose a ViT that pools by one")
+    plain = isinstance(model, VisionTransformer) and model.attn_pool is None
+    if not plain or not all(isinstance(block.attn, nn.MultiheadAttention) for block in model.transformer.resblocks):
+        raise UserError(f"open_clip's {architecture} is not a plain ViT with a CLS token; choose one that is")
     load_strictly(model, tensors, name)
     size = vision["image_size"]
     info = TeacherInfo(name, architecture, "", licence)
@@ -275,16 +277,42 @@ def _timm(name: str, architecture: str, weights: str | None) -> Teacher:
         raise UserError(f"timm knows no model {architecture!r}; `timm.list_models()` names them")
     info = TeacherInfo(name, architecture, "", "see the weights")
     if weights is None:
-        model = timm.create_model(architecture, pretrained=True, num_classes=0)
+        model = _downloaded(name, lambda: timm.create_model(architecture, pretrained=True, num_classes=0))
         tensors = model.state_dict()
     else:
         tensors = read_weights(find_weights(weights, ("model.safetensors", "pytorch_model.bin")))
         tensors = {n: t for n, t in tensors.items() if not n.startswith(("head.", "fc_norm."))}
         model = _sized_timm(architecture, tensors, timm)
-    if getattr(model, "cls_token", None) is None or not hasattr(model, "blocks"):
-        raise UserError(f"timm's {architecture} is no ViT with a CLS token, from which the teacher's attention is read")
+    _check_timm(model, architecture)
     config = model.pretrained_cfg
     return _finish(info, model, tuple(config["mean"]), tuple(config["std"]), weights_hash(tensors))
+
+
+def _downloaded(name: str, load: Callable[[], Any]) -> Any:
+    """Load a registry's own weights; what the network or the registry says becomes one line."""
+    try:
+        return load()
+    except Exception as error:  # hub, network and registry errors share no base
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the weights of {name} could not be fetched ({type(error).__name__}: {reason}): "
+            "get them elsewhere and pass --weights FILE"
+        ) from error
+
+
+def _check_timm(model: Any, architecture: str) -> None:
+    """Refuse what `encode` would compute wrongly: rotary or relative positions, talking heads, no CLS token."""
+    from timm.layers.attention import Attention
+    from timm.models.vision_transformer import VisionTransformer
+
+    plain = type(model) is VisionTransformer and all(type(block.attn) is Attention for block in model.blocks)
+    if not plain or model.cls_token is None:
+        raise UserError(
+            f"timm's {architecture} is not a plain ViT with a CLS token, from which the teacher's attention is read: "
+            "choose one of timm's VisionTransformer models"
+        )
+    if len(set(model.patch_embed.img_size)) != 1:
+        raise UserError(f"timm's {architecture} does not see squares: choose another")
 
 
 def _sized_timm(architecture: str, tensors: dict[str, Tensor], timm: Any) -> Any:

@@ -1,0 +1,238 @@
+"""Weights as published, by file, folder and hub id; what is missing, foreign, broken or dangerous is one clear line."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from shared.console import UserError
+from teacher_cache.checkpoints import find_weights, read_weights, weights_hash
+from teacher_cache.teachers import OPEN_FAMILIES, TEACHERS, load_teacher
+from tests.fixtures.teacher_checkpoints import (
+    TINY_TIMM,
+    biomedclip_state,
+    hub_layout,
+    open_clip_visual,
+    timm_trunk,
+    use_tiny_architectures,
+    write_unimed,
+)
+
+pytestmark = pytest.mark.integration
+BIOMED = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    use_tiny_architectures(monkeypatch)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub cache of our own, off-line."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+def test_unimed_by_file_folder_and_hub_id(tiny, tmp_path, hub):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    file = write_unimed(folder / "unimed_clip_vit_b16.pt", open_clip_visual())
+    (folder / "README.md").write_text("not weights")
+    by_file, by_folder = load_teacher("unimed-b", str(file)), load_teacher("unimed-b", str(folder))
+    hub_layout(hub, "someone/unimed", "unimed_clip_vit_b16.pt", file)
+    by_hub = load_teacher("unimed-b", "someone/unimed")
+    assert by_file.weights == by_folder.weights == by_hub.weights
+    assert (by_file.grid, by_file.preprocessing.size, by_file.licence) == ((4, 4), 64, "CC BY-NC 4.0")
+    assert not by_file.model.training
+    assert not any(parameter.requires_grad for parameter in by_file.model.parameters())
+
+
+def test_biomedclip_by_file_folder_and_hub_id(tiny, tmp_path, hub):
+    file = tmp_path / "open_clip_pytorch_model.bin"
+    torch.save(biomedclip_state(timm_trunk()), file)
+    hub_layout(hub, BIOMED, "open_clip_pytorch_model.bin", file)
+    teachers = [load_teacher("biomedclip", where) for where in (str(file), str(tmp_path), BIOMED)]
+    assert len({teacher.weights for teacher in teachers}) == 1
+    assert teachers[0].licence == "MIT"
+    assert teachers[0].preprocessing.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bare names", "with visual."])
+def test_open_clip_models(tiny, tmp_path, form):
+    visual = open_clip_visual()
+    named = visual if form == "bare names" else {f"visual.{name}": tensor for name, tensor in visual.items()}
+    file = tmp_path / ("model.safetensors" if form == "safetensors" else "model.pt")
+    save_file(named, file) if form == "safetensors" else torch.save(named, file)
+    teacher = load_teacher("open_clip:ViT-B-16-quickgelu", str(file))
+    assert teacher.weights == weights_hash(visual)
+    assert teacher.name == "open_clip:ViT-B-16-quickgelu"
+
+
+def test_timm_models_leave_the_classifier_out(tmp_path):
+    trunk = timm_trunk()
+    file = tmp_path / "model.safetensors"
+    save_file(trunk | {"head.weight": torch.zeros(1000, 64), "head.bias": torch.zeros(1000)}, file)
+    teacher = load_teacher(f"timm:{TINY_TIMM}", str(file))
+    assert teacher.weights == weights_hash(trunk)
+    assert (teacher.grid, teacher.preprocessing.size) == ((10, 10), 160)
+
+
+def test_the_hash_is_of_the_tensors_not_of_the_file(tiny, tmp_path):
+    visual = open_clip_visual()
+    first = load_teacher("unimed-b", str(write_unimed(tmp_path / "a.pt", visual)))
+    bare = load_teacher("unimed-b", str(write_unimed(tmp_path / "b.pt", visual, wrapper="", optimizer=False)))
+    backwards = write_unimed(tmp_path / "c.pt", dict(reversed(visual.items())), wrapper="module._orig_mod.")
+    assert first.weights == bare.weights == load_teacher("unimed-b", str(backwards)).weights
+    visual["proj"][0, 0] += 1e-3
+    assert load_teacher("unimed-b", str(write_unimed(tmp_path / "d.pt", visual))).weights != first.weights
+
+
+def test_hash_vector():
+    """sha256 over name, 0, dtype, 0, shape, 0, bytes; written out here once by hand."""
+    import hashlib
+
+    tensors = {"b": torch.tensor([1, 2], dtype=torch.int16), "a": torch.tensor([[0.5]])}
+    text = b"a\0torch.float32\0(1, 1)\0" + b"\0\0\0\x3f" + b"b\0torch.int16\0(2,)\0" + b"\x01\0\x02\0"
+    assert weights_hash(tensors) == hashlib.sha256(text).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["unimed-l", "unimed-b", "biomedclip"])
+def test_missing_weights_say_where_they_are_and_the_flag(name):
+    with pytest.raises(UserError) as caught:
+        load_teacher(name)
+    message = str(caught.value)
+    assert "--weights" in message
+    assert ("UniMed-CLIP" if name != "biomedclip" else BIOMED) in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("/nowhere/model.pt", "no weights at /nowhere/model.pt"),
+        ("model.pt", "a file, a folder or a hub id"),
+        ("./a/b.pt", "a file, a folder or a hub id"),
+        ("someone/absent", "download the file and pass its path as --weights"),
+    ],
+)
+def test_weights_that_are_not_there(tiny, hub, weights, message):
+    with pytest.raises(UserError, match=message):
+        load_teacher("biomedclip", weights)
+
+
+def test_a_folder_must_hold_one_candidate(tmp_path):
+    with pytest.raises(UserError, match="found none"):
+        find_weights(str(tmp_path))
+    for name in ("a.pt", "b.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"a\.pt, b\.safetensors"):
+        find_weights(str(tmp_path))
+    assert find_weights(str(tmp_path), ["b.safetensors"]).name == "b.safetensors"
+
+
+def test_other_models_weights_are_told_by_name(tiny, tmp_path):
+    visual = open_clip_visual()
+    file = write_unimed(tmp_path / "a.pt", visual)
+    with pytest.raises(UserError, match=r"no tensor is called trunk\.\*|no tensor is called visual"):
+        load_teacher("biomedclip", str(file))
+    torch.save(biomedclip_state(timm_trunk()), tmp_path / "b.bin")
+    with pytest.raises(UserError, match="lacks class_embedding"):
+        load_teacher("unimed-b", str(tmp_path / "b.bin"))
+    short = {name: tensor for name, tensor in visual.items() if name != "ln_post.bias"}
+    with pytest.raises(UserError, match=r"lacks ln_post\.bias and 0 more"):
+        load_teacher("unimed-b", str(write_unimed(tmp_path / "c.pt", short)))
+    wide = visual | {"proj": torch.zeros(64, 99)}
+    with pytest.raises(UserError, match=r"proj of shape \(64, 99\), not \(64, 24\)"):
+        load_teacher("unimed-b", str(write_unimed(tmp_path / "d.pt", wide)))
+    no_head = {k: v for k, v in biomedclip_state(timm_trunk()).items() if "head" not in k}
+    torch.save(no_head, tmp_path / "e.bin")
+    with pytest.raises(UserError, match=r"visual\.head\.proj\.weight"):
+        load_teacher("biomedclip", str(tmp_path / "e.bin"))
+
+
+class Exploit:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code ran')",))
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle", "inside", "truncated", "text", "list", "safetensors"])
+def test_files_that_would_run_code_or_are_broken(tiny, tmp_path, kind):
+    file = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.pt")
+    if kind == "torch":
+        torch.save(Exploit(), file)
+    elif kind == "inside":
+        torch.save({"state_dict": open_clip_visual(), "args": Exploit()}, file)
+    elif kind == "list":
+        torch.save([torch.zeros(3)], file)
+    elif kind == "truncated":
+        write_unimed(file, open_clip_visual())
+        file.write_bytes(file.read_bytes()[:5000])
+    else:
+        file.write_bytes(pickle.dumps(Exploit()) if kind == "pickle" else b"not weights" * 50)
+    with pytest.raises(UserError) as caught:
+        load_teacher("unimed-b", str(file))
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["vit_small_patch16_dinov3", "cait_xxs24_224", "test_vit2", "resnet18", "test_convnext"],
+)
+def test_timm_models_whose_attention_is_another_are_refused(monkeypatch, architecture):
+    import timm
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **{**options, "pretrained": False}))
+    with pytest.raises(UserError, match="not a plain ViT with a CLS token"):
+        load_teacher(f"timm:{architecture}")
+
+
+@pytest.mark.parametrize("architecture", ["RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32"])
+def test_open_clip_models_without_a_plain_vit_are_refused(tmp_path, architecture):
+    torch.save({"visual.x": torch.zeros(1)}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"one of its own ViTs|not a plain ViT"):
+        load_teacher(f"open_clip:{architecture}", str(tmp_path / "model.pt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("unimed-x", "did you mean unimed-"),
+        ("nothing like it", "`cache teachers` lists them"),
+        ("open_clip:", "no teacher is named"),
+        ("open_clip:ViT-Z-99", "open_clip knows no model"),
+        ("timm:vit_nothing", "timm knows no model"),
+        ("open_clip:ViT-B-16", "name a tag"),
+    ],
+)
+def test_unknown_names(name, message):
+    with pytest.raises(UserError, match=message):
+        load_teacher(name)
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "open_clip:ViT-B-16/openai"])
+def test_a_registry_that_cannot_be_reached_is_one_line(hub, name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="pass --weights FILE") as caught:
+        load_teacher(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_built_in_teacher_says_its_source_and_licence():
+    for info in (*TEACHERS.values(), *OPEN_FAMILIES):
+        assert all(info)
+    assert set(TEACHERS) == {"unimed-l", "unimed-b", "biomedclip", "dinov2-small"}
+
+
+def test_training_checkpoints_keep_only_their_state_dict(tiny, tmp_path):
+    tensors = read_weights(write_unimed(tmp_path / "a.pt", open_clip_visual()))
+    assert not any(name.startswith("module.") for name in tensors)
+    assert {name.split(".")[0] for name in tensors} == {"visual", "text_encoder", "logit_scale"}
