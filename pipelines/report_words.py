@@ -19,7 +19,7 @@ def demo_summary(demo: Mapping[str, Any], result: Mapping[str, Any], kinds: Sequ
         "A small student (SmolLM2-135M with the first half of a ViT-S/14) learned to answer questions about slices of "
         "one brain, twice from the same start and the same seed: with LoRA alone, and with LoRA and the three-term "
         "loss, whose targets the whole ViT-S/14 had written to the store before. "
-        f"Each arm had {steps} steps of {demo['batch_size']} questions"
+        f"Each arm had {steps} steps of {demo['batch_size']} conversations"
     )
     what += f" (of {planned} planned: this machine had no time for more)." if steps < planned else "."
     return [what, _learned(kinds), _difference(result), _budget(demo)]
@@ -71,8 +71,8 @@ def _budget(demo: Mapping[str, Any]) -> str:
         )
     return (
         f"This is what {demo['minutes']:.0f} minutes on two cores allow: they show that every part of the pipeline "
-        "works on real images, not that the method helps. `medalign demo --full` runs the same pipeline for as long "
-        "as the task takes to learn, two hours at most."
+        "works on real images, not that the method helps. `medalign demo --full` runs the same pipeline for longer, "
+        "until most of the task is learned."
     )
 
 

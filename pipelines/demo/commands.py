@@ -9,7 +9,9 @@ from shared.console import say
 
 
 def demo(
-    full: Annotated[bool, typer.Option("--full", help="Train until the task is learned: up to two hours.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train longer, 45 minutes in all: enough to learn most of the task.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Default: runs/demo, or runs/demo-full.")] = None,
 ) -> None:
     """Run the whole pipeline on real MRI slices: 15 minutes at most on two cores, report in runs/demo/report.html.

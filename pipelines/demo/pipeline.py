@@ -31,11 +31,11 @@ class Budget(NamedTuple):
     test_items: int | None  # None: all
 
 
-SHORT = Budget("demo", 15, warmup_steps=20, arm_steps=100, test_items=200)
-FULL = Budget("demo-full", 120, warmup_steps=100, arm_steps=1200, test_items=None)
+SHORT = Budget("demo", 15, warmup_steps=12, arm_steps=50, test_items=200)
+FULL = Budget("demo-full", 45, warmup_steps=30, arm_steps=1200, test_items=None)
 
 _RESERVE = 60.0  # seconds kept for the report and for what varies
-_ANSWER_SECONDS = 1.0  # of one answer, in seconds of a training sample
+_ANSWER_SECONDS = 0.5  # of one answer, in seconds of a training sample (a conversation of several questions)
 _LEAST_STEPS = 4
 
 
