@@ -63,10 +63,10 @@ def from_pretrained(model_class: Any, section: ModelSection, dtype: Any, folder:
     return model.eval()
 
 
-def load_part(auto_class: Any, folder: Path, what: str) -> Any:
-    """Load a tokenizer or an image processor of a folder."""
+def load_part(auto_class: Any, folder: Path, what: str, **options: Any) -> Any:
+    """Load a tokenizer, an image processor or a vision tower of a folder."""
     try:
-        return auto_class.from_pretrained(folder, trust_remote_code=False)
+        return auto_class.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -237,7 +237,9 @@ def openai_tower(place: str) -> dict[str, Tensor]:
 
     folder = checkpoint_folder(place)
     weight_files(folder)
-    tower = load_part(CLIPVisionModel, folder, "vision tower")
+    tower, loading = load_part(CLIPVisionModel, folder, "vision tower", output_loading_info=True)
+    if loading["missing_keys"]:  # the text half of a whole CLIP is left over, and that is fine
+        raise UserError(f"{folder} is no CLIP with a vision tower: it lacks {sorted(loading['missing_keys'])[0]}")
     return {TOWER + name: tensor for name, tensor in tower.state_dict().items()}
 
 

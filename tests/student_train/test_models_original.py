@@ -22,6 +22,7 @@ from tests.fixtures.student_checkpoints import (
     llava_med_original,
     original_config,
     original_keys,
+    whole_clip,
 )
 
 PUBLISHED_TOWER = "openai/clip-vit-large-patch14-336"
@@ -142,10 +143,11 @@ def test_small_checkpoint_equals_an_independent_assembly(name: str, form: str, t
 
 
 @pytest.mark.integration
-def test_openai_vision_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [clip_tower, whole_clip], ids=["tower", "whole"])
+def test_openai_vision_weights(form: Any, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     state = llava_med_original(folder)
-    tower = clip_tower(tmp_path / "clip")
+    tower = form(tmp_path / "clip")
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(5))
     section = ModelSection(
         name="llava-med-1.5", path=str(folder), vision_weights="openai", vision_path=str(tmp_path / "clip")
@@ -156,6 +158,12 @@ def test_openai_vision_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(logits[..., :32000], expected, atol=2e-5, rtol=2e-4)
     own = ours(ModelSection(name="llava-med-1.5", path=str(folder)), pixels)[0]
     assert not torch.allclose(own, logits)
+    name = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    for file in (tmp_path / "clip").glob("*model.*"):
+        file.unlink()
+    save_file({key: value for key, value in tower.items() if key != name}, tmp_path / "clip" / "model.safetensors")
+    with pytest.raises(UserError, match=r"no CLIP with a vision tower: it lacks .*layers\.0\.mlp\.fc1\.weight"):
+        load_base(section)
 
 
 @pytest.mark.integration
