@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from numcodecs import Blosc, Delta, Shuffle, Zstd
-from benchmarks.real_features import Features, real_features
 
+from benchmarks.real_features import Features, real_features
 from shared.imaging.grid import Grid
 from shared.targets.chunks import decode_chunk, encode_chunk
 from shared.targets.encodings import encode_targets

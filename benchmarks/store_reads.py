@@ -23,9 +23,9 @@ from typing import Any
 import lmdb
 import numpy as np
 from numpy.typing import NDArray
+
 from benchmarks.real_features import real_features
 from benchmarks.store_codecs import identity, records_of
-
 from shared.imaging.grid import Grid
 from shared.targets import Identity, TargetStore, TargetWriter
 from shared.targets.chunks import decode_chunk, encode_chunk
@@ -178,9 +178,8 @@ def child(store: Path, reads: int) -> dict[str, Any]:
 
 
 def memory(folder: Path, names: Iterable[str]) -> None:
-    print(
-        "\n| encoding, 24x24 | MiB above an empty process, after 10,000 random reads | of which imports |\n|---|---|---|"
-    )
+    print("\n| encoding, 24x24 | MiB above an empty process, after 10,000 random reads | of which imports |")
+    print("|---|---|---|")
     for name in names:
         found = child(folder / name, 10_000)
         print(f"| {name} | {found['peak'] / MIB:.0f} | {found['loaded'] / MIB:.0f} |", flush=True)

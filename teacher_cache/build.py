@@ -19,8 +19,8 @@ from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference, UnreadableImage
 from shared.targets import DamagedSegment, Identity, TargetStore, TargetWriter
 from shared.targets.keys import content_keys
+from shared.targets.manifest import keys_present
 from shared.targets.namespace import Namespace, create_namespace, quarantine, quarantined
-from shared.targets.segments import keys_present
 from teacher_cache.ranks import Ranks, stop_on_termination
 from teacher_cache.stream import DTYPES, Failure, stream
 from teacher_cache.teachers import Teacher, load_teacher

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from shared.console import UserError
 from shared.targets.index import Index, build_index
+from shared.targets.manifest import DamagedSegment, check_segment, keys_present, read_keys
 from shared.targets.namespace import Namespace, create_namespace, list_namespaces, quarantined
 from shared.targets.reader import SegmentReader
-from shared.targets.segments import DamagedSegment, SegmentWriter, check_segment, keys_present, publish_files, read_keys
+from shared.targets.segments import SegmentWriter, publish_files
 from shared.targets.store import TargetStore
 
 DAY = 86400.0

@@ -11,7 +11,7 @@ from shared.console import UserError, track
 from shared.imaging.images import ImageReference
 from shared.targets import TargetStore, TargetWriter
 from shared.targets.layout import Record
-from shared.targets.segments import check_segment
+from shared.targets.manifest import check_segment
 from teacher_cache.build import Settings, choose_device, distinct_images, load_for
 from teacher_cache.stream import Outcome, stream
 

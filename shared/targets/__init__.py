@@ -1,7 +1,8 @@
 """The target store: what the teacher says about each image, written once, checked on reading (docs/store-format.md)."""
 
 from shared.targets.identity import Difference, Identity, Preprocessing, first_difference
-from shared.targets.segments import DamagedSegment, SegmentWriter, TargetWriter
+from shared.targets.manifest import DamagedSegment
+from shared.targets.segments import SegmentWriter, TargetWriter
 from shared.targets.store import Target, TargetStore
 
 __all__ = [

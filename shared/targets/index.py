@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.targets.layout import KEY_BYTES
+from shared.targets.manifest import check_segment, read_keys
 from shared.targets.namespace import Namespace
-from shared.targets.segments import check_segment, read_keys
 
 
 class Index(NamedTuple):

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from shared.targets.chunks import DamagedChunk, decode_chunk, decode_shard_index, shard_index_length
 from shared.targets.layout import ArraySpec, arrays_of, chunk_path
+from shared.targets.manifest import DamagedSegment, check_segment, damage, read_array_shape, read_keys
 from shared.targets.namespace import Namespace
-from shared.targets.segments import DamagedSegment, check_segment, damage, read_array_shape, read_keys
 
 _COALESCE = 8 << 20  # bytes read at once where wanted chunks lie side by side
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared.console import UserError
+from shared.targets.manifest import DamagedSegment, check_segment
 from shared.targets.namespace import Namespace, check_groups, quarantine_name, read_namespace
-from shared.targets.segments import DamagedSegment, check_segment
 from shared.targets.storage import Storage, join, open_storage
 
 

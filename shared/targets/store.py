@@ -12,9 +12,9 @@ from shared.targets.choice import choose_namespace
 from shared.targets.identity import Identity
 from shared.targets.index import Index, forget_index, open_index
 from shared.targets.layout import arrays_of
+from shared.targets.manifest import DamagedSegment
 from shared.targets.namespace import Namespace, check_groups
 from shared.targets.reader import SegmentReader
-from shared.targets.segments import DamagedSegment
 
 
 class Target(NamedTuple):

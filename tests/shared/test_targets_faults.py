@@ -15,9 +15,9 @@ import pytest
 
 from shared.console import UserError
 from shared.targets import TargetStore, TargetWriter
+from shared.targets.manifest import keys_present
 from shared.targets.namespace import list_namespaces, quarantine
 from shared.targets.scan import scan
-from shared.targets.segments import keys_present
 from shared.targets.storage import temporary_folder
 from teacher_cache.maintain import gc
 from tests.fixtures.targets import identity, key, matrix_record, write_records
@@ -136,7 +136,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from tests.fixtures.targets import key, write_records
-from shared.targets.segments import keys_present
+from shared.targets.manifest import keys_present
 root, first, last, size = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 namespace = write_records(root, [])
 present, damaged = keys_present(namespace)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shared.targets import TargetStore
+from shared.targets.manifest import keys_present
 from shared.targets.namespace import create_namespace
 from shared.targets.scan import scan
-from shared.targets.segments import keys_present
 from teacher_cache.maintain import gc, merge
 from tests.fixtures.targets import identity, key, matrix_record, write_records
 

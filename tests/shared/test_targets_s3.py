@@ -13,10 +13,10 @@ import zarr
 
 from shared.console import UserError
 from shared.targets import TargetStore
+from shared.targets.manifest import keys_present
 from shared.targets.namespace import list_namespaces, quarantine, quarantined
 from shared.targets.object_storage import ObjectStorage
 from shared.targets.scan import scan
-from shared.targets.segments import keys_present
 from teacher_cache.maintain import gc, info, merge
 from tests.fixtures.s3 import child_environment, s3_server, use
 from tests.fixtures.targets import key, matrix_record, write_records
