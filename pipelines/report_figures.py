@@ -140,6 +140,7 @@ def _svg(figure: Any, name: str) -> str:
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
-    # Names such as "figure_1" occur in every figure; the ids of one page are to be unique.
+    # The ids of one page are unique: names such as "figure_1" occur in every figure, and equal pictures share theirs.
+    text = re.sub(r'(<image\b[^>]*?) id="[^"]*"', r"\g<1>", text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     return re.sub(r'(url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
