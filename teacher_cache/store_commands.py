@@ -147,8 +147,9 @@ def verify_command(
         document["resampled"] = {**found._asdict(), "worst": found.worst and str(found.worst), "sound": found.sound}
         document["resampled"]["unreadable"] = [{"image": str(one), "reason": why} for one, why in found.unreadable]
         lines.append(
-            f"{found.records} records encoded again: similarity differs by {found.similarity:.2g} at most, attention "
-            f"by {found.attention:.2g} (rounding explains {found.allowed:.2g})"
+            f"{found.records} records encoded again: similarity differs by {found.similarity:.2g} at most (rounding "
+            f"explains {found.allowed:.2g}), attention by {found.attention:.2g} of its largest weight "
+            f"({found.allowed_attention:.2g})"
         )
         if not found.sound:
             wrong.append(f"{found.namespace} is not what its teacher says today, most of all for {found.worst}")

@@ -1,0 +1,172 @@
+"""One build by several processes: ranks of `torchrun`, a killed one, two builds that do not know of each other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shared.targets import TargetStore
+from shared.targets.namespace import list_namespaces
+from shared.targets.scan import scan
+from teacher_cache.maintain import gc, info
+from teacher_cache.ranks import Ranks
+from tests.fixtures import tiny_teacher
+from tests.fixtures.images import image_folder
+from tests.fixtures.tiny_teacher import arguments, records, tiny_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+SLOW = Path(tiny_teacher.__file__)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return tiny_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+def start(command, **more):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **more,
+    )
+
+
+def port(number):
+    """Return a port of this test's own, so that tests may run side by side."""
+    return ["--master-port", str(29600 + os.getpid() % 300 + number)]
+
+
+def segments(store):
+    return list(Path(store).glob("*/segments/*/zarr.json"))
+
+
+def wait_for(condition, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+def undisturbed(tmp_path, weights):
+    """Build the same images in one quiet process, one image a batch so that equal means equal in every bit."""
+    result = start(
+        [
+            sys.executable,
+            "-m",
+            "teacher_cache",
+            *arguments(tmp_path / "images", tmp_path / "quiet", weights, "--batch-size", 1),
+        ]
+    )
+    assert result.wait(300) in (0, 1), result.stderr.read()
+    return records(tmp_path / "quiet")
+
+
+@pytest.mark.unit
+def test_every_key_has_one_owner(monkeypatch):
+    keys = [os.urandom(32) for _ in range(2000)]
+    shares = [Ranks(rank, 3, rank).owned(keys) for rank in range(3)]
+    assert sorted(key for share in shares for key in share) == sorted(keys)
+    assert min(map(len, shares)) > 550
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert Ranks.of_environment()[:2] == (2, 3)
+    # An array job without a common address: nobody to wait for.
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert Ranks.of_environment().totals(4, 5) == (4, 5)
+
+
+@pytest.mark.integration
+def test_two_ranks_share_the_work_and_fail_together_at_the_end(tmp_path, weights):
+    """An unreadable image makes its rank fail only when the other has finished too, and the exit code is 1."""
+    image_folder(tmp_path / "images", 10, **{"bad.png": b"bad"})
+    line = arguments(
+        tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 2, "--json"
+    )
+    process = start([*TORCHRUN, *port(0), "-m", "teacher_cache", *line])
+    out, err = process.communicate(timeout=400)
+    assert process.returncode != 0, err
+    report = json.loads(out)  # one document: that of rank 0, for all ranks
+    assert (report["encoded"], report["failed"], report["distinct"]) == (10, 1, 11)
+    assert err.count("--allow-skips 1") >= 1
+    assert records(tmp_path / "store") == undisturbed(tmp_path, weights)
+    [described] = info(tmp_path / "store")
+    assert (described["records"], described["superseded"], described["quarantined"]) == (10, 0, 1)
+
+
+@pytest.mark.integration
+def test_a_killed_rank_loses_its_open_segment_and_the_next_build_finishes(tmp_path, weights):
+    image_folder(tmp_path / "images", 24)
+    line = arguments(tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 2)
+    process = start([*TORCHRUN, *port(1), str(SLOW), "0.7", *line])
+    try:
+        wait_for(lambda: segments(tmp_path / "store"))
+        os.kill(rank_process(process.pid, 1), signal.SIGKILL)
+        process.communicate(timeout=300)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0
+    held = len(TargetStore.open(tmp_path / "store"))
+    assert 2 <= held < 24
+    assert not [one for one in scan(tmp_path / "store") if one.damage]
+    expected = undisturbed(tmp_path, weights)
+    finish = start([sys.executable, "-m", "teacher_cache", *line, "--json"])
+    out, err = finish.communicate(timeout=300)
+    assert finish.returncode == 0, err
+    assert (json.loads(out)["found"], json.loads(out)["encoded"]) == (held, 24 - held)
+    assert records(tmp_path / "store") == expected
+
+
+def rank_process(parent, rank):
+    """Find the process of a rank below torchrun's."""
+    import psutil
+
+    for child in psutil.Process(parent).children(recursive=True):
+        if child.environ().get("RANK") == str(rank):
+            return child.pid
+    raise AssertionError(f"no rank {rank} below {parent}")
+
+
+@pytest.mark.integration
+def test_sigterm_publishes_the_open_segment(tmp_path, weights):
+    image_folder(tmp_path / "images", 12)
+    line = arguments(tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 3)
+    process = start([sys.executable, str(SLOW), "0.7", *line])
+    wait_for(lambda: segments(tmp_path / "store"))
+    time.sleep(0.8)  # well into the second segment
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    held = len(TargetStore.open(tmp_path / "store"))
+    assert 4 <= held < 12
+    assert not [one for one in scan(tmp_path / "store") if one.damage]
+    assert not list((tmp_path / "store").rglob(".tmp-*"))
+
+
+@pytest.mark.integration
+def test_two_builds_into_one_store_at_once(tmp_path, weights):
+    image_folder(tmp_path / "images", 12)
+    line = arguments(tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 3)
+    both = [start([sys.executable, str(SLOW), "0.2", *line]) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err
+    assert not [one for one in scan(tmp_path / "store") if one.damage]
+    found = records(tmp_path / "store")
+    assert len(found) == 12
+    gc(tmp_path / "store")
+    [described] = info(tmp_path / "store")
+    assert (described["records"], described["superseded"]) == (12, 0)
+    assert records(tmp_path / "store") == found == undisturbed(tmp_path, weights)
+    assert len(list_namespaces(tmp_path / "store")) == 1
