@@ -23,6 +23,7 @@ def dry_run(recipe: Recipe, compute_target: "ComputeTarget | None" = None) -> di
     """
     from pathlib import Path
 
+    from student_train.models.base import connector
     from student_train.outputs import check_output
     from student_train.setup import load_student_base
     from student_train.student import make_student
@@ -36,7 +37,7 @@ def dry_run(recipe: Recipe, compute_target: "ComputeTarget | None" = None) -> di
     if recipe.train.tune == "lora":
         model = make_student(base.model, base.image_token_id, recipe).model
     else:
-        model.model.multi_modal_projector.requires_grad_(True)
+        connector(model).requires_grad_(True)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     batch = recipe.train.batch_size * recipe.train.accumulation * ranks
     steps = (

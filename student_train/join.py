@@ -1,5 +1,6 @@
 """The one meeting point of the two stages: images of a data set joined with the store's targets by content key."""
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from shared.manifest import Record
 from shared.recipe import Recipe
 from shared.targets import Target, TargetStore
 from shared.targets.keys import content_keys as remembered_keys
+from student_train.environment import is_main_process
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ComputeTarget = Callable[[ImageReference], Target]
@@ -97,6 +99,7 @@ def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
 
 def join(
     records: Iterable[Record],
+    data: str | Path,
     image_root: Path,
     recipe: Recipe,
     stores: Sequence[TargetStore],
@@ -106,6 +109,8 @@ def join(
 
     Parameters
     ----------
+    data
+        The file that the records come from, for the `cache build` line.
     stores
         One a teacher, from `open_stores`.
     compute_target
@@ -132,47 +137,52 @@ def join(
             target = compute_target(reference)
             computed[keys[reference]] = stack([target._replace(similarity=target.similarity.astype(np.float16))])
     elif missing and not (section.on_missing == "skip" and len(missing) <= section.allow_missing):
-        raise UserError(_missing_line(missing, len(keys), recipe, stores, image_root))
+        raise UserError(_missing_line(missing, len(keys), recipe, stores, data, image_root))
     return Join(keys, stores, computed)
 
 
 def content_keys(records: Iterable[Record], image_root: Path) -> dict[ImageReference, bytes]:
-    """Hash every image once; a `UserError` names the files that are not there."""
+    """Hash every image that the side index does not know; a `UserError` names the files that are not there."""
     wanted: dict[ImageReference, str] = {}
     for record in records:
         for reference in record.references(image_root):
             wanted.setdefault(reference, record.id)
-    absent = [reference for reference in wanted if not Path(reference.path).is_file()]
-    if absent:
-        shown = ", ".join(f"{reference.path} (record {wanted[reference]})" for reference in absent[:3])
-        raise UserError(f"{len(absent)} of {len(wanted)} images are not there: {shown}; is data.image_root right?")
     found: dict[ImageReference, bytes] = {}
-    for reference, key in remembered_keys(wanted):  # the side index: an unchanged file is not hashed twice
-        if not isinstance(key, bytes):
-            raise UserError(f"{reference.path} cannot be read: {key.strerror or key}")
-        found[reference] = key
+    absent = []
+    hashed = remembered_keys(wanted)
+    if len(wanted) > 5000 and is_main_process():
+        hashed = track(hashed, len(wanted), "joining images with the store", "images")
+    for reference, key in hashed:
+        if isinstance(key, bytes):
+            found[reference] = key
+        else:
+            absent.append(f"{reference} (record {wanted[reference]})")
+    if absent:
+        shown = ", ".join(absent[:3])
+        raise UserError(f"{len(absent)} of {len(wanted)} images are not there: {shown}; is data.image_root right?")
     return found
 
 
 def _missing_line(
-    missing: Sequence[ImageReference], total: int, recipe: Recipe, stores: Sequence[TargetStore], image_root: Path
+    missing: Sequence[ImageReference],
+    total: int,
+    recipe: Recipe,
+    stores: Sequence[TargetStore],
+    data: str | Path,
+    image_root: Path,
 ) -> str:
-    names = ", ".join(_name(reference) for reference in missing[:3])
-    lines = " and ".join(build_line(recipe, store, image_root) for store in stores)
+    names = ", ".join(str(reference) for reference in missing[:3])
+    lines = " and ".join(build_line(recipe, store, data, image_root) for store in stores)
     limit = f" (targets.allow_missing={recipe.targets.allow_missing})" if recipe.targets.on_missing == "skip" else ""
     return f"the store lacks {len(missing)} of {total} images{limit}: {names}; add them with: {lines}"
 
 
-def _name(reference: ImageReference) -> str:
-    return str(reference.path) + (f"#{reference.part}" if reference.part else "")
-
-
-def build_line(recipe: Recipe, store: TargetStore, image_root: Path) -> str:
-    """Return the `cache build` command that adds the recipe's training images to `store`'s namespace."""
+def build_line(recipe: Recipe, store: TargetStore, data: str | Path, image_root: Path) -> str:
+    """Return the `cache build` command that adds the images of `data` to `store`'s namespace."""
     identity = store.identity
     flags: dict[str, object] = {
         "teacher": identity.teacher,
-        "images": recipe.data.train,
+        "images": data,
         "image-root": image_root,
         "store": recipe.targets.store,
         "geometry": identity.geometry,
@@ -184,4 +194,4 @@ def build_line(recipe: Recipe, store: TargetStore, image_root: Path) -> str:
     }
     if identity.tolerance is not None:
         flags["tolerance"] = identity.tolerance
-    return "cache build " + " ".join(f"--{name} {value}" for name, value in flags.items())
+    return "cache build " + " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in flags.items())

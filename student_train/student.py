@@ -142,7 +142,8 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _whole(parameter: nn.Parameter) -> Tensor:
-    if parameter.dtype != torch.float32 and hasattr(parameter, "_hp_mapping"):
+    sharded = hasattr(parameter, "_hp_mapping") or hasattr(parameter, "_z3_optimizer")
+    if parameter.dtype != torch.float32 and sharded:
         from deepspeed.utils import safe_get_full_fp32_param
 
         master = safe_get_full_fp32_param(parameter)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.console import UserError, say
 from shared.manifest import Record, image_root_of, load_records
-from shared.recipe import Recipe
+from shared.recipe import Recipe, save_recipe
 from student_train.environment import (
     check_trackers,
     deepspeed_config,
@@ -88,7 +88,7 @@ def _train(
     from student_train.models.base import save_base
     from student_train.processor import Processor
     from student_train.setup import load_student_base, make_collator, training_arguments
-    from student_train.student import make_student, save_adapter, trainable_state
+    from student_train.student import RECIPE, make_student, save_adapter, trainable_state
     from student_train.trainer import AlignmentTrainer
 
     set_seed(recipe.train.seed)
@@ -122,6 +122,7 @@ def _train(
             save_base(base, folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
+            save_recipe(recipe, folder / RECIPE)
 
     processor = Processor.of(base, recipe.data.geometry)
     evaluation = make_evaluation(recipe, validation_data, processor, score) if validation_data is not None else None
@@ -176,7 +177,7 @@ def prepare_data(
     def make(path: str, limit: int = 0) -> "AlignmentData":
         root = image_root_of(path, recipe.data.image_root)
         records = load_records(path)[: limit or None]
-        joined = join(records, root, recipe, stores, compute_target) if aligned else None
+        joined = join(records, path, root, recipe, stores, compute_target) if aligned else None
         return AlignmentData(
             records, root, prepared, joined, recipe.data.max_length, recipe.data.truncation, not is_main_process()
         )
@@ -189,8 +190,10 @@ def prepare_data(
 
 def _projector_only(base: "BaseStudent") -> Any:
     """Freeze all but the projector (LLaVA's first stage)."""
+    from student_train.models.base import connector
+
     base.model.requires_grad_(False)
-    base.model.model.multi_modal_projector.requires_grad_(True)
+    connector(base.model).requires_grad_(True)
     return base.model
 
 

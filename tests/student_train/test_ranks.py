@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 import student_train
+from student_train.outputs import last_checkpoint
 from student_train.train import train
 from tests.fixtures.launch_training import QUESTIONS
 from tests.fixtures.student_runs import changed, recipe, write_run
@@ -38,6 +40,12 @@ def reference(values, tmp_path_factory):
     return train(recipe(values, output=str(tmp_path_factory.mktemp("one") / "run"), deepspeed="none"))
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def launch(values, folder, ranks=2, resume=False, **changes):
     """Run on `ranks` ranks, one sample and two micro-batches each (the effective batch stays 4)."""
     if changes.get("deepspeed") == SHARDED:
@@ -48,9 +56,7 @@ def launch(values, folder, ranks=2, resume=False, **changes):
     settings = {"output": str(folder), "train__batch_size": 1, "train__accumulation": 4 // ranks, **changes}
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(changed(values, **settings)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
     command += [str(ROOT / "tests/fixtures/launch_training.py"), str(path)] + (["--resume"] if resume else [])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -109,3 +115,22 @@ def test_resume_on_two_ranks_what_one_began(values, tmp_path):
     whole = launch(values, tmp_path / "whole", ranks=1, deepspeed="zero2")
     part = launch(values, cut(whole, tmp_path / "part"), ranks=2, deepspeed="zero2", resume=True)
     torch.testing.assert_close(torch.tensor(losses(part)), torch.tensor(losses(whole)), atol=1e-6, rtol=2e-4)
+
+
+def test_sigterm_under_a_launcher_saves_a_checkpoint_of_all_ranks(values, tmp_path):
+    path = tmp_path / "run.yaml"
+    settings = {"output": str(tmp_path / "run"), "deepspeed": "zero2", "train__max_steps": 2000, "train__save_steps": 0}
+    path.write_text(yaml.safe_dump(changed(values, **settings, train__batch_size=1)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    command += ["-m", "student_train", "train", str(path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("step 2/"):
+            break
+    process.send_signal(signal.SIGTERM)  # the launcher passes it on and decides the exit code
+    out, _ = process.communicate(timeout=300)
+    assert "resume with: " in out
+    checkpoint = last_checkpoint(tmp_path / "run")
+    assert len(list(checkpoint.glob("global_step*/zero_pp_rank_*_optim_states.pt"))) == 2
+    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
