@@ -88,7 +88,7 @@ def run_settings(method: Decoding, max_new_tokens: int, seed: int) -> dict[str, 
 def answer_items(
     items: Sequence[Item],
     student: Loaded,
-    method: Decoding,
+    methods: Sequence[Decoding],
     journal: Journal,
     *,
     image_root: Path,
@@ -97,63 +97,79 @@ def answer_items(
     batch_size: int,
     label: str,
 ) -> None:
-    """Answer the items that the journal lacks, batch by batch, each batch on disk before the next begins."""
-    settings = run_settings(method, max_new_tokens, seed)
-    missing = [item for item in items if item_key(item, student, settings) not in journal]
-    if not missing:
-        return
-    if method.name in ONE_BY_ONE:
-        batch_size = 1
+    """Answer the items that the journal lacks; each method's answers to a batch are on disk before the next begin.
+
+    All methods of a batch start from the same prefill, which is computed once.
+    """
+    settings = {method.name: run_settings(method, max_new_tokens, seed) for method in methods}
+
+    def lacking(item: Item) -> list[Decoding]:
+        return [method for method in methods if item_key(item, student, settings[method.name]) not in journal]
+
+    missing = [item for item in items if lacking(item)]
     # Neighbours of one length need no padding; the order changes no answer.
     missing.sort(key=lambda item: (len(item.images), len(item.record.question), item.name))
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
-    for batch in track(batches, len(batches), label, "batches"):
-        answers = _answer_batch(batch, student, method, image_root=image_root, max_new_tokens=max_new_tokens, seed=seed)
-        journal.append((item_key(item, student, settings), answer) for item, answer in zip(batch, answers, strict=True))
+    for batch in track(batches, len(batches), label, "batches") if batches else ():
+        began = time.perf_counter()
+        prompts = encoded_prompts(batch, student, image_root)
+        shared_seconds = (time.perf_counter() - began) / len(batch)
+        for method in methods:
+            rows = [row for row, item in enumerate(batch) if method in lacking(item)]
+            if not rows:
+                continue
+            answers = _decode(
+                prompts.select(rows), student, method, max_new_tokens=max_new_tokens, seed=seed, seconds=shared_seconds
+            )
+            keys = [item_key(batch[row], student, settings[method.name]) for row in rows]
+            named = [{"item": batch[row].record.id} | answer for row, answer in zip(rows, answers, strict=True)]
+            journal.append(zip(keys, named, strict=True))
 
 
-def _answer_batch(
-    batch: Sequence[Item],
-    student: Loaded,
-    method: Decoding,
-    *,
-    image_root: Path,
-    max_new_tokens: int,
-    seed: int,
+def _decode(
+    prompts: Any, student: Loaded, method: Decoding, *, max_new_tokens: int, seed: int, seconds: float
 ) -> list[dict[str, Any]]:
+    """Decode prefilled prompts; `seconds` an item went into the prefill and are counted as if this method had made it.
+
+    `passes` counts the language model's forward passes of the batch after the shared prefill, `steps` the tokens of
+    its longest answer.
+    """
     from pipelines.decoding.generation import Limits
     from pipelines.decoding.prompts import counted
 
-    tokenizer = student.processor.tokenizer
     limits = Limits(max_new_tokens, end_ids(student.processor))
-    began = time.perf_counter()
-    prompts = encoded_prompts(batch, student, image_root)
-    with counted(student.model) as counts:
-        tokens = method.decode(student.model, prompts, limits, method.settings, seed)
-    seconds = (time.perf_counter() - began) / len(batch)
-    lengths = [min(len(row) + 1, max_new_tokens) for row in tokens]  # the end token is generated too
-    return [
-        {
-            "item": item.record.id,
-            "text": tokenizer.decode(row, skip_special_tokens=True).strip(),
-            "tokens": length,
-            "seconds": seconds,
-            "passes": counts["calls"],
-            "sequence_passes": counts["rows"] / len(batch),
-            "steps": max(lengths),
-        }
-        for item, row, length in zip(batch, tokens, lengths, strict=True)
-    ]
+    count = len(prompts.items)
+    groups = [[row] for row in range(count)] if method.name in ONE_BY_ONE else [list(range(count))]
+    answers: list[dict[str, Any]] = []
+    for rows in groups:
+        began = time.perf_counter()
+        with counted(student.model) as counts:
+            tokens = method.decode(student.model, prompts.select(rows), limits, method.settings, seed)
+        own = (time.perf_counter() - began) / len(rows)
+        lengths = [min(len(row) + 1, max_new_tokens) for row in tokens]  # the end token is generated too
+        answers += [
+            {
+                "text": student.processor.tokenizer.decode(row, skip_special_tokens=True).strip(),
+                "tokens": length,
+                "seconds": seconds + own,
+                "passes": counts["calls"],
+                "sequence_passes": counts["rows"] / len(rows),
+                "steps": max(lengths),
+            }
+            for row, length in zip(tokens, lengths, strict=True)
+        ]
+    return answers
 
 
 def encoded_prompts(batch: Sequence[Item], student: Loaded, image_root: Path) -> Any:
-    """Return the batch as left-padded prompts with encoded images."""
+    """Return the batch as left-padded prompts with encoded images, prefilled."""
+    from pipelines.decoding.prefix import prefilled
     from pipelines.decoding.prompts import collate
 
     encoded = [student.processor.encode(item.record.question, item.record.references(image_root)) for item in batch]
     tokenizer = student.processor.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return collate(encoded, [item.name for item in batch], student.model, pad)
+    return prefilled(student.model, collate(encoded, [item.name for item in batch], student.model, pad))
 
 
 def end_ids(processor: Any) -> tuple[int, ...]:

@@ -100,18 +100,18 @@ def evaluate(
             items = items_of(records, root, student.processor.template.name)
             if rank == 0 and save_items:
                 save_states(_named(items, save_items), student, save_layers, root, out / "states" / arm.lower())
+            answer_items(
+                items[rank::world],
+                student,
+                [method for _, method in todo],
+                journal,
+                image_root=root,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                batch_size=batch_size,
+                label=arm,
+            )
             for row, method in todo:
-                answer_items(
-                    items[rank::world],
-                    student,
-                    method,
-                    journal,
-                    image_root=root,
-                    max_new_tokens=max_new_tokens,
-                    seed=seed,
-                    batch_size=batch_size,
-                    label=row.name,
-                )
                 if rank == 0:
                     settings = run_settings(method, max_new_tokens, seed)
                     answers = _collect(items, student, settings, journal)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipelines.decoding.prefix import prefix_cache
 from pipelines.decoding.prompts import Model, Prompts
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # (ids (B, T), scores (B, V)) -> scores (B, V)
@@ -34,8 +35,8 @@ def generate(
     """Return the new tokens of each prompt, the end token left out.
 
     Greedy over the processed scores (`draw`, a sampler, is the last processor and leaves one token), beam search with
-    `num_beams`, or `custom`, transformers' `custom_generate` function. The image token is never generated: an answer
-    shows no image, and W would act on it.
+    `num_beams`, or `custom`, transformers' `custom_generate` function, which brings its own cache. The image token is
+    never generated: an answer shows no image, and W would act on it.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -54,30 +55,17 @@ def generate(
         return scores.index_fill(1, scores.new_tensor([prompts.image_token_id], dtype=torch.long), -torch.inf)
 
     steps = [*processors, no_image, *([draw] if draw else [])]
+    cache = {} if custom else {"past_key_values": prefix_cache(model, prompts, num_beams)}
     with torch.no_grad(), _no_checkpoint_defaults(model):
         output: Tensor = model.generate(
-            **(prompts.model_inputs() if num_beams == 1 else _prefilled(model, prompts, num_beams)),
+            input_ids=prompts.ids,
+            attention_mask=prompts.mask,
+            **cache,
             generation_config=config,
             logits_processor=LogitsProcessorList(steps),
             custom_generate=custom,
         )
     return [_until_end(row, limits.end_ids) for row in output[:, prompts.ids.shape[1] :].tolist()]
-
-
-def _prefilled(model: Model, prompts: Prompts, copies: int) -> dict[str, Any]:
-    """Return inputs for `generate` with the prompt, all but its last token, in the cache: run once for all beams.
-
-    Left alone, `generate` would run every prompt once for each beam.
-    """
-    from transformers import DynamicCache
-
-    inputs = prompts.model_inputs()
-    start = {"input_ids": prompts.ids[:, :-1], "attention_mask": prompts.mask[:, :-1]}
-    cache = DynamicCache(config=model.config.get_text_config())
-    positions = (start["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    model(**inputs | start, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    cache.batch_repeat_interleave(copies)
-    return {"input_ids": prompts.ids, "attention_mask": prompts.mask, "past_key_values": cache}
 
 
 def sampler(prompts: Prompts, seed: int, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Processor:

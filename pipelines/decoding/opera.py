@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipelines.decoding.attention import Rows, watching
 from pipelines.decoding.generation import Limits, generate
+from pipelines.decoding.prefix import prefix_cache
 from pipelines.decoding.prompts import Model, Prompts
 from shared.console import UserError
 
@@ -89,7 +90,7 @@ def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, s
         raise UserError("OPERA needs an attention mask of its own; load the model with model.attention=sdpa or eager")
     answers = []
     for row in range(len(prompts.items)):
-        one = prompts.row(row)
+        one = prompts.select([row])
 
         def search(model: Model, input_ids: Tensor, one: Prompts = one, **unused: Any) -> Tensor:
             tokens = _Search(model, one, limits, settings).run()
@@ -158,11 +159,15 @@ class _Search:
         self.rows = rows
 
     def _prefill(self) -> Tensor:
-        from transformers import DynamicCache
-
-        self.cache = DynamicCache()
-        inputs = self.prompts.model_inputs()
-        output = self.model.model(**inputs, past_key_values=self.cache, use_cache=True)
+        """Make the last prompt token's step on a fresh copy of the prompt's cache; return next-token logits (1, V)."""
+        self.cache = prefix_cache(self.model, self.prompts)
+        last = self.prompts.ids[:, -1:]
+        output = self.model.model(
+            input_ids=last,
+            position_ids=torch.full_like(last, self.length - 1),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
         logits: Tensor = self.model.lm_head(output.last_hidden_state[:, -1]).float()
         return logits
 

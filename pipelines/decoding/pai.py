@@ -40,7 +40,7 @@ def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, s
     image = prompts.image_mask
 
     def boost(layer: int, rows: Rows) -> Tensor | None:
-        if rows.query.shape[2] > 1 and not settings.boost_first:
+        if rows.key.shape[2] == image.shape[1] and not settings.boost_first:
             return None
         logits = rows.logits()  # (B, H, 1, K)
         columns = functional.pad(image, (0, logits.shape[3] - image.shape[1]))[:, None, None, :]

@@ -25,6 +25,8 @@ class Prompts:
         P projected images (N, d); all the image tokens of a row stand in its images' order.
     items
         B names; an item's random numbers follow from its name, so that batches and shards do not matter.
+    prefix
+        For each layer keys and values (B, H_k, L - 1, c) of all tokens but the last, where `prefilled` was called.
     """
 
     ids: Tensor
@@ -34,6 +36,7 @@ class Prompts:
     items: tuple[str, ...]
     image_token_id: int
     pad_token_id: int
+    prefix: tuple[tuple[Tensor, Tensor], ...] | None = None
 
     @property
     def image_mask(self) -> Tensor:
@@ -58,22 +61,29 @@ class Prompts:
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(self.features))}
         return inputs
 
-    def row(self, number: int) -> "Prompts":
-        """Return one prompt as a batch of its own, without padding."""
-        real = self.mask[number].bool()
-        mine = [place for place, row in enumerate(self.image_rows()) if row == number]
+    def select(self, rows: Sequence[int]) -> "Prompts":
+        """Return some of the prompts, without padding that none of them needs."""
+        start = int(self.mask[list(rows)].argmax(1).min())
+        images: list[int] = []
+        owners = self.image_rows()
+        for row in rows:
+            images += [place for place, owner in enumerate(owners) if owner == row]
+        prefix = self.prefix
+        if prefix is not None:
+            prefix = tuple((keys[list(rows), :, start:], values[list(rows), :, start:]) for keys, values in prefix)
         return replace(
             self,
-            ids=self.ids[number : number + 1, real],
-            mask=self.mask[number : number + 1, real],
-            pixels=None if self.pixels is None or not mine else self.pixels[mine],
-            features=tuple(self.features[place] for place in mine),
-            items=(self.items[number],),
+            ids=self.ids[list(rows), start:],
+            mask=self.mask[list(rows), start:],
+            pixels=None if self.pixels is None or not images else self.pixels[images],
+            features=tuple(self.features[place] for place in images),
+            items=tuple(self.items[row] for row in rows),
+            prefix=prefix,
         )
 
     def with_features(self, features: Sequence[Tensor]) -> "Prompts":
         """Return the same prompts over other image features, one token each as before."""
-        return replace(self, features=tuple(features))
+        return replace(self, features=tuple(features), prefix=None)
 
     def keeping(self, kept: Sequence[Tensor]) -> "Prompts":
         """Return shorter prompts with only those image tokens where the image's mask (N,) in `kept` is True."""
@@ -82,7 +92,7 @@ class Prompts:
         stay[self.image_mask] = flat.to(stay.device)
         ids, mask = _left_padded([row[keep] for row, keep in zip(self.ids, stay, strict=True)], self.pad_token_id)
         features = tuple(image[keep] for image, keep in zip(self.features, kept, strict=True) if keep.any())
-        return replace(self, ids=ids, mask=mask, features=features)
+        return replace(self, ids=ids, mask=mask, features=features, prefix=None)
 
     def without_images(self) -> "Prompts":
         """Return the text alone: the same prompts with the image tokens left out."""

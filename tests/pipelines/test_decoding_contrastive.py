@@ -102,7 +102,7 @@ def test_contrast_pass_with_cache_equals_full_forwards(model: Any) -> None:
         for step in range(4):
             logits = cached.logits(new[:, :step])
             for row in range(2):
-                one = view.row(row)
+                one = view.select([row])
                 ids = torch.cat([one.ids[0], new[row, :step]])
                 inputs = one.model_inputs()
                 extra = {"mm_encoder_outputs": inputs["mm_encoder_outputs"]} if one.features else {}

@@ -8,6 +8,7 @@ import torch
 
 from pipelines.decoding.dola import contrasted_layers
 from pipelines.decoding.methods import decoding
+from pipelines.decoding.prefix import prefilled
 from pipelines.decoding.prompts import counted
 from shared.console import UserError
 from tests.fixtures.decoding import LIMITS, lively_student, prompts, unpadded
@@ -68,7 +69,7 @@ def test_dola_by_hand(model: Any, norm: bool, penalty: float) -> None:
 
 
 def test_one_forward_pass_a_token(model: Any) -> None:
-    batch = prompts(model)
+    batch = prefilled(model, prompts(model))
     method = decoding("dola")
     with counted(model) as counts:
         answers = method.decode(model, batch, LIMITS, method.settings, 0)

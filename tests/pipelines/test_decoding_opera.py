@@ -11,6 +11,7 @@ from torch import Tensor
 from pipelines.decoding import opera
 from pipelines.decoding.generation import Limits
 from pipelines.decoding.methods import decoding
+from pipelines.decoding.prefix import prefilled
 from pipelines.decoding.prompts import counted
 from tests.fixtures.decoding import lively_student, prompts, unpadded
 
@@ -160,10 +161,10 @@ def test_penalty_changes_the_answer(model: Any) -> None:
 
 
 def test_all_candidates_share_one_forward_pass(model: Any) -> None:
-    batch, limits = prompts(model, ("a",)), Limits(9, (3,))
+    batch, limits = prefilled(model, prompts(model, ("a",))), Limits(9, (3,))
     with counted(model) as counts:
         opera.decode(model, batch, limits, opera.Settings(threshold=99), 0)
-    assert counts["calls"] <= 10  # the prefill and one a token
+    assert counts["calls"] <= 10  # the prompt's last token and one a new token
 
 
 def test_half_precision_is_emulated_on_request(model: Any) -> None:

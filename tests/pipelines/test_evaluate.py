@@ -87,7 +87,7 @@ def test_nothing_is_answered_twice(small_run: Path, tmp_path: Path, monkeypatch:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("the journal holds every answer")
 
-    monkeypatch.setattr(answers_module, "_answer_batch", refuse)
+    monkeypatch.setattr(answers_module, "_decode", refuse)
     again = evaluate(small_run, data_of(small_run), methods=["greedy", "vcd"], out=tmp_path, max_new_tokens=4)
     assert scores_of(again) == scores_of(first)
     with pytest.raises(AssertionError, match="every answer"):  # another setting is another answer

@@ -1,0 +1,47 @@
+"""The prompt's keys and values, computed once: for all beams of an item, and for all methods that decode it.
+
+Everything but the last token is kept, so that every method still makes that token's step itself, with its own hooks on
+layers, attention or head in place.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pipelines.decoding.attention import undisturbed
+from pipelines.decoding.prompts import Model, Prompts
+
+
+def prefilled(model: Model, prompts: Prompts) -> Prompts:
+    """Return the prompts with the keys and values of all their tokens but the last; those that have them unchanged."""
+    if prompts.prefix is not None:
+        return prompts
+    cache = _new_cache(model)
+    mask = prompts.mask[:, :-1]
+    with torch.no_grad(), undisturbed():
+        model.model(
+            **prompts.model_inputs() | {"input_ids": prompts.ids[:, :-1], "attention_mask": mask},
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return replace(prompts, prefix=tuple((layer.keys, layer.values) for layer in cache.layers))
+
+
+def prefix_cache(model: Model, prompts: Prompts, copies: int = 1) -> Any:
+    """Return a fresh cache of the prompts' prefix, each row `copies` times in succession."""
+    ready = prefilled(model, prompts)
+    assert ready.prefix is not None
+    cache = _new_cache(model)
+    for layer, (keys, values) in enumerate(ready.prefix):
+        cache.update(keys, values, layer)  # concatenates, so that the prefix itself never changes
+    if copies > 1:
+        cache.batch_repeat_interleave(copies)
+    return cache
+
+
+def _new_cache(model: Model) -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config.get_text_config())
