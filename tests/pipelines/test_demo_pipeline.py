@@ -122,6 +122,7 @@ def test_every_printed_command_names_a_program_of_the_project(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.integration
+@pytest.mark.timeout(1800)
 def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
     report = pipeline.run_demo(tmp_path / "demo", TINY)
     folder = report.parent
