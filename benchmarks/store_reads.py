@@ -120,13 +120,13 @@ def compare(name: str, kind: Identity, records: list[Record], count: int, folder
             with environment.begin() as transaction:
                 packed.decode(number % len(records), transaction.get(keys[number]))
 
+    segments = [folder / name / store.namespace.path("segments", one) for one in store.namespace.segments()]
+    arrays = [[zarr_array(segment / spec.name) for spec in packed.specs] for segment in segments]
+
     def from_zarr() -> None:
-        segments = store.namespace.segments()
-        groups = [zarr_group(folder / name / store.namespace.path("segments", one)) for one in segments]
         for number in range(min(count, 64)):
-            group = groups[number % len(groups)]
-            for spec in packed.specs:
-                group[spec.name][number % group[spec.name].shape[0]]
+            for array in arrays[number % len(arrays)]:
+                array[number % array.shape[0]]
 
     works = {"bare": bare, "streamed": streamed, "random": random_reads, "memmap": from_memmap, "lmdb": from_lmdb}
     rates = {label: rate(count, work) for label, work in works.items()}
@@ -137,12 +137,12 @@ def compare(name: str, kind: Identity, records: list[Record], count: int, folder
     environment.close()
 
 
-def zarr_group(path: Path) -> Any:
+def zarr_array(path: Path) -> Any:
     import zarr
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return zarr.open_group(path, mode="r")
+        return zarr.open_array(path, mode="r")
 
 
 CHILD = """
@@ -205,6 +205,23 @@ def opening(folder: Path, count: int) -> None:
         print(f"| {label} | {found['wall']:.2f} | {found['cpu']:.2f} | {found['opened'] / MIB:.0f} |", flush=True)
 
 
+def reading(folder: Path, count: int) -> None:
+    """Compare the readers over `count` records of every encoding, then measure memory."""
+    features = real_features(GRID)
+    kinds = {
+        "matrix-f16": ("matrix", "f16"),
+        "matrix-u8": ("matrix", "u8"),
+        "factors-u8": ("factors", "u8"),
+        "factors-f16": ("factors", "f16"),
+    }
+    print("| encoding | bare decode | store, streamed | store, random | np.memmap | LMDB | plain zarr |")
+    print("|---|---|---|---|---|---|---|")
+    for label, (encoding, precision) in kinds.items():
+        compare(label, *records_of(features, encoding, precision), count, folder)
+    print("\nRecords per second of CPU time; in brackets the share of the bare decode rate.", flush=True)
+    memory(folder, kinds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=512)
@@ -214,19 +231,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         os.environ["MEDALIGN_CACHE"] = str(folder / "cache")
-        features = real_features(GRID)
-        kinds = {
-            "matrix-f16": ("matrix", "f16"),
-            "matrix-u8": ("matrix", "u8"),
-            "factors-u8": ("factors", "u8"),
-            "factors-f16": ("factors", "f16"),
-        }
-        print("| encoding | bare decode | store, streamed | store, random | np.memmap | LMDB | plain zarr |")
-        print("|---|---|---|---|---|---|---|")
-        for label, (encoding, precision) in kinds.items():
-            compare(label, *records_of(features, encoding, precision), arguments.records, folder)
-        print("\nRecords per second of CPU time; in brackets the share of the bare decode rate.", flush=True)
-        memory(folder, kinds)
+        if arguments.records:
+            reading(folder, arguments.records)
         if arguments.synthetic:
             opening(folder, arguments.synthetic)
 
