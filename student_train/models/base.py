@@ -107,6 +107,14 @@ def save_base(base: BaseStudent, folder: str | Path) -> None:
     base.image_processor.save_pretrained(folder)
 
 
+def connector(model: Any) -> Any:
+    """Return the module between vision tower and language model (LLaVA's projector, SmolVLM's connector)."""
+    for name in ("multi_modal_projector", "connector"):
+        if hasattr(model.model, name):
+            return getattr(model.model, name)
+    raise UserError(f"train.tune=projector: {type(model).__name__} has no projector to train; use train.tune=lora")
+
+
 def check_image_token(tokenizer: Any, image_token_id: int) -> None:
     """Raise a `UserError` where `image_token_id` is not a special token of its own in `tokenizer`."""
     known = image_token_id < len(tokenizer)

@@ -65,7 +65,7 @@ def test_trains_saves_and_answers(folder: Path, tmp_path: Path) -> None:
     from student_train.train import train
 
     images = write_images(tmp_path / "images", 3)
-    recipe = make_recipe(
+    values: dict[str, Any] = (
         {
             "output": str(tmp_path / "run"),
             "deepspeed": "none",
@@ -84,7 +84,7 @@ def test_trains_saves_and_answers(folder: Path, tmp_path: Path) -> None:
             },
         }
     )  # fmt: skip
-    output = train(recipe)
+    output = train(make_recipe(values))
     model, processor = student_train.load(output)
     inputs = processor.encode(["What is shown?", "Where?"], [[tmp_path / "images" / name] for name in images[:2]])
     assert model.get_base_model().rotation["2"].weight.abs().sum() > 0
@@ -94,3 +94,12 @@ def test_trains_saves_and_answers(folder: Path, tmp_path: Path) -> None:
         assert not torch.allclose(model(**inputs).logits, tuned, atol=1e-5)
         tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert tokens.shape[0] == 2
+    # LLaVA's first stage, here of the connector alone, saves a whole folder that loads like the original.
+    values |= {"output": str(tmp_path / "warm"), "train": values["train"] | {"tune": "projector"}}
+    before, after = (
+        load_base(str(folder)).model.state_dict(),
+        load_base(str(train(make_recipe(values)))).model.state_dict(),
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("model.connector.") for name in changed)
