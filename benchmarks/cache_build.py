@@ -1,12 +1,12 @@
 """Stage one's speed: `cache build` over the bare forward pass, over the authors' recipe, and two ranks over one.
 
-    python benchmarks/cache_build.py [--images 32] [--rounds 3] [--rank-images 64] [--out docs/performance-build.md]
+    python -m benchmarks.cache_build [--images 32] [--rounds 3] [--rank-images 64] [--out docs/performance-build.md]
 
 - **bare**: the encoder's forward pass alone, batches of 8 already in memory.
 - **build**: from image files to published segments: hash, decode, square, encode, interpolate, similarity, compress,
   flush; without loading the model.
-- **recipe**: the authors' notebooks as described: two passes over the files with batch 1, the attention weights of every
-  layer kept, the whole float32 matrix, two pickles.
+- **recipe**: the authors' notebooks as described: two passes over the files with batch 1, the attention weights of
+  every layer kept, the whole float32 matrix, two pickles.
 
 One torch thread each; the three take turns, and a ratio is the median over rounds. Processor seconds count every thread
 of the process and hardly depend on other load; wall seconds show what the overlap gains on top where a core is free.
@@ -67,7 +67,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def random_vit_b(folder: Path) -> tuple[str, str]:
-    """A ViT-B/16 of UniMed-CLIP's size with random weights: teacher and weights file."""
+    """Write a ViT-B/16 of UniMed-CLIP's size with random weights: teacher and weights file."""
     import open_clip
 
     torch.manual_seed(0)
@@ -249,7 +249,7 @@ def main() -> None:
     rates = ranks(options.rank_images, options.rank_rounds) if options.rank_rounds else {1: [], 2: []}
     head = (
         f"{datetime.now(UTC):%Y-%m-%d}, {processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}, fp32, "
-        f"`python benchmarks/cache_build.py {' '.join(sys.argv[1:])}`; {options.images} images, "
+        f"`python -m benchmarks.cache_build {' '.join(sys.argv[1:])}`; {options.images} images, "
         f"{options.rounds} rounds in turn, median (smallest to largest); load average before {before:.1f}.\n\n"
     )
     text = head + table(measured, options.images, rates)
