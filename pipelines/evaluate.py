@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.answers import Item, Loaded, answer_items, item_key, items_of, load_student, run_settings, wait_for_all
 from pipelines.decoding.methods import Decoding, decodings
+from pipelines.decoding.presets import family_preset
 from pipelines.journal import Journal
 from pipelines.scores import (
     Row,
@@ -28,6 +29,7 @@ from pipelines.states import save_states
 from pipelines.statistics import RESAMPLES
 from shared.console import UserError, warn
 from shared.manifest import Record, image_root_of, load_records
+from shared.recipe import load_recipe
 
 RESULT = "result.json"
 LORA, MEDALIGN = "LoRA", "MEDALIGN"
@@ -86,6 +88,7 @@ def evaluate(
     out = out or (next(iter(arms.values())) if isinstance(adapter, Mapping) else Path(adapter)) / "evaluation"
     records = _records(data, image_root, limit)
     root = image_root_of(data, image_root)
+    preset = family_preset(preset, _template(next(iter(arms.values()))))
     plan = plan_rows(list(arms), decodings(methods, preset, overrides), everything="all" in methods)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     rows: list[Row] = []
@@ -222,6 +225,13 @@ def _records(data: Path, image_root: Path | None, limit: int | None) -> list[Rec
     if unanswered:
         raise UserError(f"{data}: {len(unanswered)} records have no reference answer, first id {unanswered[0]}")
     return records
+
+
+def _template(folder: Path) -> str:
+    """Name of the prompt template that an adapter was trained with, or what its base model's name says of it."""
+    file = folder / "recipe.yaml"
+    model = load_recipe(file).model if file.is_file() else None
+    return "" if model is None else model.template or model.name
 
 
 def _named(items: Sequence[Item], names: Sequence[str]) -> list[Item]:

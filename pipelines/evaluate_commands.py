@@ -53,7 +53,9 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="Test set; default: the recipe's evaluation.data.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder of its images; default: its own.")] = None,
     out: Annotated[Path | None, typer.Option(help="Default: RUN/evaluation.")] = None,
-    preset: Annotated[str, typer.Option(help="published, equal, authors-llava-med or authors-huatuo.")] = "published",
+    preset: Annotated[
+        str, typer.Option(help="published, equal, authors, authors-llava-med or authors-huatuo.")
+    ] = "published",
     override: Override = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Questions decoded at once; changes no answer. Default: the recipe's.")

@@ -1,0 +1,65 @@
+"""Presets and overrides: data that must name real settings, and errors that name the nearest one."""
+
+import dataclasses
+
+import pytest
+
+from pipelines.decoding.methods import NAMES, decoding, decodings
+from pipelines.decoding.presets import PRESETS, family_preset
+from shared.console import UserError
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_presets_name_real_settings_and_types(preset: str, name: str) -> None:
+    assert set(PRESETS[preset]) <= set(NAMES)
+    chosen, plain = decoding(name, preset), decoding(name)
+    for field in dataclasses.fields(chosen.settings):
+        before, after = getattr(plain.settings, field.name), getattr(chosen.settings, field.name)
+        assert before is None or type(before) is type(after), field.name
+    assert chosen.described()["method"] == name
+
+
+def test_the_authors_values() -> None:
+    llava, huatuo = (
+        {one.name: one.settings for one in decodings(["all"], f"authors-{m}")} for m in ("llava-med", "huatuo")
+    )
+    assert (llava["opera"].scale, llava["opera"].threshold) == (25.0, 25)
+    assert (huatuo["opera"].scale, huatuo["opera"].threshold) == (50.0, 15)
+    assert (llava["m3id"].temperature, huatuo["m3id"].temperature) == (1.0, 0.7)
+    assert llava["damro"].alpha == 0.5
+    assert llava["dola"].candidate_layers == (0, 2, 4, 6, 8, 10, 12, 14)
+    assert family_preset("authors", "huatuo_v1") == "authors-huatuo"
+    assert family_preset("authors", "vicuna_v1") == "authors-llava-med"
+    assert family_preset("equal", "huatuo_v1") == "equal"
+
+
+def test_equal_draws_only_where_there_is_no_choice() -> None:
+    for one in decodings(["all"], "equal"):
+        assert getattr(one.settings, "sample", False) is False
+        assert getattr(one.settings, "repetition_penalty", 1.0) == 1.0
+
+
+def test_overrides_are_yaml_values() -> None:
+    dola, vcd = decodings(
+        ["dola", "vcd"], overrides=["dola.candidate_layers=[1, 3]", "vcd.alpha=0.5", "vcd.sample=false"]
+    )
+    assert dola.settings.candidate_layers == (1, 3)
+    assert (vcd.settings.alpha, vcd.settings.sample) == (0.5, False)
+
+
+@pytest.mark.parametrize(
+    ("names", "preset", "overrides", "message"),
+    [
+        (["gready"], "published", [], "did you mean greedy"),
+        (["vcd"], "equals", [], "did you mean equal"),
+        (["vcd"], "published", ["vcd.alfa=1"], "did you mean alpha"),
+        (["vcd"], "published", ["alpha=1"], "write method.setting=value"),
+        (["vcd"], "published", ["opera.scale=1"], "not among the methods"),
+    ],
+)
+def test_errors_name_the_nearest(names: list[str], preset: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        decodings(names, preset, overrides)
