@@ -51,7 +51,7 @@ def packaged_file(package: str = PACKAGE, file: str = FILE, sha256: str = SHA256
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """Read the encoder's weights under a DINOv2 checkpoint's names (`embeddings.*`, `encoder.layer.N.*`, `layernorm.*`).
+    """Read the encoder's weights under DINOv2 checkpoints' names (`embeddings.*`, `encoder.layer.N.*`, `layernorm.*`).
 
     The export folded the weight of every linear layer into an anonymous MatMul operand (in, out); its name follows from
     the bias that is added next, and it is turned back to (out, in). The position embeddings are told by their shape.
