@@ -35,7 +35,7 @@ def training_arguments(recipe: Recipe, output: Path, cpu: bool, config: dict[str
     evaluated = section.eval_steps > 0 and recipe.data.validation is not None
     # The best checkpoint can only be kept if there is one at each evaluation.
     save_steps = section.eval_steps if section.best_metric is not None else section.save_steps
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=section.batch_size,
         per_device_eval_batch_size=section.batch_size,
@@ -75,3 +75,6 @@ def training_arguments(recipe: Recipe, output: Path, cpu: bool, config: dict[str
         deepspeed=config,
         disable_tqdm=True,
     )
+    # Several GPUs without a launcher: torch's DataParallel would copy the model and leave the hooks behind. Use one.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
