@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
         ("merge", merge_command),
         ("gc", gc_command),
         ("export", export_command),
+        ("view", view_command),
     ):
         app.command(name)(command)
 
@@ -224,3 +225,35 @@ def export_command(
     opened = TargetStore.open(store, teacher, fingerprint, Grid.parse(grid) if grid else None)
     written = sum(1 for _ in track(export(opened, out, form), len(opened), "exporting", "files"))
     report({"store": store, "out": out, "files": written}, json, [f"{written} targets in {out}"])
+
+
+def view_command(
+    store: StoreOption,
+    image: Annotated[str, typer.Option("--image", help="An image of the store, such as scan.nii.gz#axial=90.")],
+    out: Annotated[str, typer.Option("--out", help="PNG file to write.")],
+    patch: Annotated[
+        str | None,
+        typer.Option("--patch", help="ROW,COLUMN from 0 whose similarities are shown; default the most attended."),
+    ] = None,
+    teacher: OfTeacherOption = None,
+    fingerprint: FingerprintOption = None,
+    grid: Annotated[str | None, typer.Option("--grid", help="Patch grid of `factors` targets.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Draw one image's target: the image, the teacher's attention, and what is similar to one patch."""
+    from shared.imaging import Grid, parse_reference
+    from teacher_cache.view import draw_view
+
+    row, comma, column = (patch or "").partition(",")
+    if patch is not None and not (comma and row.isdecimal() and column.isdecimal()):
+        raise UserError(f"--patch is ROW,COLUMN such as 12,7, not {patch!r}")
+    place = (int(row), int(column)) if patch is not None else None
+    wanted = Grid.parse(grid) if grid else None
+    reference = parse_reference(image)
+    if not reference.path.is_file():
+        raise UserError(f"no image at {image}")
+    picture, chosen = draw_view(store, reference, place, teacher=teacher, fingerprint=fingerprint, grid=wanted)
+    picture.save(out, "PNG")
+    report(
+        {"out": out, "patch": chosen}, json, [f"{out}: image, attention, similarity to patch {chosen[0]},{chosen[1]}"]
+    )

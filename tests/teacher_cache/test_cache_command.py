@@ -146,6 +146,36 @@ def test_plan_for_people_and_programs(tmp_path, weights, cache):
     assert not (tmp_path / "store").exists()
 
 
+def test_view_draws_the_target(tmp_path, store, cache):
+    from PIL import Image
+
+    image, out = tmp_path / "images" / "image000.png", tmp_path / "view.png"
+    code, text, err = cache("view", "--store", store, "--image", image, "--out", out, "--json")
+    assert code == 0, err
+    row, column = json.loads(text)["patch"]
+    from shared.imaging import content_key
+    from shared.targets import TargetStore
+    from shared.targets.similarity import square_from_triangle
+    from teacher_cache.view import similarity_row
+
+    target = TargetStore.open(store)[content_key(image)]
+    assert target.attention.argmax() == 5 * row + column
+    import torch
+
+    whole = square_from_triangle(torch.from_numpy(target.similarity.astype("f4"))[None])[0].numpy()
+    for patch in (0, 7, 24):
+        assert np.array_equal(similarity_row(target, 25, patch), whole[patch])
+    picture = np.asarray(Image.open(out)).astype(int)
+    assert picture.shape == (384, 3 * 384, 3)
+    # The chosen patch is the reddest in both maps.
+    redness = (picture[..., 0] - picture[..., 2])[:, 384:].reshape(384, 2, 384)
+    height = 384 // 5
+    there = redness[row * height + 20 : (row + 1) * height - 10, :, column * height + 20 : (column + 1) * height - 10]
+    assert there.mean(axis=(0, 2)).min() > redness.mean()
+    assert cache("view", "--store", store, "--image", image, "--out", out, "--patch", "9,9")[0] == 1
+    assert "cache build" in cache("view", "--store", store, "--image", __file__, "--out", out)[2]
+
+
 def test_durations_and_sizes_for_people():
     from teacher_cache.options import size
 
