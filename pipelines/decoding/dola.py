@@ -52,11 +52,9 @@ def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, s
 def contrasted_layers(logits: Tensor, early: Tensor, relative_top: float) -> Tensor:
     """Log p - log p_premature (B, V), -inf where implausible; `logits` (B, V), candidates `early` (B, C, V)."""
     main, candidates = torch.log_softmax(logits, dim=-1), torch.log_softmax(early.float(), dim=-1)
-    p, q = main.exp()[:, None], candidates.exp()
-    log_mean = ((p + q) / 2).log()
-    # KL of the mean from each side, averaged over the vocabulary as in the published code: only the order counts.
-    mean = log_mean.exp()
-    divergence = (mean * (2 * log_mean - main[:, None] - candidates)).mean(-1)
+    mean = (main.exp()[:, None] + candidates.exp()) / 2
+    # KL of the mean from each side, summed over the vocabulary: only the order counts. A mean of 0 adds nothing.
+    divergence = (2 * torch.xlogy(mean, mean) - mean * (main[:, None] + candidates)).sum(-1)
     chosen = divergence.argmax(dim=1)
     premature = candidates[torch.arange(len(main), device=main.device), chosen]
     plausible = main >= main.max(dim=-1, keepdim=True).values + math.log(relative_top)
