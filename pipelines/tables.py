@@ -89,12 +89,12 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-def load_ours(results: Sequence[str]) -> tuple[dict[tuple[str, str, str, str], Ours], list[str]]:
+def load_ours(results: Sequence[str]) -> tuple[dict[tuple[str, str, str, str], Ours], list[tuple[str, str, str]]]:
     """Read evaluations given as "MODEL/SET=FOLDER".
 
     Returns
     -------
-    Scores by (model, set, method, column), and one line on each evaluation: what was decoded how.
+    Scores by (model, set, method, column), and (model, set, line) of each evaluation: what was decoded how.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def load_ours(results: Sequence[str]) -> tuple[dict[tuple[str, str, str, str], O
         An unknown model or set, or a folder without `result.json`.
     """
     ours: dict[tuple[str, str, str, str], Ours] = {}
-    notes = []
+    runs = []
     for given in results:
         where, equals, folder = given.partition("=")
         model, slash, name = where.partition("/")
@@ -125,11 +125,12 @@ def load_ours(results: Sequence[str]) -> tuple[dict[tuple[str, str, str, str], O
                     low, high = found["interval"]
                     ours[model, name, method, column] = Ours(found["value"], low, high, found["n"])
         settings, data = result["settings"], result["data"]
-        notes.append(
+        line = (
             f"{MODELS[model]}, {name}: {data['items']} items (sha256 {data['sha256'][:12]}), decoding preset "
             f"{settings['preset']}, at most {settings['max_new_tokens']} tokens, seed {settings['seed']}"
         )
-    return ours, notes
+        runs.append((model, name, line))
+    return ours, runs
 
 
 def _candidates(name: str, candidates: Sequence[str]) -> Sequence[str]:
@@ -169,7 +170,8 @@ def make_tables(results: Sequence[str] = ()) -> list[Table]:
             for name in REPORT_SETS
             for column in paper["numbers"][model][name]
         ]
-        notes = [*NOTES["report"], *(NOTES["same"] if number == 1 else ()), *NOTES["all"], *runs]
+        lines = [line for of, name, line in runs if of == model and name in REPORT_SETS]
+        notes = [*NOTES["report"], *(NOTES["same"] if number == 1 else ()), *NOTES["all"], *lines]
         tables.append(Table(number, f"Report generation, {MODELS[model]} fine-tuned with LoRA", methods, rows, notes))
     heads = [(name, column) for name in SETS if name not in REPORT_SETS for column in ("open", "close")]
     heads = [(name, column) for name, column in heads if column in paper["numbers"]["llava-med"][name]]
@@ -178,7 +180,8 @@ def make_tables(results: Sequence[str] = ()) -> list[Table]:
         columns = [cells(model, name, column) for name, column in heads]
         rows += [(title, method, [column[place] for column in columns]) for place, method in enumerate(methods)]
     titles = [f"{SETS[name]} {SCORES[column]}" for name, column in heads]
-    notes = [*NOTES["vqa"], *NOTES["same"], *NOTES["all"], *runs]
+    lines = [line for _, name, line in runs if name not in REPORT_SETS]
+    notes = [*NOTES["vqa"], *NOTES["same"], *NOTES["all"], *lines]
     tables.append(Table(3, "Medical visual question answering", titles, rows, notes))
     return tables
 

@@ -79,7 +79,7 @@ def test_our_scores_stand_in_their_cells(evaluation):
             row("MEDALIGN", "greedy", open_recall=score(0.1)),  # not a column of the paper
         ]
     )
-    *_, three = make_tables([f"llava-med/slake={folder}"])
+    one, two, three = make_tables([f"llava-med/slake={folder}"])
     model = "LLaVA-Med-1.5"
     assert cell(three, model, "Beam", "SLAKE Open").ours == Ours(0.8, 0.75, pytest.approx(0.85), 645)
     assert cell(three, model, "Beam", "SLAKE Close").ours.n == 355
@@ -87,6 +87,7 @@ def test_our_scores_stand_in_their_cells(evaluation):
     assert cell(three, model, "MEDALIGN", "SLAKE Close").ours is None
     assert sum(c.ours is not None for *_, cells in three.rows for c in cells) == 3
     assert any("LLaVA-Med-1.5, slake: 12 items (sha256 abababababab)" in note for note in three.notes)
+    assert not any("sha256" in note for table in (one, two) for note in table.notes)
     assert "80.00 [75.0, 85.0] n=645" in markdown([three])
     assert "80.00 [75.0, 85.0] n=645" in latex([three])
     assert "n=645" in html([three])
