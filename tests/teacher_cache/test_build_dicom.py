@@ -1,0 +1,46 @@
+"""Every real DICOM file of the package pydicom-data goes into a store; what no viewer could show is quarantined."""
+
+import pytest
+
+from shared.imaging import Grid
+from shared.imaging.images import UnreadableImage, open_image
+from shared.targets import TargetStore
+from teacher_cache.build import Settings, build
+from teacher_cache.sources import find_images
+from tests.fixtures.images import real_dicom_folder
+from tests.fixtures.tiny_teacher import TEACHER, tiny_weights
+
+# Cut off inside its pixel data, so that nothing of it can be decoded.
+NO_PICTURE = {"emri_small_jpeg_2k_lossless_too_short.dcm"}
+
+
+def real_files():
+    return [one for one in find_images(str(real_dicom_folder())) if one.path.suffix == ".dcm"]
+
+
+@pytest.mark.integration
+def test_real_dicom_files_all_go_into_the_store(tmp_path):
+    """68 files: CT, MR, CR, ultrasound, bone scan, test cards; raw, RLE, JPEG, JPEG-LS, JPEG 2000, either byte order."""
+    weights = tiny_weights(tmp_path / "tiny.safetensors")
+    references = real_files()
+    assert len(references) >= 60
+    result = build(TEACHER, references, tmp_path / "store", weights=weights, settings=Settings(grid=Grid(5, 5)))
+    assert {reference.path.name for reference, _ in result.unreadable} == NO_PICTURE
+    assert result.encoded == result.distinct - 1 == len(TargetStore.open(tmp_path / "store"))
+
+
+@pytest.mark.slow
+def test_pydicoms_own_test_files_never_crash():
+    """Structured reports, plans, waveforms, directories, broken headers: a picture or a reason, nothing else."""
+    import pydicom.data
+
+    shown = 0
+    for name in pydicom.data.get_testdata_files("*"):
+        try:
+            image = open_image(name)
+        except UnreadableImage as error:
+            assert "\n" not in str(error)
+        else:
+            assert image.mode == "RGB"
+            shown += 1
+    assert shown >= 80
