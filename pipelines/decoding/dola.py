@@ -52,9 +52,10 @@ def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, s
 def contrasted_layers(logits: Tensor, early: Tensor, relative_top: float) -> Tensor:
     """Log p - log p_premature (B, V), -inf where implausible; `logits` (B, V), candidates `early` (B, C, V)."""
     main, candidates = torch.log_softmax(logits, dim=-1), torch.log_softmax(early.float(), dim=-1)
-    mean = (main.exp()[:, None] + candidates.exp()) / 2
+    mean = candidates.exp().add_(main.exp()[:, None]).mul_(0.5)
     # KL of the mean from each side, summed over the vocabulary: only the order counts. A mean of 0 adds nothing.
-    divergence = (2 * torch.xlogy(mean, mean) - mean * (main[:, None] + candidates)).sum(-1)
+    logs = mean.clamp_min(torch.finfo(mean.dtype).tiny).log_().mul_(2)
+    divergence = torch.linalg.vecdot(mean, logs.sub_(candidates).sub_(main[:, None]))
     chosen = divergence.argmax(dim=1)
     premature = candidates[torch.arange(len(main), device=main.device), chosen]
     plausible = main >= main.max(dim=-1, keepdim=True).values + math.log(relative_top)
