@@ -113,7 +113,10 @@ def list_namespaces(root: str | Path | Storage) -> list[Namespace]:
     """
     storage = open_storage(root) if isinstance(root, str | Path) else root
     # A build killed at its very start leaves a folder with nothing in it; one that lost its zarr.json has segments.
-    names = [name for name in storage.names("") if storage.exists(join(name, "zarr.json")) or storage.names(name)]
+    try:
+        names = [name for name in storage.names("") if storage.exists(join(name, "zarr.json")) or storage.names(name)]
+    except OSError as error:
+        raise UserError(f"cannot read the store {storage.location}: {error.strerror or error}") from error
     if not names:
         raise UserError(f"no target store at {storage.location}: `cache build --store {storage.location}` makes one")
     return [read_namespace(storage, name) for name in names]

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from shared.console import UserError
@@ -163,10 +164,12 @@ def _connect(location: str) -> Any:
 
     if not location.startswith(_SCHEMES):
         raise UserError(f"cannot open a store at {location}: use a folder or one of {', '.join(_SCHEMES)}")
-    options = {"allow_http": True} if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://") else {}
+    options: dict[str, Any] = {"retry_config": {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}}
+    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        options["client_options"] = {"allow_http": True}
     try:
         make: Callable[..., Any] = obstore.store.from_url
-        return ObjectStore(make(location, client_options=options) if options else make(location))
+        return ObjectStore(make(location, **({} if location.startswith("memory://") else options)))
     except obstore.exceptions.BaseError as error:
         raise UserError(f"cannot open a store at {location}: {str(error).splitlines()[0]}") from error
 

@@ -105,6 +105,14 @@ def test_nothing_there(root):
         TargetStore.open(root)
 
 
+def test_a_server_that_does_not_answer(root, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="cannot read the store s3://"):
+        TargetStore.open(root)
+    with pytest.raises(UserError, match="cannot write to the store s3://"):
+        write_records(root, range(2))
+
+
 def test_an_unknown_scheme():
     with pytest.raises(UserError, match="s3://"):
         TargetStore.open("ftp://host/store")
