@@ -1,5 +1,7 @@
 """Every real DICOM file of the package pydicom-data goes into a store; what no viewer could show is quarantined."""
 
+import contextlib
+
 import pytest
 
 from shared.imaging import Grid
@@ -20,7 +22,7 @@ def real_files():
 
 @pytest.mark.integration
 def test_real_dicom_files_all_go_into_the_store(tmp_path):
-    """68 files: CT, MR, CR, ultrasound, bone scan, test cards; raw, RLE, JPEG, JPEG-LS, JPEG 2000, either byte order."""
+    """CT, MR, CR, ultrasound, bone scan, test cards; raw, RLE, JPEG, JPEG-LS, JPEG 2000, either byte order."""
     weights = tiny_weights(tmp_path / "tiny.safetensors")
     references = real_files()
     assert len(references) >= 60
@@ -34,13 +36,9 @@ def test_pydicoms_own_test_files_never_crash():
     """Structured reports, plans, waveforms, directories, broken headers: a picture or a reason, nothing else."""
     import pydicom.data
 
-    shown = 0
+    shown = []
     for name in pydicom.data.get_testdata_files("*"):
-        try:
-            image = open_image(name)
-        except UnreadableImage as error:
-            assert "\n" not in str(error)
-        else:
-            assert image.mode == "RGB"
-            shown += 1
-    assert shown >= 80
+        with contextlib.suppress(UnreadableImage):
+            shown.append(open_image(name).mode)
+    assert set(shown) == {"RGB"}
+    assert len(shown) >= 80
