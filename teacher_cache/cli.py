@@ -140,7 +140,8 @@ def build_command(
     )
     for reference, reason in result.unreadable:
         warn(f"{reference}: {reason}")
-    if Ranks.of_environment().rank == 0:
+    speaks = Ranks.of_environment().speaks
+    if speaks:
         rate = f" at {result.encoded / result.seconds:.2f} images/s" if result.encoded else ""
         lines = [
             f"{result.images} images, {result.distinct} distinct: {result.found} were in the store, "
@@ -148,7 +149,7 @@ def build_command(
             f"namespace {result.namespace} in {store}",
         ]
         report(result.as_json(), json, lines)
-    if result.failed > allow_skips:
+    if speaks and result.failed > allow_skips:
         raise UserError(
             f"{result.failed} images could not be read (the quarantine list keeps their keys); every other image "
             f"is in the store. Mend or remove them, or accept them with --allow-skips {result.failed}"

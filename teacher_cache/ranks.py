@@ -30,13 +30,23 @@ class Ranks(NamedTuple):
         """
         return [key for key in keys if int.from_bytes(key[:8], "big") % self.world == self.rank]
 
+    @property
+    def meets(self) -> bool:
+        """Whether the ranks can talk; those of an array job, without a common address, work each for itself."""
+        return self.world > 1 and "MASTER_ADDR" in os.environ
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank reports, and fails where the build as a whole has."""
+        return self.rank == 0 or not self.meets
+
     def totals(self, *counts: int) -> tuple[int, ...]:
         """Sum numbers over all ranks; every rank must call this, and waits there for the others.
 
         It keeps a rank that ends with an error from ending the others: `torchrun` stops all when one fails. Processes
-        without a common address (an array job) do not meet, and each returns its own numbers.
+        that do not meet return their own numbers.
         """
-        if self.world == 1 or "MASTER_ADDR" not in os.environ:
+        if not self.meets:
             return counts
         import torch
         from torch import distributed
