@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from shared.imaging import Grid
 from shared.targets import TargetStore
 from shared.targets.namespace import list_namespaces
 from shared.targets.scan import scan
+from teacher_cache.build import Settings, build
 from teacher_cache.maintain import gc, info
 from teacher_cache.ranks import Ranks
+from teacher_cache.sources import find_images
 from tests.fixtures import tiny_teacher
 from tests.fixtures.images import image_folder
-from tests.fixtures.tiny_teacher import arguments, records, tiny_weights
+from tests.fixtures.tiny_teacher import TEACHER, arguments, records, tiny_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = Path(tiny_teacher.__file__)
@@ -60,15 +63,8 @@ def wait_for(condition, seconds=240):
 
 def undisturbed(tmp_path, weights):
     """Build the same images in one quiet process, one image a batch so that equal means equal in every bit."""
-    result = start(
-        [
-            sys.executable,
-            "-m",
-            "teacher_cache",
-            *arguments(tmp_path / "images", tmp_path / "quiet", weights, "--batch-size", 1),
-        ]
-    )
-    assert result.wait(300) in (0, 1), result.stderr.read()
+    images = find_images(str(tmp_path / "images"))
+    build(TEACHER, images, tmp_path / "quiet", weights=weights, settings=Settings(grid=Grid(5, 5)), batch_size=1)
     return records(tmp_path / "quiet")
 
 
