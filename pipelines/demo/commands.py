@@ -10,7 +10,7 @@ from shared.console import say
 
 def demo(
     full: Annotated[
-        bool, typer.Option("--full", help="Train longer, 45 minutes in all: enough to learn most of the task.")
+        bool, typer.Option("--full", help="Train longer: two hours at most on two cores.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Default: runs/demo, or runs/demo-full.")] = None,
 ) -> None:
