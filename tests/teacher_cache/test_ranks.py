@@ -51,7 +51,7 @@ def port(number):
 
 
 def segments(store):
-    return list(Path(store).glob("*/segments/*/zarr.json"))
+    return [path for path in Path(store).glob("*/segments/*/zarr.json") if not path.parent.name.startswith(".")]
 
 
 def wait_for(condition, seconds=240):
