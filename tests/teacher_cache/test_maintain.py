@@ -47,7 +47,9 @@ def test_info_counts_and_sizes(tmp_path):
     assert described["damaged"] == []
     assert described["fingerprint"] == identity().fingerprint()
     on_disk = sum(path.stat().st_size for path in (tmp_path / "store").rglob("segments/*/*/**/*") if path.is_file())
-    groups = len(namespace.segments()) * len((tmp_path / "store" / namespace.name / "quarantine/zarr.json").read_bytes())
+    groups = len(namespace.segments()) * len(
+        (tmp_path / "store" / namespace.name / "quarantine/zarr.json").read_bytes()
+    )
     assert abs(described["bytes"] - on_disk) < groups * 2
     json.dumps(described)
 
