@@ -122,6 +122,7 @@ def language() -> tuple[Any, Any]:
 
 @pytest.mark.slow
 @pytest.mark.integration
+@pytest.mark.timeout(1800)
 def test_the_language_model_equals_the_gguf_file(language: tuple[Any, Any]) -> None:
     """Inside the assembled student, text alone gives the logits of the model that transformers reads from the GGUF."""
     from transformers import AutoModelForCausalLM
@@ -141,6 +142,7 @@ def test_the_language_model_equals_the_gguf_file(language: tuple[Any, Any]) -> N
 
 @pytest.mark.slow
 @pytest.mark.integration
+@pytest.mark.timeout(1800)
 def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
     """Built from a set, saved and loaded back: patches of held-out slices resemble their structures' names."""
     import json
