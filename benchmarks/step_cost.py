@@ -1,4 +1,4 @@
-"""What distillation costs on top of plain LoRA: step time, peak memory, data wait, batch gain, seconds to the first step.
+"""What distillation costs on top of plain LoRA: step time, peak memory, data wait, batch gain, time to the first step.
 
     python benchmarks/step_cost.py step --layers 3 --pairs 3       # the real width: d 4096, 32/8 heads, 576 patches
     python benchmarks/step_cost.py memory --layers 3
@@ -6,8 +6,8 @@
     python benchmarks/step_cost.py batch
     python benchmarks/step_cost.py start
 
-Weights are random: the cost does not depend on their values. The vision tower is left out (one layer of width 64), since
-it costs all arms the same and would only make the ratios look better. Results: docs/performance-train.md.
+Weights are random: the cost does not depend on their values. The vision tower is a token one (width 64), since a real
+one costs all arms the same and would only make the ratios look better. Results: docs/performance-train.md.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def recipe_of(arm: str, layer: int) -> Recipe:
 
 
 def build(arm: str, layers: int, width: int, heads: int, groups: int, inner: int, vocabulary: int, patches: int) -> Any:
-    """A student on random weights, its recipe and its optimiser."""
+    """Make a student on random weights, its recipe and its optimiser."""
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig
 
     from student_train.student import make_student
@@ -83,7 +83,7 @@ def build(arm: str, layers: int, width: int, heads: int, groups: int, inner: int
 
 
 def batch_of(size: int, vocabulary: int, patches: int, text: int = TEXT, answer: int = ANSWER) -> dict[str, Any]:
-    """A collated batch: `patches` image tokens, `text` tokens around them, the last `answer` of which are labelled."""
+    """Make a batch of `patches` image tokens and `text` others, the last `answer` of which are labelled."""
     random = np.random.default_rng(0)
     length, start = patches + text, 34
     ids = torch.from_numpy(random.integers(5, vocabulary - 2, (size, length)))
@@ -252,7 +252,7 @@ def measure_data(records: int = 256) -> dict[str, Any]:
 
 
 def measure_batch(rounds: int) -> dict[str, Any]:
-    """Samples per second of the demo-size student at batch 1 and 8, three-term loss, rounds interleaved."""
+    """Measure samples per second of the demo-size student at batch 1 and 8, three-term loss, rounds interleaved."""
     sizes = small()
     student, recipe, optimizer = build("medalign", **sizes)
     batches = {size: batch_of(size, sizes["vocabulary"], sizes["patches"], text=60, answer=8) for size in (1, 8)}
@@ -269,23 +269,37 @@ def measure_batch(rounds: int) -> dict[str, Any]:
     return found
 
 
+FIRST_STEP = """
+import json, os, sys, time
+marks = [("", time.perf_counter())]
+def mark(name):
+    marks.append((name, time.perf_counter()))
+import torch
+mark("import torch")
+import peft, transformers.trainer
+mark("import transformers and peft")
+os.environ["DS_ACCELERATOR"] = "cpu"
+import deepspeed
+mark("import deepspeed")
+from shared.recipe import load_recipe
+from student_train.train import train
+train(load_recipe(sys.argv[1]))
+mark("everything else")
+print(json.dumps({name: marks[number + 1][1] - marks[number][1] for number, (name, _) in enumerate(marks[1:])}))
+"""
+
+
 def measure_start() -> dict[str, Any]:
-    """Seconds of `student train` to its first step on a tiny student under ZeRO-2: what there is to wait for besides weights."""
+    """Measure `student train` of one step on a tiny student under ZeRO-2: what there is to wait for besides weights."""
+    import yaml
+
     from tests.fixtures.student_runs import changed, write_run
 
     with tempfile.TemporaryDirectory() as folder:
-        values = changed(write_run(Path(folder)), deepspeed="zero2", train__max_steps=1)
-        import yaml
-
-        (Path(folder) / "r.yaml").write_text(yaml.safe_dump(values))
-        code = (
-            "import time; t=time.perf_counter(); import torch; a=time.perf_counter(); import transformers.trainer, peft; "
-            "b=time.perf_counter(); import os; os.environ['DS_ACCELERATOR']='cpu'; import deepspeed; c=time.perf_counter(); "
-            "from shared.recipe import load_recipe; from student_train.train import train; "
-            f"train(load_recipe('{folder}/r.yaml')); d=time.perf_counter(); "
-            'print(\'{"torch": %f, "transformers and peft": %f, "deepspeed": %f, "the rest": %f}\' % (a-t, b-a, c-b, d-c))'
-        )
-        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(yaml.safe_dump(changed(write_run(Path(folder)), deepspeed="zero2", train__max_steps=1)))
+        command = [sys.executable, "-c", FIRST_STEP, str(path)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 

@@ -9,7 +9,6 @@ from PIL import Image
 from shared.console import UserError
 from shared.imaging import Grid, ImageReference, content_key, open_image, square
 from shared.targets import Identity, Target, TargetStore
-from shared.targets.layout import triangle_length
 
 SIDE = 384  # pixels of a panel
 Values = NDArray[np.float32]
@@ -68,7 +67,7 @@ def similarity_row(target: Target, patches: int, row: int) -> Values:
     """Return row `row` of S_e (N,) from the stored triangle; 1 at the patch itself."""
     others = np.arange(patches)
     low, high = np.minimum(others, row), np.maximum(others, row)
-    places = triangle_length(patches) - triangle_length(patches - low) + high - low - 1
+    places = low * (2 * patches - low - 1) // 2 + high - low - 1  # rows before `low` hold patches-1, patches-2, ...
     values = np.ones(patches, dtype=np.float32)
     values[others != row] = target.similarity[places[others != row]]
     return values

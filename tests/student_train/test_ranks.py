@@ -60,7 +60,7 @@ def launch(values, folder, ranks=2, resume=False, **changes):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
     command += [str(ROOT / "tests/fixtures/launch_training.py"), str(path)] + (["--resume"] if resume else [])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr.partition("Traceback")[2][:6000]
     return folder
 

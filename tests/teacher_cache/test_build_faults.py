@@ -97,7 +97,7 @@ def test_disk_full(tmp_path, weights):
     image_folder(tmp_path / "images", 20)
     build_once(str(tmp_path / "images"), tmp_path / "quiet", weights)
     expected = records(tmp_path / "quiet")
-    with small_disk(tmp_path / "disk", "600k"):
+    with small_disk(tmp_path / "disk", "300k"):
         store = tmp_path / "disk" / "store"
         line = arguments(tmp_path / "images", store, weights, "--segment-records", 2, "--batch-size", 1)
         process = python("-m", "teacher_cache", *line)
