@@ -165,6 +165,8 @@ def compare(teacher_name: str, weights: str | None, images: int, rounds: int) ->
             found["bare"].append(timed(bare))
             found["build"].append(timed(lambda n=number: build(folder / f"store{n}")))
             found["recipe"].append(timed(lambda n=number: recipe(folder / f"recipe{n}")))
+            latest = ", ".join(f"{kind} {rounds[-1].processor:.1f} s" for kind, rounds in found.items())
+            print(f"{teacher_name}, round {number + 1}: {latest} of processor time", file=sys.stderr, flush=True)
     return found
 
 

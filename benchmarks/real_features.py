@@ -1,6 +1,6 @@
 """Features of real medical images from the packaged ViT-S/14, for the benchmarks and tests of the store.
 
-Images: twelve distinct DICOM files of the package pydicom-data (radiographs, MR, CT, ultrasound) and eight MNI152 slices.
+Images: twelve distinct DICOM files of the package pydicom-data (radiographs, MR, CT, ultrasound), eight MNI152 slices.
 """
 
 from importlib.util import find_spec
@@ -17,10 +17,20 @@ from teacher_cache.encoder import encode
 from teacher_cache.stream import prepare
 from teacher_cache.teachers import load_teacher
 
-DICOM = (
-    "RG1_UNCR RG3_UNCR MR2_UNCR 693_UNCR JPEG-LL JPEG2000_UNC MR-SIEMENS-DICOM-WithOverlays OBXXXX1A US1_UNCR "
-    "color-px eCT_Supplemental gdcm-US-ALOKA-16"
-).split()
+DICOM = [
+    "RG1_UNCR",
+    "RG3_UNCR",
+    "MR2_UNCR",
+    "693_UNCR",
+    "JPEG-LL",
+    "JPEG2000_UNC",
+    "MR-SIEMENS-DICOM-WithOverlays",
+    "OBXXXX1A",
+    "US1_UNCR",
+    "color-px",
+    "eCT_Supplemental",
+    "gdcm-US-ALOKA-16",
+]
 SLICES = [f"axial={place}" for place in (50, 75, 100, 125)] + [f"coronal={place}" for place in (80, 110, 130, 150)]
 
 
@@ -34,7 +44,7 @@ class Features(NamedTuple):
 
 
 def real_images(limit: int | None = None) -> list[str]:
-    """References to the images that are installed."""
+    """Return references to the images that are installed."""
     spec = find_spec("data_store")
     folder = Path(next(iter(spec.submodule_search_locations or []))) / "data" if spec else Path()
     found = [str(folder / f"{name}.dcm") for name in DICOM if (folder / f"{name}.dcm").is_file()]

@@ -1,7 +1,8 @@
 """Every code block of the README and the docs is run here, or says in its opening line why it is not.
 
-A fence opens with its language and then `run` or `skip: reason`. The `run` blocks of one file are executed in order, in one
-shell session each, in a folder that holds what a new user would have: `images/`, `train.json`, `test.json` and `student/`.
+A fence opens with its language and then `run` or `skip: reason`. The `run` blocks of the README are executed in order,
+each in a shell of its own, in a folder that holds what a new user would have: `images/`, `train.json`, `test.json` and
+`student/`.
 """
 
 import hashlib
@@ -37,7 +38,9 @@ def blocks(page: Path) -> list[Block]:
 def test_every_code_block_is_run_or_says_why_not(page: Path) -> None:
     for block in blocks(page):
         if block.language in RUNNABLE:
-            assert block.note == "run" or re.fullmatch(r"skip: .{10,}", block.note), f"{page.name}: ```{block.language} {block.note}"
+            assert block.note == "run" or re.fullmatch(r"skip: .{10,}", block.note), (
+                f"{page.name}: ```{block.language} {block.note}"
+            )
 
 
 @pytest.mark.unit
@@ -62,13 +65,22 @@ def test_the_readme_can_be_followed(tmp_path: Path) -> None:
     from tests.fixtures.newcomer import prepare
 
     prepare(tmp_path)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "default"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONWARNINGS": "default",
+    }
     ran = 0
     for block in blocks(ROOT / "README.md"):
         if block.note != "run":
             continue
-        command = ["bash", "-euo", "pipefail", "-c", block.text] if block.language in {"bash", "sh"} else [sys.executable, "-c", block.text]
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500, check=False)
+        command = (
+            ["bash", "-euo", "pipefail", "-c", block.text]
+            if block.language in {"bash", "sh"}
+            else [sys.executable, "-c", block.text]
+        )
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500, check=False
+        )
         assert result.returncode == 0, f"{block.text}\n{result.stdout[-3000:]}\n{result.stderr[-5000:]}"
         ran += 1
     assert ran >= 3

@@ -9,9 +9,7 @@ from shared.console import say
 
 
 def demo(
-    full: Annotated[
-        bool, typer.Option("--full", help="Train longer: two hours at most on two cores.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train longer: two hours at most on two cores.")] = False,
     out: Annotated[Path | None, typer.Option(help="Default: runs/demo, or runs/demo-full.")] = None,
 ) -> None:
     """Run the whole pipeline on real MRI slices: 15 minutes at most on two cores, report in runs/demo/report.html.
