@@ -15,7 +15,7 @@ from shared.imaging.grid import Grid
 from shared.imaging.images import parse_reference
 from teacher_cache.encoder import encode
 from teacher_cache.stream import prepare
-from teacher_cache.teachers import load_teacher
+from teacher_cache.teachers import dinov2_small
 
 DICOM = [
     "RG1_UNCR",
@@ -57,8 +57,8 @@ def real_images(limit: int | None = None) -> list[str]:
 
 
 def real_features(grid: Grid, limit: int | None = None) -> Features:
-    """Encode the images on a native grid of `grid` patches (`pad` geometry)."""
-    teacher = load_teacher("dinov2-small", grid=grid)
+    """Encode the images by a teacher whose own grid is `grid` (`pad` geometry): 14x14 patches are 196 x 196 pixels."""
+    teacher = dinov2_small(grid)
     prepared = [prepare(parse_reference(text), teacher.preprocessing, "pad") for text in real_images(limit)]
     pixels = torch.stack([image for image, _ in prepared])
     encoded = [encode(teacher, batch) for batch in pixels.split(4)]

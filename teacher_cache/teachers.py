@@ -119,7 +119,8 @@ def load_teacher(name: str, weights: str | None = None, grid: Grid | None = None
     if name == "biomedclip":
         return _biomedclip(TEACHERS[name], weights)
     if name == "dinov2-small":
-        return _dinov2_small(TEACHERS[name], weights, grid or Grid(24, 24))
+        wanted = grid or Grid(24, 24)
+        return dinov2_small(wanted if min(wanted) >= 16 else Grid(2 * wanted.rows, 2 * wanted.columns), weights)
     if family == "open_clip" and rest:
         return _open_clip(name, rest, weights)
     if family == "timm" and rest:
@@ -166,8 +167,14 @@ def _biomedclip(info: TeacherInfo, weights: str | None) -> Teacher:
     return _finish(info, trunk, OPENAI_MEAN, OPENAI_STD, hashed, project)
 
 
-def _dinov2_small(info: TeacherInfo, weights: str | None, grid: Grid) -> Teacher:
-    """Load the packaged ViT-S/14, its 37 x 37 positions resampled to the grid."""
+def dinov2_small(native: Grid, weights: str | None = None) -> Teacher:
+    """Load the packaged ViT-S/14 to run on `native` patches, its 37 x 37 positions resampled to them.
+
+    Raises
+    ------
+    UserError
+        The package is not installed, or the grid is not square.
+    """
     from pathlib import Path
 
     import timm
@@ -175,12 +182,12 @@ def _dinov2_small(info: TeacherInfo, weights: str | None, grid: Grid) -> Teacher
 
     from shared.vit_s_focus import MEAN, PATCH, POSITIONS, STD, packaged_file, read_tensors
 
+    info = TEACHERS["dinov2-small"]
+    if native.rows != native.columns:
+        raise UserError(f"teacher {info.name} sees squares: its grid {native} must have as many rows as columns")
     source = read_tensors(packaged_file() if weights is None else Path(weights))
     tensors = {name: torch.from_numpy(array) for name, array in _dinov2_to_timm(source).items()}
     hashed = weights_hash(tensors)
-    native = grid if min(grid) >= 16 else Grid(2 * grid.rows, 2 * grid.columns)
-    if native.rows != native.columns:
-        raise UserError(f"teacher {info.name} sees squares: the grid {grid} must have as many rows as columns")
     # Plain bicubic, as in the original; timm's default also smooths, which moves features by up to 4%.
     grids = list(native), [POSITIONS, POSITIONS]
     tensors["pos_embed"] = resample_abs_pos_embed(tensors["pos_embed"], *grids, antialias=False)
