@@ -29,8 +29,8 @@ from benchmarks.store_codecs import identity, records_of
 from shared.imaging.grid import Grid
 from shared.targets import Identity, TargetStore, TargetWriter
 from shared.targets.chunks import decode_chunk, encode_chunk
-from shared.targets.factors import targets_of_factors
 from shared.targets.layout import Record, arrays_of
+from shared.targets.restore import targets_of_factors
 
 GRID = Grid(24, 24)
 MIB = 2**20

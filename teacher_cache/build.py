@@ -16,7 +16,7 @@ import torch
 from shared.console import UserError, track, warn
 from shared.imaging.geometry import Geometry
 from shared.imaging.grid import Grid
-from shared.imaging.images import ImageReference, UnreadableImage
+from shared.imaging.images import ImageReference
 from shared.targets import DamagedSegment, Identity, TargetStore, TargetWriter
 from shared.targets.keys import content_keys
 from shared.targets.manifest import keys_present
@@ -27,12 +27,15 @@ from teacher_cache.teachers import Teacher, load_teacher
 
 
 class Settings(NamedTuple):
-    """What decides the numbers in the store, beside the teacher: part of the identity."""
+    """What decides the numbers in the store, beside the teacher: part of the identity.
+
+    `precision` None is the encoding's own: f16 for `matrix`, u8 for `factors`.
+    """
 
     geometry: Geometry = "pad"
     grid: Grid = Grid(24, 24)
     encoding: Literal["matrix", "factors"] = "matrix"
-    precision: Literal["f16", "u8"] = "f16"
+    precision: Literal["f16", "u8"] | None = None
     features: Literal["block", "projected"] = "block"
     tolerance: float = 0.01
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -41,7 +44,8 @@ class Settings(NamedTuple):
 class BuildResult(NamedTuple):
     """What a build did: `images` asked for, of them `distinct`; of those `found` before, now `encoded`, or `failed`.
 
-    Under `torchrun` these are the counts of all ranks; `unreadable` names only this rank's images.
+    `left_out` names the failed ones with the reason. Under `torchrun` the counts are those of all ranks, the names only
+    this rank's.
     """
 
     namespace: str
@@ -50,19 +54,20 @@ class BuildResult(NamedTuple):
     found: int
     encoded: int
     failed: int
-    unreadable: list[tuple[ImageReference, str]]
+    left_out: list[tuple[ImageReference, str]]
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for `--json`; images that could not be read are named by the path the user gave."""
-        unreadable = [{"image": str(reference), "reason": reason} for reference, reason in self.unreadable]
+        """Plain values for `--json`; images that were left out are named by the path the user gave."""
+        left_out = [{"image": str(reference), "reason": reason} for reference, reason in self.left_out]
         rate = self.encoded / self.seconds if self.encoded else None
-        return {**self._asdict(), "unreadable": unreadable, "images_per_second": rate}
+        return {**self._asdict(), "left_out": left_out, "images_per_second": rate}
 
 
 def identity_of(teacher: Teacher, settings: Settings) -> Identity:
     """Return the identity of targets made by `teacher` under `settings`."""
     factors = settings.encoding == "factors"
+    chosen: dict[str, Any] = {} if settings.precision is None else {"precision": settings.precision}
     return Identity(
         teacher=teacher.name,
         architecture=teacher.architecture,
@@ -73,8 +78,8 @@ def identity_of(teacher: Teacher, settings: Settings) -> Identity:
         dtype=settings.dtype,
         encoding=settings.encoding,
         grid=teacher.grid if factors else settings.grid,
-        precision=settings.precision,
         tolerance=settings.tolerance if factors else None,
+        **chosen,
     )
 
 
@@ -134,6 +139,8 @@ def build(
 ) -> BuildResult:
     """Encode every image that the store lacks, and write its target.
 
+    An image that cannot be read, or for which `factors` cannot keep the tolerance, is left out and quarantined.
+
     Parameters
     ----------
     teacher, weights
@@ -158,8 +165,8 @@ def build(
     references = list(images)
     loaded, identity = load_for(teacher, weights, settings, place)
     namespace = create_namespace(store, identity, _provenance(loaded))
-    by_key, _, unreadable = distinct_images(references, workers)
-    unopened = len(unreadable)  # the same on every rank
+    by_key, _, left_out = distinct_images(references, workers)
+    unopened = len(left_out)  # the same on every rank
     missing = missing_keys(namespace, by_key)
     mine = ranks.owned(missing)
     known = {record.key: record.reason for record in quarantined(namespace)}
@@ -171,14 +178,14 @@ def build(
             for key, error in track(flow, len(mine), title, "images"):
                 if error is None:
                     continue
-                unreadable.append((by_key[key], _reason(error)))
-                if isinstance(error, UnreadableImage) and known.get(key) != str(error):
+                left_out.append((by_key[key], _reason(error)))
+                if not isinstance(error, OSError) and known.get(key) != str(error):
                     quarantine(namespace, key, str(error))
-    failed = len(unreadable) - unopened
+    failed = len(left_out) - unopened
     encoded, failed = ranks.totals(len(mine) - failed, failed)
     found, seconds = len(by_key) - len(missing), time.perf_counter() - begin
     return BuildResult(
-        identity.namespace(), len(references), len(by_key), found, encoded, failed + unopened, unreadable, seconds
+        identity.namespace(), len(references), len(by_key), found, encoded, failed + unopened, left_out, seconds
     )
 
 

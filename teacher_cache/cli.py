@@ -55,7 +55,7 @@ def plan_command(
     geometry: GeometryOption = "pad",
     grid: GridOption = "24x24",
     encoding: EncodingOption = "matrix",
-    precision: PrecisionOption = "f16",
+    precision: PrecisionOption = None,
     features: FeaturesOption = "block",
     tolerance: ToleranceOption = 0.01,
     dtype: DtypeOption = "fp32",
@@ -95,7 +95,7 @@ def plan_command(
         )
     lines.append(f"namespace {found.namespace}")
     report(found.as_json(), json, lines)
-    for reference, reason in found.unreadable:
+    for reference, reason in found.left_out:
         warn(f"{reference}: {reason}")
 
 
@@ -109,7 +109,7 @@ def build_command(
     geometry: GeometryOption = "pad",
     grid: GridOption = "24x24",
     encoding: EncodingOption = "matrix",
-    precision: PrecisionOption = "f16",
+    precision: PrecisionOption = None,
     features: FeaturesOption = "block",
     tolerance: ToleranceOption = 0.01,
     dtype: DtypeOption = "fp32",
@@ -138,21 +138,21 @@ def build_command(
         device=device,
         segment_records=segment_records,
     )
-    for reference, reason in result.unreadable:
+    for reference, reason in result.left_out:
         warn(f"{reference}: {reason}")
     speaks = Ranks.of_environment().speaks
     if speaks:
         rate = f" at {result.encoded / result.seconds:.2f} images/s" if result.encoded else ""
         lines = [
             f"{result.images} images, {result.distinct} distinct: {result.found} were in the store, "
-            f"{result.encoded} encoded in {result.seconds:.1f} s{rate}, {result.failed} unreadable",
+            f"{result.encoded} encoded in {result.seconds:.1f} s{rate}, {result.failed} left out",
             f"namespace {result.namespace} in {store}",
         ]
         report(result.as_json(), json, lines)
     if speaks and result.failed > allow_skips:
         raise UserError(
-            f"{result.failed} images could not be read (the quarantine list keeps their keys); every other image "
-            f"is in the store. Mend or remove them, or accept them with --allow-skips {result.failed}"
+            f"{result.failed} images could not be cached, for the reasons above; every other image is in the store. "
+            f"Mend or remove them, or accept that with --allow-skips {result.failed}"
         )
 
 

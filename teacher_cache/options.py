@@ -21,7 +21,10 @@ GridOption = Annotated[str, typer.Option("--grid", help="The student's patch gri
 EncodingOption = Annotated[
     Literal["matrix", "factors"], typer.Option("--encoding", help="matrix: S at this grid; factors: any grid, smaller.")
 ]
-PrecisionOption = Annotated[Literal["f16", "u8"], typer.Option("--precision", help="u8 halves the size; see the docs.")]
+PrecisionOption = Annotated[
+    Literal["f16", "u8"] | None,
+    typer.Option("--precision", help="Of stored values; default f16 for matrix (u8: a third), u8 for factors."),
+]
 FeaturesOption = Annotated[
     Literal["block", "projected"], typer.Option("--features", help="block: the last block's tokens, as in the paper.")
 ]

@@ -25,10 +25,10 @@ class Plan(NamedTuple):
         References asked for; different images among them; of these in the store, and not.
     duplicates
         References whose image is another's, byte by byte: (the repeated one, the first one).
-    unreadable
-        Files that cannot be opened, and images of the probe that cannot be read, with the reason.
+    left_out
+        Files that cannot be opened, and images of the probe that a build would quarantine, with the reason.
     probed, images_per_second, bytes_per_record
-        What the probe encoded and found; the last two None where none of its images could be read.
+        What the probe encoded and found; the last two None where it could encode none of its images.
     bytes, hours
         Expected for the missing ones.
     """
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     found: int
     missing: int
     duplicates: list[tuple[ImageReference, ImageReference]]
-    unreadable: list[tuple[ImageReference, str]]
+    left_out: list[tuple[ImageReference, str]]
     probed: int
     images_per_second: float | None
     bytes_per_record: float | None
@@ -49,8 +49,8 @@ class Plan(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
         duplicates = [{"image": str(repeated), "same_as": str(first)} for repeated, first in self.duplicates]
-        unreadable = [{"image": str(reference), "reason": reason} for reference, reason in self.unreadable]
-        return {**self._asdict(), "duplicates": duplicates, "unreadable": unreadable}
+        left_out = [{"image": str(reference), "reason": reason} for reference, reason in self.left_out]
+        return {**self._asdict(), "duplicates": duplicates, "left_out": left_out}
 
 
 def plan(
@@ -80,7 +80,7 @@ def plan(
     place = choose_device(device)
     references = list(images)
     loaded, identity = load_for(teacher, weights, settings, place)
-    by_key, repeated, unreadable = distinct_images(references, workers)
+    by_key, repeated, left_out = distinct_images(references, workers)
     duplicates = [(again, by_key[key]) for again, key in repeated]
     missing = list(by_key)
     if store is not None:
@@ -105,7 +105,7 @@ def plan(
             outcomes = run(sample, writer.add)
         seconds = time.perf_counter() - begin
         manifests = [check_segment(writer.namespace, segment) for segment in writer.namespace.segments()]
-    unreadable += [(by_key[key], str(error)) for key, error in outcomes if error is not None]
+    left_out += [(by_key[key], str(error)) for key, error in outcomes if error is not None]
     probed = sum(manifest.records for manifest in manifests)
     size = sum(length for manifest in manifests for length, _ in manifest.files.values()) / probed if probed else None
     return Plan(
@@ -115,7 +115,7 @@ def plan(
         found=len(by_key) - len(missing),
         missing=len(missing),
         duplicates=duplicates,
-        unreadable=unreadable,
+        left_out=left_out,
         probed=probed,
         images_per_second=probed / seconds if probed else None,
         bytes_per_record=size,

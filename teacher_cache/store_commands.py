@@ -146,7 +146,7 @@ def verify_command(
             device=device,
         )
         document["resampled"] = {**found._asdict(), "worst": found.worst and str(found.worst), "sound": found.sound}
-        document["resampled"]["unreadable"] = [{"image": str(one), "reason": why} for one, why in found.unreadable]
+        document["resampled"]["left_out"] = [{"image": str(one), "reason": why} for one, why in found.left_out]
         lines.append(
             f"{found.records} records encoded again: similarity differs by {found.similarity:.2g} at most (rounding "
             f"explains {found.allowed:.2g}), attention by {found.attention:.2g} of its largest weight "
@@ -154,7 +154,7 @@ def verify_command(
         )
         if not found.sound:
             wrong.append(f"{found.namespace} is not what its teacher says today, most of all for {found.worst}")
-        wrong += [f"{reference}: {reason}" for reference, reason in found.unreadable]
+        wrong += [f"{reference}: {reason}" for reference, reason in found.left_out]
     report(document, json, lines)
     for one in damaged:
         warn(str(one.damage))

@@ -19,6 +19,7 @@ from shared.imaging.geometry import Box, Geometry, content_box, square
 from shared.imaging.images import ImageReference, UnreadableImage, open_image
 from shared.targets import Identity, Preprocessing
 from shared.targets.encodings import encode_targets
+from shared.targets.factors import InaccurateFactors
 from shared.targets.layout import Record
 from teacher_cache.encoder import Encoded, encode
 from teacher_cache.teachers import Teacher
@@ -27,7 +28,7 @@ T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 READ_AHEAD, WRITE_BEHIND = 2, 1  # batches in memory before and after the teacher
 
-Failure = UnreadableImage | OSError  # of the image for good, or of its file just now
+Failure = UnreadableImage | InaccurateFactors | OSError  # of the image for good, or (the last) of its file just now
 Outcome = tuple[bytes, Failure | None]
 
 
@@ -58,7 +59,8 @@ def stream(
     Yields
     ------
     tuple
-        The key and None once `add` has taken its record, or the key and why its image cannot be read.
+        The key and None once `add` has taken its record, or the key and why its image has none: it cannot be read, or
+        `factors` cannot keep the tolerance for it.
 
     Raises
     ------
@@ -74,10 +76,18 @@ def stream(
                 f"the teacher's values are not finite in {identity.dtype} (batch of {first}): use a wider --dtype, "
                 "or check the weights"
             )
-        made = encode_targets(encoded.tokens, encoded.attention, batch.boxes, teacher.grid, identity)
-        for key, record in zip(batch.keys, made, strict=True):
-            add(key, record)
-        return [(key, None) for key in batch.keys]
+        outcomes: list[Outcome] = []
+        for part in _parts(len(batch.keys), identity):
+            tokens, attention = encoded.tokens[part], encoded.attention[part]
+            try:
+                made = encode_targets(tokens, attention, batch.boxes[part], teacher.grid, identity)
+            except InaccurateFactors as error:
+                outcomes += [(key, error) for key in batch.keys[part]]
+                continue
+            for key, record in zip(batch.keys[part], made, strict=True):
+                add(key, record)
+                outcomes.append((key, None))
+        return outcomes
 
     def jobs(writer: ThreadPoolExecutor, batches: Iterable[_Batch]) -> Iterator[Future[list[Outcome]]]:
         for batch in batches:
@@ -91,6 +101,11 @@ def stream(
         batches = _read(keys, by_key, teacher.preprocessing, identity.geometry, batch_size, workers, device)
         for outcomes in _ahead(jobs(writer, batches), WRITE_BEHIND):
             yield from outcomes
+
+
+def _parts(count: int, identity: Identity) -> list[slice]:
+    """Which images of a batch to encode at a time: all, or one where each may fail by itself."""
+    return [slice(count)] if identity.encoding == "matrix" else [slice(row, row + 1) for row in range(count)]
 
 
 def prepare(reference: ImageReference, preprocessing: Preprocessing, geometry: Geometry) -> tuple[Tensor, Box]:

@@ -11,8 +11,8 @@ from shared.console import UserError, track
 from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference
 from shared.targets import Identity, Target, TargetStore, first_difference
-from shared.targets.factors import targets_of_factors
 from shared.targets.layout import Record
+from shared.targets.restore import targets_of_factors
 from teacher_cache.build import choose_device, distinct_images, load_for, settings_of
 from teacher_cache.stream import stream
 
@@ -37,7 +37,7 @@ class Deviation(NamedTuple):
     worst: ImageReference | None
     allowed: float
     allowed_attention: float
-    unreadable: list[tuple[ImageReference, str]]
+    left_out: list[tuple[ImageReference, str]]
 
     @property
     def sound(self) -> bool:
@@ -118,7 +118,7 @@ def resample(
         worst=by_key[worst[3]] if worst else None,
         allowed=allowed_deviation(identity),
         allowed_attention=ROUNDING[identity.dtype],
-        unreadable=failures,
+        left_out=failures,
     )
 
 

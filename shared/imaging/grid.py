@@ -9,9 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from shared.console import UserError
 
@@ -40,14 +38,15 @@ class Grid(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def interpolation_matrix(source: Grid, target: Grid) -> Tensor:
+def interpolation_matrix(source: Grid, target: Grid) -> NDArray[np.float32]:
     """Return A (N, M) float32 with rows summing to 1: `target patches = A @ source patches`.
 
     Rows and columns are handled apart, each bilinear where it grows and area-averaged where it shrinks.
-    The tensor is shared between callers and must not be written to.
+    The array is shared between callers and must not be written to.
     """
     rows, columns = _axis(source.rows, target.rows), _axis(source.columns, target.columns)
-    return torch.from_numpy(np.kron(rows, columns).astype(np.float32))
+    matrix: NDArray[np.float32] = np.kron(rows, columns).astype(np.float32)
+    return matrix
 
 
 def _axis(source: int, target: int) -> NDArray[np.float64]:

@@ -41,8 +41,8 @@ def encode_targets(
     ------
     ValueError
         If a feature or weight is not finite: a target must never be wrong in silence.
-    UserError
-        If `factors` cannot keep the tolerance.
+    InaccurateFactors
+        If `factors` cannot keep the tolerance for one of the images.
     """
     if not (torch.isfinite(tokens).all() and torch.isfinite(attention).all()):
         raise ValueError("the teacher returned values that are not finite; try --dtype fp32")
@@ -72,7 +72,7 @@ def _matrix_records(
     tokens: Tensor, attention: Tensor, boxes: Sequence[Box], native: Grid, identity: Identity
 ) -> list[Record]:
     grid = Grid(*identity.grid)
-    matrix = interpolation_matrix(native, grid).to(tokens.device)
+    matrix = torch.from_numpy(interpolation_matrix(native, grid)).to(tokens.device)
     interpolated = tokens.float() if native == grid else matrix @ tokens.float()
     similarity = cosine_similarity_triangle(interpolated)
     stored = (similarity.half() if identity.precision == "f16" else similarity).cpu().numpy()

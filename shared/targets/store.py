@@ -126,7 +126,7 @@ class TargetStore:
         arrays = self.arrays(keys)
         if self.identity.encoding == "matrix":
             return Target(arrays["similarity"], arrays["attention"], arrays["coverage"])
-        from shared.targets.factors import targets_of_factors
+        from shared.targets.restore import targets_of_factors
 
         return Target(*targets_of_factors(arrays, self.identity.grid, self.grid))
 

@@ -1,6 +1,9 @@
 """From features to stored targets and back: `matrix` in two precisions, `factors` on any grid."""
 
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +12,11 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.console import UserError
 from shared.imaging.geometry import Box, content_box, coverage
 from shared.imaging.grid import Grid, interpolation_matrix
 from shared.targets import TargetStore, TargetWriter
 from shared.targets.encodings import encode_targets
-from shared.targets.factors import factorise
+from shared.targets.factors import InaccurateFactors, factorise
 from shared.targets.similarity import (
     cosine_similarity_triangle,
     patches_of_triangle,
@@ -87,7 +89,7 @@ def test_matrix_keeps_the_interpolated_similarity(tmp_path, precision, bound):
     wanted = independent_similarity(tokens, native, grid).numpy()
     rows, columns = np.triu_indices(48, 1)
     assert np.abs(batch.similarity - wanted[:, rows, columns]).max() <= bound
-    operator = interpolation_matrix(Grid(*native), Grid(*grid)).numpy()
+    operator = interpolation_matrix(Grid(*native), Grid(*grid))
     np.testing.assert_allclose(batch.attention, attention.numpy() @ operator.T, atol=1e-7)
     np.testing.assert_array_equal(batch.coverage, [coverage(box, Grid(*grid)) for box in boxes])
 
@@ -103,7 +105,7 @@ def test_factors_serve_any_grid_within_their_error(tmp_path, precision, grid):
     store = TargetStore.open(tmp_path, grid=grid)
     batch = store.batch([key(number) for number in (2, 0, 3, 1)])
     order = torch.tensor([2, 0, 3, 1])
-    operator = interpolation_matrix(Grid(*native), Grid(*grid))
+    operator = torch.from_numpy(interpolation_matrix(Grid(*native), Grid(*grid)))
     wanted = cosine_similarity_triangle(operator @ tokens[order]).numpy()
     assert np.abs(batch.similarity - wanted).max() <= 0.03  # 0.02 is kept at the native grid and at 24x24
     np.testing.assert_allclose(batch.attention, (attention[order] @ operator.T).numpy(), atol=1e-7)
@@ -127,8 +129,23 @@ def test_factors_at_full_rank_are_exact_and_the_rank_is_needed(width):
 
 def test_a_tolerance_that_cannot_be_kept_says_so():
     tokens, _ = features(1, (4, 4))
-    with pytest.raises(UserError, match="--precision f16"):
+    with pytest.raises(InaccurateFactors, match="--precision f16"):
         factorise(tokens[0], (4, 4), 1e-4, "u8")
+    with pytest.raises(InaccurateFactors, match="a larger --tolerance") as caught:
+        factorise(tokens[0], (4, 4), 1e-6, "f16")
+    assert "--precision" not in str(caught.value)
+
+
+def test_reading_factors_needs_no_torch(tmp_path):
+    """Torch would be most of the memory of a process that reads targets."""
+    tokens, attention = features(2, (4, 4))
+    changes = {"grid": (4, 4), "encoding": "factors", "tolerance": 0.02}
+    write(tmp_path / "store", tokens, attention, [Box(0, 0, 1, 1)] * 2, (4, 4), **changes)
+    code = (
+        "import sys; from shared.targets import TargetStore; store = TargetStore.open(sys.argv[1], grid=(6, 6)); "
+        "assert store[next(store.keys())].similarity.shape == (630,); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "store"], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_plain_zarr_reads_u8_as_floats(tmp_path):

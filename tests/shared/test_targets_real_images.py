@@ -39,7 +39,7 @@ class Effect(NamedTuple):
 
 def effect(features, similarity, grid):
     """Compare loss and gradient for a student half way to the teacher, against exact targets."""
-    tokens = interpolation_matrix(NATIVE, grid) @ features.tokens
+    tokens = torch.from_numpy(interpolation_matrix(NATIVE, grid)) @ features.tokens
     exact = cosine_similarity_triangle(tokens)
     noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0)) * tokens.std()
     results = []

@@ -187,6 +187,11 @@ def test_quarantine_keeps_the_latest_reason(tmp_path):
 
 
 def test_the_fingerprint_is_stable():
-    assert identity().fingerprint() == identity().fingerprint()
+    """The golden value names every store there is: a change of it orphans them."""
+    assert identity().fingerprint() == "f65c5ce84bdb87811adc8449d2a2138fd4a4a9bd68f8aa7b1a79fbef5fe8ffc3"
     assert identity().namespace() == f"dinov2-small-{identity().fingerprint()[:12]}"
+    assert identity(precision="f16").fingerprint() == identity().fingerprint()
+    factors = identity(encoding="factors", tolerance=0.01)
+    assert factors.fingerprint() == "0676c2aec8d27ae5e8fdae89c4ca6df4eb2f3ec55bbb87fdc820113410ab22fd"
+    assert factors == identity(encoding="factors", tolerance=0.01, precision="u8")
     assert identity(teacher="open_clip:ViT-L-14/openai").namespace().startswith("open_clip-ViT-L-14-openai-")

@@ -102,7 +102,7 @@ def test_what_cannot_be_read_is_quarantined_once_and_the_rest_is_built(tmp_path,
     for _ in range(2):
         result = run(tmp_path / "images", tmp_path / "store", weights, batch_size=2)
     assert (result.distinct, result.found, result.encoded, result.failed) == (6, 3, 0, 3)
-    assert {reference.path.name for reference, _ in result.unreadable} == set(bad)
+    assert {reference.path.name for reference, _ in result.left_out} == set(bad)
     [namespace] = list_namespaces(tmp_path / "store")
     listed = list(quarantined(namespace))
     assert {record.key for record in listed} == {content_key(tmp_path / "images" / name) for name in bad}
@@ -115,7 +115,7 @@ def test_a_file_that_cannot_be_opened_is_told_but_not_quarantined(tmp_path, weig
     references = [ImageReference(path) for path in [*paths, tmp_path / "gone.png"]]
     result = build(TEACHER, references, tmp_path / "store", weights=weights, settings=GRID)
     assert (result.encoded, result.failed) == (2, 1)
-    assert "No such file" in result.unreadable[0][1]
+    assert "No such file" in result.left_out[0][1]
     [namespace] = list_namespaces(tmp_path / "store")
     assert not list(quarantined(namespace))
 
@@ -188,6 +188,7 @@ def test_settings_follow_from_an_identity():
         settings = settings_of(made)
         assert settings.grid == made.grid
         assert (settings.tolerance == made.tolerance) or made.tolerance is None
+        assert settings.precision == made.precision
         assert all(
             getattr(settings, name) == getattr(made, name) for name in ("geometry", "dtype", "precision", "encoding")
         )

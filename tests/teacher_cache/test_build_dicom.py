@@ -27,7 +27,7 @@ def test_real_dicom_files_all_go_into_the_store(tmp_path):
     references = real_files()
     assert len(references) >= 60
     result = build(TEACHER, references, tmp_path / "store", weights=weights, settings=Settings(grid=Grid(5, 5)))
-    assert {reference.path.name for reference, _ in result.unreadable} == NO_PICTURE
+    assert {reference.path.name for reference, _ in result.left_out} == NO_PICTURE
     assert result.encoded == result.distinct - 1 == len(TargetStore.open(tmp_path / "store"))
 
 

@@ -1,6 +1,7 @@
 """The command `cache` as a user types it: output, exit codes, errors with a way out."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -75,11 +76,53 @@ def test_unreadable_images_fail_the_build_unless_they_are_allowed(tmp_path, weig
     assert code == 1
     assert "--allow-skips 2" in err
     assert json.loads(out)["encoded"] == 3
-    assert {row["image"].rsplit("/", 1)[1] for row in json.loads(out)["unreadable"]} == {"bad.png", "worse.png"}
+    assert {row["image"].rsplit("/", 1)[1] for row in json.loads(out)["left_out"]} == {"bad.png", "worse.png"}
     assert cache(*line, "--allow-skips", "1")[0] == 1
     assert cache(*line, "--allow-skips", "2")[0] == 0
     code, out, _ = cache("list", "--store", tmp_path / "store", "--quarantined", "--json")
     assert {row["reason"] for row in json.loads(out)["rows"]} >= {"the file is empty"}
+
+
+def off_at_full_rank(paths, weights):
+    """Return {content key: largest error of a similarity that int8 factors of full rank have}."""
+    from shared.imaging import ImageReference, content_key
+    from shared.targets.factors import InaccurateFactors, factorise
+    from teacher_cache import stream
+    from teacher_cache.teachers import load_teacher
+
+    teacher, off = load_teacher(TEACHER, weights), {}
+    for path in paths:
+        pixels, _ = stream.prepare(ImageReference(path), teacher.preprocessing, "pad")
+        with pytest.raises(InaccurateFactors) as caught:
+            factorise(stream.encode(teacher, pixels[None]).tokens[0], teacher.grid, 0.0, "u8")
+        off[content_key(path)] = float(re.search(r"off by ([\d.e-]+)", str(caught.value))[1])
+    return off
+
+
+def test_images_whose_factors_miss_the_tolerance_are_quarantined_and_the_rest_is_built(tmp_path, weights, cache):
+    off = off_at_full_rank(image_folder(tmp_path / "images", 6), weights)
+    ordered = sorted(off.values())
+    assert ordered[2] < ordered[3]
+    tolerance = (ordered[2] + ordered[3]) / 2
+    line = arguments(tmp_path / "images", tmp_path / "store", weights, "--encoding", "factors")
+    line += ["--tolerance", str(tolerance), "--json"]
+    for found in (0, 3):
+        code, out, err = cache(*line)
+        assert code == 1
+        assert "--allow-skips 3" in err
+        report = json.loads(out)
+        assert (report["found"], report["encoded"], report["failed"]) == (found, 3 - found, 3)
+        assert all("off by" in row["reason"] for row in report["left_out"])
+    assert cache(*line, "--allow-skips", 3)[0] == 0
+    assert set(records(tmp_path / "store")) == {key for key, error in off.items() if error < tolerance}
+    listed = json.loads(cache("list", "--store", tmp_path / "store", "--quarantined", "--json")[1])["rows"]
+    assert {row["key"] for row in listed} == {key.hex() for key, error in off.items() if error > tolerance}
+    assert all("more than the tolerance" in row["reason"] for row in listed)
+    assert len(listed) == len(list(tmp_path.glob("store/*/quarantine/*-*.json"))) == 3
+    [described] = json.loads(cache("info", "--store", tmp_path / "store", "--json")[1])["namespaces"]
+    assert (described["identity"]["precision"], described["quarantined"]) == ("u8", 3)
+    assert described["error"]["native"]["largest"] <= tolerance
+    assert cache("verify", "--store", tmp_path / "store")[0] == 0
 
 
 def test_what_is_in_a_store(store, cache):

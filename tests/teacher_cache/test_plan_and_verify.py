@@ -39,7 +39,7 @@ def test_a_plan_foretells_the_build_and_writes_nothing(tmp_path, images, weights
     assert (foretold.images, foretold.distinct, foretold.found, foretold.missing) == (9, 8, 0, 8)
     [(repeated, first)] = foretold.duplicates
     assert (repeated.path.name, first.path.name) == ("zcopy.png", "image000.png")
-    assert [reference.path.name for reference, _ in foretold.unreadable] == ["bad.png"]
+    assert [reference.path.name for reference, _ in foretold.left_out] == ["bad.png"]
 
     built = build(TEACHER, images, store, weights=weights, settings=GRID)
     [described] = info(store)
@@ -70,7 +70,7 @@ def test_a_sound_store_is_what_its_teacher_says(tmp_path, images, weights, setti
     found = resample(tmp_path / "store", images, 100, weights=weights, batch_size=3)
     assert found.records == 7
     assert found.sound
-    assert not found.unreadable
+    assert not found.left_out
     assert resample(tmp_path / "store", images, 2, weights=weights).records == 2
 
 
