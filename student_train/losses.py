@@ -6,6 +6,7 @@ and `attention_alignment_terms` give one value per image.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -81,15 +82,17 @@ def visual_alignment_terms(
     if similarity.shape[1] != pairs:
         raise ValueError(f"{patches} patches have {pairs} pairs, but the targets hold {similarity.shape[1]}")
     with torch.autocast(tokens.device.type, enabled=False):
-        unit = functional.normalize(tokens.float(), dim=-1)
-        products = torch.bmm(unit, unit.transpose(1, 2)).flatten(1)
-        index = _triangle_index(patches, tokens.device)
-        squares = (products.index_select(1, index) - similarity.float()).square()
+        products: Tensor = _Gram.apply(tokens.float())
+        # Scaled by the norms here, on N x N numbers: normalising the N x d tokens would copy them, forward and back.
+        scale = products.diagonal(dim1=1, dim2=2).clamp_min(1e-24).rsqrt()
+        cosines = (products * scale.unsqueeze(2) * scale.unsqueeze(1)).flatten(1)
+        index = _triangle_index(patches, tokens.device).expand(len(tokens), -1)
+        squares = (cosines.gather(1, index) - similarity.float()).square()
         # Both diagonals are 1, so the N x N mean is twice the strict triangle's sum over N^2.
         if coverage is None:
             return squares.sum(1) * (2.0 / patches**2)
         visible = (coverage > 0).float()
-        both = (visible.unsqueeze(2) * visible.unsqueeze(1)).flatten(1).index_select(1, index)
+        both = (visible.unsqueeze(2) * visible.unsqueeze(1)).flatten(1).gather(1, index)
         return 2.0 * (squares * both).sum(1) / visible.sum(1).clamp_min(1.0).square()
 
 
@@ -116,6 +119,20 @@ def attention_alignment_terms(
         q, p = _divide(teacher, teacher.norm(dim=1)), _divide(student, student.norm(dim=1))
         return _relative_entropy(q, p, visible) / visible.sum(1).clamp_min(1)
     raise ValueError(f"attention normalization `{normalization}`; known: renormalized, softmax, l2")
+
+
+class _Gram(torch.autograd.Function):
+    """X X^T of rows (P, N, d); backward takes one product, (G + G^T) X, where autograd would take two of that size."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return torch.bmm(rows, rows.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        return torch.bmm(gradient + gradient.transpose(1, 2), rows)
 
 
 def _divide(values: Tensor, scale: Tensor) -> Tensor:

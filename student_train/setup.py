@@ -47,7 +47,7 @@ def training_arguments(recipe: Recipe, output: Path, cpu: bool, config: dict[str
         warmup_steps=section.warmup_ratio,  # below 1: a share of the steps
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",  # one pass over W and its moments
         seed=section.seed,
         use_cpu=cpu,
         bf16=config is not None and bool(config["bf16"]["enabled"]),

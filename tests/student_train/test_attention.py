@@ -146,8 +146,9 @@ def test_gradients_do_not_depend_on_checkpointing():
     assert f"rotation.{LAYER}.weight" in found
     assert found.keys() == reference.keys()
     for name, gradient in found.items():
-        scale = float(reference[name].abs().max())
-        torch.testing.assert_close(gradient, reference[name], atol=2e-6 * max(scale, 0.1), rtol=1e-4, msg=name)
+        # A bias on all keys leaves the softmax alone: its gradient is zero but for rounding, hence the floor.
+        scale = max(float(reference[name].abs().max()), 1.0)
+        torch.testing.assert_close(gradient, reference[name], atol=2e-6 * scale, rtol=1e-4, msg=name)
 
 
 def gradients(model, channel, inputs, request):
