@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.recipe import Recipe
+from shared.recipe import ModelSection, Recipe
+from student_train.models import FAMILIES
 
 # Licences of the teachers' weights: what was trained on their targets is bound by them.
 TEACHER_LICENCES = {
@@ -20,10 +21,11 @@ def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]
     aligned = recipe.train.tune == "lora" and bool(recipe.losses.alpha or recipe.losses.beta)
     named = recipe.targets.teacher
     teachers = [named] if isinstance(named, str) else list(named or ["the store's only teacher"])
+    base = base_id(recipe.model)
     lines = [
         "---",
         "library_name: peft",
-        f"base_model: {recipe.model.path or recipe.model.name}",
+        *([f"base_model: {base}"] if base is not None else []),
         "tags: [medalign, medical, visual-question-answering]",
         "---",
         "",
@@ -56,3 +58,10 @@ def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def base_id(model: ModelSection) -> str | None:
+    """Return the base model's hub id; None for a local folder, since the hub refuses a card that names a path."""
+    if model.name in FAMILIES:
+        return FAMILIES[model.name].hub_id
+    return None if Path(model.name).expanduser().exists() or model.name.count("/") != 1 else model.name

@@ -37,6 +37,23 @@ def check_trackers(recipe: Recipe) -> None:
         warn(f"losses and the recipe go to {', '.join(sent)}; sample answers stay in the output folder")
 
 
+def check_hub(recipe: Recipe) -> None:
+    """Raise a `UserError` where `train.push_to_hub` could not end well: better before the training than after it."""
+    repository = recipe.train.push_to_hub
+    if repository is None:
+        return
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # public, but not in __all__
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        raise UserError(f"train.push_to_hub={repository} is no hub id; it is written owner/name") from None
+    if get_token() is None:
+        raise UserError("train.push_to_hub needs a token of the hub: `hf auth login`, or set HF_TOKEN")
+
+
 def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
     """Return DeepSpeed's configuration for the recipe's `deepspeed` key; None without DeepSpeed.
 

@@ -57,18 +57,18 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
 def push(folder: Path, repository: str) -> None:
     """Upload a finished folder, without checkpoints and logs, as a private repository of the hub."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of the hub library's own HTTP client
 
     warn("weights trained on patient data may reveal it; upload only what your data's terms allow")
     api = HfApi()
     try:
-        api.create_repo(repository, private=True, exist_ok=True)
+        whole_id = api.create_repo(repository, private=True, exist_ok=True).repo_id  # a bare name gets its owner
         api.upload_folder(
-            folder_path=folder, repo_id=repository, ignore_patterns=["checkpoint-*", "runs/*", "samples.jsonl", ".*"]
+            folder_path=folder, repo_id=whole_id, ignore_patterns=["checkpoint-*", "runs/*", "samples.jsonl", ".*"]
         )
-    except (HfHubHTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last two: a refused card, a file cut short
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(
             f"upload of {folder} to {repository} failed ({reason}); the folder itself is complete"
         ) from None
-    say(f"uploaded: {repository} (private)")
+    say(f"uploaded: {whole_id} (private)")

@@ -11,6 +11,7 @@ from shared.console import UserError, say
 from shared.manifest import Record, image_root_of, load_records
 from shared.recipe import Recipe, save_recipe
 from student_train.environment import (
+    check_hub,
     check_trackers,
     deepspeed_config,
     is_main_process,
@@ -59,6 +60,7 @@ def train(
     if recipe.train.tune == "projector" and zero_stage(config) == 3:
         raise UserError("train.tune=projector saves the whole model, which ZeRO-3 shards; use deepspeed=zero2")
     check_trackers(recipe)
+    check_hub(recipe)
     output = Path(recipe.output)
     checkpoint = check_output(output, recipe, resume)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))

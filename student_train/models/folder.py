@@ -34,14 +34,14 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     if folder.is_absolute() or place.startswith((".", "~")) or place.count("/") != 1:
         raise UserError(f"no model folder at {place}, and it is no hub id such as owner/name either")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of the hub library's own HTTP client
 
     say(f"model: {place} from the hub (kept in its cache)")
     try:
         folder = Path(snapshot_download(place, revision=revision, allow_patterns=_WANTED))
         if not any(folder.glob("*.safetensors")):  # a tower in a sub-folder may have some
             folder = Path(snapshot_download(place, revision=revision, allow_patterns=[*_WANTED, "*.bin"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot fetch {place} from the hub ({reason}); set model.path to a local copy") from None
     return folder
