@@ -1,5 +1,6 @@
 """Prompts against independent evaluations with the tokenizers' own libraries, and their invariants."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.fixtures.student_checkpoints import mistral_tokenizer, qwen_tokenizer
 
 pytestmark = pytest.mark.unit
 
+QWEN = "MEDALIGN_QWEN_TOKENIZER"
 PATCHES = 5
 IMAGE = 40000
 SYSTEM = (
@@ -65,6 +67,19 @@ def test_image_starts_at_34_for_llava_med(mistral: Any) -> None:
 def test_image_starts_at_33_for_huatuo(qwen: Any) -> None:
     encoded = encode_prompt("What is it?", TEMPLATES["huatuo_v1"], qwen, 576, IMAGE, images=1)
     assert encoded.images == [Span(33, 33 + 576)]
+
+
+@pytest.mark.skipif(QWEN not in os.environ, reason=f"{QWEN} names no folder with Qwen's published tokenizer.json")
+def test_the_whole_qwen_table_says_the_same(qwen: Any) -> None:
+    """Qwen2, 2.5 and 3 share one table of merges; the special tokens behind it differ and play no part here."""
+    from transformers import Qwen2Tokenizer
+
+    whole = Qwen2Tokenizer.from_pretrained(os.environ[QWEN])
+    assert len(whole) > 151_643
+    encoded = encode_prompt("What is it?", TEMPLATES["huatuo_v1"], whole, 576, IMAGE, images=1)
+    assert encoded.images == [Span(33, 33 + 576)]
+    cut = encode_prompt("What is it?", TEMPLATES["huatuo_v1"], qwen, 576, IMAGE, images=1)
+    assert whole.convert_ids_to_tokens(encoded.input_ids[:33]) == qwen.convert_ids_to_tokens(cut.input_ids[:33])
 
 
 def test_vicuna_ids_equal_llavas_piecewise_rule(mistral: Any, sentencepiece: Any) -> None:
