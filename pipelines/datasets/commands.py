@@ -121,6 +121,7 @@ def _prepared_lines(about: dict[str, Any], out: Path) -> Iterator[str]:
         published = "" if pair["published"] is None else f"{pair['published']}"
         mark = "" if pair["published"] in (None, pair["found"]) else "  differs"
         yield f"  {name:40}{pair['found']:>9}{published:>11}{mark}"
+    yield f"  published counts: {about['counts_from']}"
     yield ""
     for pair, count in about["shared_images"].items():
         kept = "kept" if about["split"] == "published" else "left out of the second"

@@ -4,12 +4,18 @@ r"""IU-Xray VQA: the factuality questions of CARES (Xia et al. 2024) about India
     SOURCE/images/CXR3030_IM-1405/0.png                      the R2Gen image folder (also iu_xray/images)
 
 A line: {"question": "Is there ...? Please choose from the following two options: [yes, no]\n<image>",
-"answer": "Yes.", "image": "CXR3030_IM-1405/0.png", "question_id": 0, "text"}. All are answered by yes or no.
+"answer": "Yes.", "image": "CXR3030_IM-1405/0.png", "question_id": 0, "text": the question again}. `question_id` is 0
+in every line of the release, so a record's id is the number of its line.
+
+The answers were written by a language model: "No", "- No.", "No (based on the report stating the lungs are clear)."
+Where one opens with yes or no, that word is the answer and the sentence stays in `released_answer`. The others are left
+out: they say that the report does not tell, or hold the next question of the list.
 
 CARES publishes no split, and the authors' (1,783 train, 784 test) is not in it. Here about 70% of the questions are for
 training, drawn by patient with a seed: no examination is on both sides.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,8 @@ from pipelines.datasets.release import (
     DataSet,
     Release,
     answer_counts,
+    answer_field,
+    answered,
     find,
     json_rows,
     question_record,
@@ -26,6 +34,7 @@ from pipelines.datasets.release import (
 from shared.manifest import Record
 
 TRAIN_SHARE = 0.7
+_OPENS = re.compile(r"[\s-]*(yes|no)\s*(?:$|[.,;(])", re.IGNORECASE)
 
 
 def read(source: Path, out: Path, seed: int) -> Release:
@@ -33,20 +42,27 @@ def read(source: Path, out: Path, seed: int) -> Release:
     name = "iuxray_factuality.jsonl"
     rows = list(json_rows(find(source, "question file", name, f"IU-Xray/{name}", f"data/IU-Xray/{name}")))
     image_root = find(source, "image folder (R2Gen's)", "images", "iu_xray/images", "IU-Xray/images")
-    records = [_record(row, where) for where, row in rows]
-    train, test = split_groups(records, patient, TRAIN_SHARE, seed)
-    counts = answer_counts("released", records)
-    note = f"split drawn by patient with seed {seed}; the authors' split (1,783 / 784) is not published with the set"
-    return Release("jsonl", {"train": train, "test": test}, image_root, counts, [note])
+    records = [_record(row, where, number) for number, (where, row) in enumerate(rows)]
+    counts = {name: count for name, count in answer_counts("released", records).items() if "open" not in name}
+    kept, _ = answered({"released": records})
+    train, test = split_groups(kept["released"], patient, TRAIN_SHARE, seed)
+    notes = [
+        f"split drawn by patient with seed {seed}; the authors' split (1,783 / 784) is not published with the set",
+        f"{len(records) - len(kept['released'])} questions whose answer does not open with yes or no are left out",
+    ]
+    return Release("jsonl", {"train": train, "test": test}, image_root, counts, notes)
 
 
-def _record(row: dict[str, Any], where: str) -> Record:
+def _record(row: dict[str, Any], where: str, number: int) -> Record:
+    released = answer_field(row, where)
+    opening = _OPENS.match(released)
     return question_record(
-        text_field(row, where, "question_id"),
+        str(number),
         text_field(row, where, "image"),
         text_field(row, where, "question"),
-        text_field(row, where, "answer"),
+        opening[1].capitalize() if opening else "",
         "CLOSED",
+        released_answer=released,
     )
 
 
@@ -64,5 +80,6 @@ IU_XRAY_VQA = DataSet(
     access="open",
     layout="iuxray_factuality.jsonl and images/CXRn_IM-n/0.png",
     read=read,
-    published={"jsonl": {"released questions": 2573, "released yes/no": 2573}},
+    published={"jsonl": {"released questions": 2573, "released images": 587, "released yes/no": 2491}},
+    counts_from="counted in the file of CARES' repository (commit a743fe0) by the rule of this reader",
 )

@@ -18,6 +18,8 @@ from pipelines.datasets.release import (
     DataSet,
     Release,
     answer_counts,
+    answer_field,
+    answered,
     find,
     find_optional,
     json_rows,
@@ -44,12 +46,14 @@ def read(source: Path, out: Path, seed: int) -> Release:
     records = [_record(row, where) for file in files for where, row in json_rows(file)]
     restricted = find_optional(root, "QA_information/Restricted-access")
     closed_off = sum(1 for file in sorted(restricted.glob("*.json")) for _ in json_rows(file)) if restricted else 0
-    train, test = split_groups(records, lambda record: record.images[0], TRAIN_SHARE, seed)
+    kept, empty = answered({"open-access": records})
+    train, test = split_groups(kept["open-access"], lambda record: record.images[0], TRAIN_SHARE, seed)
     counts = answer_counts("open-access", records) | {"open-access data sets": len(files)}
-    unlisted = sum(record.answer not in record.options for record in records)
+    unlisted = sum(record.answer not in record.options for record in kept["open-access"])
     notes = [
         f"split drawn by image with seed {seed}; the authors' subset (6,155 / 2,642) is not published with the set",
         f"{closed_off} questions about restricted-access images are left out; those images come from their own sources",
+        *empty,
     ]
     if unlisted:
         notes.append(f"{unlisted} answers are none of their options word for word; the most similar option counts")
@@ -64,7 +68,7 @@ def _record(row: dict[str, Any], where: str) -> Record:
         text_field(row, where, "question_id"),
         text_field(row, where, "image_path"),
         f"{text_field(row, where, 'question')} options: {', '.join(options)}",
-        text_field(row, where, "gt_answer"),
+        answer_field(row, where, "gt_answer"),
         "CLOSED",
         options,
         **{name: row[name] for name in KEPT if row.get(name) not in (None, "")},
@@ -80,7 +84,7 @@ OMNIMEDVQA = DataSet(
     access="open (the restricted-access part needs each source's own permission and is not read)",
     layout="QA_information/Open-access/<dataset>.json and Images/<dataset>/",
     read=read,
-    published={
-        "open-access": {"open-access questions": 88996, "open-access images": 82059, "open-access data sets": 42}
-    },
+    published={"open-access": {"open-access questions": 88996, "open-access images": 82059}},
+    counts_from="papers that use the open-access part, such as Med-R1 (arXiv 2503.13939); the number of its source sets "
+    "could not be confirmed and is not checked",
 )

@@ -24,6 +24,8 @@ from pipelines.datasets.release import (
     Release,
     Rows,
     answer_counts,
+    answer_field,
+    answered,
     find,
     find_optional,
     is_yes_no,
@@ -46,10 +48,10 @@ def read(source: Path, out: Path, seed: int) -> Release:
         if missing:
             raise UserError(f"{source}: no {', '.join(missing)} beside the others; download the whole repository")
         splits = {split: hub_records(split, paths, out) for split, paths in shards.items()}
-        return _release("parquet", splits, out, [])
+        return _release("parquet", splits, out)
     image_root = find(source, "image folder", "images", "pvqa/images")
     root = image_root.parent
-    splits, unanswered = {}, 0
+    splits = {}
     for split, short in FOLDERS.items():
         file = find(
             root,
@@ -61,29 +63,26 @@ def read(source: Path, out: Path, seed: int) -> Release:
             *((f"data/{split}-*.parquet",) if split == "train" else ()),
         )
         rows = pickle_rows(file) if file.suffix == ".pkl" else json_rows(file)
-        records = [_record(row, where, short, number, image_root) for number, (where, row) in enumerate(rows)]
-        splits[split] = [record for record in records if record is not None]
-        unanswered += len(records) - len(splits[split])
-    return _release("files", splits, image_root, [f"{unanswered} questions with an empty answer are left out"])
+        splits[split] = [_record(row, where, short, number, image_root) for number, (where, row) in enumerate(rows)]
+    return _release("files", splits, image_root)
 
 
-def _release(form: str, splits: dict[str, list[Record]], image_root: Path, notes: list[str]) -> Release:
+def _release(form: str, splits: dict[str, list[Record]], image_root: Path) -> Release:
     counts: dict[str, int] = {}
     for split, records in splits.items():
         counts |= answer_counts(split, records)
+    splits, notes = answered(splits)
     return Release(form, splits, image_root, counts, notes)
 
 
-def _record(row: dict[str, Any], where: str, folder: str, number: int, image_root: Path) -> Record | None:
+def _record(row: dict[str, Any], where: str, folder: str, number: int, image_root: Path) -> Record:
     name = text_field(row, where, "image_name", "image", "img_id")
     name = name if name.lower().endswith((".jpg", ".png")) else f"{name}.jpg"
     place = find_optional(image_root, f"{folder}/{name}", name)
     label = row.get("label")
     if "answer" not in row and isinstance(label, dict) and label:
         row = row | {"answer": max(label, key=lambda answer: label[answer])}
-    if row.get("answer") == "":
-        return None
-    answer = text_field(row, where, "answer")
+    answer = answer_field(row, where)
     kept = {key: row[key] for key in ("question_type",) if key in row}
     identifier = row.get("qid", row.get("question_id", f"{folder}_{number}"))
     return question_record(
@@ -147,8 +146,12 @@ PATH_VQA = DataSet(
             "train questions": 19755,
             "train images": 2599,
             "validation questions": 6279,
+            "validation images": 832,
             "test questions": 6761,
+            "test images": 858,
             "test yes/no": 3391,
         },
     },
+    counts_from="files: printed in a notebook of LLaVA-Med (llava/notebook/run_eval_metrics.ipynb), 32,795 in all as on "
+    "the card; parquet: the card of flaviagiammarino/path-vqa, yes/no as checked by public code that reads it",
 )

@@ -110,6 +110,7 @@ def prepare(
         "split": split,
         "seed": seed,
         "counts": counts,
+        "counts_from": entry.counts_from,
         "shared_images": leaks,
         "splits": described,
         "notes": release.notes,

@@ -50,6 +50,8 @@ class DataSet(NamedTuple):
         `read(source, out, seed) -> Release`; `out` is for images that the release embeds.
     published
         Published counts by form; `prepare` compares them with what was counted.
+    counts_from
+        Where the published counts stand, or in which public copy they were counted.
     """
 
     name: str
@@ -61,6 +63,7 @@ class DataSet(NamedTuple):
     layout: str
     read: Callable[[Path, Path, int], Release]
     published: Mapping[str, Mapping[str, int]]
+    counts_from: str
 
 
 def find(source: Path, what: str, *candidates: str) -> Path:
@@ -146,6 +149,19 @@ def text_field(row: Mapping[str, Any], where: str, *names: str) -> str:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
     raise UserError(f"{where}: no `{'` or `'.join(names)}`; it has {', '.join(map(str, row)) or 'nothing'}")
+
+
+def answer_field(row: Mapping[str, Any], where: str, name: str = "answer") -> str:
+    """Return the answer as text, "" where the release itself has an empty one; a missing field is a UserError."""
+    value = row.get(name)
+    return "" if isinstance(value, str) and not value.strip() else text_field(row, where, name)
+
+
+def answered(splits: Mapping[str, list[Record]]) -> tuple[dict[str, list[Record]], list[str]]:
+    """Return the records that have an answer, and a note of how many have none."""
+    kept = {split: [record for record in records if record.answer] for split, records in splits.items()}
+    empty = sum(map(len, splits.values())) - sum(map(len, kept.values()))
+    return kept, [f"{empty} questions with an empty answer are left out"] if empty else []
 
 
 def question_record(

@@ -5,13 +5,23 @@
 
 A record: {"img_id", "img_name": "xmlab102/source.jpg", "question", "answer", "q_lang": "en" | "zh", "location",
 "modality", "answer_type": "OPEN" | "CLOSED", "base_type", "triple", "qid", "content_type"}. The release also asks in
-Chinese; the paper uses the English questions.
+Chinese; the paper uses the English questions. One of them (training, qid 1622) has an empty answer and is left out.
 """
 
 from pathlib import Path
 from typing import Any
 
-from pipelines.datasets.release import DataSet, Release, answer_counts, find, json_rows, question_record, text_field
+from pipelines.datasets.release import (
+    DataSet,
+    Release,
+    answer_counts,
+    answer_field,
+    answered,
+    find,
+    json_rows,
+    question_record,
+    text_field,
+)
 from shared.console import UserError
 from shared.manifest import Record
 
@@ -32,7 +42,8 @@ def read(source: Path, out: Path, seed: int) -> Release:
         rows = list(json_rows(file))
         splits[split] = [_record(row, where) for where, row in rows if text_field(row, where, "q_lang") == "en"]
         counts |= {f"{split} questions in both languages": len(rows)} | answer_counts(split, splits[split])
-    return Release("json", splits, image_root, counts, [])
+    splits, notes = answered(splits)
+    return Release("json", splits, image_root, counts, notes)
 
 
 def _record(row: dict[str, Any], where: str) -> Record:
@@ -43,7 +54,7 @@ def _record(row: dict[str, Any], where: str) -> Record:
         text_field(row, where, "qid"),
         text_field(row, where, "img_name"),
         text_field(row, where, "question"),
-        text_field(row, where, "answer"),
+        answer_field(row, where),
         "OPEN" if answer_type == "OPEN" else "CLOSED",
         **{name: row[name] for name in KEPT if name in row},
     )
@@ -73,4 +84,5 @@ SLAKE = DataSet(
             "test yes/no": 355,
         }
     },
+    counts_from="counted in a public copy of Slake1.0 (github.com/xiaoman-zhang/PMC-VQA, Slake1.0/)",
 )

@@ -22,6 +22,8 @@ from pipelines.datasets.release import (
     DataSet,
     Release,
     answer_counts,
+    answer_field,
+    answered,
     embedded_image,
     find,
     find_optional,
@@ -53,7 +55,8 @@ def read(source: Path, out: Path, seed: int) -> Release:
     counts = {"questions": len(rows)}
     for split, records in splits.items():
         counts |= answer_counts(split, records)
-    return Release("json", splits, image_root, counts, [])
+    splits, notes = answered(splits)
+    return Release("json", splits, image_root, counts, notes)
 
 
 def _record(row: dict[str, Any], where: str) -> Record:
@@ -64,7 +67,7 @@ def _record(row: dict[str, Any], where: str) -> Record:
         text_field(row, where, "qid"),
         text_field(row, where, "image_name"),
         text_field(row, where, "question"),
-        text_field(row, where, "answer").strip(),
+        answer_field(row, where).strip(),
         "OPEN" if answer_type == "OPEN" else "CLOSED",
         **{name: row[name] for name in KEPT if name in row},
     )
@@ -79,7 +82,8 @@ def _read_parquet(source: Path, shards: dict[str, list[Path]], out: Path) -> Rel
         splits[split] = hub_records(split, paths, out)
         counts |= answer_counts(split, splits[split])
     note = "this form has no answer type: closed is what is answered by yes or no, so denominators differ from the JSON"
-    return Release("parquet", splits, out, counts, [note])
+    splits, notes = answered(splits)
+    return Release("parquet", splits, out, counts, [note, *notes])
 
 
 def hub_records(split: str, paths: list[Path], out: Path) -> list[Record]:
@@ -89,8 +93,8 @@ def hub_records(split: str, paths: list[Path], out: Path) -> list[Record]:
             f"{split}_{number}",
             embedded_image(row["image"], where, out),
             text_field(row, where, "question"),
-            text_field(row, where, "answer"),
-            "CLOSED" if is_yes_no(text_field(row, where, "answer")) else "OPEN",
+            answer_field(row, where),
+            "CLOSED" if is_yes_no(answer_field(row, where)) else "OPEN",
         )
         for number, (where, row) in enumerate(parquet_rows(paths, ("image", "question", "answer")))
     ]
@@ -110,10 +114,12 @@ VQA_RAD = DataSet(
             "questions": 2248,
             "train questions": 1797,
             "train images": 313,
+            "test images": 203,
             "test questions": 451,
             "test open": 179,
             "test closed": 272,
         },
         "parquet": {"train questions": 1793, "test questions": 451},
     },
+    counts_from="printed in a notebook of LLaVA-Med (llava/notebook/run_eval_metrics.ipynb); the hub's data set viewer",
 )

@@ -72,7 +72,9 @@ def test_slake_keeps_english_and_its_fields(tmp_path):
     assert about["counts"]["test questions"] == {"found": 6, "published": 1061}
     assert about["counts"]["test closed"]["found"] == 4
     assert about["counts"]["test yes/no"]["found"] == 2
-    assert about["counts"]["train questions in both languages"]["found"] == 12
+    assert about["counts"]["train questions in both languages"]["found"] == 13
+    assert about["counts"]["train questions"]["found"] == 10  # the one with an empty answer counts, and is left out
+    assert about["notes"] == ["1 questions with an empty answer are left out"]
 
 
 def test_slake_of_the_older_archive_says_validate(tmp_path):
@@ -158,11 +160,19 @@ def test_iu_xray_vqa_is_split_by_patient_with_a_seed(tmp_path):
     about, splits = prepared("iu-xray-vqa", tmp_path)
     patients = {part: {r.images[0].split("_")[0] for r in records} for part, records in splits.items()}
     assert not patients["train"] & patients["test"]
-    assert sum(map(len, splits.values())) == 24
+    records = [r for part in splits.values() for r in part]
+    assert {r.answer for r in records} == {"Yes", "No"}
+    assert {r.extra["released_answer"] for r in records} == {
+        *("Yes.", "No", "- No.", "no", "No (based on the clear lungs).", "Yes, as the report implies.")
+    }
+    assert all(r.answer.lower() == r.extra["released_answer"].lstrip("- ").lower()[: len(r.answer)] for r in records)
+    assert len({r.id for r in records}) == len(records) == 24
+    assert "4 questions whose answer does not open with yes or no are left out" in about["notes"]
     assert 14 <= len(splits["train"]) <= 18
     assert splits["train"][0].turns[0].text.endswith("[yes, no]")
     assert {r.answer_type for r in splits["test"]} == {"CLOSED"}
-    assert about["counts"]["released questions"] == {"found": 24, "published": 2573}
+    assert about["counts"]["released questions"] == {"found": 28, "published": 2573}
+    assert about["counts"]["released yes/no"] == {"found": 24, "published": 2491}
     other = prepare("iu-xray-vqa", tmp_path / "source", tmp_path / "other", seed=1, allow_other_counts=True)
     assert other["splits"]["test"]["sha256"] != about["splits"]["test"]["sha256"]
 
