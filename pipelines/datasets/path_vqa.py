@@ -152,6 +152,6 @@ PATH_VQA = DataSet(
             "test yes/no": 3391,
         },
     },
-    counts_from="files: printed in a notebook of LLaVA-Med (llava/notebook/run_eval_metrics.ipynb), 32,795 in all as on "
-    "the card; parquet: the card of flaviagiammarino/path-vqa, yes/no as checked by public code that reads it",
+    counts_from="files: printed in a notebook of LLaVA-Med (llava/notebook/run_eval_metrics.ipynb), 32,795 in all as "
+    "on the card; parquet: the card of flaviagiammarino/path-vqa, yes/no as checked by public code that reads it",
 )
