@@ -7,12 +7,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared.console import UserError, track
+from shared.console import track
 from shared.imaging.images import ImageReference
-from shared.targets import TargetStore, TargetWriter
+from shared.targets import TargetWriter
 from shared.targets.layout import Record
 from shared.targets.manifest import check_segment
-from teacher_cache.build import Settings, choose_device, distinct_images, load_for
+from shared.targets.namespace import find_namespace
+from teacher_cache.build import Settings, choose_device, distinct_images, load_for, missing_keys
 from teacher_cache.stream import Outcome, stream
 
 
@@ -82,12 +83,8 @@ def plan(
     loaded, identity = load_for(teacher, weights, settings, place)
     by_key, repeated, left_out = distinct_images(references, workers)
     duplicates = [(again, by_key[key]) for again, key in repeated]
-    missing = list(by_key)
-    if store is not None:
-        try:
-            missing = TargetStore.open(store, identity=identity).missing(by_key)
-        except UserError:  # no store yet, or none of this teacher
-            missing = list(by_key)
+    namespace = find_namespace(store, identity) if store is not None else None
+    missing = list(by_key) if namespace is None else missing_keys(namespace, by_key)
 
     # Spread over the list, for neighbours are often of one size. One image goes first, untimed, to warm up.
     count = min(len(missing), 2 * batch_size)

@@ -44,6 +44,8 @@ def open_dicom(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image
 
     try:
         dataset = pydicom.dcmread(file, force=True)
+        if not len(dataset):  # what pydicom makes of a file that ends inside an element of undefined length
+            raise UnreadableImage("a truncated DICOM file: it ends inside its data")
         if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
             raise UnreadableImage("a DICOM file without pixel data")
         check_size(int(dataset.Columns), int(dataset.Rows), max_pixels)

@@ -60,7 +60,7 @@ def open_image(reference: ImageReference | str | Path, *, max_pixels: int = MAX_
     """Return the image as mode RGB, upright (EXIF rotation applied), at its own size.
 
     16-bit and floating-point pixels are scaled from their own range to 8 bits; transparent pixels become black, as
-    they are shown over nothing.
+    they are shown over nothing (an image of nothing else is refused).
 
     Raises
     ------
@@ -125,6 +125,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return gray_to_rgb(np.asarray(image))
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() == (0, 0):
+            raise UnreadableImage("every pixel is transparent")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image)
     return image.convert("RGB")

@@ -103,6 +103,22 @@ def read_namespace(storage: Storage, name: str) -> Namespace:
     return Namespace(storage, name, identity, provenance)
 
 
+def find_namespace(root: str | Path, identity: Identity) -> Namespace | None:
+    """Read the namespace of `identity`, or return None where the store does not have it, or is not there at all.
+
+    Raises
+    ------
+    UserError
+        If the store cannot be reached, or the namespace cannot be read.
+    """
+    storage = open_storage(root)
+    try:
+        there = storage.exists(join(identity.namespace(), "zarr.json"))
+    except OSError as error:
+        raise UserError(f"cannot read the store {storage.location}: {error.strerror or error}") from error
+    return read_namespace(storage, identity.namespace()) if there else None
+
+
 def list_namespaces(root: str | Path | Storage) -> list[Namespace]:
     """List every namespace of the store, sorted by name.
 

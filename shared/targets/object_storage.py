@@ -5,14 +5,14 @@ Credentials and endpoint come from the environment as everywhere (`AWS_ACCESS_KE
 """
 
 import os
-import time
+import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from shared.console import UserError
-from shared.targets.storage import join
+from shared.targets.storage import TEMPORARY, join
 
 T = TypeVar("T")
 GROUP = "zarr.json"
@@ -113,10 +113,22 @@ class ObjectStorage:
                     visible.add(name)
                 if rest:
                     youngest[name] = max(youngest.get(name, 0.0), item["last_modified"].timestamp())
-        dead = [name for name, when in youngest.items() if name not in visible and time.time() - when > older_than]
+            now = self._server_time(namespace)
+        dead = [name for name, when in youngest.items() if name not in visible and now - when > older_than]
         for name in sorted(dead):
             self.remove(join(folder, name))
         return [join(folder, name) for name in sorted(dead)]
+
+    def _server_time(self, namespace: str) -> float:
+        """Time by the clock that stamps the objects, which may not be this machine's."""
+        import obstore
+
+        probe = join(namespace, f"{TEMPORARY}clock-{uuid.uuid4().hex}")
+        obstore.put(self._store.store, probe, b"")
+        try:
+            return float(obstore.head(self._store.store, probe)["last_modified"].timestamp())
+        finally:
+            obstore.delete(self._store.store, probe)
 
     def _sizes(self, folder: str) -> dict[str, int]:
         return {str(item["path"])[len(folder) + 1 :]: int(item["size"]) for item in self._list(folder)}

@@ -107,6 +107,14 @@ def test_transparent_pixels_are_black_and_half_transparent_ones_half(tmp_path):
     assert np.array_equal(found[:, 64:], np.asarray(RGB)[:, 64:])
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_an_image_of_transparent_pixels_alone_is_refused_since_it_would_be_black(tmp_path, mode):
+    image = RGB.convert(mode)
+    image.putalpha(0)
+    with pytest.raises(UnreadableImage, match="every pixel is transparent"):
+        opened(tmp_path, encoded(image, "PNG"))
+
+
 def test_transparent_palette_entry(tmp_path):
     palette = RGB.quantize(16)
     found = opened(tmp_path, encoded(palette, "PNG", transparency=3))

@@ -15,12 +15,13 @@ import pytest
 
 from shared.console import UserError
 from shared.targets import TargetStore, TargetWriter
+from shared.targets.layout import arrays_of
 from shared.targets.manifest import keys_present
 from shared.targets.namespace import list_namespaces, quarantine
 from shared.targets.scan import scan
 from shared.targets.storage import temporary_folder
 from teacher_cache.maintain import gc
-from tests.fixtures.targets import identity, key, matrix_record, write_records
+from tests.fixtures.targets import factors_record, identity, key, matrix_record, write_records
 
 pytestmark = pytest.mark.integration
 
@@ -34,21 +35,21 @@ def damages(root):
     return [checked.damage for checked in scan(root) if checked.damage]
 
 
-def read_all(root, numbers):
+def read_all(root, numbers, record=matrix_record):
     """Read every record of a freshly opened store and compare; True where each is what was written."""
     store = TargetStore.open(root)
     if len(store) != len(numbers):
         return False
-    batch = store.batch([key(number) for number in numbers])
+    arrays = store.arrays([key(number) for number in numbers])
     return all(
-        np.array_equal(getattr(batch, name)[row], values)
+        np.array_equal(arrays[name][row], values)
         for row, number in enumerate(numbers)
-        for name, values in matrix_record(number).items()
+        for name, values in record(number).items()
     )
 
 
-def make(root):
-    namespace = write_records(root, range(6), segment_records=3)
+def make(root, record=matrix_record, **changes):
+    namespace = write_records(root, range(6), segment_records=3, record=record, **changes)
     quarantine(namespace, key(77), "truncated")
     return namespace
 
@@ -68,15 +69,22 @@ FAULTS = {
 }
 
 
+STORES = {"matrix": (matrix_record, {}), "factors": (factors_record, {"encoding": "factors", "tolerance": 0.01})}
+
+
+@pytest.mark.parametrize("encoding", STORES)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_damage_to_every_kind_of_file_is_detected(tmp_path, fault):
+def test_every_damage_to_every_kind_of_file_is_detected(tmp_path, fault, encoding):
     """`scan` finds all of it; so does reading everything, but for what reading never touches."""
     generator = random.Random(fault)
-    make(tmp_path / "store")
+    record, changes = STORES[encoding]
+    namespace = make(tmp_path / "store", record, **changes)
     assert not damages(tmp_path / "store")
-    assert read_all(tmp_path / "store", range(6))
+    assert read_all(tmp_path / "store", range(6), record)
     files = sorted(path for path in (tmp_path / "store").rglob("*") if path.is_file())
+    arrays = {spec.name for spec in arrays_of(namespace.identity)}
     assert {path.name for path in files} >= {"zarr.json", "manifest.json", "0"}
+    assert {path.relative_to(tmp_path / "store").parts[3] for path in files if "c" in path.parts} == arrays
     undetected = []
     for path in files:
         original = path.read_bytes()
@@ -92,10 +100,10 @@ def test_every_damage_to_every_kind_of_file_is_detected(tmp_path, fault):
                 undetected.append((path, "scan"))
             if not in_quarantine:
                 with pytest.raises(UserError):
-                    read_all(tmp_path / "store", range(6))
+                    read_all(tmp_path / "store", range(6), record)
         path.write_bytes(original)
     assert not undetected
-    assert read_all(tmp_path / "store", range(6))
+    assert read_all(tmp_path / "store", range(6), record)
 
 
 def test_a_flip_that_a_read_does_not_touch_harms_no_other_record(tmp_path):

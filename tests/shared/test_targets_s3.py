@@ -73,6 +73,20 @@ def test_a_segment_without_its_group_file_is_not_there_and_gc_sweeps_it(root):
         storage.sizes(namespace.path("segments", cut))
 
 
+def test_age_is_measured_by_the_servers_clock(root, monkeypatch):
+    """What another writer is just putting there is not swept by a machine whose clock is a year ahead."""
+    namespace = write_records(root, range(8))
+    kept, cut = namespace.segments()
+    namespace.storage._store.store.delete(f"{namespace.path('segments', cut)}/zarr.json")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 365 * 86400)
+    (swept,) = gc(root, older_than=3600)
+    assert swept.strays == []
+    assert namespace.storage.sizes(namespace.path("segments", cut))
+    assert namespace.segments() == [kept]
+    assert not [path for path in namespace.storage.sizes(namespace.name) if "clock" in path]
+
+
 def test_damage_is_found(root):
     namespace = write_records(root, range(4))
     (segment,) = namespace.segments()

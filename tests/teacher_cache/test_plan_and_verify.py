@@ -1,5 +1,6 @@
 """`cache plan` against the build it foretells, `cache verify --resample` against stores that are and are not sound."""
 
+import os
 import shutil
 
 import numpy as np
@@ -51,6 +52,25 @@ def test_a_plan_foretells_the_build_and_writes_nothing(tmp_path, images, weights
 
     after = plan(TEACHER, images, store, weights=weights, settings=GRID)
     assert (after.found, after.missing, after.probed, after.hours) == (7, 1, 0, None)
+
+
+def test_a_plan_counts_damaged_segments_as_missing_and_says_so(tmp_path, images, weights, capsys):
+    build(TEACHER, images, tmp_path / "store", weights=weights, settings=GRID, segment_records=4)
+    first = sorted(tmp_path.glob("store/*/segments/*/manifest.json"))[0]
+    first.write_bytes(b"")
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"])  # whose index still knows the keys of all segments
+    foretold = plan(TEACHER, images, tmp_path / "store", weights=weights, settings=GRID)
+    assert foretold.found in (3, 4)
+    assert foretold.found + foretold.missing == 8
+    assert "1 segments are damaged" in capsys.readouterr().err
+
+
+def test_a_plan_for_a_store_that_cannot_be_read_is_an_error(tmp_path, images, weights, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    with pytest.raises(UserError, match="cannot read the store s3://bucket/none"):
+        plan(TEACHER, images, "s3://bucket/none", weights=weights, settings=GRID)
 
 
 @pytest.mark.parametrize(
