@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.decoding.methods import NAMES
 from shared.console import UserError, report, say
 
 Run = Annotated[
@@ -22,10 +23,10 @@ def generate(
     run: Run,
     image: Annotated[str, typer.Option(help="Image file, or a part of one: scan.nii.gz#axial=90.")],
     question: Annotated[str, typer.Option(help="What to ask about it.")],
-    decode: Annotated[str, typer.Option(help="Decoding method.")] = "beam",
+    decode: Annotated[str, typer.Option(help=f"One of {', '.join(NAMES)}.")] = "beam",
     override: Override = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    seed: int = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of the methods that draw.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = None,
 ) -> None:
     """Answer one question about one image."""
@@ -48,20 +49,27 @@ def evaluate(
     *,
     run: Run,
     decode: Annotated[
-        str | None, typer.Option(help="Methods, comma-separated, or `all`; default: the recipe's evaluation.methods.")
+        str | None,
+        typer.Option(
+            help=f"`all`, or some of {', '.join(NAMES)}, comma-separated. Default: the recipe's evaluation.methods."
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Test set; default: the recipe's evaluation.data.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder of its images; default: its own.")] = None,
     out: Annotated[Path | None, typer.Option(help="Default: RUN/evaluation.")] = None,
     preset: Annotated[
-        str, typer.Option(help="published, equal, authors, authors-llava-med or authors-huatuo.")
+        str,
+        typer.Option(
+            help="published: each method's own values; equal: the likeliest token wherever a method leaves the choice; "
+            "authors: the values of MEDALIGN's scripts for this model (or authors-llava-med, authors-huatuo)."
+        ),
     ] = "published",
     override: Override = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Questions decoded at once; changes no answer. Default: the recipe's.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of sampling; default: the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the methods that draw. Default: the recipe's.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many items, a fixed random sample.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = None,
     save_layers: Annotated[str, typer.Option(help="Layers whose states to save for figures: 0,12,20.")] = "",
@@ -70,8 +78,8 @@ def evaluate(
 ) -> None:
     """Score adapters on a test set: intervals on every score, a paired test for every pair, a journal of answers.
 
-    `--decode all` on a run with both arms is the full table: the ten methods on LoRA, and MEDALIGN under beam search.
-    Start it again after a kill and it continues.
+    `--decode all` on a run with both adapters is the full table: the ten methods on LoRA, and MEDALIGN under beam
+    search. Start it again after a kill and it continues.
     """
     from pipelines.evaluate import evaluate as run_evaluation
     from pipelines.evaluate import find_arms

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.metrics.metric import MODELS, NAMES
 from shared.console import UserError, report, say
 
 app = typer.Typer(help="Reports: a run's page (--run), metrics of generated reports, the paper's tables.")
@@ -38,9 +39,15 @@ def metrics(
     references: Annotated[
         Path | None, typer.Option(help="References, where the predictions do not hold them: data set file or .csv.")
     ] = None,
-    only: Annotated[str | None, typer.Option("--metrics", help="Comma-separated; default: all of them.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--metrics", help=f"Some of {', '.join(NAMES)}, comma-separated. Default: all.")
+    ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="Where a model is: NAME=FOLDER|FILE|HUB-ID. A hub id may be downloaded.")
+        list[str] | None,
+        typer.Option(
+            help="Where a model is: NAME=FOLDER|FILE|HUB-ID, a hub id being the permission to download it. Names: "
+            f"{', '.join(MODELS)}."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the result here; a folder's rows go to FOLDER/metrics/.")
@@ -51,7 +58,7 @@ def metrics(
 
     A metric whose model was not named is listed with the way to get it; the others run.
     """
-    from pipelines.metrics.reports import MODELS, NAMES, score_reports
+    from pipelines.metrics.reports import score_reports
     from pipelines.predictions import load_reports
 
     names = [name.strip() for name in only.split(",")] if only else list(NAMES)
@@ -86,7 +93,10 @@ def tables(
     out: Annotated[Path, typer.Option(help="Folder for tables.html, tables.md and tables.tex.")],
     results: Annotated[
         list[str] | None,
-        typer.Option(help="MODEL/SET=FOLDER of an evaluation, e.g. llava-med/slake=runs/slake/evaluation."),
+        typer.Option(
+            help="MODEL/SET=FOLDER of an evaluation, e.g. llava-med/slake=runs/slake/evaluation. Models: llava-med, "
+            "huatuogpt-vision; sets: names of `medalign data list`. Again for each evaluation."
+        ),
     ] = None,
 ) -> None:
     """Render the paper's Tables 1 to 3 with our numbers beside them."""

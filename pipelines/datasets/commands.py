@@ -46,7 +46,7 @@ def list_sets(as_json: Json = False) -> None:
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="A name of `medalign data list`.")],
+    name: Annotated[str, typer.Argument(help="A name of `medalign data list`, such as slake.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
     source: Annotated[Path | None, typer.Option(help="Folder with the release, unpacked.")] = None,
     split: Annotated[

@@ -6,6 +6,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+NAMES = ("bleu", "rouge", "meteor", "bertscore", "chexbert", "radgraph", "ratescore")
+# What `--model NAME=...` may name.
+MODELS = (
+    "bertscore",
+    "chexbert",
+    "chexbert-tokenizer",
+    "radgraph",
+    "radgraph-python",
+    "ratescore-encoder",
+    "ratescore-ner",
+    "ratescore-python",
+)
+
 
 class Pair(NamedTuple):
     """A reference report and the one that was generated."""

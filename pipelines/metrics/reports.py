@@ -11,23 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.metrics.metric import Metric, Pair, Total, Unavailable, Value
+from pipelines.metrics.metric import NAMES, Metric, Pair, Total, Unavailable, Value
 from pipelines.statistics import RESAMPLES, bootstrap_interval
 from shared.console import UserError
 from shared.targets.index import cache_directory
-
-NAMES = ("bleu", "rouge", "meteor", "bertscore", "chexbert", "radgraph", "ratescore")
-# What `--model NAME=...` may name.
-MODELS = (
-    "bertscore",
-    "chexbert",
-    "chexbert-tokenizer",
-    "radgraph",
-    "radgraph-python",
-    "ratescore-encoder",
-    "ratescore-ner",
-    "ratescore-python",
-)
 
 
 def score_reports(
@@ -47,9 +34,9 @@ def score_reports(
     clusters
         The image of each report; intervals resample images.
     names
-        Of `NAMES`.
+        Of `metric.NAMES`.
     models
-        Where the models are, by name of `MODELS`; nothing that is not named is downloaded.
+        Where the models are, by name of `metric.MODELS`; nothing that is not named is downloaded.
 
     Returns
     -------
