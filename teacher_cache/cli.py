@@ -28,7 +28,11 @@ from teacher_cache.options import (
 
 app = typer.Typer(
     name="cache",
-    help="Stage one: run the teacher once per image and keep its targets in a store that every run shares.",
+    help=(
+        "Stage one: run the teacher once per image and keep its targets in a store that every run shares.\n\n"
+        "Start with `teachers`, then `plan`, `build` and `verify`. Exit code 0: done; 1: an error, in one line that "
+        "names the way out (add --debug for the traceback); 2: a mistyped command."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -64,7 +68,11 @@ def plan_command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Say what a build would do: records, duplicates, bytes, and hours from a short probe; writes nothing."""
+    """Say what a build would do: records, duplicates, bytes, hours. Writes nothing.
+
+    Bytes and hours come from a short probe: a few of the images are encoded into a temporary folder.
+    Options are those of `cache build`; with --store, images that the store has already are counted apart.
+    """
     from shared.imaging.grid import Grid
     from teacher_cache.build import Settings
     from teacher_cache.plan import plan
@@ -116,11 +124,18 @@ def build_command(
     batch_size: BatchOption = 8,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
-    segment_records: Annotated[int, typer.Option(help="Images a segment: what a kill can lose at most.", min=1)] = 256,
-    allow_skips: Annotated[int, typer.Option(help="Unreadable images that are no failure.", min=0)] = 0,
+    segment_records: Annotated[
+        int, typer.Option(help="Images per segment: what a kill can lose at most.", min=1)
+    ] = 256,
+    allow_skips: Annotated[int, typer.Option(help="How many images may be left out without failure.", min=0)] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Encode the images that the store lacks; the same command continues an interrupted build."""
+    """Encode the images that the store lacks; the same command continues an interrupted build.
+
+    An image that cannot be read is named, quarantined by its content key and left out, and the rest is built.
+    The exit code is then 1, unless --allow-skips accepts that many.
+    Options that change the numbers (teacher, weights, grid, encoding, ...) make another namespace in the store.
+    """
     from shared.imaging.grid import Grid
     from teacher_cache.build import Settings, build
     from teacher_cache.ranks import Ranks

@@ -4,38 +4,53 @@ from typing import Annotated, Literal
 
 import typer
 
-TeacherOption = Annotated[str, typer.Option("--teacher", help="A name of `cache teachers`.")]
+TeacherOption = Annotated[
+    str, typer.Option("--teacher", help="The expert: a name of `cache teachers`, open_clip:NAME or timm:NAME.")
+]
 ImagesOption = Annotated[
-    str, typer.Option("--images", help="A folder, file, glob, or data set file (.json .jsonl .parquet).")
+    str,
+    typer.Option(
+        "--images",
+        help="What to encode: a folder (searched through), a file, a quoted glob, or a data set file "
+        "(.json .jsonl .parquet).",
+    ),
 ]
 StoreOption = Annotated[str, typer.Option("--store", help="The store: a folder, or s3://bucket/prefix.")]
 RootOption = Annotated[str | None, typer.Option("--image-root", help="Folder that a data set file's paths start from.")]
 WeightsOption = Annotated[
-    str | None, typer.Option("--weights", help="The teacher's weights: a file, folder or hub id.")
+    str | None, typer.Option("--weights", help="Weights of a teacher that brings none: a file, folder or hub id.")
 ]
 GeometryOption = Annotated[
     Literal["pad", "crop"],
-    typer.Option("--geometry", help="pad: the student's square; crop: the authors' centre crop."),
+    typer.Option("--geometry", help="pad: the square that the student sees; crop: the authors' centre crop."),
 ]
-GridOption = Annotated[str, typer.Option("--grid", help="The student's patch grid, rows x columns.")]
+GridOption = Annotated[
+    str,
+    typer.Option("--grid", help="The student's patches, ROWSxCOLUMNS; 24x24 for the published students."),
+]
 EncodingOption = Annotated[
-    Literal["matrix", "factors"], typer.Option("--encoding", help="matrix: S at this grid; factors: any grid, smaller.")
+    Literal["matrix", "factors"],
+    typer.Option("--encoding", help="matrix: similarities at --grid; factors: smaller, and they serve any grid."),
 ]
 PrecisionOption = Annotated[
     Literal["f16", "u8"] | None,
-    typer.Option("--precision", help="Of stored values; default f16 for matrix (u8: a third), u8 for factors."),
+    typer.Option("--precision", help="Of what is stored: matrix f16 (default) or u8, a third; factors u8 (default)."),
 ]
 FeaturesOption = Annotated[
-    Literal["block", "projected"], typer.Option("--features", help="block: the last block's tokens, as in the paper.")
+    Literal["block", "projected"],
+    typer.Option("--features", help="block: the last block's patches, as in the paper; projected: as for BiomedCLIP."),
 ]
 ToleranceOption = Annotated[
-    float, typer.Option("--tolerance", help="factors: the largest error of a similarity.", min=0)
+    float,
+    typer.Option(
+        "--tolerance", help="factors: largest error of a similarity; images that cannot keep it are left out.", min=0
+    ),
 ]
 DtypeOption = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Compute type of the teacher.")]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the teacher runs.")]
-BatchOption = Annotated[int, typer.Option("--batch-size", help="Images a forward pass.", min=1)]
+BatchOption = Annotated[int, typer.Option("--batch-size", help="Images per forward pass.", min=1)]
 WorkersOption = Annotated[int, typer.Option("--workers", help="Threads that read images.", min=1)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 # Which namespace of a store is meant, where it holds several.
 OfTeacherOption = Annotated[str | None, typer.Option("--teacher", help="Only this teacher's targets.")]

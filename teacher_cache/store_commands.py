@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 def info_command(store: StoreOption, json: JsonOption = False) -> None:
-    """Say what is in a store: teachers, records, bytes, age."""
+    """Say what is in a store: teachers, records, bytes, age, errors of `factors`, damage."""
     from teacher_cache.maintain import info
 
     found = info(store)
@@ -67,10 +67,12 @@ def list_command(
     store: StoreOption,
     teacher: OfTeacherOption = None,
     fingerprint: FingerprintOption = None,
-    quarantined: Annotated[bool, typer.Option("--quarantined", help="List the images that could not be read.")] = False,
+    quarantined: Annotated[
+        bool, typer.Option("--quarantined", help="List the images that were left out, and why.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """List the records of a store by content key."""
+    """List the records of a store by content key, or the images that were left out."""
     from shared.targets.namespace import list_namespaces
     from shared.targets.namespace import quarantined as quarantine_list
     from teacher_cache.maintain import listing
@@ -113,7 +115,10 @@ def verify_command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Check every byte of a store against its checksums; with --resample, also against the teacher."""
+    """Check every byte of a store against its checksums; with --resample, also against the teacher.
+
+    The checksums need neither images nor teacher. Exit code 1 names what is damaged, or which image deviates.
+    """
     from shared.targets.scan import count_segments, scan
 
     if resample and images is None:
@@ -165,11 +170,14 @@ def verify_command(
 
 
 def merge_command(
-    sources: Annotated[list[str], typer.Argument(help="Stores to copy from.")],
+    sources: Annotated[list[str], typer.Argument(help="Stores to copy from: `cache merge A B --store C`.")],
     store: Annotated[str, typer.Option("--store", help="The store to copy into; made if absent.")],
     json: JsonOption = False,
 ) -> None:
-    """Join stores; nothing is encoded again, and the sources stay as they are."""
+    """Join stores; nothing is encoded again, and the sources stay as they are.
+
+    Records that the target has already are not copied. An interrupted merge is simply run again.
+    """
     from teacher_cache.maintain import merge
 
     merged = merge(sources, store)
@@ -192,7 +200,10 @@ def gc_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Sweep what killed builds left behind, and records that are there twice."""
+    """Sweep what killed builds left behind, and records that are there twice.
+
+    This host's strays go at once unless their writer lives; other hosts' once they are --older-than old.
+    """
     from teacher_cache.maintain import gc
 
     swept = gc(store, older_than * 3600, damaged, dry_run)
@@ -214,7 +225,7 @@ def export_command(
     form: Annotated[Literal["safetensors", "npz"], typer.Option("--format", help="File format.")] = "safetensors",
     teacher: OfTeacherOption = None,
     fingerprint: FingerprintOption = None,
-    grid: Annotated[str | None, typer.Option("--grid", help="Patch grid of `factors` targets.")] = None,
+    grid: Annotated[str | None, typer.Option("--grid", help="ROWSxCOLUMNS at which to read `factors`.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Write targets to a plain folder, one file an image, named by content key."""
@@ -237,7 +248,7 @@ def view_command(
     ] = None,
     teacher: OfTeacherOption = None,
     fingerprint: FingerprintOption = None,
-    grid: Annotated[str | None, typer.Option("--grid", help="Patch grid of `factors` targets.")] = None,
+    grid: Annotated[str | None, typer.Option("--grid", help="ROWSxCOLUMNS at which to read `factors`.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Draw one image's target: the image, the teacher's attention, and what is similar to one patch."""
