@@ -7,7 +7,8 @@ from shared.console import UserError
 from shared.imaging.images import ImageReference, parse_reference
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
-_NOT_IMAGES = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".zip"}
+_TEXT = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".zip"}
+_LITTER = {"DICOMDIR", "Thumbs.db", "desktop.ini"}  # indexes of a folder, beside its images
 
 
 def find_images(images: str, image_root: str | None = None) -> list[ImageReference]:
@@ -16,8 +17,8 @@ def find_images(images: str, image_root: str | None = None) -> list[ImageReferen
     Parameters
     ----------
     images
-        A folder (searched through; hidden files, and text and tables by their ending, are passed over), a glob, one
-        file (`scan.nii.gz#axial=90` for one slice), or a data set file (.json, .jsonl, .parquet).
+        A folder (searched through; hidden files, a folder's indexes, and text and tables by their ending, are passed
+        over), a glob, one file (`scan.nii.gz#axial=90` for one slice), or a data set file (.json, .jsonl, .parquet).
     image_root
         Folder that the paths of a data set file are relative to; its own folder by default.
 
@@ -48,7 +49,7 @@ def find_images(images: str, image_root: str | None = None) -> list[ImageReferen
 
 def _looks_like_image(file: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.parts)
-    return not hidden and file.suffix.lower() not in _NOT_IMAGES and file.name != "DICOMDIR"
+    return not hidden and file.suffix.lower() not in _TEXT and file.name not in _LITTER
 
 
 def _of_data_set(path: Path, image_root: str | None) -> list[ImageReference]:

@@ -173,7 +173,7 @@ def dinov2_small(native: Grid, weights: str | None = None) -> Teacher:
     Raises
     ------
     UserError
-        The package is not installed, or the grid is not square.
+        The package is not installed, `weights` is not its ONNX file, or the grid is not square.
     """
     from pathlib import Path
 
@@ -185,6 +185,8 @@ def dinov2_small(native: Grid, weights: str | None = None) -> Teacher:
     info = TEACHERS["dinov2-small"]
     if native.rows != native.columns:
         raise UserError(f"teacher {info.name} sees squares: its grid {native} must have as many rows as columns")
+    if weights is not None and not Path(weights).is_file():
+        raise UserError(f"no ONNX file at {weights}: teacher {info.name} brings its weights, leave --weights out")
     source = read_tensors(packaged_file() if weights is None else Path(weights))
     tensors = {name: torch.from_numpy(array) for name, array in _dinov2_to_timm(source).items()}
     hashed = weights_hash(tensors)

@@ -24,7 +24,10 @@ def choose_namespace(
         return fitting[0]
     if fitting:
         names = ", ".join(namespace.name for namespace in fitting)
-        raise UserError(f"{root} holds {len(fitting)} that fit ({names}): choose one by teacher, grid or fingerprint")
+        raise UserError(
+            f"{root} holds {len(fitting)} that fit ({names}): choose one by teacher, grid or fingerprint (the "
+            "digits that end its name)"
+        )
     lines = [_mismatch(one.identity, teacher, fingerprint, wanted, identity) for one in namespaces]
     raise UserError(f"no targets in {root} fit: {'; '.join(lines)}; build the wanted ones with `cache build`")
 

@@ -16,7 +16,7 @@ def folder(tmp_path):
     image_folder(tmp_path / "images", 3)
     deep = tmp_path / "images" / "deep"
     deep.mkdir()
-    for name in ("scan", "scan.dcm", ".hidden.png", "notes.txt", "table.csv", "DICOMDIR"):
+    for name in ("scan", "scan.dcm", ".hidden.png", "notes.txt", "table.csv", "DICOMDIR", "Thumbs.db"):
         (deep / name).write_bytes(encoded(colour_picture(), "PNG"))
     (tmp_path / "images" / ".thumbnails").mkdir()
     (tmp_path / "images" / ".thumbnails" / "a.png").write_bytes(b"x")

@@ -218,6 +218,11 @@ def test_unknown_names(name, message):
         load_teacher(name)
 
 
+def test_weights_for_the_teacher_that_brings_its_own():
+    with pytest.raises(UserError, match=r"no ONNX file at nowhere\.onnx: .* leave --weights out"):
+        load_teacher("dinov2-small", "nowhere.onnx")
+
+
 @pytest.mark.parametrize("name", ["timm:test_vit", "open_clip:ViT-B-16/openai"])
 def test_a_registry_that_cannot_be_reached_is_one_line(hub, name, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
