@@ -1,6 +1,6 @@
 """What `medalign student train` hands to the trainer, which imports neither teacher nor metric: both as callables."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from shared.console import UserError
 from shared.imaging.images import ImageReference
@@ -11,11 +11,11 @@ from shared.targets import Target
 LOSS = "eval_loss"
 
 
-def target_computer(recipe: Recipe) -> Callable[[ImageReference], Target] | None:
-    """Return what computes one image's target as the recipe's store would hold it, for `targets.on_missing: compute`.
+def target_computer(recipe: Recipe) -> Callable[[Sequence[ImageReference]], Iterator[Target]] | None:
+    """Return what computes images' targets as the recipe's store would hold them, for `targets.on_missing: compute`.
 
     The teacher is the one that filled the store's namespace, checked by fingerprint, on `targets.device`. None where
-    the recipe does not ask for it; the teacher is loaded when the first image is missing.
+    the recipe does not ask for it; the teacher is loaded for the first missing image and gone after the last.
 
     Raises
     ------
@@ -28,12 +28,9 @@ def target_computer(recipe: Recipe) -> Callable[[ImageReference], Target] | None
     if isinstance(section.teacher, list) or isinstance(section.fingerprint, list):
         raise UserError("targets.on_missing=compute serves one teacher; run `cache build` for several")
     store, teacher, fingerprint = section.store, section.teacher, section.fingerprint
-    made: list[Callable[[ImageReference], Target]] = []
 
-    def compute(reference: ImageReference) -> Target:
-        if not made:
-            made.append(_load(store, teacher, fingerprint, section.weights, section.device))
-        return made[0](reference)
+    def compute(references: Sequence[ImageReference]) -> Iterator[Target]:
+        yield from map(_load(store, teacher, fingerprint, section.weights, section.device), references)
 
     return compute
 

@@ -212,7 +212,7 @@ class Recipe(Section):
 
     # fmt: off
     output: str = "runs/student"                                        # folder the run writes; it must not hold another run
-    deepspeed: str | None = "zero2"                                     # none, zero0, zero1, zero2, zero3, zero2-offload, zero3-offload, or the path of a DeepSpeed JSON
+    deepspeed: str | None = "zero2"                                     # none, zero0, zero1, zero2, zero3, zero2-offload, zero3-offload, zero3-quantized, or the path of a DeepSpeed JSON
     model: ModelSection = ModelSection()                                # the student
     data: DataSection = DataSection()                                   # records and images
     targets: TargetsSection = TargetsSection()                          # the teacher's targets

@@ -16,11 +16,16 @@ TEACHER_LICENCES = {
 }
 
 
-def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Write `README.md` beside the adapter: what it is, what it was taught by, its losses, and what it is not for."""
-    aligned = recipe.train.tune == "lora" and bool(recipe.losses.alpha or recipe.losses.beta)
-    named = recipe.targets.teacher
-    teachers = [named] if isinstance(named, str) else list(named or ["the store's only teacher"])
+def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]], teachers: Sequence[str]) -> None:
+    """Write `README.md` beside the adapter: what it is, what it was taught by, its losses, and what it is not for.
+
+    Parameters
+    ----------
+    history
+        The trainer's log.
+    teachers
+        Names of the teachers of the stores it was trained with; empty without alignment.
+    """
     base = base_id(recipe.model)
     lines = [
         "---",
@@ -39,7 +44,7 @@ def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]
         else "- Trained: the multimodal projector",
         f"- Data: `{Path(recipe.data.train or '').name}`",
     ]
-    if aligned:
+    if teachers:
         for teacher in teachers:
             licence = TEACHER_LICENCES.get(teacher, "see where its weights come from")
             lines.append(f"- Teacher: `{teacher}`, licence of its weights: {licence}")

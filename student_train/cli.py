@@ -1,46 +1,77 @@
 """Command `student`: train, inspect, export."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shared.console import report, run
 
+if TYPE_CHECKING:
+    from shared.recipe import Recipe
+    from student_train.join import ComputeTargets
+    from student_train.train import Score
+
+    Callables = tuple[ComputeTargets | None, Score | None]
+
 app = typer.Typer(
-    help="Stage two: fine-tune the medical vision-language model, streaming the teacher's targets.",
+    help="""Stage two: fine-tune the medical vision-language model, streaming the teacher's targets.
+
+    Begin with `train RECIPE --dry-run`. Recipes are in pipelines/recipes, and docs/recipe.md explains every key;
+    `--debug` behind any command shows a traceback with its error.""",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
+RecipeFile = Annotated[Path, typer.Argument(help="Recipe (YAML), such as pipelines/recipes/llava-med-slake.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as data.train=train.json train.epochs=3.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the output folder's last checkpoint.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check data, store, model and memory; train nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
+
+
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as train.epochs=3.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the output folder's last checkpoint.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check data, store, model and memory; train nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Fine-tune by a recipe; works alone and under `torchrun` or `deepspeed`."""
+    """Fine-tune by a recipe; works alone and under `torchrun` or `deepspeed`.
+
+    Writes an adapter folder to the recipe's `output`, which `student_train.load` and `medalign evaluate` read. Stopped
+    by SIGTERM or Ctrl-C it saves a checkpoint and prints the command that goes on from it.
+    """
+    run_training(recipe, overrides, resume, dry_run, as_json)
+
+
+def run_training(
+    path: Path,
+    overrides: list[str] | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+    callables: "Callable[[Recipe], Callables] | None" = None,
+) -> None:
+    """Do what `train` says; `callables` gives, for a recipe, the teacher and the scores that only `pipelines` has."""
     from shared.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    recipe = load_recipe(path, overrides or [])
+    compute_targets, score = (None, None) if callables is None else callables(recipe)
     if dry_run:
         from student_train.dry_run import dry_run as check
 
-        found = check(loaded)
+        found = check(recipe, compute_targets, resume)
         report(found, as_json, [f"{name}: {value}" for name, value in found.items()])
         return
     from student_train.environment import is_main_process
     from student_train.train import train as start
 
-    output = start(loaded, resume=resume)
+    output = start(recipe, compute_targets=compute_targets, score=score, resume=resume)
     if as_json and is_main_process():
         report({"output": str(output)}, True, [])
 
@@ -48,7 +79,7 @@ def train(
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="Output folder of `student train`, or a checkpoint in it.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what an adapter folder holds: sizes, ranks, norms of W, losses."""
     from student_train.inspect import inspect as look
@@ -59,11 +90,14 @@ def inspect(
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="Adapter folder.")],
-    to: Annotated[Path, typer.Option("--to", help="Folder to write the merged model to.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder of `student train`.")],
+    to: Annotated[Path, typer.Option("--to", help="New folder for the merged model.")],
     base: Annotated[str | None, typer.Option("--base", help="Where the base model is now, if it has moved.")] = None,
     push_to_hub: Annotated[
-        str | None, typer.Option("--push-to-hub", help="Upload the result under this hub id.")
+        str | None,
+        typer.Option(
+            "--push-to-hub", help="Upload the result under this hub id, as a private repository; HF_TOKEN is the token."
+        ),
     ] = None,
 ) -> None:
     """Merge LoRA into the base model; W stays beside it and `student_train.load` loads both."""

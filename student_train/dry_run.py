@@ -3,18 +3,19 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from shared.console import UserError, warn
 from shared.recipe import Recipe
-from student_train.environment import deepspeed_config, use_cpu, zero_stage
+from student_train.environment import check_hub, check_trackers, deepspeed_config, use_cpu, zero_stage
 
 if TYPE_CHECKING:
-    from student_train.join import ComputeTarget
+    from student_train.join import ComputeTargets
 
 
-def dry_run(recipe: Recipe, compute_target: "ComputeTarget | None" = None) -> dict[str, Any]:
+def dry_run(recipe: Recipe, compute_targets: "ComputeTargets | None" = None, resume: bool = False) -> dict[str, Any]:
     """Check recipe, model, records, images and targets as a run would, and return what the run would be.
 
     The memory is DeepSpeed's own estimate of the model states for the trainable parameters, plus the frozen weights,
-    which its estimators do not know of; activations come on top.
+    which its estimators do not know of; activations come on top. More than this machine has free is a warning.
 
     Raises
     ------
@@ -30,9 +31,11 @@ def dry_run(recipe: Recipe, compute_target: "ComputeTarget | None" = None) -> di
     from student_train.train import prepare_data
 
     cpu, config = use_cpu(recipe), deepspeed_config(recipe)
-    check_output(Path(recipe.output), recipe, resume=False)
+    check_trackers(recipe)
+    check_hub(recipe)
+    check_output(Path(recipe.output), recipe, resume)
     base = load_student_base(recipe, config)
-    data, validation = prepare_data(recipe, base, compute_target)
+    data, validation = prepare_data(recipe, base, compute_targets)
     model = base.model
     if recipe.train.tune == "lora":
         model = make_student(base.model, base.image_token_id, recipe).model
@@ -59,18 +62,38 @@ def dry_run(recipe: Recipe, compute_target: "ComputeTarget | None" = None) -> di
     }
     sample = data[int(data.lengths.argmax())]  # reads the longest sample's images and targets
     if "error" in sample:
-        from shared.console import UserError
-
         raise UserError(sample["error"])
-    return found | _memory(model, config, trainable, frozen, ranks)
+    device, host = _memory(model, config, trainable, frozen, ranks)
+    free = _free_memory(cpu)
+    if device > free:
+        warn(
+            f"the model states alone need {_gigabytes(device)} on the device, of which {_gigabytes(free)} are free; "
+            "try deepspeed=zero3, zero3-offload, or model.quantization=4bit"
+        )
+    return found | {
+        "model states per device": _gigabytes(device),
+        "model states on the host": _gigabytes(host),
+        "free on the device": _gigabytes(free),
+    }
 
 
-def _memory(model: Any, config: dict[str, Any] | None, trainable: int, frozen: int, ranks: int) -> dict[str, str]:
-    """Estimate model states per device and on the host, by DeepSpeed's formulas."""
+def _free_memory(cpu: bool) -> int:
+    """Free bytes of the device that this process would train on."""
+    if cpu:
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def _memory(model: Any, config: dict[str, Any] | None, trainable: int, frozen: int, ranks: int) -> tuple[float, float]:
+    """Estimate the bytes of the model states per device and on the host, by DeepSpeed's formulas."""
     stage = zero_stage(config)
     if config is None or stage == 0:
         # float32 parameter, gradient and AdamW's two moments
-        return {"model states per device": _gigabytes(frozen + 16 * trainable), "model states on the host": "0.00 GB"}
+        return frozen + 16 * trainable, 0.0
     zero = config["zero_optimization"]
     offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     if stage == 3:
@@ -88,7 +111,7 @@ def _memory(model: Any, config: dict[str, Any] | None, trainable: int, frozen: i
 
         host, device = estimate_zero2_model_states_mem_needs(trainable, ranks, 1, cpu_offload=offload)
         resident = frozen
-    return {"model states per device": _gigabytes(device + resident), "model states on the host": _gigabytes(host)}
+    return device + resident, host
 
 
 def _gigabytes(count: float) -> str:

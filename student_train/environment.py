@@ -1,6 +1,7 @@
 """Before torch and DeepSpeed decide anything: device, process group, DeepSpeed's configuration."""
 
 import json
+import logging
 import os
 import socket
 import warnings
@@ -34,7 +35,9 @@ def check_trackers(recipe: Recipe) -> None:
             raise UserError(f"train.report_to names {tracker}, which is not installed: pip install {tracker}")
     sent = [tracker for tracker in recipe.train.report_to if tracker != "tensorboard"]
     if sent and is_main_process():
-        warn(f"losses and the recipe go to {', '.join(sent)}; sample answers stay in the output folder")
+        warn(
+            f"losses, settings and paths of this run go to {', '.join(sent)}; sample answers stay in the output folder"
+        )
 
 
 def check_hub(recipe: Recipe) -> None:
@@ -60,7 +63,7 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
     Raises
     ------
     UserError
-        Neither a shipped configuration nor a JSON file.
+        Neither a shipped configuration nor a JSON file; quantised frozen weights without a GPU.
     """
     name = recipe.deepspeed
     if name is None or name == "none":
@@ -75,6 +78,8 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+    if use_cpu(recipe) and config.get("zero_optimization", {}).get("zero_quantized_nontrainable_weights"):
+        raise UserError(f"deepspeed={name} quantises frozen weights, which DeepSpeed does on GPUs only; use zero3")
     stage = zero_stage(config)
     # ZeRO-3 shards the frozen weights too and wants one dtype, so DeepSpeed casts adapter and W and keeps the float32
     # masters itself; in the other stages they stay float32 parameters under autocast.
@@ -98,6 +103,10 @@ def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
     try:
         if cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            import torch
+
+            # accelerate would choose a number itself, and warn of it.
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         if deepspeed and not launched and "RANK" not in os.environ:
             os.environ |= _alone()
@@ -109,13 +118,31 @@ def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
                 # DeepSpeed would first compile a shared-memory all-reduce: 100 s and a C++ compiler, for little here.
                 library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             library.init_distributed(dist_backend="gloo" if cpu else "nccl", verbose=False)
-        with warnings.catch_warnings():  # DeepSpeed 0.19 calls these two by names that torch 2.14 has replaced
+        with (
+            warnings.catch_warnings(),
+            _without_accumulation_notes(),
+        ):  # DeepSpeed 0.19 calls these two by names that torch 2.14 has replaced
             names = "(all_gather_into|reduce_scatter)_tensor"
             warnings.filterwarnings("ignore", rf"`torch.distributed.{names}` is deprecated", FutureWarning)
             yield
     finally:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
+
+
+@contextmanager
+def _without_accumulation_notes() -> Iterator[None]:
+    """Hold back accelerate's note that its plugin, which the Trainer leaves at 1, and DeepSpeed differ in a number."""
+    logger = logging.getLogger("accelerate.accelerator")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "Gradient accumulation steps mismatch" not in record.getMessage()
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _alone() -> dict[str, str]:

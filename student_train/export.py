@@ -1,5 +1,6 @@
 """`student export`: one folder with LoRA merged into the base weights and W beside it; and uploads."""
 
+import os
 from pathlib import Path
 
 from shared.console import UserError, say, warn
@@ -20,6 +21,8 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
     """
     import shutil
 
+    import torch
+
     from student_train.models import load_base
     from student_train.models.base import BaseStudent, save_base
 
@@ -31,6 +34,8 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
         section = section.model_copy(
             update={"path": base} if section.path is not None else {"name": base, "path": None}
         )
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers' saving imports DeepSpeed, which would ask
     loaded = load_base(section)
     student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)
     merged = student.model.merge_and_unload()

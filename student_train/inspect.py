@@ -33,6 +33,8 @@ def inspect(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             unfinished = last_checkpoint(folder)
             hint = f"; its run is not finished, see {unfinished}" if unfinished else ""
+            if (folder / "config.json").is_file():
+                hint = ", it is a merged model; inspect the adapter that `student export` made it from"
             raise UserError(f"{folder} holds no {name}{hint}")
     recipe = adapter_recipe(folder)
     lora = read_tensors(folder / ADAPTER_WEIGHTS)

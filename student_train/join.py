@@ -17,7 +17,7 @@ from shared.targets.keys import content_keys as remembered_keys
 from student_train.environment import is_main_process
 
 Array = np.ndarray[Any, np.dtype[Any]]
-ComputeTarget = Callable[[ImageReference], Target]
+ComputeTargets = Callable[[Sequence[ImageReference]], Iterable[Target]]
 
 
 class Targets(NamedTuple):
@@ -103,7 +103,7 @@ def join(
     image_root: Path,
     recipe: Recipe,
     stores: Sequence[TargetStore],
-    compute_target: ComputeTarget | None = None,
+    compute_targets: ComputeTargets | None = None,
 ) -> Join:
     """Find the targets of every image of `records`; read nothing of them yet.
 
@@ -113,8 +113,9 @@ def join(
         The file that the records come from, for the `cache build` line.
     stores
         One a teacher, from `open_stores`.
-    compute_target
-        For `targets.on_missing: compute`: gives the target of one image, at the student's grid.
+    compute_targets
+        For `targets.on_missing: compute`: gives the targets of images one by one, at the student's grid. A generator
+        drops its teacher at its end, so none is left when training begins.
 
     Raises
     ------
@@ -127,14 +128,14 @@ def join(
     section = recipe.targets
     computed: dict[bytes, Targets] = {}
     if missing and section.on_missing == "compute":
-        if compute_target is None:
+        if compute_targets is None:
             raise UserError(
                 "targets.on_missing=compute needs a teacher: run `medalign student train`, or `cache build` first"
             )
         if len(stores) > 1:
             raise UserError("targets.on_missing=compute serves one teacher; run `cache build` for several")
-        for reference in track(missing, len(missing), "computing missing targets", "images"):
-            target = compute_target(reference)
+        found = track(compute_targets(missing), len(missing), "computing missing targets", "images")
+        for reference, target in zip(missing, found, strict=True):
             computed[keys[reference]] = stack([target._replace(similarity=target.similarity.astype(np.float16))])
     elif missing and not (section.on_missing == "skip" and len(missing) <= section.allow_missing):
         raise UserError(_missing_line(missing, len(keys), recipe, stores, data, image_root))

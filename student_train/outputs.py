@@ -99,7 +99,9 @@ def finish(trainer: Any, recipe: Recipe, output: Path, adapter: bool) -> None:
     trainer.state.save_to_json(str(output / STATE))
     from student_train.card import write_card
 
-    write_card(recipe, output, trainer.state.log_history)
+    joined = trainer.train_dataset.targets
+    teachers = [] if joined is None else [store.identity.teacher for store in joined.stores]
+    write_card(recipe, output, trainer.state.log_history, teachers)
     if best is not None:
         say(f"kept {Path(best).name}: {recipe.train.best_metric} {trainer.state.best_metric:.4g}")
     if recipe.train.push_to_hub is not None:

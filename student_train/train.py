@@ -24,7 +24,7 @@ from student_train.universal import adapt_checkpoint, check_effective_batch
 
 if TYPE_CHECKING:
     from student_train.data import AlignmentData
-    from student_train.join import ComputeTarget
+    from student_train.join import ComputeTargets
     from student_train.models.base import BaseStudent
 
 Score = Callable[[Sequence[Record], Sequence[str]], Mapping[str, float]]
@@ -33,7 +33,7 @@ Score = Callable[[Sequence[Record], Sequence[str]], Mapping[str, float]]
 def train(
     recipe: Recipe,
     *,
-    compute_target: "ComputeTarget | None" = None,
+    compute_targets: "ComputeTargets | None" = None,
     score: Score | None = None,
     resume: bool = False,
 ) -> Path:
@@ -43,8 +43,8 @@ def train(
     ----------
     recipe
         See `shared.recipe_fields`.
-    compute_target
-        Gives one image's target where `targets.on_missing` is `compute`; `pipelines` hands a teacher in.
+    compute_targets
+        Gives the targets of images where `targets.on_missing` is `compute`; `pipelines` hands a teacher in.
     score
         Rates the answers generated in evaluations: records and answers to named scores (for `train.best_metric`).
     resume
@@ -69,7 +69,7 @@ def train(
     with process_group(cpu, config is not None), _fresh_accelerate():
         if checkpoint is not None:
             adapt_checkpoint(checkpoint, config, ranks)
-        return _train(recipe, output, cpu, config, checkpoint, compute_target, score, begun)
+        return _train(recipe, output, cpu, config, checkpoint, compute_targets, score, begun)
 
 
 def _train(
@@ -78,7 +78,7 @@ def _train(
     cpu: bool,
     config: dict[str, Any] | None,
     checkpoint: Path | None,
-    compute_target: "ComputeTarget | None",
+    compute_targets: "ComputeTargets | None",
     score: Score | None,
     begun: float,
 ) -> Path:
@@ -95,7 +95,7 @@ def _train(
 
     set_seed(recipe.train.seed)
     base = load_student_base(recipe, config)
-    train_data, validation_data = prepare_data(recipe, base, compute_target)
+    train_data, validation_data = prepare_data(recipe, base, compute_targets)
     set_seed(recipe.train.seed)  # whatever loading drew, the adapter starts the same
     student = None
     if recipe.train.tune == "lora":
@@ -156,7 +156,7 @@ def _train(
 
 
 def prepare_data(
-    recipe: Recipe, base: "BaseStudent", compute_target: "ComputeTarget | None" = None
+    recipe: Recipe, base: "BaseStudent", compute_targets: "ComputeTargets | None" = None
 ) -> "tuple[AlignmentData, AlignmentData | None]":
     """Read and check the records, join them with the store; the validation set only where evaluations are wanted.
 
@@ -179,7 +179,7 @@ def prepare_data(
     def make(path: str, limit: int = 0) -> "AlignmentData":
         root = image_root_of(path, recipe.data.image_root)
         records = load_records(path)[: limit or None]
-        joined = join(records, path, root, recipe, stores, compute_target) if aligned else None
+        joined = join(records, path, root, recipe, stores, compute_targets) if aligned else None
         return AlignmentData(
             records, root, prepared, joined, recipe.data.max_length, recipe.data.truncation, not is_main_process()
         )

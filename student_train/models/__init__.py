@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shared.console import UserError
+from shared.console import UserError, stderr
 from shared.recipe import ModelSection
+from student_train.environment import is_main_process
 
 if TYPE_CHECKING:
     from student_train.models.base import BaseStudent
@@ -48,9 +49,12 @@ def load_base(model: ModelSection | str, dtype: Any = None) -> "BaseStudent":
         Anything that is missing or does not fit, in one line.
     """
     import torch
+    from transformers.utils import logging
 
     from student_train.models.folder import checkpoint_folder, read_config
 
+    if not stderr.is_terminal or not is_main_process():
+        logging.disable_progress_bar()  # a log file would keep every state of the bar, and ranks would mix theirs
     section = ModelSection(name=model) if isinstance(model, str) else model
     family = FAMILIES.get(section.name)
     if family is None and section.path is not None:

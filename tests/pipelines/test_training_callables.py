@@ -1,10 +1,13 @@
 """What `medalign student train` hands in: the store's own teacher for missing images, and the scores of evaluations."""
 
+import gc
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from pipelines.training import scorer, target_computer
 from shared.console import UserError
@@ -12,7 +15,7 @@ from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference, content_key
 from shared.manifest import Record, Turn
 from shared.recipe import Recipe, load_recipe, make_recipe
-from shared.targets import TargetStore
+from shared.targets import Target, TargetStore
 from teacher_cache.build import Settings, build
 from tests.fixtures.student_checkpoints import llava_hf
 from tests.fixtures.student_runs import write_images, write_train_file
@@ -57,8 +60,8 @@ def test_computed_targets_equal_the_built_ones(run: dict[str, Any]) -> None:
     compute = target_computer(recipe_of(run, "unused"))
     assert compute is not None
     store = TargetStore.open(run["folder"] / "full", grid=(4, 4))
-    for reference in run["references"]:
-        built, computed = store[content_key(*reference)], compute(reference)
+    for reference, computed in zip(run["references"], compute(run["references"]), strict=True):
+        built = store[content_key(*reference)]
         np.testing.assert_allclose(np.float32(computed.similarity), np.float32(built.similarity), atol=2e-3)
         np.testing.assert_allclose(computed.attention, built.attention, atol=1e-6)
         np.testing.assert_array_equal(computed.coverage, built.coverage)
@@ -73,7 +76,7 @@ def test_a_run_computes_what_its_store_lacks(run: dict[str, Any]) -> None:
     recipe = recipe_of(run, "run")
     with pytest.raises(UserError, match="run `medalign student train`"):
         train(recipe)
-    train(recipe, compute_target=target_computer(recipe))
+    train(recipe, compute_targets=target_computer(recipe))
     full = recipe_of(run, "full-run", store=str(run["folder"] / "full"), on_missing="error")
     train(full)
 
@@ -83,6 +86,44 @@ def test_a_run_computes_what_its_store_lacks(run: dict[str, Any]) -> None:
 
     assert first("run")["loss_vis"] > 0
     assert first("run") == pytest.approx(first("full-run"), rel=1e-4)
+
+
+def teacher_bytes() -> int:
+    """Bytes of the weights of every timm model alive in this process: teachers are timm's, students never."""
+    gc.collect()
+    found = [
+        one for one in gc.get_objects() if issubclass(type(one), nn.Module) and type(one).__module__[:5] == "timm."
+    ]
+    weights = {id(weight): weight.nbytes for one in found for weight in one.parameters()}
+    return sum(weights.values())
+
+
+@pytest.mark.integration
+def test_no_byte_of_the_teacher_is_left_when_training_begins(
+    run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from student_train.train import train
+    from student_train.trainer import AlignmentTrainer
+
+    recipe = recipe_of(run, str(tmp_path / "run"))
+    compute, before = target_computer(recipe), teacher_bytes()
+    assert compute is not None
+    counted = {"computing": [], "training": []}  # type: dict[str, list[int]]
+    compute_loss = AlignmentTrainer.compute_loss
+
+    def watched_compute(references: Sequence[ImageReference]) -> Iterator[Target]:
+        for target in compute(references):
+            counted["computing"].append(teacher_bytes() - before)
+            yield target
+
+    def watched_loss(*arguments: Any, **options: Any) -> Any:
+        counted["training"].append(teacher_bytes() - before)
+        return compute_loss(*arguments, **options)
+
+    monkeypatch.setattr(AlignmentTrainer, "compute_loss", watched_loss)
+    train(recipe, compute_targets=watched_compute)
+    assert min(counted["computing"]) > 80e6  # ViT-S in float32
+    assert counted["training"] == [0]
 
 
 @pytest.mark.integration
@@ -95,7 +136,7 @@ def test_another_teacher_is_refused(run: dict[str, Any], tmp_path: Path) -> None
     compute = target_computer(recipe_of(run, "unused", store=str(tmp_path / "other")))
     assert compute is not None
     with pytest.raises(UserError, match="not the teacher of this store: weights is"):
-        compute(run["references"][0])
+        next(compute(run["references"]))
 
 
 @pytest.mark.unit

@@ -103,7 +103,7 @@ def test_a_run_that_could_not_upload_does_not_begin(values, tmp_path, monkeypatc
     ],
 )
 def test_the_card_names_the_base_by_its_hub_id(values, tmp_path, model, base):
-    write_card(recipe(values, model=model), tmp_path, [])
+    write_card(recipe(values, model=model), tmp_path, [], [])
     text = (tmp_path / "README.md").read_text()
     assert faults_of_card(text) == []
     assert yaml.safe_load(text.split("---\n")[1])["base_model"] == base

@@ -91,11 +91,12 @@ def test_missing_targets_are_computed_by_a_callable(values, tmp_path):
     whole = TargetStore.open(values["targets"]["store"])
     asked = []
 
-    def compute(reference):
+    def compute(references):
         from shared.imaging.images import content_key
 
-        asked.append(reference.path.name)
-        return whole[content_key(reference.path)]
+        for reference in references:
+            asked.append(reference.path.name)
+            yield whole[content_key(reference.path)]
 
     def losses(output):
         rows = json.loads((output / "trainer_state.json").read_text())["log_history"]
@@ -103,7 +104,7 @@ def test_missing_targets_are_computed_by_a_callable(values, tmp_path):
 
     full = train(recipe(values, output=str(tmp_path / "full")))
     settings = {"targets__store": str(half), "targets__on_missing": "compute"}
-    computed = train(recipe(values, output=str(tmp_path / "computed"), **settings), compute_target=compute)
+    computed = train(recipe(values, output=str(tmp_path / "computed"), **settings), compute_targets=compute)
     assert sorted(asked) == names[3:]
     assert losses(full) == losses(computed)
     fails(values, "medalign student train", tmp_path, **settings)
@@ -178,6 +179,10 @@ def test_lora_targets_that_are_not_there(values, tmp_path):
 
 def test_a_deepspeed_configuration_that_is_not_there(values, tmp_path):
     fails(values, "zero4 is neither one of .*zero3", tmp_path, deepspeed="zero4")
+
+
+def test_quantised_weights_without_a_gpu(values, tmp_path):
+    fails(values, "zero3-quantized quantises frozen weights.*use zero3", tmp_path, deepspeed="zero3-quantized")
 
 
 def test_quantization_without_its_library(values, tmp_path):
