@@ -169,7 +169,7 @@ def build(
     unopened = len(left_out)  # the same on every rank
     missing = missing_keys(namespace, by_key)
     mine = ranks.owned(missing)
-    known = {record.key: record.reason for record in quarantined(namespace)}
+    known = _known_reasons(namespace)
     title = "encoding" if ranks.world == 1 else f"encoding (rank {ranks.rank} of {ranks.world})"
 
     with stop_on_termination(), TargetWriter(store, identity, segment_records=segment_records) as writer:
@@ -187,6 +187,15 @@ def build(
     return BuildResult(
         identity.namespace(), len(references), len(by_key), found, encoded, failed + unopened, left_out, seconds
     )
+
+
+def _known_reasons(namespace: Namespace) -> dict[bytes, str]:
+    """Why which image is quarantined already, so that no reason is written twice; a damaged record stops no build."""
+    try:
+        return {record.key: record.reason for record in quarantined(namespace)}
+    except UserError as error:
+        warn(str(error))
+        return {}
 
 
 def missing_keys(namespace: Namespace, keys: Iterable[bytes]) -> list[bytes]:

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from shared.console import UserError
 from shared.targets.index import Index, build_index
 from shared.targets.manifest import DamagedSegment, check_segment, keys_present, read_keys
-from shared.targets.namespace import Namespace, create_namespace, list_namespaces, quarantined
+from shared.targets.namespace import (
+    Namespace,
+    create_namespace,
+    list_namespaces,
+    quarantine_files,
+    quarantined,
+    read_quarantined,
+)
 from shared.targets.reader import SegmentReader
 from shared.targets.segments import SegmentWriter, publish_files
 from shared.targets.store import TargetStore
@@ -81,6 +88,11 @@ def _describe(namespace: Namespace) -> dict[str, Any]:
         keys.update(row.tobytes() for row in rows)
         stored += manifest.records
         size += sum(length for length, _ in manifest.files.values())
+    left_out = 0
+    try:
+        left_out = sum(1 for _ in quarantined(namespace))
+    except UserError as error:
+        damaged.append(str(error))
     description: dict[str, Any] = {
         "namespace": namespace.name,
         "teacher": namespace.identity.teacher,
@@ -94,7 +106,7 @@ def _describe(namespace: Namespace) -> dict[str, Any]:
         "bytes_per_record": size / stored if stored else None,
         "oldest": _iso(min(times)) if times else None,
         "newest": _iso(max(times)) if times else None,
-        "quarantined": sum(1 for _ in quarantined(namespace)),
+        "quarantined": left_out,
         "damaged": damaged,
     }
     if ranks:
@@ -128,7 +140,7 @@ def merge(sources: Iterable[str | Path], target: str | Path) -> list[Merged]:
     DamagedSegment
         If a source segment is damaged: nothing of it is copied.
     UserError
-        If a source is no store, or the target cannot be written.
+        If a source is no store or a quarantine record of it is damaged, or the target cannot be written.
     """
     return [_merge_namespace(namespace, target) for source in sources for namespace in list_namespaces(source)]
 
@@ -154,9 +166,8 @@ def _merge_namespace(source: Namespace, target: str | Path) -> Merged:
         segments += 1
         records += len(keys - present)
         present |= keys
-    for name in source.storage.sizes(source.path("quarantine")):
-        if name != "zarr.json":
-            into.storage.create(into.path("quarantine", name), source.storage.read(source.path("quarantine", name)))
+    for name in quarantine_files(source):
+        into.storage.create(into.path("quarantine", name), read_quarantined(source, name))
     return Merged(source.name, segments, records, known)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.targets.layout import KEY_BYTES
-from shared.targets.manifest import check_segment, read_keys
+from shared.targets.manifest import DamagedSegment, check_segment, read_keys
 from shared.targets.namespace import Namespace
 
 
@@ -59,7 +59,12 @@ def open_index(namespace: Namespace) -> Index:
     cached = _load(folder)
     if cached is not None and cached.segments == segments:
         return cached
-    built = build_index(namespace, segments, cached)
+    try:
+        built = build_index(namespace, segments, cached)
+    except DamagedSegment:
+        if tuple(namespace.segments()) == segments:
+            raise
+        return open_index(namespace)  # `cache gc` has just moved records to another segment
     with suppress(OSError):  # no place for a cache: the index then lives in memory only
         _save(built, folder)
         return _load(folder) or built

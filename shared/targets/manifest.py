@@ -81,6 +81,13 @@ def check_segment(namespace: Namespace, segment: str, shards: bool = False) -> M
     DamagedSegment
         Naming the first file that is missing, unexpected, of another size or of another digest.
     """
+    try:
+        return _check_files(namespace, segment, shards)
+    except FileNotFoundError:  # between listing and reading: someone is removing the segment
+        raise DamagedSegment(damage(namespace, segment, ".", "it is gone")) from None
+
+
+def _check_files(namespace: Namespace, segment: str, shards: bool) -> Manifest:
     manifest = read_manifest(namespace, segment)
     found = namespace.storage.sizes(namespace.path("segments", segment))
     found.pop(MANIFEST, None)

@@ -176,16 +176,42 @@ def quarantine_name(data: bytes) -> str:
 
 
 def quarantined(namespace: Namespace) -> Iterator[Quarantined]:
-    """Yield the latest record of each quarantined image, sorted by key."""
+    """Yield the latest record of each quarantined image, sorted by key; raises as `read_quarantined`."""
     latest: dict[bytes, Quarantined] = {}
-    for name in sorted(namespace.storage.sizes(namespace.path("quarantine"))):
-        if name == "zarr.json" or name.startswith("."):
-            continue
-        document = json.loads(namespace.storage.read(namespace.path("quarantine", name)))
+    for name in quarantine_files(namespace):
+        document = json.loads(read_quarantined(namespace, name))
         record = Quarantined(bytes.fromhex(document["key"]), document["reason"], document["time"])
         if record.key not in latest or latest[record.key].time <= record.time:
             latest[record.key] = record
     yield from (latest[key] for key in sorted(latest))
+
+
+def quarantine_files(namespace: Namespace) -> list[str]:
+    """Name the files of all quarantine records, sorted."""
+    names = namespace.storage.sizes(namespace.path("quarantine"))
+    return sorted(name for name in names if name != "zarr.json" and not name.startswith("."))
+
+
+def read_quarantined(namespace: Namespace, name: str) -> bytes:
+    """Read the file of one quarantine record.
+
+    Raises
+    ------
+    UserError
+        If the file is not the one that was written.
+    """
+    path = namespace.path("quarantine", name)
+    data = namespace.storage.read(path)
+    try:
+        sound = quarantine_name(data) == name
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise UserError(
+            f"damaged quarantine record {namespace.storage.location}/{path}: delete it, and the next build that meets "
+            "its image writes it again"
+        )
+    return data
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from shared.console import UserError
 from shared.targets.manifest import DamagedSegment, check_segment
-from shared.targets.namespace import Namespace, check_groups, quarantine_name, read_namespace
+from shared.targets.namespace import Namespace, check_groups, quarantine_files, read_namespace, read_quarantined
 from shared.targets.storage import Storage, join, open_storage
 
 
@@ -64,18 +64,17 @@ def _scan_namespace(storage: Storage, name: str) -> Iterator[Checked]:
 
 def _scan_quarantine(namespace: Namespace) -> Iterator[Checked]:
     try:
-        sizes = namespace.storage.sizes(namespace.path("quarantine"))
+        names = quarantine_files(namespace)
     except FileNotFoundError:
         return  # reported as a missing group
-    for name, size in sorted(sizes.items()):
-        if name == "zarr.json" or name.startswith("."):
-            continue
+    for name in names:
         path = namespace.path("quarantine", name)
         try:
-            sound = quarantine_name(namespace.storage.read(path)) == name
-        except (ValueError, KeyError, TypeError, OSError):
-            sound = False
-        yield Checked(path, size, None if sound else f"{path}: damaged quarantine record: delete it")
+            yield Checked(path, len(read_quarantined(namespace, name)), None)
+        except UserError as error:
+            yield Checked(path, 0, str(error))
+        except OSError as error:
+            yield Checked(path, 0, f"damaged quarantine record {path}: {_reason(error)}")
 
 
 def _scan_segment(namespace: Namespace, segment: str) -> Checked:

@@ -193,11 +193,11 @@ def _sweep(parent: Path, older_than: float | None = None) -> Iterator[Path]:
 
     Without `older_than`, only this host's folders whose lock is free: another host's locks may not show here.
     """
-    own = f"{TEMPORARY}{socket.gethostname()}-"
+    host = socket.gethostname()
     now = _file_system_time(parent) if older_than is not None else 0.0
     for path in sorted(parent.glob(f"{TEMPORARY}*")):
         with suppress(FileNotFoundError):
-            if older_than is None and not (path.name.startswith(own) and path.is_dir()):
+            if older_than is None and not (_host_of(path.name) == host and path.is_dir()):
                 continue
             if older_than is not None and now - path.stat().st_mtime <= older_than:
                 continue
@@ -222,6 +222,11 @@ def _file_system_time(folder: Path) -> float:
     finally:
         with suppress(OSError):
             probe.unlink()
+
+
+def _host_of(name: str) -> str:
+    """Host in `.tmp-<host>-<pid>-<uuid>`, whose own name may hold dashes: `node-1` is not `node`."""
+    return name.removeprefix(TEMPORARY).rsplit("-", 2)[0]
 
 
 def _owner() -> str:

@@ -17,10 +17,10 @@ from shared.console import UserError
 from shared.targets import TargetStore, TargetWriter
 from shared.targets.layout import arrays_of
 from shared.targets.manifest import keys_present
-from shared.targets.namespace import list_namespaces, quarantine
+from shared.targets.namespace import list_namespaces, quarantine, quarantined
 from shared.targets.scan import scan
 from shared.targets.storage import temporary_folder
-from teacher_cache.maintain import gc
+from teacher_cache.maintain import gc, info, merge
 from tests.fixtures.targets import factors_record, identity, key, matrix_record, write_records
 
 pytestmark = pytest.mark.integration
@@ -272,20 +272,22 @@ def test_only_what_is_certainly_dead_is_swept_by_a_build(tmp_path):
     namespace = make(tmp_path / "store")
     segments = tmp_path / "store" / namespace.path("segments")
     foreign = segments / ".tmp-otherhost-17-abcdef"
+    namesake = segments / f".tmp-{socket.gethostname()}-2-17-abcdef"  # the host `node-2` is not the host `node`
     own = segments / f".tmp-{socket.gethostname()}-17-abcdef"
-    for folder in (foreign, own):
+    for folder in (foreign, namesake, own):
         (folder / "half").mkdir(parents=True)
     with temporary_folder(segments) as live:
         write_records(tmp_path / "store", [])
         assert live.exists()
         assert foreign.exists()
+        assert namesake.exists()
         assert not own.exists()
         gc(tmp_path / "store", older_than=3600)
         assert foreign.exists()
         (swept,) = gc(tmp_path / "store", older_than=-1)
         assert live.exists()
         assert not foreign.exists()
-        assert swept.strays == [str(foreign.relative_to(tmp_path / "store"))]
+        assert set(swept.strays) == {str(one.relative_to(tmp_path / "store")) for one in (foreign, namesake)}
     assert read_all(tmp_path / "store", range(6))
 
 
@@ -313,6 +315,41 @@ def test_a_store_survives_gc_while_it_is_open(tmp_path):
     for number in range(6):
         np.testing.assert_array_equal(store[key(number)].similarity, matrix_record(number)["similarity"])
     assert gc(tmp_path / "store")[0].superseded == []
+
+
+def test_a_reader_that_opens_while_gc_moves_records(tmp_path, monkeypatch):
+    """The segments that were listed are gone when their keys are to be read."""
+    from shared.targets import index
+
+    write_records(tmp_path / "store", range(4))
+    write_records(tmp_path / "store", range(2, 6))
+    build_index, calls = index.build_index, []
+
+    def interrupted(namespace, segments, known=None):
+        if not calls:
+            calls.append(segments)
+            gc(tmp_path / "store")
+        return build_index(namespace, segments, known)
+
+    monkeypatch.setattr(index, "build_index", interrupted)
+    assert read_all(tmp_path / "store", range(6))
+    assert calls
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"key": "00", "reason": "", "time": ""}'])
+def test_a_damaged_quarantine_record_is_named_and_harms_no_record(tmp_path, content):
+    namespace = make(tmp_path / "store")
+    [record] = (tmp_path / "store" / namespace.name / "quarantine").glob("*-*.json")
+    record.write_bytes(content)
+    with pytest.raises(UserError, match=f"{record.name}: delete it"):
+        list(quarantined(namespace))
+    with pytest.raises(UserError, match=f"{record.name}: delete it"):
+        merge([tmp_path / "store"], tmp_path / "other")
+    assert [record.name in one for one in damages(tmp_path / "store")] == [True]
+    (described,) = info(tmp_path / "store")
+    assert described["records"] == 6
+    assert [record.name in one for one in described["damaged"]] == [True]
+    assert read_all(tmp_path / "store", range(6))
 
 
 def test_gc_keeps_a_segment_that_equals_what_is_left_of_another(tmp_path):

@@ -110,6 +110,20 @@ def test_what_cannot_be_read_is_quarantined_once_and_the_rest_is_built(tmp_path,
     assert len(list((tmp_path / "store" / namespace.name / "quarantine").glob("*-*.json"))) == 3
 
 
+def test_a_damaged_quarantine_record_stops_no_build(tmp_path, weights, capsys):
+    image_folder(tmp_path / "images", 2, **{"text.jpg": b"no image at all"})
+    run(tmp_path / "images", tmp_path / "store", weights)
+    [record] = tmp_path.glob("store/*/quarantine/*-*.json")
+    record.write_bytes(b"")
+    result = run(tmp_path / "images", tmp_path / "store", weights)
+    assert (result.found, result.failed) == (2, 1)
+    assert f"{record.name}: delete it" in capsys.readouterr().err
+    record.unlink()
+    run(tmp_path / "images", tmp_path / "store", weights)
+    [namespace] = list_namespaces(tmp_path / "store")
+    assert [one.key for one in quarantined(namespace)] == [content_key(tmp_path / "images" / "text.jpg")]
+
+
 def test_a_file_that_cannot_be_opened_is_told_but_not_quarantined(tmp_path, weights):
     paths = image_folder(tmp_path / "images", 2)
     references = [ImageReference(path) for path in [*paths, tmp_path / "gone.png"]]
