@@ -27,12 +27,18 @@ def use_cpu(recipe: Recipe) -> bool:
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raise a `UserError` for a tracker that is not installed; warn where data leaves the machine."""
-    from importlib.util import find_spec
+    """Raise a `UserError` for a tracker that cannot be used; warn where data leaves the machine."""
+    from importlib import import_module
 
     for tracker in recipe.train.report_to:
-        if find_spec(tracker) is None:
-            raise UserError(f"train.report_to names {tracker}, which is not installed: pip install {tracker}")
+        try:
+            import_module(tracker)
+        except ImportError as error:
+            raise UserError(
+                f"train.report_to names {tracker}, which cannot be imported ({error}): pip install {tracker}"
+            ) from None
+    # W&B would copy the terminal, and with it the sample answers, to its server.
+    os.environ.setdefault("WANDB_CONSOLE", "off")
     sent = [tracker for tracker in recipe.train.report_to if tracker != "tensorboard"]
     if sent and is_main_process():
         warn(

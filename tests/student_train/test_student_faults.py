@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,11 @@ def test_lora_targets_that_are_not_there(values, tmp_path):
 
 def test_a_deepspeed_configuration_that_is_not_there(values, tmp_path):
     fails(values, "zero4 is neither one of .*zero3", tmp_path, deepspeed="zero4")
+
+
+def test_a_tracker_that_is_not_there(values, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # what `import mlflow` meets where it is not installed
+    fails(values, "mlflow, which cannot be imported .*pip install mlflow", tmp_path, train__report_to=["mlflow"])
 
 
 def test_quantised_weights_without_a_gpu(values, tmp_path):

@@ -110,35 +110,61 @@ def test_bare_peft_loads_the_lora_part(values, tmp_path):
     assert torch.equal(logits_of(ours, processor, images), logits_of(theirs, processor, images))
 
 
-def first_step(values, tmp_path, name, **changes):
-    """Train one step of 8 samples and return its logged terms and the adapter after it."""
-    settings = {"train__max_steps": 1, "train__schedule": "constant", "train__max_grad_norm": 0.0}
-    output = train(recipe(values, output=str(tmp_path / name), **settings, **changes))
-    from safetensors.torch import load_file
+@pytest.fixture
+def gradients(monkeypatch):
+    """The gradients that the optimiser saw at the last step, by name."""
+    from student_train.trainer import AlignmentTrainer
 
-    state = load_file(output / "adapter_model.safetensors") | load_file(output / "rotation.safetensors")
-    [row] = [row for row in history(output) if "loss_lm" in row]
-    return row, state
+    seen = {}
+    create = AlignmentTrainer.create_optimizer
+
+    def created(self, model=None):
+        def look(*_):
+            seen.update({name: one.grad.clone() for name, one in self.model.named_parameters() if one.requires_grad})
+
+        optimizer = create(self, model)
+        optimizer.register_step_pre_hook(look)
+        return optimizer
+
+    monkeypatch.setattr(AlignmentTrainer, "create_optimizer", created)
+    return seen
 
 
-@pytest.mark.parametrize("normalization", ["renormalized", "softmax", "l2"])
-def test_eight_times_one_is_one_times_eight(values, tmp_path, normalization):
+@pytest.mark.parametrize(
+    ("alpha", "beta", "normalization"),
+    [  # all terms; then one at a time beside L_LM, so that a wrong share of it cannot hide behind another
+        (1.0, 0.1, "renormalized"),
+        (30.0, 0.0, "renormalized"),
+        (0.0, 30.0, "renormalized"),
+        (0.0, 30.0, "softmax"),
+        (0.0, 30.0, "l2"),
+    ],
+)
+def test_eight_times_one_is_one_times_eight(tmp_path, alpha, beta, normalization, gradients):
     mixed = write_run(tmp_path / "mixed", records=8, text_only=2)
-    results = [
-        first_step(
-            mixed,
-            tmp_path,
-            f"{size}x{steps}",
-            train__batch_size=size,
-            train__accumulation=steps,
-            losses__attention_normalization=normalization,
-        )
-        for size, steps in ((8, 1), (1, 8), (3, 3))
-    ]
-    (row, _), *others = results
-    for other, _ in others:
-        for term in ("loss", "loss_lm", "loss_vis", "loss_att", "grad_norm"):
+    results = []
+    for size, steps in ((8, 1), (1, 8), (3, 3)):
+        settings = {
+            "train__batch_size": size,
+            "train__accumulation": steps,
+            "train__max_steps": 1,
+            "train__max_grad_norm": 0.0,
+            "losses__attention_normalization": normalization,
+            "losses__alpha": alpha,
+            "losses__beta": beta,
+        }
+        output = train(recipe(mixed, output=str(tmp_path / f"{size}x{steps}"), **settings))
+        [row] = [row for row in history(output) if "loss_lm" in row]
+        results.append((row, dict(gradients)))
+    (row, expected), *others = results
+    largest = max(float(one.abs().max()) for one in expected.values())
+    assert largest > 0
+    for other, found in others:
+        for term in ("loss", "loss_lm", "loss_vis", "loss_att"):
             assert other[term] == pytest.approx(row[term], rel=2e-4, abs=1e-7), term
+        assert found.keys() == expected.keys()
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], atol=1e-5 * largest, rtol=1e-3, msg=name)
 
 
 def test_text_only_records_train_and_say_nothing_about_images(values, tmp_path):
