@@ -159,6 +159,21 @@ def test_a_dry_run_checks_everything_and_writes_nothing(values, tmp_path, deepsp
         dry_run(recipe(values, output=str(tmp_path / "run"), losses__layer=12))
 
 
+def test_a_dry_run_says_what_does_not_fit_and_looks_at_resuming(values, tmp_path, monkeypatch, capsys):
+    asked = recipe(values, output=str(tmp_path / "run"), train__max_steps=2, train__save_steps=1)
+    dry_run(asked)
+    assert "warning" not in capsys.readouterr().err
+    monkeypatch.setattr("student_train.dry_run._free_memory", lambda cpu: 1000)
+    dry_run(asked)
+    assert "the model states alone need 0.00 GB on the device" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no run to resume"):
+        dry_run(asked, resume=True)
+    train(asked)
+    assert dry_run(asked, resume=True)["records"] == 12
+    with pytest.raises(UserError, match="already holds a run"):
+        dry_run(asked)
+
+
 def test_several_teachers_and_layers_are_averaged(values, tmp_path):
     from tests.fixtures.student_runs import write_store
 
