@@ -4,6 +4,8 @@ Every block runs on fused attention, which never forms the weights. Of the last 
 softmax(q_cls K^T / sqrt(c)) is one 1 x (M+1) product a head, computed from that block's own normalised input.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +52,8 @@ def encode(teacher: Teacher, pixels: Float[Tensor, "B 3 size size"], features: s
         block.register_forward_hook(catch_output),
     ]
     try:
-        teacher.model(pixels)
+        with _fused_attention():
+            teacher.model(pixels)
     finally:
         for hook in hooks:
             hook.remove()
@@ -61,6 +64,17 @@ def encode(teacher: Teacher, pixels: Float[Tensor, "B 3 size size"], features: s
             raise ValueError(f"teacher {teacher.name} has no projection")
         tokens = teacher.project(tokens)
     return Encoded(tokens, weights[:, -teacher.grid.size :])
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Keep `nn.MultiheadAttention` (open_clip's) off torch's own fast path, which forms every weight on a CPU."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _last_block(model: Any) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared.imaging.grid import Grid
 from shared.targets import Preprocessing
@@ -51,6 +52,41 @@ def test_unimed(tiny, tmp_path, name):
     encoded = encode(teacher, pixels)
     assert encoded.tokens.shape == (3, 16, 64)
     assert_parity(encoded, *open_clip_vit(visual, pixels, heads=4))
+
+
+class Operators(TorchDispatchMode):
+    """Count the fused attentions that run, and note the shape of everything that a softmax returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused, self.softmaxes, self.unfused = 0, [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = str(func)
+        self.fused += "scaled_dot_product" in name
+        if "softmax" in name:
+            self.softmaxes.append(tuple(out.shape))
+        if "multi_head_attention" in name:
+            self.unfused.append(name)
+        return out
+
+
+@pytest.mark.parametrize("name", ["unimed-b", "biomedclip"])
+def test_every_block_runs_on_fused_attention_and_only_the_cls_row_is_formed(tiny, tmp_path, name):
+    if name == "unimed-b":
+        file, heads = write_unimed(tmp_path / "model.pt", open_clip_visual()), 4
+    else:
+        file, heads = tmp_path / "model.bin", 2
+        torch.save(biomedclip_state(timm_trunk()), file)
+    teacher = load_teacher(name, str(file))
+    blocks = teacher.model.transformer.resblocks if name == "unimed-b" else teacher.model.blocks
+    with Operators() as operators:
+        encode(teacher, pixels_for(teacher))
+    assert operators.fused == len(blocks) >= 3
+    assert operators.softmaxes == [(3, heads, 1, teacher.grid.size + 1)]
+    assert not operators.unfused
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_biomedclip_and_its_projection(tiny, tmp_path):
