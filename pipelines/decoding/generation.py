@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipelines.decoding.early_end import EarlyEnd
 from pipelines.decoding.prefix import prefix_cache
 from pipelines.decoding.prompts import Model, Prompts
 
@@ -38,7 +39,7 @@ def generate(
     `num_beams`, or `custom`, transformers' `custom_generate` function, which brings its own cache. The image token is
     never generated: an answer shows no image, and W would act on it.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     config = GenerationConfig(
         max_new_tokens=limits.max_new_tokens,
@@ -48,13 +49,18 @@ def generate(
         num_beams=num_beams,
         length_penalty=length_penalty,
         early_stopping=False,
-        renormalize_logits=num_beams > 1,  # beams add up log-probabilities: those of the tokens that are allowed
     )
 
     def no_image(ids: Tensor, scores: Tensor) -> Tensor:
         return scores.index_fill(1, scores.new_tensor([prompts.image_token_id], dtype=torch.long), -torch.inf)
 
     steps = [*processors, no_image, *([draw] if draw else [])]
+    endings = []
+    if num_beams > 1:
+        count, length = prompts.ids.shape
+        early = EarlyEnd(count, length, num_beams, limits.end_ids, limits.max_new_tokens, length_penalty)
+        steps.append(early.normalised)
+        endings.append(early)
     cache = {} if custom else {"past_key_values": prefix_cache(model, prompts, num_beams)}
     with torch.no_grad(), _no_checkpoint_defaults(model):
         output: Tensor = model.generate(
@@ -63,6 +69,7 @@ def generate(
             **cache,
             generation_config=config,
             logits_processor=LogitsProcessorList(steps),
+            stopping_criteria=StoppingCriteriaList(endings),
             custom_generate=custom,
         )
     return [_until_end(row, limits.end_ids) for row in output[:, prompts.ids.shape[1] :].tolist()]

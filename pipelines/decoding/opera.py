@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pipelines.decoding.attention import Rows, watching
+from pipelines.decoding.early_end import attainable
 from pipelines.decoding.generation import Limits, generate
 from pipelines.decoding.prefix import prefix_cache
 from pipelines.decoding.prompts import Model, Prompts
@@ -269,12 +270,18 @@ class _Search:
         return chosen // width, chosen % width, not running
 
     def _settled(self, beams: Beams, finished: list[Finished]) -> bool:
-        """Whether no running beam can still beat the worst of a full list of ended answers."""
-        if len(finished) < self.settings.num_beams:
-            return False
-        length = beams.tokens.shape[1]
-        best = float(beams.scores.max()) / length**self.settings.length_penalty
-        return bool(best <= finished[-1].score)
+        """Whether the running beams have no more to say.
+
+        None can still beat the worst of a full list of ended answers; or none can become the best, while the search
+        can only ever go back to states after this one.
+        """
+        settings, length, best = self.settings, beams.tokens.shape[1], float(beams.scores.max())
+        if finished and length <= settings.short_window:
+            bound = attainable(best, length, self.limits.max_new_tokens, settings.length_penalty)
+            if bound <= finished[0].score:
+                return True
+        full = len(finished) == settings.num_beams
+        return full and best / length**settings.length_penalty <= finished[-1].score
 
     def _keep(self, beam: Tensor, place: Tensor, step: int) -> None:
         """Leave in the cache, for each new beam, its past and the chosen candidate."""
