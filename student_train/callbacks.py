@@ -13,7 +13,7 @@ import torch
 from rich.progress import TaskID
 from transformers import TrainerCallback
 
-from shared.console import progress, say, stderr
+from shared.console import progress, stderr
 from shared.recipe import Recipe, save_recipe
 from student_train.environment import is_main_process
 from student_train.student import RECIPE, whole_file
@@ -46,7 +46,10 @@ class Claim(TrainerCallback):  # type: ignore[misc]
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """A bar with rate and ETA on a terminal; a line per logged step in a log file."""
+    """A bar with rate and ETA on a terminal; a line per logged step above it, or in a log file.
+
+    Whatever is printed while the bar stands goes through the bar's own console: elsewhere it would break the line.
+    """
 
     def __init__(self, begun: float) -> None:
         self.begun, self.bars, self.first = begun, progress(), True
@@ -63,7 +66,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """Advance the bar."""
         if self.first:
             now, self.first = time.perf_counter(), False
-            say(f"first step done {now - self.begun:.1f} s after the start ({now - self.started:.1f} s of it the step)")
+            spent = f"{now - self.begun:.1f} s after the start ({now - self.started:.1f} s of it the step)"
+            stderr.print(f"first step done {spent}", markup=False)
         if self.task is not None:
             self.bars.update(self.task, completed=state.global_step)
 

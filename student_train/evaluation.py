@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from shared.console import UserError, say
+from shared.console import UserError, stderr
 from shared.manifest import Record
 from shared.recipe import Recipe
 from student_train.data import AlignmentData
@@ -107,4 +107,4 @@ def _write_samples(trainer: AlignmentTrainer, records: Sequence[Record], answers
                 "answer": answer,
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            say(f"  {record.question!r}: {answer!r} (reference {record.answer!r})")
+            stderr.print(f"  {record.question!r}: {answer!r} (reference {record.answer!r})", markup=False)

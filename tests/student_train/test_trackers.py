@@ -107,7 +107,7 @@ def test_a_tracker_holds_the_curves_of_the_run(values: Any, tmp_path: Path, trac
     assert "Traceback" not in done.stderr
     assert (f"go to {tracker}" in done.stderr) == (tracker != "tensorboard")
     question = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])["question"]
-    assert question in done.stdout
+    assert question in done.stderr
     for file in [*tmp_path.glob("wandb/**/*"), *tmp_path.glob("mlflow.db")]:
         assert not file.is_file() or question.encode() not in file.read_bytes(), file
     curves = read(tmp_path)
