@@ -157,6 +157,7 @@ def evaluate(
         },
         "data": {
             "file": str(data),
+            "set": _set_name(data),
             "sha256": hashlib.sha256(Path(data).read_bytes()).hexdigest(),
             "items": len(records),
             "images": len({image for record in records for image in record.images}),
@@ -225,6 +226,12 @@ def _records(data: Path, image_root: Path | None, limit: int | None) -> list[Rec
     if unanswered:
         raise UserError(f"{data}: {len(unanswered)} records have no reference answer, first id {unanswered[0]}")
     return records
+
+
+def _set_name(data: Path) -> str | None:
+    """Name of the prepared set that a file belongs to (`dataset.json` beside it), or None."""
+    description = Path(data).with_name("dataset.json")
+    return json.loads(description.read_text(encoding="utf-8")).get("name") if description.is_file() else None
 
 
 def _template(folder: Path) -> str:

@@ -99,7 +99,7 @@ def load_ours(results: Sequence[str]) -> tuple[dict[tuple[str, str, str, str], O
     Raises
     ------
     UserError
-        An unknown model or set, or a folder without `result.json`.
+        An unknown model or set, a folder without `result.json`, or an evaluation of another set.
     """
     ours: dict[tuple[str, str, str, str], Ours] = {}
     runs = []
@@ -114,6 +114,8 @@ def load_ours(results: Sequence[str]) -> tuple[dict[tuple[str, str, str, str], O
         if not file.is_file():
             raise UserError(f"{folder} holds no result.json; give the folder that `medalign evaluate` wrote")
         result = json.loads(file.read_text(encoding="utf-8"))
+        if result["data"].get("set") not in (None, name):
+            raise UserError(f"{given!r}: that evaluation is of {result['data']['set']}, not of {name}")
         for row in result["rows"]:
             method = _method(row)
             if method is None:

@@ -17,7 +17,7 @@ def attainable(total: float, length: int, longest: int, length_penalty: float) -
     A score is the sum of log-probabilities (at most `total`, at most 0) over the answer's length, at most `longest`, to
     the power `length_penalty`.
     """
-    return total / max(length**length_penalty, longest**length_penalty)
+    return float(total / max(length**length_penalty, longest**length_penalty))
 
 
 class EarlyEnd:

@@ -60,6 +60,7 @@ def test_from_release_to_scores(layout, run, tmp_path):
         assert counted["closed_yes_no"] == split["yes/no"]
         assert counted.get("open_recall", 0) == split["open"]
     assert result["data"]["sha256"] == split["sha256"]
+    assert result["data"]["set"] == name
     if about["task"] == "report":
         shown = json.loads(command("report", "metrics", results, "--metrics", "bleu,rouge,radgraph", "--json"))
         (found,) = shown["rows"].values()

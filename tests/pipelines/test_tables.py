@@ -52,16 +52,16 @@ def score(value, n=10):
 
 @pytest.fixture
 def evaluation(tmp_path):
-    def write(rows, metrics=None):
+    def write(rows, metrics=None, name=None):
         result = {
             "rows": rows,
             "settings": {"preset": "published", "max_new_tokens": 128, "seed": 0},
-            "data": {"items": 12, "sha256": "ab" * 32},
+            "data": {"items": 12, "sha256": "ab" * 32, "set": name},
         }
         (tmp_path / "result.json").write_text(json.dumps(result))
-        for name, scores in (metrics or {}).items():
+        for file, scores in (metrics or {}).items():
             (tmp_path / "metrics").mkdir(exist_ok=True)
-            (tmp_path / "metrics" / f"{name}.json").write_text(json.dumps({"scores": scores}))
+            (tmp_path / "metrics" / f"{file}.json").write_text(json.dumps({"scores": scores}))
         return tmp_path
 
     return write
@@ -151,3 +151,10 @@ def test_command_writes_three_files_and_refuses_unknown_places(tmp_path, evaluat
             make_tables([wrong])
     with pytest.raises(UserError, match=r"no result\.json"):
         make_tables([f"llava-med/slake={tmp_path / 'nowhere'}"])
+
+
+def test_an_evaluation_of_another_set_is_refused(evaluation):
+    folder = evaluation([row("LoRA", "greedy", open_recall=score(0.5))], name="slake")
+    make_tables([f"llava-med/slake={folder}"])
+    with pytest.raises(UserError, match="is of slake, not of vqa-rad"):
+        make_tables([f"llava-med/vqa-rad={folder}"])
