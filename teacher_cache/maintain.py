@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -157,17 +158,14 @@ def _merge_namespace(source: Namespace, target: str | Path) -> Merged:
             continue
         names = [*manifest.files, "manifest.json"]
         files = {name: source.storage.read(source.path("segments", segment, name)) for name in names}
-        try:
+        with _told(f"cannot write to the store {target}", "run merge again"):
             publish_files(into, segment, files)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to the store {target}: {error.strerror or error}; run merge again"
-            ) from error
         segments += 1
         records += len(keys - present)
         present |= keys
-    for name in quarantine_files(source):
-        into.storage.create(into.path("quarantine", name), read_quarantined(source, name))
+    with _told(f"cannot write to the store {target}", "run merge again"):
+        for name in quarantine_files(source):
+            into.storage.create(into.path("quarantine", name), read_quarantined(source, name))
     return Merged(source.name, segments, records, known)
 
 
@@ -182,8 +180,14 @@ def gc(root: str | Path, older_than: float = DAY, damaged: bool = False, dry_run
         Also drop segments that fail the full checksum scan, so that a build makes their records again.
     dry_run
         Only say what would go (strays are not listed then).
+
+    Raises
+    ------
+    UserError
+        If there is no store, or it may not be changed.
     """
-    return [_sweep_namespace(one, older_than, damaged, dry_run) for one in list_namespaces(root)]
+    with _told(f"cannot change the store {root}", "restore write access and run gc again"):
+        return [_sweep_namespace(one, older_than, damaged, dry_run) for one in list_namespaces(root)]
 
 
 def _sweep_namespace(namespace: Namespace, older_than: float, damaged: bool, dry_run: bool) -> Swept:
@@ -262,9 +266,16 @@ def export(
     Raises
     ------
     UserError
-        If the folder holds the export of another identity or grid.
+        If the folder holds the export of another identity or grid, or cannot be written.
     """
     out = Path(folder)
+    with _told(f"cannot write to {out}", "choose another folder or make room"):
+        yield from _export(store, out, form, keys)
+
+
+def _export(
+    store: TargetStore, out: Path, form: Literal["npz", "safetensors"], keys: Iterable[bytes] | None
+) -> Iterator[Path]:
     out.mkdir(parents=True, exist_ok=True)
     identity = {
         "fingerprint": store.identity.fingerprint(),
@@ -292,6 +303,15 @@ def export(
                     file.write(save(target, {"fingerprint": store.identity.fingerprint()}))
             draft.replace(path)
         yield path
+
+
+@contextmanager
+def _told(what: str, way_out: str) -> Iterator[None]:
+    """Turn what the system refuses into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror or error}; {way_out}") from error
 
 
 def _iso(when: float) -> str:

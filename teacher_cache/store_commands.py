@@ -264,7 +264,10 @@ def view_command(
     if not reference.path.is_file():
         raise UserError(f"no image at {image}")
     picture, chosen = draw_view(store, reference, place, teacher=teacher, fingerprint=fingerprint, grid=wanted)
-    picture.save(out, "PNG")
+    try:
+        picture.save(out, "PNG")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
     report(
         {"out": out, "patch": chosen}, json, [f"{out}: image, attention, similarity to patch {chosen[0]},{chosen[1]}"]
     )

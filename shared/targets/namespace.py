@@ -128,6 +128,17 @@ def list_namespaces(root: str | Path | Storage) -> list[Namespace]:
         If there is no store at `root`, or a namespace cannot be read.
     """
     storage = open_storage(root) if isinstance(root, str | Path) else root
+    return [read_namespace(storage, name) for name in namespace_names(storage)]
+
+
+def namespace_names(storage: Storage) -> list[str]:
+    """Name every namespace of the store, sorted, those that lost their zarr.json included.
+
+    Raises
+    ------
+    UserError
+        If there is no store, or it cannot be read.
+    """
     # A build killed at its very start leaves a folder with nothing in it; one that lost its zarr.json has segments.
     try:
         names = [name for name in storage.names("") if storage.exists(join(name, "zarr.json")) or storage.names(name)]
@@ -135,7 +146,7 @@ def list_namespaces(root: str | Path | Storage) -> list[Namespace]:
         raise UserError(f"cannot read the store {storage.location}: {error.strerror or error}") from error
     if not names:
         raise UserError(f"no target store at {storage.location}: `cache build --store {storage.location}` makes one")
-    return [read_namespace(storage, name) for name in names]
+    return names
 
 
 def check_groups(namespace: Namespace) -> None:
@@ -160,14 +171,23 @@ def check_groups(namespace: Namespace) -> None:
 
 
 def quarantine(namespace: Namespace, key: bytes, reason: str) -> None:
-    """Record that the image with this content key could not be read; `reason` must not name a path."""
+    """Record why the image with this content key was left out; `reason` must not name a path.
+
+    Raises
+    ------
+    UserError
+        If the store cannot be written.
+    """
     record = {
         "key": key.hex(),
         "reason": " ".join(reason.split()),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     data = encode(record)
-    namespace.storage.create(namespace.path("quarantine", quarantine_name(data)), data)
+    try:
+        namespace.storage.create(namespace.path("quarantine", quarantine_name(data)), data)
+    except OSError as error:
+        raise UserError(f"cannot write to the store {namespace.storage.location}: {error.strerror or error}") from error
 
 
 def quarantine_name(data: bytes) -> str:

@@ -6,7 +6,14 @@ from typing import NamedTuple
 
 from shared.console import UserError
 from shared.targets.manifest import DamagedSegment, check_segment
-from shared.targets.namespace import Namespace, check_groups, quarantine_files, read_namespace, read_quarantined
+from shared.targets.namespace import (
+    Namespace,
+    check_groups,
+    namespace_names,
+    quarantine_files,
+    read_namespace,
+    read_quarantined,
+)
 from shared.targets.storage import Storage, join, open_storage
 
 
@@ -28,20 +35,17 @@ def scan(root: str | Path | Storage) -> Iterator[Checked]:
     Raises
     ------
     UserError
-        If there is no store at all.
+        If there is no store at all, or it cannot be reached.
     """
     storage = open_storage(root) if isinstance(root, str | Path) else root
-    names = [name for name in storage.names("") if storage.exists(join(name, "zarr.json")) or storage.names(name)]
-    if not names:
-        raise UserError(f"no target store at {storage.location}")
-    for name in names:
+    for name in namespace_names(storage):
         yield from _scan_namespace(storage, name)
 
 
 def count_segments(root: str | Path) -> int:
     """Count the segments of all namespaces, for a progress bar over `scan`."""
     storage = open_storage(root)
-    return sum(len(storage.names(join(name, "segments"))) for name in storage.names(""))
+    return sum(len(storage.names(join(name, "segments"))) for name in namespace_names(storage))
 
 
 def _scan_namespace(storage: Storage, name: str) -> Iterator[Checked]:

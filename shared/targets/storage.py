@@ -208,7 +208,8 @@ def _sweep(parent: Path, older_than: float | None = None) -> Iterator[Path]:
             with _lock(path) as held:
                 if held or (held is False and older_than is not None):
                     shutil.rmtree(path, ignore_errors=True)
-                    yield path
+            if not path.exists():
+                yield path
 
 
 def _file_system_time(folder: Path) -> float:
@@ -235,13 +236,15 @@ def _owner() -> str:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[bool | None]:
-    """Hold the folder's lock; None where another process holds it or has just removed the folder.
+    """Hold the folder's lock; None where another process holds it, has just removed it, or it may not be written.
 
     False where the file system has no locks: work goes on, but nobody may sweep without an age.
     """
     try:
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         yield None
         return
     try:

@@ -49,8 +49,11 @@ class Machine(RuleBasedStateMachine):
         """Add what new sound segments hold, by their own keys."""
         import zarr
 
-        healed = self.broken - {checked.path.rsplit("/", 1)[1] for checked in scan(self.root) if checked.damage}
-        self.broken -= healed  # the same build has written the same segment again
+        # A build that makes a damaged segment's very records again replaces it; killed in between, it leaves neither.
+        replaced = self.broken - {checked.path.rsplit("/", 1)[1] for checked in scan(self.root) if checked.damage}
+        self.broken -= replaced
+        for segment in replaced - set(self.namespace.segments()):
+            self._forget(segment)
         for segment in self.namespace.segments():
             if segment in self.broken or any(segment in places for places in self.held.values()):
                 continue

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.console import UserError
 from shared.targets.namespace import list_namespaces
 from shared.targets.scan import scan
 from shared.targets.storage import temporary_folder
@@ -146,6 +147,17 @@ def test_a_store_that_becomes_read_only_half_way(tmp_path, weights):
         assert process.returncode == 0, err
         assert json.loads(out)["found"] == len(held)
         assert held.items() <= records(store).items()
+        # What is complete needs no writing, and what may not be swept is left.
+        stray = store.joinpath(next(store.glob("*/segments")), f".tmp-{socket.gethostname()}-12345-5")
+        stray.mkdir()
+        assert mount(tmp_path / "disk", "remount,ro")
+        again = build_once(str(tmp_path / "images"), store, weights)
+        assert (again.found, again.encoded) == (20, 0)
+        image_folder(tmp_path / "more", 1, **{"bad.png": b"bad"})
+        with pytest.raises(UserError, match=r"cannot write to the store .*Read-only"):
+            build_once(str(tmp_path / "more"), store, weights)
+        assert gc(store)[0].strays == []
+        assert stray.exists()
 
 
 def test_strays_of_this_host_of_others_and_of_the_future(tmp_path, weights):

@@ -179,6 +179,13 @@ def test_merge_and_export(tmp_path, store, weights, cache):
             assert arrays["similarity"].tobytes() == similarity
             assert arrays["attention"].tobytes() == attention
     assert len(list((tmp_path / "safetensors").glob("*.safetensors"))) == 6
+    image = tmp_path / "images" / "image000.png"
+    code, _, err = cache("export", "--store", tmp_path / "joined", "--out", image)
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"cannot write to {image}: File exists" in err
+    code, _, err = cache("view", "--store", store, "--image", image, "--out", tmp_path / "no" / "view.png")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "choose another --out" in err
 
 
 def test_plan_for_people_and_programs(tmp_path, weights, cache):
@@ -233,6 +240,10 @@ def test_durations_and_sizes_for_people():
         (("build", "--teacher", "dinov2-small", "--images", "nowhere", "--store", "s"), "no images at nowhere"),
         (("build", "--teacher", "dinov2-small", "--images", ".", "--store", "s", "--grid", "24"), "24x24"),
         (("verify", "--store", "nowhere", "--images", "x"), "--resample"),
+        (("verify", "--store", "nowhere"), "no target store at nowhere"),
+        (("verify", "--store", "image000.png"), "cannot read the store image000.png: Not a directory"),
+        (("info", "--store", "image000.png"), "cannot read the store image000.png: Not a directory"),
+        (("gc", "--store", "image000.png"), "cannot read the store image000.png: Not a directory"),
     ],
 )
 def test_errors_are_one_line_with_a_way_out(cache, monkeypatch, tmp_path, line, hint):
