@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -12,6 +13,7 @@ from shared.console import UserError
 from student_train.card import write_card
 from student_train.cli import app
 from student_train.export import push
+from student_train.models import load_base
 from student_train.train import train
 from tests.fixtures.hub import TOKEN, faults_of_card, running_hub
 from tests.fixtures.student_runs import changed, recipe, write_run
@@ -36,6 +38,8 @@ def hub(monkeypatch):
     """A hub that this process knows of; large files go by plain uploads, which need no second protocol."""
     with running_hub() as served:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
+        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -61,13 +65,18 @@ def test_a_run_uploads_its_adapter_at_the_end(values, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own call of its HTTP client
-def test_an_export_is_uploaded_whole(adapter, tmp_path, hub):
+def test_an_export_is_uploaded_whole_and_fetched_by_its_id(adapter, tmp_path, hub, monkeypatch):
     merged = tmp_path / "merged"
     done = CliRunner().invoke(app, ["export", str(adapter), "--to", str(merged), "--push-to-hub", "merged"])
     assert done.exit_code == 0, done.output
     arrived = hub.files["me/merged"]  # a bare name goes to the token's own account
     assert {"model.safetensors", "config.json", "rotation.safetensors", "recipe.yaml", "README.md"} <= arrived.keys()
     assert all((merged / name).read_bytes() == data for name, data in arrived.items())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    fetched, ours = load_base("me/merged"), load_base(str(merged))
+    assert (fetched.template, fetched.grid) == (ours.template, ours.grid)
+    state = ours.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in fetched.model.state_dict().items())
 
 
 def test_a_refused_upload_is_one_line(adapter, hub, monkeypatch):
