@@ -45,7 +45,8 @@ class BuildResult(NamedTuple):
     """What a build did: `images` asked for, of them `distinct`; of those `found` before, now `encoded`, or `failed`.
 
     `left_out` names the failed ones with the reason. Under `torchrun` the counts are those of all ranks, the names only
-    this rank's.
+    this rank's. `seconds` is the whole time; `encoding_seconds` that part in which images were encoded and written,
+    without naming them and loading the teacher.
     """
 
     namespace: str
@@ -56,12 +57,17 @@ class BuildResult(NamedTuple):
     failed: int
     left_out: list[tuple[ImageReference, str]]
     seconds: float
+    encoding_seconds: float
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Rate of encoding and writing, which is what a longer build would go at; None where nothing was encoded."""
+        return self.encoded / self.encoding_seconds if self.encoded else None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `--json`; images that were left out are named by the path the user gave."""
         left_out = [{"image": str(reference), "reason": reason} for reference, reason in self.left_out]
-        rate = self.encoded / self.seconds if self.encoded else None
-        return {**self._asdict(), "left_out": left_out, "images_per_second": rate}
+        return {**self._asdict(), "left_out": left_out, "images_per_second": self.images_per_second}
 
 
 def identity_of(teacher: Teacher, settings: Settings) -> Identity:
@@ -170,6 +176,7 @@ def build(
     missing = missing_keys(namespace, by_key)
     mine = ranks.owned(missing)
     known = _known_reasons(namespace)
+    encoding = time.perf_counter()
     title = "encoding" if ranks.world == 1 else f"encoding (rank {ranks.rank} of {ranks.world})"
 
     with stop_on_termination(), TargetWriter(store, identity, segment_records=segment_records) as writer:
@@ -183,9 +190,17 @@ def build(
                     quarantine(namespace, key, str(error))
     failed = len(left_out) - unopened
     encoded, failed = ranks.totals(len(mine) - failed, failed)
-    found, seconds = len(by_key) - len(missing), time.perf_counter() - begin
+    end = time.perf_counter()
     return BuildResult(
-        identity.namespace(), len(references), len(by_key), found, encoded, failed + unopened, left_out, seconds
+        namespace=identity.namespace(),
+        images=len(references),
+        distinct=len(by_key),
+        found=len(by_key) - len(missing),
+        encoded=encoded,
+        failed=failed + unopened,
+        left_out=left_out,
+        seconds=end - begin,
+        encoding_seconds=end - encoding,
     )
 
 

@@ -157,10 +157,10 @@ def build_command(
         warn(f"{reference}: {reason}")
     speaks = Ranks.of_environment().speaks
     if speaks:
-        rate = f" at {result.encoded / result.seconds:.2f} images/s" if result.encoded else ""
+        rate = f" at {result.images_per_second:.2f} images/s" if result.images_per_second else ""
         lines = [
             f"{result.images} images, {result.distinct} distinct: {result.found} were in the store, "
-            f"{result.encoded} encoded in {result.seconds:.1f} s{rate}, {result.failed} left out",
+            f"{result.encoded} encoded{rate}, {result.failed} left out; {result.seconds:.1f} s in all",
             f"namespace {result.namespace} in {store}",
         ]
         report(result.as_json(), json, lines)

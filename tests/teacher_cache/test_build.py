@@ -60,6 +60,8 @@ def test_a_second_build_encodes_nothing_and_a_new_image_alone_is_added(tmp_path,
     image_folder(tmp_path / "images", 5)
     first = run(tmp_path / "images", tmp_path / "store", weights)
     assert (first.images, first.distinct, first.found, first.encoded, first.failed) == (5, 5, 0, 5, 0)
+    assert 0 < first.encoding_seconds < first.seconds
+    assert first.as_json()["images_per_second"] == 5 / first.encoding_seconds
     before = records(tmp_path / "store")
     sizes = []
 
