@@ -120,7 +120,7 @@ class Slice(NamedTuple):
         return {number: int(counts[number]) for number in sorted(present, key=lambda n: (-counts[n], n))}
 
 
-def prepare(out: Path, *, presence: int = 8, test_presence: int = 4, seed: int = 0) -> dict[str, Any]:
+def prepare(out: Path, *, presence: int = 12, test_presence: int = 4, seed: int = 0) -> dict[str, Any]:
     """Write the set into `out`; equal arguments give equal files.
 
     Parameters

