@@ -1,7 +1,8 @@
 """Building a store: what is asked for, what is missing, who encodes it, and what came of it.
 
 The store is the only state: an interrupted build is continued by the same command, which computes what is missing.
-Under `torchrun` every rank takes the missing keys it owns and writes its own segments; the ranks meet once, at the end.
+Under `torchrun` every rank names a share of the files, takes the missing keys it owns and writes its own segments; the
+ranks meet twice, once the files are named and at the end.
 """
 
 import time
@@ -11,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from shared.console import UserError, track, warn
@@ -18,9 +20,9 @@ from shared.imaging.geometry import Geometry
 from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference
 from shared.targets import DamagedSegment, Identity, TargetStore, TargetWriter
-from shared.targets.keys import content_keys
 from shared.targets.manifest import keys_present
 from shared.targets.namespace import Namespace, create_namespace, quarantine, quarantined
+from teacher_cache.distinct import distinct_images
 from teacher_cache.ranks import Ranks, stop_on_termination
 from teacher_cache.stream import DTYPES, Failure, stream
 from teacher_cache.teachers import Teacher, load_teacher
@@ -171,26 +173,28 @@ def build(
     references = list(images)
     loaded, identity = load_for(teacher, weights, settings, place)
     namespace = create_namespace(store, identity, _provenance(loaded))
-    by_key, _, left_out = distinct_images(references, workers)
-    unopened = len(left_out)  # the same on every rank
-    missing = missing_keys(namespace, by_key)
-    mine = ranks.owned(missing)
-    known = _known_reasons(namespace)
-    encoding = time.perf_counter()
-    title = "encoding" if ranks.world == 1 else f"encoding (rank {ranks.rank} of {ranks.world})"
-
-    with stop_on_termination(), TargetWriter(store, identity, segment_records=segment_records) as writer:
-        flow = stream(loaded, identity, mine, by_key, writer.add, batch_size=batch_size, workers=workers, device=place)
-        with closing(flow):
-            for key, error in track(flow, len(mine), title, "images"):
-                if error is None:
-                    continue
-                left_out.append((by_key[key], _reason(error)))
-                if not isinstance(error, OSError) and known.get(key) != str(error):
-                    quarantine(namespace, key, str(error))
-    failed = len(left_out) - unopened
-    encoded, failed = ranks.totals(len(mine) - failed, failed)
-    end = time.perf_counter()
+    with ranks.meeting():
+        by_key, _, left_out = distinct_images(references, workers, ranks)
+        unopened = len(left_out)  # the same on every rank
+        missing = missing_keys(namespace, by_key)
+        mine = ranks.owned(missing)
+        known = _known_reasons(namespace)
+        encoding = time.perf_counter()
+        title = "encoding" if ranks.world == 1 else f"encoding (rank {ranks.rank} of {ranks.world})"
+        with stop_on_termination(), TargetWriter(store, identity, segment_records=segment_records) as writer:
+            flow = stream(
+                loaded, identity, mine, by_key, writer.add, batch_size=batch_size, workers=workers, device=place
+            )
+            with closing(flow):
+                for key, error in track(flow, len(mine), title, "images"):
+                    if error is None:
+                        continue
+                    left_out.append((by_key[key], _reason(error)))
+                    if not isinstance(error, OSError) and known.get(key) != str(error):
+                        quarantine(namespace, key, str(error))
+        failed = len(left_out) - unopened
+        encoded, failed = (int(total) for total in ranks.sum(np.array([len(mine) - failed, failed])))
+        end = time.perf_counter()
     return BuildResult(
         namespace=identity.namespace(),
         images=len(references),
@@ -221,26 +225,6 @@ def missing_keys(namespace: Namespace, keys: Iterable[bytes]) -> list[bytes]:
         present, damaged = keys_present(namespace)
         warn(f"{len(damaged)} segments are damaged and count as missing, the first: {error}")
         return [key for key in dict.fromkeys(keys) if key not in present]
-
-
-class Distinct(NamedTuple):
-    """Images by content: the first reference of each key, in order; the repeated ones; files that cannot be opened."""
-
-    by_key: dict[bytes, ImageReference]
-    repeated: list[tuple[ImageReference, bytes]]
-    unopened: list[tuple[ImageReference, str]]
-
-
-def distinct_images(references: Iterable[ImageReference], workers: int) -> Distinct:
-    """Name every image by its content key (from the side index where the file has not changed since)."""
-    wanted = list(dict.fromkeys(references))
-    found = Distinct({}, [], [])
-    for reference, key in track(content_keys(wanted, workers), len(wanted), "hashing", "files"):
-        if not isinstance(key, bytes):
-            found.unopened.append((reference, _reason(key)))
-        elif found.by_key.setdefault(key, reference) != reference:
-            found.repeated.append((reference, key))
-    return found
 
 
 def _reason(error: Failure) -> str:

@@ -13,7 +13,8 @@ from shared.targets import TargetWriter
 from shared.targets.layout import Record
 from shared.targets.manifest import check_segment
 from shared.targets.namespace import find_namespace
-from teacher_cache.build import Settings, choose_device, distinct_images, load_for, missing_keys
+from teacher_cache.build import Settings, choose_device, load_for, missing_keys
+from teacher_cache.distinct import distinct_images
 from teacher_cache.stream import Outcome, stream
 
 

@@ -7,7 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Number = TypeVar("Number", bound=np.integer)
 
 
 class Ranks(NamedTuple):
@@ -40,25 +45,35 @@ class Ranks(NamedTuple):
         """Whether this rank reports, and fails where the build as a whole has."""
         return self.rank == 0 or not self.meets
 
-    def totals(self, *counts: int) -> tuple[int, ...]:
-        """Sum numbers over all ranks; every rank must call this, and waits there for the others.
+    @contextmanager
+    def meeting(self) -> Iterator[None]:
+        """Connect the ranks that can talk, so that `sum` works inside."""
+        from torch import distributed
 
-        It keeps a rank that ends with an error from ending the others: `torchrun` stops all when one fails. Processes
-        that do not meet return their own numbers.
+        mine = self.meets and not distributed.is_initialized()
+        if mine:
+            distributed.init_process_group("gloo", timeout=timedelta(days=30))  # the slowest rank may be far behind
+        try:
+            yield
+        finally:
+            if mine:
+                distributed.destroy_process_group()
+
+    def sum(self, numbers: NDArray[Number]) -> NDArray[Number]:
+        """Sum an array over all ranks; every rank must call this, with one shape, and waits there for the others.
+
+        At the end of a build it keeps a rank that ends with an error from ending the others: `torchrun` stops all when
+        one fails. Processes that do not meet return their own numbers.
         """
         if not self.meets:
-            return counts
+            return numbers
         import torch
         from torch import distributed
 
-        mine = not distributed.is_initialized()
-        if mine:
-            distributed.init_process_group("gloo", timeout=timedelta(days=30))  # the slowest rank may be far behind
-        summed = torch.tensor(counts)
+        summed = torch.from_numpy(numbers.copy())
         distributed.all_reduce(summed)
-        if mine:
-            distributed.destroy_process_group()
-        return tuple(summed.tolist())
+        result: NDArray[Number] = summed.numpy()
+        return result
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from shared.imaging.images import ImageReference
 from shared.targets import Identity, Target, TargetStore, first_difference
 from shared.targets.layout import Record
 from shared.targets.restore import targets_of_factors
-from teacher_cache.build import choose_device, distinct_images, load_for, settings_of
+from teacher_cache.build import choose_device, load_for, settings_of
+from teacher_cache.distinct import distinct_images
 from teacher_cache.stream import stream
 
 # What two machines or two batch sizes may differ by, in a similarity and in a share of the largest attention weight:

@@ -8,9 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from shared.imaging import Grid
+from shared.imaging import Grid, content_key
 from shared.targets import TargetStore
 from shared.targets.namespace import list_namespaces
 from shared.targets.scan import scan
@@ -18,7 +19,7 @@ from teacher_cache.build import Settings, build
 from teacher_cache.maintain import gc, info
 from teacher_cache.ranks import Ranks
 from teacher_cache.sources import find_images
-from tests.fixtures import tiny_teacher
+from tests.fixtures import naming_ranks, tiny_teacher
 from tests.fixtures.images import image_folder
 from tests.fixtures.tiny_teacher import TEACHER, arguments, records, tiny_weights
 
@@ -79,7 +80,7 @@ def test_every_key_has_one_owner(monkeypatch):
     assert Ranks.of_environment()[:2] == (2, 3)
     # An array job without a common address: nobody to wait for.
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    assert Ranks.of_environment().totals(4, 5) == (4, 5)
+    assert Ranks.of_environment().sum(np.array([4, 5])).tolist() == [4, 5]
     assert Ranks.of_environment().speaks
     monkeypatch.setenv("MASTER_ADDR", "somewhere")
     assert not Ranks.of_environment().speaks
@@ -101,6 +102,25 @@ def test_two_ranks_share_the_work_and_fail_together_at_the_end(tmp_path, weights
     assert records(tmp_path / "store") == undisturbed(tmp_path, weights)
     [described] = info(tmp_path / "store")
     assert (described["records"], described["superseded"], described["quarantined"]) == (10, 0, 1)
+
+
+@pytest.mark.integration
+def test_each_file_is_read_by_one_rank_and_named_to_all(tmp_path):
+    paths = image_folder(tmp_path / "images", 7, **{"copy.png": b"same", "other.png": b"same"})
+    (tmp_path / "images" / "gone.png").symlink_to(tmp_path / "nowhere")
+    process = start([*TORCHRUN, *port(5), naming_ranks.__file__, str(tmp_path / "images"), str(tmp_path)])
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert sorted(first["read"] + second["read"]) == sorted([*map(str, paths), str(tmp_path / "images" / "gone.png")])
+    assert abs(len(first["read"]) - len(second["read"])) <= 1
+    for name in ("by_key", "repeated", "unopened"):
+        assert first[name] == second[name]
+    assert first["by_key"] == {content_key(path).hex(): str(path) for path in reversed(paths)}
+    assert first["repeated"] == [[str(tmp_path / "images" / "other.png"), content_key(paths[0]).hex()]]
+    assert first["unopened"] == [
+        [str(tmp_path / "images" / "gone.png"), "the file cannot be read: No such file or directory"]
+    ]
 
 
 @pytest.mark.integration

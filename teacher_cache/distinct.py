@@ -1,0 +1,55 @@
+"""Which different images are asked for: every file named by its content, by all ranks of a build together."""
+
+import errno
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.console import track
+from shared.imaging.images import ImageReference
+from shared.targets.keys import content_keys
+from shared.targets.layout import KEY_BYTES
+from teacher_cache.ranks import Ranks
+
+ALONE = Ranks(0, 1, 0)
+
+
+class Distinct(NamedTuple):
+    """Images by content: the first reference of each key, in order; the repeated ones; files that cannot be opened."""
+
+    by_key: dict[bytes, ImageReference]
+    repeated: list[tuple[ImageReference, bytes]]
+    unopened: list[tuple[ImageReference, str]]
+
+
+def distinct_images(references: Iterable[ImageReference], workers: int, ranks: Ranks = ALONE) -> Distinct:
+    """Name every image by its content key (from the side index where the file has not changed since).
+
+    Ranks that meet read a share of the files each and tell the others; all must ask for the same images.
+    """
+    wanted = list(dict.fromkeys(references))
+    rows = ranks.sum(_rows_of(wanted, workers, ranks))
+    found = Distinct({}, [], [])
+    for reference, row in zip(wanted, rows, strict=True):
+        key, code = row[:KEY_BYTES].tobytes(), int(row[KEY_BYTES])
+        if code:
+            found.unopened.append((reference, f"the file cannot be read: {os.strerror(code)}"))
+        elif found.by_key.setdefault(key, reference) != reference:
+            found.repeated.append((reference, key))
+    return found
+
+
+def _rows_of(wanted: list[ImageReference], workers: int, ranks: Ranks) -> NDArray[np.uint8]:
+    """Key and error number of each file of this rank's share, (files, 33); zeros for the others'."""
+    rows = np.zeros((len(wanted), KEY_BYTES + 1), dtype=np.uint8)
+    share = range(ranks.rank, len(wanted), ranks.world) if ranks.meets else range(len(wanted))
+    keys = content_keys([wanted[place] for place in share], workers)
+    for place, (_, key) in zip(share, track(keys, len(share), "hashing", "files"), strict=True):
+        if isinstance(key, bytes):
+            rows[place, :KEY_BYTES] = np.frombuffer(key, np.uint8)
+        else:
+            rows[place, KEY_BYTES] = key.errno or errno.EIO
+    return rows
