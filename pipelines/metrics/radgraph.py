@@ -17,6 +17,7 @@ The `radgraph` package (0.1.18) fails under transformers 5, so it annotates in a
 (`pipelines.metrics.environment`). The paper's checkpoint is RadGraph 1.0.0 of PhysioNet, `model_type` "radgraph".
 """
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def load(models: Mapping[str, str]) -> Metric:
             "--model radgraph-python=ENV/bin/python and --model radgraph=FOLDER with radgraph/, unpacked from "
             "radgraph.tar.gz (Hugging Face StanfordAIMI/RRG_scorers), or radgraph=hub to let it be downloaded"
         )
-    if model != "hub" and not (Path(model) / MODEL_TYPE).is_dir():
-        raise Unavailable(f"{model} holds no folder {MODEL_TYPE}/; unpack radgraph.tar.gz into it")
+    if model != "hub":
+        _check_folder(Path(model) / MODEL_TYPE)
     package = package_version(python, "radgraph")
 
     def compute(pairs: Sequence[Pair]) -> list[Value]:
@@ -63,6 +64,24 @@ def load(models: Mapping[str, str]) -> Metric:
         "radgraph_complete": "RadGraph package, level complete",
     }
     return Metric("radgraph", f"radgraph {package}, {MODEL_TYPE} {model_digest(model)}", compute, what)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise Unavailable where the unpacked model is not there, or names an encoder that would have to be downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not folder.is_dir():
+        raise Unavailable(f"{folder.parent} holds no folder {MODEL_TYPE}/; unpack radgraph.tar.gz into it")
+    file = folder / "config.json"
+    try:
+        encoder = json.loads(file.read_text(encoding="utf-8"))["dataset_reader"]["token_indexers"]["bert"]["model_name"]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise Unavailable(f"{file} describes no RadGraph model; unpack radgraph.tar.gz again") from None
+    if not Path(encoder).is_dir() and not isinstance(try_to_load_from_cache(encoder, "config.json"), str):
+        raise Unavailable(
+            f"{file} names the encoder {encoder}, which is not here; put the path of a local copy in its place (it "
+            "stands there twice), or radgraph=hub to let it be downloaded"
+        )
 
 
 def score(reference: Entities, prediction: Entities) -> Value:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -203,10 +204,65 @@ class RadGraph:
 """
 
 
+def _radgraph_config(folder, encoder):
+    (folder / "radgraph").mkdir(parents=True, exist_ok=True)
+    indexers = {"bert": {"model_name": str(encoder)}}
+    (folder / "radgraph/config.json").write_text(json.dumps({"dataset_reader": {"token_indexers": indexers}}))
+
+
+@pytest.mark.unit
+def test_radgraph_downloads_no_encoder_for_a_local_model(tmp_path):
+    models = {"radgraph": str(tmp_path), "radgraph-python": sys.executable}
+    (tmp_path / "radgraph").mkdir()
+    with pytest.raises(Unavailable, match=r"unpack radgraph\.tar\.gz again"):
+        radgraph.load(models)
+    _radgraph_config(tmp_path, "someone/no-such-encoder")
+    with pytest.raises(Unavailable, match="names the encoder someone/no-such-encoder, which is not here"):
+        radgraph.load(models)
+
+
+@pytest.mark.integration
+def test_radgraph_in_its_own_environment(tmp_path):
+    """The package itself on a small checkpoint of the published format; its own F1RadGraph agrees with ours."""
+    python = os.environ.get("MEDALIGN_RADGRAPH_PYTHON")
+    if python is None:
+        pytest.skip("MEDALIGN_RADGRAPH_PYTHON names no environment with radgraph: its package was not run")
+    builder = Path(__file__).parents[1] / "fixtures" / "radgraph_checkpoint.py"
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    subprocess.run([python, str(builder), str(tmp_path)], check=True, capture_output=True, env=offline)
+    pairs = [
+        Pair(TEXTS[0], TEXTS[0]),
+        Pair(TEXTS[0], "The lungs are clear. No effusion."),
+        Pair(TEXTS[0], TEXTS[1]),
+        Pair("x", ""),
+    ]
+    ours = radgraph.load({"radgraph": str(tmp_path), "radgraph-python": python}).compute(pairs)
+    assert ours[0]["radgraph"] == 1
+    assert 0 < ours[1]["radgraph"] < 1
+    assert set(ours[3].values()) == {0.0}
+    program = (
+        "import json, sys; from radgraph import F1RadGraph\n"
+        "score = F1RadGraph(reward_level='all', model_type='radgraph', model_cache_dir=sys.argv[1])\n"
+        "references, predictions = zip(*json.load(sys.stdin))\n"
+        "print('REWARDS', json.dumps(score(refs=list(references), hyps=list(predictions))[1], default=float))"
+    )
+    done = subprocess.run(
+        [python, "-c", program, str(tmp_path)],
+        input=json.dumps(pairs[:3]),
+        check=True,
+        capture_output=True,
+        text=True,
+        env=offline,
+    )
+    theirs = json.loads(done.stdout.partition("REWARDS ")[2])
+    for level, rewards in zip(("simple", "partial", "complete"), theirs, strict=True):
+        assert [value[f"radgraph_{level}"] for value in ours[:3]] == pytest.approx(rewards, abs=1e-9)
+
+
 @pytest.mark.integration
 def test_radgraph_annotates_in_another_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(_package(tmp_path / "packages", "radgraph", RADGRAPH)))
-    (tmp_path / "model" / "radgraph").mkdir(parents=True)
+    _radgraph_config(tmp_path / "model", encoder=tmp_path)
     metric = radgraph.load({"radgraph": str(tmp_path / "model"), "radgraph-python": sys.executable})
     assert metric.version.startswith("radgraph 9.9")
     pairs = [Pair("clear lungs.", "clear lungs"), Pair("clear lungs.", "edema"), Pair("clear", "")]
