@@ -1,6 +1,7 @@
 """Which different images are asked for: every file named by its content, by all ranks of a build together."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.console import track
+from shared.console import UserError, track
 from shared.imaging.images import ImageReference
 from shared.targets.keys import content_keys
 from shared.targets.layout import KEY_BYTES
@@ -28,9 +29,15 @@ class Distinct(NamedTuple):
 def distinct_images(references: Iterable[ImageReference], workers: int, ranks: Ranks = ALONE) -> Distinct:
     """Name every image by its content key (from the side index where the file has not changed since).
 
-    Ranks that meet read a share of the files each and tell the others; all must ask for the same images.
+    Ranks that meet read a share of the files each and tell the others.
+
+    Raises
+    ------
+    UserError
+        The ranks do not ask for the same images.
     """
     wanted = list(dict.fromkeys(references))
+    _check_same(wanted, ranks)
     rows = ranks.sum(_rows_of(wanted, workers, ranks))
     found = Distinct({}, [], [])
     for reference, row in zip(wanted, rows, strict=True):
@@ -40,6 +47,17 @@ def distinct_images(references: Iterable[ImageReference], workers: int, ranks: R
         elif found.by_key.setdefault(key, reference) != reference:
             found.repeated.append((reference, key))
     return found
+
+
+def _check_same(wanted: list[ImageReference], ranks: Ranks) -> None:
+    """Hold the ranks to one list: with two, a key would go to another's image."""
+    digest = hashlib.sha256("\0".join(map(str, wanted)).encode("utf-8", "surrogateescape")).digest()
+    words = np.frombuffer(digest, np.uint32).astype(np.int64)
+    if ranks.meets and (ranks.sum(words) != ranks.world * words).any():
+        raise UserError(
+            "the ranks do not see the same images, perhaps because files came or went while they were listed: start "
+            "the build again"
+        )
 
 
 def _rows_of(wanted: list[ImageReference], workers: int, ranks: Ranks) -> NDArray[np.uint8]:

@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from shared.imaging import Grid, content_key
+from shared.console import UserError
+from shared.imaging import Grid, ImageReference, content_key
 from shared.targets import TargetStore
 from shared.targets.namespace import list_namespaces
 from shared.targets.scan import scan
 from teacher_cache.build import Settings, build
+from teacher_cache.distinct import distinct_images
 from teacher_cache.maintain import gc, info
 from teacher_cache.ranks import Ranks
 from teacher_cache.sources import find_images
@@ -102,6 +105,25 @@ def test_two_ranks_share_the_work_and_fail_together_at_the_end(tmp_path, weights
     assert records(tmp_path / "store") == undisturbed(tmp_path, weights)
     [described] = info(tmp_path / "store")
     assert (described["records"], described["superseded"], described["quarantined"]) == (10, 0, 1)
+
+
+@pytest.mark.unit
+def test_ranks_that_list_other_files_do_not_name_them_together(tmp_path):
+    """What the sum over two ranks gives where the other lists one file less."""
+    paths = image_folder(tmp_path / "images", 3)
+    sent = []
+
+    def pair(number, sum_):
+        return SimpleNamespace(rank=number, world=2, meets=True, sum=sum_)
+
+    def first(numbers):
+        sent.append(numbers)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        distinct_images([ImageReference(path) for path in paths[:2]], 1, pair(0, first))
+    with pytest.raises(UserError, match="do not see the same images"):
+        distinct_images([ImageReference(path) for path in paths], 1, pair(1, lambda numbers: numbers + sent[0]))
 
 
 @pytest.mark.integration
