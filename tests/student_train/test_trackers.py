@@ -87,7 +87,7 @@ def named(tracker: str, name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the readers; the run is a process of its own
 @pytest.mark.parametrize(
     ("tracker", "read"), [("tensorboard", tensorboard_curves), ("wandb", wandb_curves), ("mlflow", mlflow_curves)]
 )
