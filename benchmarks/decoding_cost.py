@@ -56,7 +56,7 @@ def measure(tokens: int, rounds: int, folder: Path | None) -> dict[tuple[str, in
     from PIL import Image
 
     from pipelines.decoding.generation import Limits
-    from pipelines.decoding.methods import NAMES, ONE_BY_ONE, decoding
+    from pipelines.decoding.methods import NAMES, decoding
     from pipelines.decoding.prefix import prefilled
     from pipelines.decoding.prompts import collate, counted
 
@@ -74,8 +74,6 @@ def measure(tokens: int, rounds: int, folder: Path | None) -> dict[tuple[str, in
     for turn in range(rounds):
         for name in NAMES:
             for size, prompts in batches.items():
-                if size > 1 and name in ONE_BY_ONE:
-                    continue
                 method = decoding(name)
                 began = time.process_time()
                 ready = prefilled(model, prompts)
@@ -107,7 +105,7 @@ def table(found: dict[tuple[str, int], Any], tokens: int, rounds: int, command: 
         "methods, and whatever else a method runs (the contrast pass's own prefill, the vision tower on noisy pixels). "
         "A forward pass is one call of the language model after that prefill, whatever the number of rows: beam search "
         "runs 5 rows, OPERA 5 rows of 5 candidates. "
-        "Prompts are encoded before the clock starts. Published settings; OPERA decodes one item at a time.",
+        "Prompts are encoded before the clock starts. Published settings.",
         "",
         "| method | forward passes per token | over greedy | seconds per token, batch 1 | over greedy | goal | "
         "speed of batch 8 over batch 1 |",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.decoding.methods import ONE_BY_ONE, Decoding
+from pipelines.decoding.methods import Decoding
 from pipelines.journal import Journal, answer_key
 from shared.console import track, warn
 from shared.manifest import Record
@@ -143,26 +143,22 @@ def _decode(
 
     limits = Limits(max_new_tokens, end_ids(student.processor))
     count = len(prompts.items)
-    groups = [[row] for row in range(count)] if method.name in ONE_BY_ONE else [list(range(count))]
-    answers: list[dict[str, Any]] = []
-    for rows in groups:
-        began = time.perf_counter()
-        with counted(student.model) as counts:
-            tokens = method.decode(student.model, prompts.select(rows), limits, method.settings, seed)
-        own = (time.perf_counter() - began) / len(rows)
-        lengths = [min(len(row) + 1, max_new_tokens) for row in tokens]  # the end token is generated too
-        answers += [
-            {
-                "text": student.processor.tokenizer.decode(row, skip_special_tokens=True).strip(),
-                "tokens": length,
-                "seconds": seconds + own,
-                "passes": counts["calls"],
-                "sequence_passes": counts["rows"] / len(rows),
-                "steps": max(lengths),
-            }
-            for row, length in zip(tokens, lengths, strict=True)
-        ]
-    return answers
+    began = time.perf_counter()
+    with counted(student.model) as counts:
+        tokens = method.decode(student.model, prompts, limits, method.settings, seed)
+    own = (time.perf_counter() - began) / count
+    lengths = [min(len(row) + 1, max_new_tokens) for row in tokens]  # the end token is generated too
+    return [
+        {
+            "text": student.processor.tokenizer.decode(row, skip_special_tokens=True).strip(),
+            "tokens": length,
+            "seconds": seconds + own,
+            "passes": counts["calls"],
+            "sequence_passes": counts["rows"] / count,
+            "steps": max(lengths),
+        }
+        for row, length in zip(tokens, lengths, strict=True)
+    ]
 
 
 def encoded_prompts(batch: Sequence[Item], student: Loaded, image_root: Path) -> Any:

@@ -66,7 +66,7 @@ def evaluate(
     out
         Folder of `result.json`, `answers/` and `journal/`; default `evaluation/` in the run or adapter folder.
     batch_size
-        Questions decoded at once; changes no answer. OPERA takes one at a time whatever it says.
+        Questions decoded at once; changes no answer.
     max_new_tokens, preset, overrides, seed
         The decoding settings; overrides are "method.setting=value".
     limit

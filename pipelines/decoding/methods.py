@@ -10,7 +10,6 @@ from pipelines.decoding.presets import PRESETS
 from shared.console import UserError
 
 NAMES = ("greedy", "beam", "nucleus", "vcd", "dola", "opera", "avisc", "m3id", "damro", "pai")
-ONE_BY_ONE = frozenset({"opera"})  # rolls a whole beam search back to an earlier position, a place of its own an item
 
 
 class Decoding(NamedTuple):

@@ -17,7 +17,7 @@ def prefilled(model: Model, prompts: Prompts) -> Prompts:
     """Return the prompts with the keys and values of all their tokens but the last; those that have them unchanged."""
     if prompts.prefix is not None:
         return prompts
-    cache = _new_cache(model)
+    cache = new_cache(model)
     mask = prompts.mask[:, :-1]
     with torch.no_grad(), undisturbed():
         model.model(
@@ -33,7 +33,7 @@ def prefix_cache(model: Model, prompts: Prompts, copies: int = 1) -> Any:
     """Return a fresh cache of the prompts' prefix, each row `copies` times in succession."""
     ready = prefilled(model, prompts)
     assert ready.prefix is not None
-    cache = _new_cache(model)
+    cache = new_cache(model)
     for layer, (keys, values) in enumerate(ready.prefix):
         cache.update(keys, values, layer)  # concatenates, so that the prefix itself never changes
     if copies > 1:
@@ -41,7 +41,8 @@ def prefix_cache(model: Model, prompts: Prompts, copies: int = 1) -> Any:
     return cache
 
 
-def _new_cache(model: Model) -> Any:
+def new_cache(model: Model) -> Any:
+    """Return an empty cache for the language model."""
     from transformers import DynamicCache
 
     return DynamicCache(config=model.config.get_text_config())

@@ -165,6 +165,10 @@ def test_all_candidates_share_one_forward_pass(model: Any) -> None:
     with counted(model) as counts:
         opera.decode(model, batch, limits, opera.Settings(threshold=99), 0)
     assert counts["calls"] <= 10  # the prompt's last token and one a new token
+    together = prefilled(model, prompts(model, ("a", "b", "c")))
+    with counted(model) as counts:
+        opera.decode(model, together, limits, opera.Settings(threshold=99), 0)
+    assert counts["calls"] <= 10  # three items share them
 
 
 def test_half_precision_is_emulated_on_request(model: Any) -> None:
