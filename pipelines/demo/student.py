@@ -187,11 +187,9 @@ def name_embeddings(
     for name in names:
         weights = torch.tensor([1 / within[token] for token in ids[name]])
         rows.append(weights @ embed[ids[name]] / weights.sum())
-    found = torch.stack(rows)
-    return (
-        functional.normalize(found, dim=1)
-        * embed[[token for tokens in ids.values() for token in tokens]].norm(dim=1).mean()
-    )
+    used = [token for tokens in ids.values() for token in tokens]
+    found: Tensor = functional.normalize(torch.stack(rows), dim=1) * embed[used].norm(dim=1).mean()
+    return found
 
 
 def ridge(features: Float[Tensor, "n f"], targets: Float[Tensor, "n w"]) -> tuple[Tensor, Tensor]:
