@@ -34,7 +34,7 @@ class Budget(NamedTuple):
 SHORT = Budget("demo", 15, warmup_steps=24, arm_steps=100, test_items=200)
 FULL = Budget("demo-full", 120, warmup_steps=40, arm_steps=320, test_items=None)
 
-_RESERVE = 60.0  # seconds kept for the report and for what varies
+_RESERVE = 90.0  # seconds kept for the report and for what varies
 _ANSWER_SECONDS = 0.5  # of one answer, in seconds of a training sample (a conversation of several questions)
 _LEAST_STEPS = 4
 
@@ -106,14 +106,14 @@ def arms_and_scores(out: Path, budget: Budget, precision: str, steps: int) -> li
     shared = {
         "model.name": out / "warmup",
         "data.train": out / "atlas" / "conversations.json",
+        "evaluation.data": out / "atlas" / "test.json",
         "train.max_steps": steps,
         "train.learning_rate": 1e-3,
         "train.precision": precision,
     }
     lora = shared | {"output": out / "lora", "losses.alpha": 0, "losses.beta": 0, "rotation.kind": "none"}
     medalign = shared | {"output": out / "medalign", "targets.store": out / "store"}
-    evaluate = ["medalign", "evaluate", "--run", str(out), "--data", str(out / "atlas" / "test.json")]
-    evaluate += ["--batch-size", "16"]
+    evaluate = ["medalign", "evaluate", "--run", str(out)]
     if budget.test_items is not None:
         evaluate += ["--limit", str(budget.test_items)]
     return [

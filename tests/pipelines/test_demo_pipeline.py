@@ -105,6 +105,8 @@ def test_the_arms_differ_in_the_three_terms_alone(tmp_path: Path) -> None:
     recipes = [load_recipe(pipeline.RECIPE, stage.command[3:]).model_dump() for stage in (lora, medalign)]
     different = {key for key in recipes[0] if recipes[0][key] != recipes[1][key]}
     assert different == {"output", "losses", "rotation", "targets"}
+    # What `medalign evaluate --run` asks where no --data is given.
+    assert {recipe["evaluation"]["data"] for recipe in recipes} == {str(tmp_path / "atlas" / "test.json")}
     assert recipes[0]["losses"]["alpha"] == recipes[0]["losses"]["beta"] == 0
     assert recipes[1]["losses"]["alpha"] > 0
     assert recipes[1]["losses"]["beta"] > 0
