@@ -127,6 +127,7 @@ def test_an_image_that_is_not_there(values, tmp_path):
     fails(values, r"1 of 7 images are not there: .*gone.png \(record r3\)", tmp_path, **change)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_is_broken(values, tmp_path, workers):
     folder = tmp_path / "images"

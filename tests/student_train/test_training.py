@@ -209,6 +209,7 @@ def test_the_command_line(values, tmp_path):
     assert "did you mean `train.epochs`" in typo.stderr
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
 def test_two_runs_of_one_seed_are_equal_and_workers_do_not_matter(values, tmp_path):
     from safetensors.torch import load_file
 
