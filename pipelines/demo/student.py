@@ -6,9 +6,8 @@ vision tower, so that it sees less than the teacher, which is the whole of it; S
 
 The projector starts as the ridge regression from a patch's features to the names of the structures in it, in
 proportion to the room they take; where no structure is, the name of the slice's plane. A name is the mean of its token
-embeddings, each counted the less the more structures share it ("gyrus" tells little): held-out slices with and without
-a structure are then told apart better (area under the curve of the best patch's match 0.75, plain means 0.69). That
-takes seconds and leaves the warm-up little to do.
+embeddings, each counted the less the more structures share it: "gyrus" tells little. That takes seconds and leaves the
+warm-up little to do.
 """
 
 import json
