@@ -91,14 +91,14 @@ def recipe_pass(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, list[to
             x = x + block.ls1(attention.proj((weights @ v).transpose(1, 2).reshape(b, t, -1)))
             x = x + block.ls2(block.mlp(block.norm2(x)))
         return x, kept
-    x = embedded(model, pixels)
+    x = embedded(model, pixels).transpose(0, 1).contiguous()  # tokens first, as in the authors' fork
     for block in model.transformer.resblocks:
         h = block.ln_1(x)
         attended, weights = block.attn(h, h, h, need_weights=True, average_attn_weights=True)
         kept.append(weights)
         x = x + attended
         x = x + block.mlp(block.ln_2(x))
-    return x, kept
+    return x.transpose(0, 1), kept
 
 
 def embedded(model: Any, pixels: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,6 @@ Every block runs on fused attention, which never forms the weights. Of the last 
 softmax(q_cls K^T / sqrt(c)) is one 1 x (M+1) product a head, computed from that block's own normalised input.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -52,11 +50,12 @@ def encode(teacher: Teacher, pixels: Float[Tensor, "B 3 size size"], features: s
         block.register_forward_hook(catch_output),
     ]
     try:
-        with _fused_attention():
-            teacher.model(pixels)
+        teacher.model(pixels)
     finally:
         for hook in hooks:
             hook.remove()
+    if not getattr(attention, "batch_first", True):  # open_clip's tower as it is loaded: (T, B, d) inside
+        caught = {name: tensor.transpose(0, 1).contiguous() for name, tensor in caught.items()}
     weights = _cls_attention(attention, caught["input"])
     tokens = caught["output"][:, -teacher.grid.size :]
     if features == "projected":
@@ -64,17 +63,6 @@ def encode(teacher: Teacher, pixels: Float[Tensor, "B 3 size size"], features: s
             raise ValueError(f"teacher {teacher.name} has no projection")
         tokens = teacher.project(tokens)
     return Encoded(tokens, weights[:, -teacher.grid.size :])
-
-
-@contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Keep `nn.MultiheadAttention` (open_clip's) off torch's own fast path, which forms every weight on a CPU."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _last_block(model: Any) -> tuple[Any, Any]:
@@ -88,7 +76,6 @@ def _cls_attention(attention: Any, x: Tensor) -> Tensor:
     if isinstance(attention, torch.nn.MultiheadAttention):  # open_clip: one stacked in-projection
         d, heads = attention.embed_dim, attention.num_heads
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
-        x = x if attention.batch_first else x.transpose(0, 1)
         q = torch.nn.functional.linear(x[:, :1], weight[:d], bias[:d])
         k = torch.nn.functional.linear(x, weight[d : 2 * d], bias[d : 2 * d])
         q, k = _split_heads(q, heads), _split_heads(k, heads)

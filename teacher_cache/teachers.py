@@ -255,6 +255,11 @@ def _open_clip_tower(name: str, architecture: str, tensors: dict[str, Tensor], l
     if not plain or not all(isinstance(block.attn, nn.MultiheadAttention) for block in model.transformer.resblocks):
         raise UserError(f"open_clip's {architecture} is not a plain ViT with a CLS token; choose one that is")
     load_strictly(model, tensors, name)
+    # Tokens first, as torch's attention works inside. Images first, it takes a path of its own on a CPU, which forms
+    # every weight; kept off that one, it hands transposed tensors on, which cost the whole block a sixth of its speed.
+    model.transformer.batch_first = False
+    for block in model.transformer.resblocks:
+        block.attn.batch_first = False
     size = vision["image_size"]
     info = TeacherInfo(name, architecture, "", licence)
     mean, std = (
