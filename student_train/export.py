@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shared.console import UserError, say, warn
 from shared.recipe import save_recipe
+from student_train.card import merged_card
 from student_train.student import RECIPE, ROTATION_WEIGHTS, adapter_recipe, load_adapter, whole_file
 
 
@@ -50,11 +51,14 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
         loaded.grid,
         loaded.image_size,
     )
-    save_base(whole, to)
+    # The base weights come last: without them nothing loads the folder, and with them W and its recipe are there.
     whole_file(to / RECIPE, lambda path: save_recipe(recipe, path))
-    for name in (ROTATION_WEIGHTS, "README.md"):
-        if (folder / name).is_file():
-            shutil.copy2(folder / name, to / name)
+    if (folder / ROTATION_WEIGHTS).is_file():
+        shutil.copy2(folder / ROTATION_WEIGHTS, to / ROTATION_WEIGHTS)
+    card = folder / "README.md"
+    if card.is_file():  # a checkpoint has none
+        (to / card.name).write_text(merged_card(card.read_text(encoding="utf-8")), encoding="utf-8")
+    save_base(whole, to)
     say(f"merged model: {to}; load it with student_train.load({str(to)!r})")
     return to
 

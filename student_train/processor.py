@@ -111,10 +111,11 @@ def load(path: str | Path, *, base: str | None = None, dtype: torch.dtype = torc
     folder = Path(path)
     if (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
         loaded = load_base(str(folder), dtype)
-        geometry = adapter_recipe(folder).data.geometry if (folder / RECIPE).is_file() else "pad"
-        if (folder / ROTATION_WEIGHTS).is_file():
-            load_rotation(loaded.model, loaded.image_token_id, folder, adapter_recipe(folder))
-        return loaded.model, Processor.of(loaded, geometry)
+        merged = adapter_recipe(folder) if (folder / RECIPE).is_file() else None
+        rotated = merged is not None and merged.train.tune == "lora" and merged.rotation.kind != "none"
+        if rotated or (folder / ROTATION_WEIGHTS).is_file():
+            load_rotation(loaded.model, loaded.image_token_id, folder, merged or adapter_recipe(folder))
+        return loaded.model, Processor.of(loaded, "pad" if merged is None else merged.data.geometry)
     recipe = adapter_recipe(folder)
     section = recipe.model
     if base is not None:

@@ -152,6 +152,7 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         self._unasked = torch.zeros(())
         self._terms_logged_at: int | None = None
         self._counts = torch.ones(len(TERMS))
+        self._ids: list[str] = []
 
     # --- the loss -----------------------------------------------------------------------------------------------
 
@@ -161,6 +162,7 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
                 raise UserError(batch["error"])
         if not batch_samples:
             return None
+        self._ids = [name for batch in batch_samples for name in batch["ids"]]
         counts = torch.stack([step_counts(batch) for batch in batch_samples]).sum(0).to(device)
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts, "sum")
@@ -208,6 +210,16 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         self._term_totals = self._term_totals.to(found.device) + found
         self._unasked = self._unasked.to(found.device) + (terms.counts[1] - terms.counts[2])
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Stop at a gradient that is not finite though the loss was: what it leaves behind must not be saved."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not 0.0 <= float(norm) < math.inf:  # DeepSpeed reports such a norm as -1
+            raise UserError(
+                f"the gradient is not finite at step {self.state.global_step}, samples {', '.join(self._ids)}; "
+                "lower train.learning_rate or look at these records"
+            )
+        return norm
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """Compute in bfloat16 under `train.precision: bf16`; adapter and W stay float32 parameters."""
@@ -261,6 +273,13 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         from safetensors.torch import save_file
 
         state = self.trainable()
+        # DeepSpeed's stage 0 tells no gradient norm: the weights themselves are looked at.
+        lost = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+        if lost:
+            raise UserError(
+                f"{len(lost)} trained weights are not finite at step {self.state.global_step}, first {lost[0]}; "
+                "nothing is saved; lower train.learning_rate"
+            )
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             self.save_model_to(folder, state)

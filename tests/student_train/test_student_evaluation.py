@@ -101,6 +101,11 @@ def test_export_merges_lora_and_keeps_w(values, tmp_path, kind):
     merged = export(output, tmp_path / "merged")
     assert not (merged / "adapter_config.json").exists()
     assert (merged / "rotation.safetensors").exists() == (kind != "none")
+    for folder, library in ((output, "peft"), (merged, "transformers")):
+        card = (folder / "README.md").read_text()
+        assert f"library_name: {library}\n" in card
+        assert ("rotation.safetensors" in card) == (kind != "none")
+        assert ("PEFT would drop W" in card) == (kind != "none" and folder == output)
     ours, processor = student_train.load(output)
     theirs, other = student_train.load(merged)
     images = [[f"{values['data']['image_root']}/image{number}.png"] for number in (0, 1)]
@@ -113,6 +118,10 @@ def test_export_merges_lora_and_keeps_w(values, tmp_path, kind):
     assert answer.shape[1] > 4
     with pytest.raises(UserError, match="is not empty"):
         export(output, merged)
+    if kind != "none":
+        (merged / "rotation.safetensors").unlink()
+        with pytest.raises(UserError, match=r"holds no rotation\.safetensors"):
+            student_train.load(merged)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +208,12 @@ def test_several_teachers_and_layers_are_averaged(values, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"), [("warmup", [0.0, 0.5, 1.0, 1.0]), ("linear", [1.0, 0.75, 0.5, 0.25])]
+    ("schedule", "expected"),
+    [
+        ("warmup", [0.0, 0.5, 1.0, 1.0]),
+        ("linear", [1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [1.0, 0.853553, 0.5, 0.146447]),
+    ],
 )
 def test_weights_follow_their_schedule(values, tmp_path, schedule, expected):
     settings = {"losses__alpha_schedule": schedule, "losses__schedule_ratio": 0.5, "train__max_steps": 4}

@@ -57,6 +57,22 @@ def test_a_loss_that_is_not_finite_names_its_samples(values, tmp_path):
     assert "train.learning_rate" in line
 
 
+@pytest.mark.parametrize("deepspeed", ["none", "zero0", "zero2"])
+def test_a_gradient_that_is_not_finite_names_its_samples(values, tmp_path, deepspeed):
+    base = tmp_path / "base"
+    shutil.copytree(values["model"]["name"], base)
+    state = load_file(base / "model.safetensors")
+    # Logits of -inf where no label is: the loss stays finite, its gradient does not.
+    next(state[name] for name in state if name.endswith("lm_head.weight"))[0, 0] = torch.inf
+    save_file(state, base / "model.safetensors", {"format": "pt"})
+    settings = {"model__name": str(base), "deepspeed": deepspeed, "train__max_steps": 1, "train__save_steps": 1}
+    line = r"the gradient is not finite at step 0, samples r\d+, r\d+, r\d+, r\d+;"
+    if deepspeed == "zero0":  # tells no norm
+        line = "trained weights are not finite at step 1, first "
+    fails(values, line, tmp_path, **settings)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
 def test_images_that_the_store_lacks(values, tmp_path):
     folder = tmp_path / "images"
     names = write_images(folder, 6)
