@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from shared.console import UserError, track
+from shared.imaging.images import ImageReference
 from shared.manifest import Record
 from student_train.attention import Request
 from student_train.join import Join, Targets
@@ -92,6 +93,12 @@ class AlignmentData(Dataset[dict[str, Any]]):
             raise UserError(f"record {record.id}: no token is left to learn from; raise data.max_length")
         return encoded
 
+    def _pixels(self, reference: ImageReference, record: Record) -> Tensor:
+        try:
+            return self.prepared.reader(reference)
+        except (ValueError, OSError) as error:  # `UnreadableImage` is the former
+            raise UserError(f"record {record.id}: {reference}: {error}") from None
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one sample, or {"error": line}: an exception would lose its one line on the way out of a worker."""
         filler = index < 0
@@ -99,7 +106,7 @@ class AlignmentData(Dataset[dict[str, Any]]):
         try:
             encoded = self._encode(record)
             references = record.references(self.image_root)
-            pixels = [self.prepared.reader(reference) for reference in references]
+            pixels = [self._pixels(reference, record) for reference in references]
             wanted = self.targets is not None and not filler
             targets = [self.targets.get(reference) if wanted else None for reference in references]  # type: ignore[union-attr]
         except (UserError, ValueError, OSError) as error:
