@@ -1,17 +1,17 @@
 """What distillation costs on top of plain LoRA: step time, peak memory, data wait, batch gain, time to the first step.
 
-    python benchmarks/step_cost.py step --layers 3 --pairs 3       # the real width: d 4096, 32/8 heads, 576 patches
-    python benchmarks/step_cost.py memory --layers 3
-    python benchmarks/step_cost.py data
-    python benchmarks/step_cost.py batch
-    python benchmarks/step_cost.py start
+    python -m benchmarks.step_cost step --layers 3 --pairs 3       # the real width: d 4096, 32/8 heads, 576 patches
+    python -m benchmarks.step_cost memory
+    python -m benchmarks.step_cost data
+    python -m benchmarks.step_cost batch
+    python -m benchmarks.step_cost start
 
-Weights are random: the cost does not depend on their values. The vision tower is a token one (width 64), since a real
-one costs all arms the same and would only make the ratios look better. Results: docs/performance-train.md.
+What runs is in `benchmarks.training_arms`. Results: docs/performance-train.md.
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -24,140 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared.recipe import Recipe, make_recipe
-
-PATCHES, TEXT, ANSWER = 576, 124, 30
-ARMS = ("lora", "medalign", "authors")
-
-
-def recipe_of(arm: str, layer: int) -> Recipe:
-    on = arm != "lora"
-    return make_recipe(
-        {
-            "losses": {"layer": layer, "alpha": 1.0 if on else 0.0, "beta": 0.00125 if on else 0.0},
-            "rotation": {"kind": "full" if on else "none"},
-            "lora": {"r": 32, "alpha": 16, "dropout": 0.05},
-            "train": {"precision": "fp32"},
-        }
-    )
-
-
-def build(arm: str, layers: int, width: int, heads: int, groups: int, inner: int, vocabulary: int, patches: int) -> Any:
-    """Make a student on random weights, its recipe and its optimiser."""
-    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig
-
-    from student_train.student import make_student
-
-    side = int(patches**0.5)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=64,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=1,
-            image_size=14 * side,
-            patch_size=14,
-        ),
-        text_config=MistralConfig(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=groups,
-            sliding_window=None,
-        ),
-        image_token_id=vocabulary - 1,
-        image_seq_length=patches,
-    )
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(config)
-    if arm == "authors":
-        model.set_attn_implementation({"text_config": "eager"})
-    model.requires_grad_(False)
-    recipe = recipe_of(arm, max(1, layers - 1) if layers < 20 else 20)
-    student = make_student(model, vocabulary - 1, recipe)
-    student.model.train()
-    trained = [one for one in student.model.parameters() if one.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)  # as in training
-    return student, recipe, optimizer
-
-
-def batch_of(size: int, vocabulary: int, patches: int, text: int = TEXT, answer: int = ANSWER) -> dict[str, Any]:
-    """Make a batch of `patches` image tokens and `text` others, the last `answer` of which are labelled."""
-    random = np.random.default_rng(0)
-    length, start = patches + text, 34
-    ids = torch.from_numpy(random.integers(5, vocabulary - 2, (size, length)))
-    ids[:, start : start + patches] = vocabulary - 1
-    labels = torch.full_like(ids, -100)
-    labels[:, -answer:] = ids[:, -answer:]
-    rows = torch.arange(start + patches, length - answer).repeat(size, 1)
-    pairs = patches * (patches - 1) // 2
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "labels": labels,
-        "pixel_values": torch.randn(size, 3, 14 * int(patches**0.5), 14 * int(patches**0.5)),
-        "image_sample": torch.arange(size),
-        "image_columns": torch.arange(start, start + patches).repeat(size, 1),
-        "span_image": torch.arange(size),
-        "span_rows": rows,
-        "span_lengths": torch.full((size,), rows.shape[1]),
-        "similarity": torch.rand(1, size, pairs).half(),
-        "attention": torch.rand(1, size, patches),
-        "coverage": torch.full((1, size, patches), 255, dtype=torch.uint8),
-        "ids": ["x"] * size,
-    }
-
-
-def step(student: Any, recipe: Recipe, optimizer: Any, batch: dict[str, Any], arm: str) -> None:
-    if arm == "authors":
-        loss = authors_loss(student, batch, recipe)
-    else:
-        from student_train.trainer import term_sums
-
-        terms = term_sums(student.model, student.channel if arm == "medalign" else None, batch, recipe)
-        weights = torch.tensor([1.0, recipe.losses.alpha, recipe.losses.beta or 0.0])
-        loss = (terms.sums / terms.counts.clamp_min(1) * weights).sum()
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def authors_loss(student: Any, batch: dict[str, Any], recipe: Recipe) -> torch.Tensor:
-    """Eager attention in every layer, all weights kept, float32 squares as targets, logits everywhere."""
-    layer = recipe.losses.layers[0]
-    keep = {name: batch[name] for name in ("input_ids", "attention_mask", "labels", "pixel_values")}
-    out = student.model(**keep, output_attentions=True, output_hidden_states=True, use_cache=False)
-    loss = out.loss
-    for image in range(len(batch["image_sample"])):
-        sample, columns = int(batch["image_sample"][image]), batch["image_columns"][image]
-        tokens = student.model.get_base_model().rotation[str(layer)](out.hidden_states[layer][sample, columns])
-        unit = torch.nn.functional.normalize(tokens, dim=-1)
-        square = torch.eye(len(columns))
-        rows, others = torch.triu_indices(len(columns), len(columns), 1)
-        square[rows, others] = square[others, rows] = batch["similarity"][0, image].float()
-        loss = loss + torch.nn.functional.mse_loss(unit @ unit.T, square)
-        weights = out.attentions[layer][sample].mean(0)[batch["span_rows"][image]].mean(0)[columns]
-        p, q = weights / weights.norm(), batch["attention"][0, image] / batch["attention"][0, image].norm()
-        loss = loss + 0.03 * (q * (q.log() - p.log())).sum() / len(columns)
-    return loss
-
-
-def real(layers: int) -> dict[str, int]:
-    return {
-        "layers": layers,
-        "width": 4096,
-        "heads": 32,
-        "groups": 8,
-        "inner": 14336,
-        "vocabulary": 32064,
-        "patches": PATCHES,
-    }
-
-
-def small(layers: int = 30) -> dict[str, int]:
-    return {"layers": layers, "width": 576, "heads": 9, "groups": 3, "inner": 1536, "vocabulary": 49152, "patches": 144}
+from benchmarks.training_arms import ARMS, PATCHES, batch_of, build, real, share, small, step
 
 
 def measure_steps(sizes: dict[str, int], arms: list[str], pairs: int) -> dict[str, Any]:
@@ -186,33 +53,53 @@ def measure_steps(sizes: dict[str, int], arms: list[str], pairs: int) -> dict[st
     return found
 
 
-def share(source: Any, target: Any) -> None:
-    own = dict(source.named_parameters())
-    for name, parameter in target.named_parameters():
-        if not parameter.requires_grad and name in own:
-            parameter.data = own[name].data
+def measure_memory(whole: int = 32) -> dict[str, Any]:
+    """Peak resident memory of each arm (GiB) after two steps at 2 and 3 layers, carried to `whole` by its slope.
 
-
-def measure_memory(layers: int) -> dict[str, Any]:
-    """Peak resident memory of each arm after two steps, each in a process of its own."""
+    What is compared is memory in use. glibc by itself keeps pieces below 32 MiB that were freed, as many as the order
+    of sizes happens to leave, so it is told to give back all above 64 KiB; the pair is measured without that as well.
+    """
     found: dict[str, Any] = {}
+    carried = {}
     for arm in ARMS:
-        command = [sys.executable, __file__, "one", "--arm", arm, "--layers", str(layers)]
-        found[f"{arm} GB"] = float(
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
-        )
-    found["medalign / lora"] = found["medalign GB"] / found["lora GB"]
-    found["medalign / authors"] = found["medalign GB"] / found["authors GB"]
+        two, three = (_peak_and_frozen(arm, layers, exact=True) for layers in (2, 3))
+        peak, frozen = three + (whole - 3) * (three - two)
+        found[arm] = {"2 layers": two[0], "3 layers": three[0], "frozen weights of a layer": three[1] - two[1]}
+        carried[arm] = {
+            "all float32": peak,
+            "frozen weights in bfloat16 (computed)": peak - frozen / 2,
+            "without the frozen weights": peak - frozen,
+        }
+        found[arm][f"carried to {whole} layers"] = carried[arm]
+    found["medalign / lora"] = found["medalign"]["3 layers"] / found["lora"]["3 layers"]
+    kept = {arm: _peak_and_frozen(arm, 3, exact=False)[0] for arm in ("lora", "medalign")}
+    found["with what glibc keeps"] = kept | {"medalign / lora": kept["medalign"] / kept["lora"]}
+    for arm in ("medalign", "checkpointed"):
+        ratios = {name: value / carried["authors"][name] for name, value in carried[arm].items()}
+        found[f"{arm} / authors"] = {"3 layers": found[arm]["3 layers"] / found["authors"]["3 layers"]} | ratios
     return found
 
 
-def peak_of(arm: str, layers: int) -> float:
+def _peak_and_frozen(arm: str, layers: int, exact: bool) -> Any:
+    """Run `peak` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.step_cost", "one", "--arm", arm, "--layers", str(layers)]
+    command += ["--threads", str(torch.get_num_threads())]
+    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if exact else {})
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    found = np.array([float(word) for word in done.stdout.split()[-2:]])
+    print(arm, layers, exact, found, file=sys.stderr, flush=True)
+    return found
+
+
+def peak(arm: str, layers: int) -> tuple[float, float]:
+    """Return the peak resident memory of two steps and the bytes of the frozen weights in it, GiB."""
     sizes = real(layers)
     student, recipe, optimizer = build(arm, **sizes)
     batch = batch_of(1, sizes["vocabulary"], sizes["patches"])
-    for _ in range(2):
+    for _ in range(2):  # AdamW's moments are made by the first
         step(student, recipe, optimizer, batch, arm)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    frozen = sum(one.numel() * one.element_size() for one in student.model.parameters() if not one.requires_grad)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, frozen / 2**30
 
 
 def measure_data(records: int = 256) -> dict[str, Any]:
@@ -253,20 +140,29 @@ def measure_data(records: int = 256) -> dict[str, Any]:
 
 
 def measure_batch(rounds: int) -> dict[str, Any]:
-    """Measure samples per second of the demo-size student at batch 1 and 8, three-term loss, rounds interleaved."""
+    """Measure samples per second at batch 1 and 8, three-term loss, rounds interleaved: the demo's student and LoRA.
+
+    Tokens of a sample: 64 patches and the text of one question of the demo, or of a conversation of eight.
+    """
+    found: dict[str, Any] = {}
     sizes = small()
-    student, recipe, optimizer = build("medalign", **sizes)
-    batches = {size: batch_of(size, sizes["vocabulary"], sizes["patches"], text=60, answer=8) for size in (1, 8)}
-    rates: dict[int, list[float]] = {1: [], 8: []}
-    for round_ in range(rounds + 1):
-        for size, batch in batches.items():
-            begin = time.perf_counter()
-            for _ in range(8 // size):
-                step(student, recipe, optimizer, batch, "medalign")
-            if round_:
-                rates[size].append(8 / (time.perf_counter() - begin))
-    found: dict[str, Any] = {f"batch {size}: samples/s": statistics.median(values) for size, values in rates.items()}
-    found["batch 8 / batch 1"] = statistics.median(a / b for a, b in zip(rates[8], rates[1], strict=True))
+    for precision, attention in (("bf16", "sdpa"), ("bf16", "eager"), ("fp32", "sdpa")):
+        lora = {"r": 16, "alpha": 16, "dropout": 0.0}
+        student, recipe, optimizer = build("medalign", **sizes, precision=precision, attention=attention, lora=lora)
+        for text, answer in ((46, 5), (140, 40)):
+            batches = {size: batch_of(size, sizes["vocabulary"], sizes["patches"], text, answer) for size in (1, 8)}
+            rates: dict[int, list[float]] = {1: [], 8: []}
+            for round_ in range(rounds + 1):
+                for size, batch in batches.items():
+                    begin = time.perf_counter()
+                    for _ in range(8 // size):
+                        step(student, recipe, optimizer, batch, "medalign")
+                    if round_:
+                        rates[size].append(8 / (time.perf_counter() - begin))
+            row = {f"batch {size}: samples/s": statistics.median(values) for size, values in rates.items()}
+            row["batch 8 / batch 1"] = statistics.median(a / b for a, b in zip(rates[8], rates[1], strict=True))
+            found[f"{precision}, {attention}, {sizes['patches'] + text} tokens"] = row
+            print(json.dumps(row), file=sys.stderr, flush=True)
     return found
 
 
@@ -310,16 +206,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--arm", default="lora")
-    parser.add_argument("--arms", default="lora,medalign,authors")
+    parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.what == "one":
-        print(peak_of(options.arm, options.layers))
+        print(*peak(options.arm, options.layers))
         return
     found = {
         "step": lambda: measure_steps(real(options.layers), options.arms.split(","), options.pairs),
-        "memory": lambda: measure_memory(options.layers),
+        "memory": measure_memory,
         "data": measure_data,
         "batch": lambda: measure_batch(options.pairs),
         "start": measure_start,

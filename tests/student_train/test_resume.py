@@ -56,9 +56,10 @@ def assert_same(first, second):
     assert all(torch.equal(tensor, other[name]) for name, tensor in found.items())
 
 
-@pytest.mark.parametrize("deepspeed", ["none", "zero2"])
-def test_resumed_is_uninterrupted(values, tmp_path, deepspeed):
-    settings = {**SETTINGS, "deepspeed": deepspeed}
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
+@pytest.mark.parametrize(("deepspeed", "workers"), [("none", 0), ("zero2", 0), ("none", 2)])
+def test_resumed_is_uninterrupted(values, tmp_path, deepspeed, workers):
+    settings = {**SETTINGS, "deepspeed": deepspeed, "data__workers": workers}
     whole = train(recipe(values, output=str(tmp_path / "whole"), **settings))
     assert [row[0] for row in losses(whole)] == [1, 2, 3, 4, 5, 6]
     part = cut(whole, tmp_path / "part")
