@@ -26,14 +26,14 @@ class Budget(NamedTuple):
 
     name: str
     minutes: float
+    warmup_steps: int
     arm_steps: int
     test_items: int | None  # None: all
 
 
-SHORT = Budget("demo", 15, arm_steps=100, test_items=200)
-FULL = Budget("demo-full", 120, arm_steps=600, test_items=None)
+SHORT = Budget("demo", 15, warmup_steps=24, arm_steps=100, test_items=200)
+FULL = Budget("demo-full", 120, warmup_steps=24, arm_steps=600, test_items=None)
 
-_WARMUP_STEPS = 24
 _RESERVE = 90.0  # seconds kept for the report and for what varies
 _ANSWER_SECONDS = 0.5  # of one answer, in seconds of a training sample (a conversation of several questions)
 _LEAST_STEPS = 4
@@ -60,7 +60,7 @@ def run_demo(out: Path, budget: Budget) -> Path:
         f"demo: {budget.name} into {out}, {budget.minutes:.0f} minutes at most on two idle cores. Not for clinical use."
     )
     precision = diary.remember("precision", _faster_precision)
-    for stage in preparation(out, precision):
+    for stage in preparation(out, budget, precision):
         diary.run(stage)
     steps = diary.remember(
         "arm_steps", lambda: affordable_steps(budget, diary.seconds, _sample_seconds(out / "warmup"))
@@ -76,7 +76,7 @@ def run_demo(out: Path, budget: Budget) -> Path:
     return out / "report.html"
 
 
-def preparation(out: Path, precision: str) -> list[Stage]:
+def preparation(out: Path, budget: Budget, precision: str) -> list[Stage]:
     """Return what both arms share: data, targets (twice, the second build finds them all), student, warm-up."""
     atlas, store = out / "atlas", out / "store"
     build = ["cache", "build", "--teacher", "dinov2-small", "--images", str(atlas / "images"), "--store", str(store)]
@@ -86,7 +86,7 @@ def preparation(out: Path, precision: str) -> list[Stage]:
         "model.name": out / "start",
         "data.train": atlas / "conversations.json",
         "train.tune": "projector",
-        "train.max_steps": _WARMUP_STEPS,
+        "train.max_steps": budget.warmup_steps,
         "train.learning_rate": 2e-4,  # the regression is a good start: at the adapter's rate the warm-up would undo it
         "train.precision": precision,
     }
