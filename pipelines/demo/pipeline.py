@@ -32,7 +32,7 @@ class Budget(NamedTuple):
 
 
 SHORT = Budget("demo", 15, warmup_steps=24, arm_steps=100, test_items=200)
-FULL = Budget("demo-full", 120, warmup_steps=24, arm_steps=600, test_items=None)
+FULL = Budget("demo-full", 120, warmup_steps=24, arm_steps=400, test_items=None)
 
 _RESERVE = 90.0  # seconds kept for the report and for what varies
 _ANSWER_SECONDS = 0.5  # of one answer, in seconds of a training sample (a conversation of several questions)
