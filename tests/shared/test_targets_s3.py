@@ -158,8 +158,11 @@ def test_a_killed_writer_leaves_only_whole_segments(root, server, tmp_path):
         (namespace,) = list_namespaces(root)
         present, damaged = keys_present(namespace)
         assert not damaged
-        assert all(checked.damage is None for checked in scan(root))
+        # Killed between the three files of a new namespace, a writer leaves one for the next to write.
+        found = [checked.damage for checked in scan(root) if checked.damage is not None]
+        assert all("the same `cache build` writes it again" in damage for damage in found), found
         numbers = [number for number in range(400) if key(number) in present] or [0]
         if present:
             assert_holds(TargetStore.open(root), numbers)
     assert len(numbers) > 1
+    assert all(checked.damage is None for checked in scan(root))

@@ -95,7 +95,6 @@ def test_what_is_written_and_logged(values, tmp_path):
     assert "licence" in card
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("deepspeed", ["none", "zero2", "zero3"])
 def test_bfloat16_keeps_a_float32_adapter(values, tmp_path, deepspeed):
     from safetensors.torch import load_file
@@ -116,6 +115,7 @@ def test_bfloat16_keeps_a_float32_adapter(values, tmp_path, deepspeed):
         assert not torch.equal(tensor, tensor.bfloat16().float()), name
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_bare_peft_loads_the_lora_part(values, tmp_path):
     from peft import PeftModel
 
