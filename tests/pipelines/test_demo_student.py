@@ -159,7 +159,7 @@ def test_the_language_model_equals_the_gguf_file(language: tuple[Any, Any]) -> N
 @pytest.mark.integration
 @pytest.mark.timeout(1800)
 def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
-    """Built from a set, saved and loaded back: patches of held-out slices resemble their structures' names."""
+    """Built from a set, saved and loaded back: tokens of held-out slices match the names of what the slice shows."""
     import json
 
     from pipelines.datasets.brain_atlas import prepare
@@ -168,7 +168,7 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
 
     prepare(tmp_path / "atlas")
     fit = student.build_student(tmp_path / "atlas", tmp_path / "student")
-    assert 0.5 < fit.explained_test < fit.explained_train < 1
+    assert 0.4 < fit.explained_test < fit.explained_train < 1
     base = load_base(str(tmp_path / "student"))
     assert (base.grid.rows, base.grid.columns, base.template.name) == (student.GRID, student.GRID, "chatml")
     names = {
@@ -179,15 +179,16 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
     from student_train.pixels import image_reader
 
     read = image_reader(base.image_processor, base.image_size)
-    hits = tries = 0
-    slices = sorted({record["slice"] for record in json.loads((tmp_path / "atlas" / "test.json").read_text())})
-    for name in slices[::4]:
+    matches, visible = [], []
+    for name in sorted({record["slice"] for record in json.loads((tmp_path / "atlas" / "test.json").read_text())}):
         pixels = read(ImageReference(tmp_path / "atlas" / "images" / f"{name}.png", None))
         with torch.no_grad():
             tokens = base.model.model.get_image_features(pixel_values=pixels[None]).pooler_output[0]
-        nearest = torch.cdist(tokens, vectors).argmin(1)
-        shares = student.patch_shares(tmp_path / "atlas" / "masks" / f"{name}.png", list(names))
-        filled = shares.amax(1) > 0.5
-        hits += int((nearest == shares.argmax(1))[filled].sum())
-        tries += int(filled.sum())
-    assert hits / tries > 5 / len(names)  # chance: one in as many as there are names
+        matches.append((tokens @ (vectors - vectors.mean(0)).T).amax(0))
+        visible.append(student.shows(tmp_path / "atlas" / "masks" / f"{name}.png", list(names)))
+    match, shown = torch.stack(matches), torch.stack(visible).bool()
+    # Share of all pairs of one shown and one not shown (of the same structure) that the better match orders rightly.
+    ordered = [
+        (match[shown[:, k], k][:, None] > match[~shown[:, k], k][None]).float().flatten() for k in range(len(names))
+    ]
+    assert torch.cat(ordered).mean() > 0.75  # chance: 0.5
