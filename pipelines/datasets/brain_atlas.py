@@ -264,8 +264,8 @@ def text_records(
 ) -> Iterator[Record]:
     """Conversations without an image: the slice's plane and structures as a list of words, then closed questions.
 
-    A small language model has to learn what "is X visible?" asks for before it can answer it from an image. It learns
-    that from words within a hundred conversations, and from images alone in several times as many.
+    A small language model has to learn what "is X visible?" asks for before it can answer it from an image, and learns
+    that sooner from words.
     """
     for piece in slices:
         areas = piece.areas()
