@@ -74,14 +74,15 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     scores = run / "scores.json"
     demo = json.loads(scores.read_text()).get("demo") if scores.is_file() else None
     names = distinct_scores(result["rows"])
+    comparisons = [one for one in result["comparisons"] if one["score"] in names]
     page: dict[str, Any] = {
         "title": "MedAlign demo" if demo else f"MedAlign: {run.name}",
         "notice": DEMO_NOTICE if demo else NOTICE,
-        "summary": demo_summary(demo, result, kinds) if demo else [],
+        "summary": demo_summary(demo, comparisons, kinds) if demo else [],
         "data": result["data"],
         "rows": result["rows"],
         "score_names": {name: SCORES[name] for name in names},
-        "comparisons": [one for one in result["comparisons"] if one["score"] in names],
+        "comparisons": comparisons,
         "identical": result["identical_outputs"],
         "kinds": kinds,
         "kind_arms": answered,

@@ -12,7 +12,9 @@ KINDS = {
 }
 
 
-def demo_summary(demo: Mapping[str, Any], result: Mapping[str, Any], kinds: Sequence[Mapping[str, Any]]) -> list[str]:
+def demo_summary(
+    demo: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]], kinds: Sequence[Mapping[str, Any]]
+) -> list[str]:
     """Paragraphs for the top of the page, each following from the numbers."""
     steps, planned = demo["arm_steps"], demo["arm_steps_planned"]
     what = (
@@ -22,7 +24,7 @@ def demo_summary(demo: Mapping[str, Any], result: Mapping[str, Any], kinds: Sequ
         f"Each arm had {steps} steps of {demo['batch_size']} conversations"
     )
     what += f" (of {planned} planned: this machine had no time for more)." if steps < planned else "."
-    return [what, _learned(kinds), _difference(result), _budget(demo)]
+    return [what, _learned(kinds), _difference(comparisons), _budget(demo)]
 
 
 def _learned(kinds: Sequence[Mapping[str, Any]]) -> str:
@@ -43,14 +45,11 @@ def _list(kinds: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(f"{kind['text'].split(' (')[0]} ({100 * kind['values'][-1]['value']:.0f}%)" for kind in kinds)
 
 
-def _difference(result: Mapping[str, Any]) -> str:
+def _difference(tests: Sequence[Mapping[str, Any]]) -> str:
     """Say what the paired tests found between the two arms."""
-    tests = result["comparisons"]
     if not tests:
         return ""
-    # Scores that coincide on this set (such as the readings of yes and no) are named once.
-    differing = {(one["a"], one["b"], one["difference"], one["p_holm"]): one for one in reversed(tests)}
-    sure = [one for one in reversed(differing.values()) if one["p_holm"] < 0.05]
+    sure = [one for one in tests if one["p_holm"] < 0.05]
     if not sure:
         smallest = max(one["detectable"] for one in tests)
         return (

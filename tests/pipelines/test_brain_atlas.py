@@ -187,7 +187,7 @@ def test_the_mixed_file_adds_a_conversation_in_words_about_each_training_slice(
 
 
 @pytest.mark.unit
-def test_every_region_of_the_atlas_has_a_name() -> None:
+def test_a_region_has_the_name_of_its_longest_known_beginning() -> None:
     assert _name("Frontal_Sup_Orb_L") == "frontal lobe"
     assert _name("ParaHippocampal_R") == "temporal lobe"
     assert _name("Hippocampus_R") == "hippocampus"

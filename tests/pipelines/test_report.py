@@ -148,7 +148,7 @@ def test_the_words_follow_from_the_numbers(full: bool) -> None:
     learned = {"text": "box", "constant": 0.2, "values": [{}, {"low": 0.5, "value": 0.6, "high": 0.7}]}
     unlearned = {"text": "presence (x)", "constant": 0.5, "values": [{}, {"low": 0.45, "value": 0.55, "high": 0.65}]}
     test = {"score": "open_recall", "difference": 0.1, "p_holm": 0.2, "detectable": 0.12, "a": "M", "b": "L"}
-    text = " ".join(demo_summary(demo, {"comparisons": [test]}, [learned, unlearned]))
+    text = " ".join(demo_summary(demo, [test], [learned, unlearned]))
     assert "40 steps" in text
     assert "100 planned" in text
     assert re.search(
@@ -157,6 +157,6 @@ def test_the_words_follow_from_the_numbers(full: bool) -> None:
     assert "No paired test tells the two arms apart" in text
     assert "12 points" in text
     assert ("--full" in text) is not full
-    sure = " ".join(demo_summary(demo, {"comparisons": [test | {"p_holm": 0.01}]}, [learned]))
+    sure = " ".join(demo_summary(demo, [test | {"p_holm": 0.01}], [learned]))
     assert "tell the arms apart on: open recall +10.0 points" in sure
     assert "No paired test" not in sure
