@@ -23,7 +23,7 @@ def command(*arguments: str) -> str:
     code = "from pipelines.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        cwd=ROOT, env=os.environ | {"DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=400, check=False,
+        cwd=ROOT, env=os.environ | {"DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

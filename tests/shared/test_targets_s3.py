@@ -134,63 +134,41 @@ def test_an_unknown_scheme():
 
 WRITER = """
 import sys
+from tests.fixtures.progress import Countdown, at_object_writes
 from tests.fixtures.targets import write_records
-print("start", flush=True)
-write_records(sys.argv[1], range(int(sys.argv[2]), 400), segment_records=2)
+root, first, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+at_object_writes(Countdown(step))
+write_records(root, range(first, 40), segment_records=2)
 """
 
 
-def test_a_killed_writer_leaves_only_whole_segments(root, server, tmp_path):
-    numbers = [0]
-    for delay in (0.15, 0.4, 0.7):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, root, str(len(numbers) - 1)],
-            env=child_environment(server),
-            stdout=subprocess.PIPE,
-        )
-        assert writer.stdout.readline() == b"start\n"
-        time.sleep(delay)
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
-        if not ObjectStorage(root).names(""):
-            continue
+def killed_writer(root, server, step, first=0):
+    """Run a writer that dies before the `step`-th object it writes."""
+    command = [sys.executable, "-c", WRITER, root, str(first), str(step)]
+    died = subprocess.run(command, env=child_environment(server), check=False)
+    assert died.returncode == -signal.SIGKILL
+
+
+def test_a_killed_writer_leaves_only_whole_segments(root, server):
+    """A writer asks for the namespace's three objects; a segment is ten: two an array, manifest, `zarr.json` last."""
+    held = 0
+    for step, visible in ((3 + 9, 0), (3 + 10, 1), (3 + 19, 1), (3 + 23, 2)):
+        killed_writer(root, server, step, first=held)
+        held += 2 * visible
         (namespace,) = list_namespaces(root)
         present, damaged = keys_present(namespace)
         assert not damaged
-        found = [checked.damage for checked in scan(root) if checked.damage is not None]
-        if present:
-            assert not found
-        else:  # killed between the files of a new namespace, see below
-            assert all("the same `cache build` writes it again" in damage for damage in found), found
-        numbers = [number for number in range(400) if key(number) in present] or [0]
-        if present:
-            assert_holds(TargetStore.open(root), numbers)
-    assert len(numbers) > 1
-    assert all(checked.damage is None for checked in scan(root))
-
-
-DIES_WHILE_IT_CREATES = """
-import os, signal, sys
-from shared.targets.object_storage import ObjectStorage
-create, left = ObjectStorage.create, int(sys.argv[2])
-def counted(self, path, data):
-    global left
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    return create(self, path, data)
-ObjectStorage.create = counted
-from tests.fixtures.targets import write_records
-write_records(sys.argv[1], range(2))
-"""
+        assert present == {key(number) for number in range(held)}
+        assert all(checked.damage is None for checked in scan(root))
+        if held:
+            assert_holds(TargetStore.open(root), range(held))
+    write_records(root, range(held, 10), segment_records=2)
+    assert_holds(TargetStore.open(root), range(10))
 
 
 @pytest.mark.parametrize("files", [1, 2])
 def test_a_namespace_that_is_half_made_is_said_to_be_and_finished_by_the_next_writer(root, server, files):
-    command = [sys.executable, "-c", DIES_WHILE_IT_CREATES, root, str(files)]
-    died = subprocess.run(command, env=child_environment(server), check=False)
-    assert died.returncode == -signal.SIGKILL
+    killed_writer(root, server, files)
     [damage] = [checked.damage for checked in scan(root) if checked.damage is not None]
     assert "the same `cache build` writes it again" in damage
     write_records(root, range(2))

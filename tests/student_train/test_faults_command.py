@@ -26,7 +26,7 @@ def values(tmp_path_factory):
 def student(*arguments):
     command = [sys.executable, "-m", "student_train", *map(str, arguments)]
     environment = os.environ | {"DS_ACCELERATOR": "cpu"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def records(values, tmp_path, change):

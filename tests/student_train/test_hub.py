@@ -54,7 +54,7 @@ def test_a_run_uploads_its_adapter_at_the_end(values, tmp_path):
     with running_hub() as hub:
         environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
         environment.pop("HF_HUB_OFFLINE", None)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert hub.visibility == {"clinic/adapter": "private"}
     arrived = hub.files["clinic/adapter"]

@@ -59,7 +59,7 @@ def launch(values, folder, ranks=2, resume=False, **changes):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
     command += [str(ROOT / "tests/fixtures/launch_training.py"), str(path)] + (["--resume"] if resume else [])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr.partition("Traceback")[2][:6000]
     return folder
 
@@ -128,7 +128,7 @@ def test_sigterm_under_a_launcher_saves_a_checkpoint_of_all_ranks(values, tmp_pa
         if line.startswith("step 2/"):
             break
     process.send_signal(signal.SIGTERM)  # the launcher passes it on and decides the exit code
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate()
     assert "resume with: " in out
     checkpoint = last_checkpoint(tmp_path / "run")
     assert len(list(checkpoint.glob("global_step*/zero_pp_rank_*_optim_states.pt"))) == 2

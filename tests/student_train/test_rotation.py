@@ -20,12 +20,23 @@ def drawn(kind, width=12, rank=3, seed=0):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_moves_at_the_start_but_the_gradient_does(kind):
+    """At W = 0, with G = dL/dW (out, in): dL/dU = G V, and for Cayley, where W = -2 A + O(A^2), -2 (G - G^T) V."""
+    torch.manual_seed(0)
     rotation = Rotation(12, kind, 3)
-    tokens = torch.randn(5, 12)
+    tokens, weights = torch.randn(5, 12), torch.randn(5, 12)
     assert torch.equal(rotation(tokens), tokens)
     assert not rotation.matrix().any()
-    rotation(tokens).square().sum().backward()
-    assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in rotation.parameters())
+    # A weighted sum, for an orthogonal map leaves the sum of squares as it is: its gradient is 0 and says nothing.
+    (rotation(tokens) * weights).sum().backward()
+    whole = weights.double().T @ tokens.double()
+    if kind == "full":
+        found, expected = rotation.weight.grad, whole
+    else:
+        asked = whole if kind == "low_rank" else -2 * (whole - whole.T)
+        found, expected = rotation.u.grad, asked @ rotation.v.detach().double()
+        assert not rotation.v.grad.any()  # U is still zero
+    assert expected.abs().mean() > 0.1  # so that a gradient of zeros cannot pass
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

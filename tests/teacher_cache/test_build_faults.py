@@ -19,6 +19,7 @@ from teacher_cache.maintain import gc
 from tests.fixtures import killed_builds
 from tests.fixtures.images import image_folder
 from tests.fixtures.killed_builds import build_once
+from tests.fixtures.progress import Gate, wait_until
 from tests.fixtures.tiny_teacher import arguments, records, tiny_weights
 
 pytestmark = pytest.mark.integration
@@ -44,7 +45,7 @@ def test_kill_at_random_moments(tmp_path, weights, kills):
     image_folder(tmp_path / "images", 9)
     seed = int.from_bytes(os.urandom(4), "big")
     process = python(killed_builds.__file__, tmp_path / "images", tmp_path, weights, kills, seed)
-    out, err = process.communicate(timeout=550)
+    out, err = process.communicate()
     assert process.returncode == 0, f"seed {seed}: {err}"
     assert json.loads(out)["killed"] >= kills
 
@@ -64,12 +65,12 @@ def test_a_file_that_cannot_grow(tmp_path, weights, room):
     image_folder(tmp_path / "images", 8)
     line = arguments(tmp_path / "images", tmp_path / "store", weights, "--segment-records", 8)
     process = python("-c", LIMITED, room, *line)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate()
     assert process.returncode == 1, (out, err)
     assert "cannot write to the store" in err
     assert "Traceback" not in err
     process = python("-m", "teacher_cache", *line, "--json")
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate()
     assert process.returncode == 0, err
     assert json.loads(out)["encoded"] == 8
     assert not [one for one in scan(tmp_path / "store") if one.damage]
@@ -102,7 +103,7 @@ def test_disk_full(tmp_path, weights):
         store = tmp_path / "disk" / "store"
         line = arguments(tmp_path / "images", store, weights, "--segment-records", 2, "--batch-size", 1)
         process = python("-m", "teacher_cache", *line)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate()
         assert process.returncode == 1, (out, err)
         assert "No space left" in err
         assert "finished segments are safe" in err
@@ -112,7 +113,7 @@ def test_disk_full(tmp_path, weights):
         assert held.items() <= expected.items()
         assert mount(tmp_path / "disk", "remount,size=20m")
         process = python("-m", "teacher_cache", *line, "--json")
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate()
         assert process.returncode == 0, err
         assert json.loads(out)["found"] == len(held)
         assert records(store) == expected
@@ -125,25 +126,22 @@ def test_a_store_that_becomes_read_only_half_way(tmp_path, weights):
         line = arguments(tmp_path / "images", store, weights, "--segment-records", 2, "--batch-size", 1)
         from tests.fixtures import tiny_teacher
 
-        process = python(tiny_teacher.__file__, 0.3, *line)
-        end = time.monotonic() + 200
-        while len(list(store.glob("*/segments/*/zarr.json"))) < 2:
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        while not mount(tmp_path / "disk", "remount,ro"):
-            time.sleep(0.01)  # a file is just being written
-        out, err = process.communicate(timeout=200)
+        gate = Gate(tmp_path / "gate").make()
+        process = python(tiny_teacher.__file__, 5, gate.path, *line)
+        wait_until(gate.held, process)
+        assert mount(tmp_path / "disk", "remount,ro")
+        gate.open()
+        out, err = process.communicate()
         assert process.returncode == 1, (out, err)
         assert "Read-only file system" in err
         assert "Traceback" not in err
         held = records(store)
-        assert len(held) >= 4
+        assert len(held) == 4
         assert not [one for one in scan(store) if one.damage]
         # Reading goes on; what is complete needs no writing.
         assert mount(tmp_path / "disk", "remount,rw")
         process = python("-m", "teacher_cache", *line, "--json")
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate()
         assert process.returncode == 0, err
         assert json.loads(out)["found"] == len(held)
         assert held.items() <= records(store).items()

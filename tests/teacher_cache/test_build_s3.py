@@ -4,27 +4,22 @@ import multiprocessing
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from shared.targets.namespace import list_namespaces, quarantined
-from shared.targets.object_storage import ObjectStorage
 from shared.targets.scan import scan
 from tests.fixtures import tiny_teacher
 from tests.fixtures.images import image_folder
 from tests.fixtures.killed_builds import build_once
+from tests.fixtures.progress import Gate, wait_until
 from tests.fixtures.s3 import child_environment, s3_server, use
 from tests.fixtures.tiny_teacher import arguments, records, tiny_weights
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
 STORE = "s3://bucket/some/prefix"
-
-
-def visible(storage):
-    return [segment for name in storage.names("") for segment in storage.names(f"{name}/segments")]
 
 
 def test_a_build_into_a_bucket_is_killed_and_continued(tmp_path, monkeypatch):
@@ -35,19 +30,17 @@ def test_a_build_into_a_bucket_is_killed_and_continued(tmp_path, monkeypatch):
     line = arguments(tmp_path / "images", STORE, weights, "--batch-size", 1, "--segment-records", 2)
     with s3_server() as environment:
         use(environment, monkeypatch)
-        storage = ObjectStorage(STORE)
-        command = [sys.executable, tiny_teacher.__file__, "0.2", *line]
+        gate = Gate(tmp_path / "gate").make()
+        command = [sys.executable, tiny_teacher.__file__, "5", str(gate.path), *line]
         more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, env=child_environment(environment) | more, stderr=subprocess.PIPE)
-        end = time.monotonic() + 200
-        while len(visible(storage)) < 2:
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        process = subprocess.Popen(
+            command, env=child_environment(environment) | more, stderr=subprocess.PIPE, text=True
+        )
+        wait_until(gate.held, process)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate()
         held = records(STORE)
-        assert 0 < len(held) < 12
+        assert len(held) == 4  # the fifth is in the open segment
         assert held.items() <= expected.items()
         assert not [one for one in scan(STORE) if one.damage]
         finished = build_once(str(tmp_path / "images"), STORE, weights)

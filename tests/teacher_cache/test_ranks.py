@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,10 +23,11 @@ from teacher_cache.ranks import Ranks
 from teacher_cache.sources import find_images
 from tests.fixtures import naming_ranks, tiny_teacher
 from tests.fixtures.images import image_folder
+from tests.fixtures.progress import Gate, wait_until
 from tests.fixtures.tiny_teacher import TEACHER, arguments, records, tiny_weights
 
 ROOT = Path(__file__).resolve().parents[2]
-SLOW = Path(tiny_teacher.__file__)
+HELD = tiny_teacher.__file__
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
 
 
@@ -52,17 +52,6 @@ def start(command, **more):
 def port(number):
     """Return a port of this test's own, so that tests may run side by side."""
     return ["--master-port", str(29600 + os.getpid() % 300 + number)]
-
-
-def segments(store):
-    return [path for path in Path(store).glob("*/segments/*/zarr.json") if not path.parent.name.startswith(".")]
-
-
-def wait_for(condition, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
 
 
 def undisturbed(tmp_path, weights):
@@ -97,7 +86,7 @@ def test_two_ranks_share_the_work_and_fail_together_at_the_end(tmp_path, weights
         tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 2, "--json"
     )
     process = start([*TORCHRUN, *port(0), "-m", "teacher_cache", *line])
-    out, err = process.communicate(timeout=400)
+    out, err = process.communicate()
     assert process.returncode != 0, err
     report = json.loads(out)  # one document: that of rank 0, for all ranks
     assert (report["encoded"], report["failed"], report["distinct"]) == (10, 1, 11)
@@ -131,7 +120,7 @@ def test_each_file_is_read_by_one_rank_and_named_to_all(tmp_path):
     paths = image_folder(tmp_path / "images", 7, **{"copy.png": b"same", "other.png": b"same"})
     (tmp_path / "images" / "gone.png").symlink_to(tmp_path / "nowhere")
     process = start([*TORCHRUN, *port(5), naming_ranks.__file__, str(tmp_path / "images"), str(tmp_path)])
-    _, err = process.communicate(timeout=400)
+    _, err = process.communicate()
     assert process.returncode == 0, err
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert sorted(first["read"] + second["read"]) == sorted([*map(str, paths), str(tmp_path / "images" / "gone.png")])
@@ -149,11 +138,12 @@ def test_each_file_is_read_by_one_rank_and_named_to_all(tmp_path):
 def test_a_killed_rank_loses_its_open_segment_and_the_next_build_finishes(tmp_path, weights):
     image_folder(tmp_path / "images", 24)
     line = arguments(tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 2)
-    process = start([*TORCHRUN, *port(1), str(SLOW), "0.7", *line])
+    gate = Gate(tmp_path / "gate").make()
+    process = start([*TORCHRUN, *port(1), HELD, "5", str(gate.path), *line])
     try:
-        wait_for(lambda: segments(tmp_path / "store"))
+        wait_until(lambda: len(gate.held()) == 2, process)
         os.kill(rank_process(process.pid, 1), signal.SIGKILL)
-        process.communicate(timeout=300)
+        process.communicate()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -163,7 +153,7 @@ def test_a_killed_rank_loses_its_open_segment_and_the_next_build_finishes(tmp_pa
     assert not [one for one in scan(tmp_path / "store") if one.damage]
     expected = undisturbed(tmp_path, weights)
     finish = start([sys.executable, "-m", "teacher_cache", *line, "--json"])
-    out, err = finish.communicate(timeout=300)
+    out, err = finish.communicate()
     assert finish.returncode == 0, err
     assert (json.loads(out)["found"], json.loads(out)["encoded"]) == (held, 24 - held)
     assert records(tmp_path / "store") == expected
@@ -183,14 +173,13 @@ def rank_process(parent, rank):
 def test_sigterm_publishes_the_open_segment(tmp_path, weights):
     image_folder(tmp_path / "images", 12)
     line = arguments(tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 3)
-    process = start([sys.executable, str(SLOW), "0.7", *line])
-    wait_for(lambda: segments(tmp_path / "store"))
-    time.sleep(0.8)  # well into the second segment
+    gate = Gate(tmp_path / "gate").make()
+    process = start([sys.executable, HELD, "5", str(gate.path), *line])
+    wait_until(gate.held, process)
     process.terminate()
-    process.communicate(timeout=120)
+    process.communicate()
     assert process.returncode == 143
-    held = len(TargetStore.open(tmp_path / "store"))
-    assert 4 <= held < 12
+    assert len(TargetStore.open(tmp_path / "store")) in (4, 5)  # three were a segment, a fifth may be under way
     assert not [one for one in scan(tmp_path / "store") if one.damage]
     assert not list((tmp_path / "store").rglob(".tmp-*"))
 
@@ -199,9 +188,12 @@ def test_sigterm_publishes_the_open_segment(tmp_path, weights):
 def test_two_builds_into_one_store_at_once(tmp_path, weights):
     image_folder(tmp_path / "images", 12)
     line = arguments(tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 3)
-    both = [start([sys.executable, str(SLOW), "0.2", *line]) for _ in range(2)]
+    gate = Gate(tmp_path / "gate").make()
+    both = [start([sys.executable, HELD, "2", str(gate.path), *line]) for _ in range(2)]
+    wait_until(lambda: len(gate.held()) == 2, *both)
+    gate.open()
     for process in both:
-        _, err = process.communicate(timeout=400)
+        _, err = process.communicate()
         assert process.returncode == 0, err
     assert not [one for one in scan(tmp_path / "store") if one.damage]
     found = records(tmp_path / "store")
