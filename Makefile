@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu lint types contracts check clean
+.PHONY: help setup demo test test-all test-shuffled test-gpu lint types contracts check clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test: setup     ## the test suite without the slow tests
 
 test-all: setup ## every test, the slow ones too
 	$(BIN)/python -m pytest -m 'not gpu'
+
+test-shuffled: setup ## the test suite in random order; the seed is printed
+	$(BIN)/python -m pytest -p randomly
 
 test-gpu: setup ## what needs a GPU
 	$(BIN)/python -m pytest -m gpu
