@@ -111,7 +111,7 @@ def compare(teacher_name: str, weights: str | None, images: int, rounds: int) ->
     """Run bare, build and recipe in turn; seconds of each round."""
     from shared.imaging import Grid
     from shared.targets import TargetWriter
-    from teacher_cache.build import Settings, load_for
+    from teacher_cache.building import Settings, load_for
     from teacher_cache.distinct import distinct_images
     from teacher_cache.sources import find_images
     from teacher_cache.stream import prepare, stream

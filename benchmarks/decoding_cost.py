@@ -37,7 +37,7 @@ def student(folder: Path | None) -> tuple[Any, Any]:
     from shared.recipe import make_recipe
     from student_train.models import load_base
     from student_train.models.base import make_base
-    from student_train.processor import Processor
+    from student_train.models.processor import Processor
     from student_train.student import make_student
 
     if folder is None:

@@ -179,7 +179,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
 mark("import deepspeed")
 from shared.recipe import load_recipe
-from student_train.train import train
+from student_train.run.train import train
 train(load_recipe(sys.argv[1]))
 mark("everything else")
 print(json.dumps({name: marks[number + 1][1] - marks[number][1] for number, (name, _) in enumerate(marks[1:])}))

@@ -14,11 +14,11 @@ from numcodecs import Blosc, Delta, Shuffle, Zstd
 
 from benchmarks.real_features import Features, real_features
 from shared.imaging.grid import Grid
-from shared.targets.chunks import decode_chunk, encode_chunk
-from shared.targets.encodings import encode_targets
-from shared.targets.factors import InaccurateFactors
 from shared.targets.identity import Identity, Preprocessing
-from shared.targets.layout import CRC32C, ArraySpec, Record, arrays_of
+from shared.targets.numbers.encodings import Arrays, encode_targets
+from shared.targets.numbers.factors import InaccurateFactors
+from shared.targets.segment.chunks import decode_chunk, encode_chunk
+from shared.targets.segment.layout import CRC32C, ArraySpec, arrays_of
 
 GRID = Grid(24, 24)
 MIB = 2**20
@@ -37,10 +37,10 @@ def identity(encoding: str, precision: str, grid: Grid) -> Identity:
     )
 
 
-def records_of(features: Features, encoding: str, precision: str) -> tuple[Identity, list[Record]]:
+def records_of(features: Features, encoding: str, precision: str) -> tuple[Identity, list[Arrays]]:
     """Encode image by image, as a build does: one whose factors cannot keep the tolerance is told and left out."""
     kind = identity(encoding, precision, features.grid)
-    records: list[Record] = []
+    records: list[Arrays] = []
     for i in range(len(features.boxes)):
         one = slice(i, i + 1)
         try:
@@ -114,7 +114,7 @@ def table(title: str, arrays: list[Any], element: int) -> None:
         print(f"| {name} | {size:,.0f} | {encode:.2f} | {decode:.2f} |")
 
 
-def totals(rows: list[tuple[str, Identity, list[Record]]]) -> None:
+def totals(rows: list[tuple[str, Identity, list[Arrays]]]) -> None:
     print("\n### Whole records as the store writes them\n")
     print("| encoding | bytes an image | of float32 squares | encode ms | decode ms |\n|---|---|---|---|---|")
     for name, kind, records in rows:

@@ -28,9 +28,10 @@ from benchmarks.real_features import real_features
 from benchmarks.store_codecs import identity, records_of
 from shared.imaging.grid import Grid
 from shared.targets import Identity, TargetStore, TargetWriter
-from shared.targets.chunks import decode_chunk, encode_chunk
-from shared.targets.layout import Record, arrays_of
-from shared.targets.restore import targets_of_factors
+from shared.targets.numbers.encodings import Arrays
+from shared.targets.numbers.restore import targets_of_factors
+from shared.targets.segment.chunks import decode_chunk, encode_chunk
+from shared.targets.segment.layout import arrays_of
 
 GRID = Grid(24, 24)
 MIB = 2**20
@@ -53,7 +54,7 @@ def rate(count: int, work: Callable[[], Any], repeats: int = 3) -> float:
 class Packed:
     """All chunks of a record joined, as one value of a plain key-value file; decoding gives what the store gives."""
 
-    def __init__(self, kind: Identity, records: list[Record]) -> None:
+    def __init__(self, kind: Identity, records: list[Arrays]) -> None:
         self.kind = kind
         self.specs = [spec for spec in arrays_of(kind) if spec.name != "key"]
         self.values = [[encode_chunk(record[spec.name], spec) for spec in self.specs] for record in records]
@@ -78,7 +79,7 @@ class Packed:
         return arrays
 
 
-def compare(name: str, kind: Identity, records: list[Record], count: int, folder: Path) -> None:
+def compare(name: str, kind: Identity, records: list[Arrays], count: int, folder: Path) -> None:
     """One row of the table: every reader over the same records."""
     keys = [key_of(number) for number in range(count)]
     with TargetWriter(folder / name, kind) as writer:
@@ -188,7 +189,7 @@ def memory(folder: Path, names: Iterable[str]) -> None:
 def opening(folder: Path, count: int) -> None:
     """Open `count` synthetic records on a 2x2 grid, with and without the cached index."""
     kind = identity("matrix", "f16", Grid(2, 2))
-    record: Record = {
+    record: Arrays = {
         "similarity": np.zeros(6, np.float16),
         "attention": np.zeros(4, np.float32),
         "coverage": np.full(4, 255, np.uint8),

@@ -6,11 +6,11 @@ that `medalign --help` answers at once.
 
 import typer
 
-from pipelines import evaluate_commands
 from pipelines.datasets.commands import app as data_app
 from pipelines.demo import commands as demo_commands
-from pipelines.report_commands import app as report_app
-from pipelines.student_commands import app as student_app
+from pipelines.evaluation import commands as evaluate_commands
+from pipelines.report.commands import app as report_app
+from pipelines.training.commands import app as student_app
 from shared.console import run
 from teacher_cache.cli import app as cache_app
 

@@ -23,14 +23,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from shared.errors import UserError
+
 T = TypeVar("T")
 
 stdout = Console(soft_wrap=True, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-class UserError(Exception):
-    """Something the user can mend; its one line names the way out. A command prints it and exits with 1."""
 
 
 def run(app: typer.Typer, name: str) -> None:

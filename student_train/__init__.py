@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from student_train.processor import load
+    from student_train.models.processor import load
 
 __all__ = ["load"]
 
@@ -11,7 +11,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     """Import `load` when it is first asked for: the command line answers `--help` without torch."""
     if name == "load":
-        from student_train.processor import load
+        from student_train.models.processor import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

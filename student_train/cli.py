@@ -10,8 +10,8 @@ from shared.console import report, run
 
 if TYPE_CHECKING:
     from shared.recipe import Recipe
-    from student_train.join import ComputeTargets
-    from student_train.train import Score
+    from student_train.data.join import ComputeTargets
+    from student_train.run.train import Score
 
     Callables = tuple[ComputeTargets | None, Score | None]
 
@@ -63,13 +63,13 @@ def run_training(
     recipe = load_recipe(path, overrides or [])
     compute_targets, score = (None, None) if callables is None else callables(recipe)
     if dry_run:
-        from student_train.dry_run import dry_run as check
+        from student_train.run.dry_run import dry_run as check
 
         found = check(recipe, compute_targets, resume)
         report(found, as_json, [f"{name}: {value}" for name, value in found.items()])
         return
-    from student_train.environment import is_main_process
-    from student_train.train import train as start
+    from shared.processes import is_main_process
+    from student_train.run.train import train as start
 
     output = start(recipe, compute_targets=compute_targets, score=score, resume=resume)
     if as_json and is_main_process():
@@ -82,7 +82,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what an adapter folder holds: sizes, ranks, norms of W, losses."""
-    from student_train.inspect import inspect as look
+    from student_train.run.inspect import inspect as look
 
     found = look(folder)
     report(found, as_json, [f"{name}: {value}" for name, value in found.items()])
@@ -101,8 +101,8 @@ def export(
     ] = None,
 ) -> None:
     """Merge LoRA into the base model; W stays beside it and `student_train.load` loads both."""
-    from student_train.export import export as merge
-    from student_train.export import push
+    from student_train.adapter.export import export as merge
+    from student_train.adapter.export import push
 
     merge(folder, to, base)
     if push_to_hub is not None:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from shared.recipe_fields import AttentionNormalization
+from shared.recipe.fields import AttentionNormalization
 
 
 def visual_alignment_loss(

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared.console import UserError
+from shared.errors import UserError
+from shared.files import whole_file
 from shared.recipe import LoraSection, Recipe, load_recipe, save_recipe
 from student_train.attention import Channel, decoder_layers, install, language_model
 from student_train.rotation import Rotation
@@ -184,13 +185,6 @@ def save_adapter(student: Student, recipe: Recipe, folder: Path, state: Mapping[
     text = json.dumps(config, indent=2, sort_keys=True, default=_jsonable)
     whole_file(folder / ADAPTER_CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     whole_file(folder / ADAPTER_WEIGHTS, lambda path: path.write_bytes(save(lora, metadata={"format": "pt"})))
-
-
-def whole_file(path: Path, write: Any) -> None:
-    """Let `write` fill a neighbour of `path`, then rename it: a reader sees the whole file or none."""
-    partial = path.with_name(f".{path.name}.part")
-    write(partial)
-    partial.replace(path)
 
 
 def load_adapter(model: Any, image_token_id: int, folder: Path, recipe: Recipe) -> Student:

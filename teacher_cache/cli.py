@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from shared.console import UserError, report, run, warn
-from teacher_cache import store_commands
+from shared.console import report, run, warn
+from shared.errors import UserError
+from teacher_cache.keeping import commands as store_commands
 from teacher_cache.options import (
     BatchOption,
     DeviceOption,
@@ -42,7 +43,7 @@ app = typer.Typer(
 @app.command()
 def teachers(json: JsonOption = False) -> None:
     """List the built-in teachers and where their weights come from."""
-    from teacher_cache.teachers import OPEN_FAMILIES, TEACHERS
+    from teacher_cache.teachers.base import OPEN_FAMILIES, TEACHERS
 
     known = [*TEACHERS.values(), *OPEN_FAMILIES]
     rows = [info._asdict() for info in known]
@@ -74,7 +75,7 @@ def plan_command(
     Options are those of `cache build`; with --store, images that the store has already are counted apart.
     """
     from shared.imaging.grid import Grid
-    from teacher_cache.build import Settings
+    from teacher_cache.building import Settings
     from teacher_cache.plan import plan
     from teacher_cache.sources import find_images
 
@@ -137,7 +138,7 @@ def build_command(
     Options that change the numbers (teacher, weights, grid, encoding, ...) make another namespace in the store.
     """
     from shared.imaging.grid import Grid
-    from teacher_cache.build import Settings, build
+    from teacher_cache.building import Settings, build
     from teacher_cache.ranks import Ranks
     from teacher_cache.sources import find_images
 

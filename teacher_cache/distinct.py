@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.console import UserError, track
+from shared.console import track
+from shared.errors import UserError
 from shared.imaging.images import ImageReference
-from shared.targets.keys import content_keys
-from shared.targets.layout import KEY_BYTES
+from shared.imaging.keys import content_keys
+from shared.targets.segment.layout import KEY_BYTES
 from teacher_cache.ranks import Ranks
 
 ALONE = Ranks(0, 1, 0)

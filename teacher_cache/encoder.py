@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from teacher_cache.teachers import Teacher
+from teacher_cache.teachers.base import Teacher
 
 
 class Encoded(NamedTuple):

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from shared.console import track
 from shared.imaging.images import ImageReference
+from shared.processes import choose_device
 from shared.targets import TargetWriter
-from shared.targets.layout import Record
-from shared.targets.manifest import check_segment
 from shared.targets.namespace import find_namespace
-from teacher_cache.build import Settings, choose_device, load_for, missing_keys
+from shared.targets.numbers.encodings import Arrays
+from shared.targets.segment.manifest import check_segment
+from teacher_cache.building import Settings, load_for, missing_keys
 from teacher_cache.distinct import distinct_images
 from teacher_cache.stream import Outcome, stream
 
@@ -91,7 +92,7 @@ def plan(
     count = min(len(missing), 2 * batch_size)
     sample = [missing[number * len(missing) // count] for number in range(count)]
 
-    def run(keys: list[bytes], add: Callable[[bytes, Record], None]) -> list[Outcome]:
+    def run(keys: list[bytes], add: Callable[[bytes, Arrays], None]) -> list[Outcome]:
         flow = stream(loaded, identity, keys, by_key, add, batch_size=batch_size, workers=workers, device=place)
         with closing(flow):
             return list(track(flow, len(keys), "probing", "images"))

@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.processes import this_process
+
 Number = TypeVar("Number", bound=np.integer)
 
 
@@ -25,8 +27,7 @@ class Ranks(NamedTuple):
     @classmethod
     def of_environment(cls) -> "Ranks":
         """Read what `torchrun` set; a single process is rank 0 of 1."""
-        rank, world, local = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-        return cls(rank, world, local)
+        return cls(*this_process())
 
     def owned(self, keys: Sequence[bytes]) -> list[bytes]:
         """Return the content keys that are this rank's.

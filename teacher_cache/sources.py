@@ -3,7 +3,7 @@
 import glob
 from pathlib import Path
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.imaging.images import ImageReference, parse_reference
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -53,7 +53,7 @@ def _looks_like_image(file: Path) -> bool:
 
 
 def _of_data_set(path: Path, image_root: str | None) -> list[ImageReference]:
-    from shared.manifest import image_root_of, load_records
+    from shared.records import image_root_of, load_records
 
     root = image_root_of(path, image_root)
     found = dict.fromkeys(reference for record in load_records(path) for reference in record.references(root))

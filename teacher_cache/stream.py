@@ -10,19 +10,19 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from shared.console import UserError
-from shared.imaging.geometry import Box, Geometry, content_box, square
-from shared.imaging.images import ImageReference, UnreadableImage, open_image
+from shared.errors import UserError
+from shared.imaging.geometry import Box, Geometry, content_box
+from shared.imaging.images import ImageReference, open_image
+from shared.imaging.pixels import UnreadableImage
+from shared.imaging.squares import ImageReader
 from shared.targets import Identity, Preprocessing
-from shared.targets.encodings import encode_targets
-from shared.targets.factors import InaccurateFactors
-from shared.targets.layout import Record
+from shared.targets.numbers.encodings import Arrays, encode_targets
+from shared.targets.numbers.factors import InaccurateFactors
 from teacher_cache.encoder import Encoded, encode
-from teacher_cache.teachers import Teacher
+from teacher_cache.teachers.base import Teacher
 
 T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,7 +46,7 @@ def stream(
     identity: Identity,
     keys: list[bytes],
     by_key: Mapping[bytes, ImageReference],
-    add: Callable[[bytes, Record], None],
+    add: Callable[[bytes, Arrays], None],
     *,
     batch_size: int,
     workers: int,
@@ -114,13 +114,13 @@ def prepare(reference: ImageReference, preprocessing: Preprocessing, geometry: G
     The padding is the teacher's mean colour, which is the student's: both are trained on CLIP's (or ImageNet's) mean.
     """
     image = open_image(reference)
-    mean = preprocessing.mean
-    fill = (int(255 * mean[0]), int(255 * mean[1]), int(255 * mean[2]))
-    cut = square(image, preprocessing.size, geometry, fill)
-    levels = np.asarray(cut, dtype=np.float32) / 255
-    normalised = (levels - np.array(mean, np.float32)) / np.array(preprocessing.std, np.float32)
-    pixels = torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
-    return pixels, content_box(image.width, image.height, geometry)
+    reader = reader_of(preprocessing, geometry)
+    return reader.pixels(image), content_box(image.width, image.height, geometry)
+
+
+def reader_of(preprocessing: Preprocessing, geometry: Geometry) -> ImageReader:
+    """Return the reader that a store's identity describes."""
+    return ImageReader(preprocessing.size, preprocessing.mean, preprocessing.std, geometry)
 
 
 def _read(

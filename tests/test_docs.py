@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from shared.imaging.images import content_key
+from shared.imaging.keys import content_key
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -17,7 +17,7 @@ pytestmark = [
 def test_targets_of_the_gpu_are_those_of_the_cpu(tmp_path: Path, dtype: str, tolerance: float) -> None:
     from shared.imaging.grid import Grid
     from shared.targets import TargetStore
-    from teacher_cache.build import Settings, build
+    from teacher_cache.building import Settings, build
     from teacher_cache.sources import find_images
 
     write_images(tmp_path / "images", 4)
@@ -34,7 +34,7 @@ def test_targets_of_the_gpu_are_those_of_the_cpu(tmp_path: Path, dtype: str, tol
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_student_trains_on_the_gpu_and_loads_back(tmp_path: Path, stage: str, attention: str) -> None:
     import student_train
-    from student_train.train import train
+    from student_train.run.train import train
 
     values = write_run(tmp_path)
     changes = {"deepspeed": stage, "model__attention": attention, "train__device": "cuda", "train__precision": "bf16"}
@@ -46,7 +46,7 @@ def test_the_student_trains_on_the_gpu_and_loads_back(tmp_path: Path, stage: str
 
 
 def test_the_teacher_leaves_no_byte_on_the_training_gpu(tmp_path: Path) -> None:
-    from student_train.train import train
+    from student_train.run.train import train
 
     torch.cuda.reset_peak_memory_stats()
     values = write_run(tmp_path)

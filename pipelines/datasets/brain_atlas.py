@@ -27,8 +27,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.console import UserError, track
-from shared.manifest import Record, Turn, write_records
+from shared.console import track
+from shared.errors import UserError
+from shared.records import Record, Turn, write_records
 
 Plane = Literal["axial", "coronal", "sagittal"]
 Split = Literal["train", "test"]

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from shared.console import track
-from shared.imaging.images import UnreadableImage, content_key, open_image
-from shared.manifest import image_root_of, load_records
+from shared.imaging.images import open_image
+from shared.imaging.keys import content_key
+from shared.imaging.pixels import UnreadableImage
+from shared.records import image_root_of, load_records
 
 
 def check(file: Path, image_root: Path | None = None, against: Path | None = None) -> dict[str, Any]:

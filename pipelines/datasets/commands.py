@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from shared.console import UserError, report
+from shared.console import report
+from shared.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Data sets: from a release to conversation files.")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.datasets.release import DataSet, Release, find, report_record, text_field
-from shared.console import UserError
-from shared.manifest import Record
+from shared.errors import UserError
+from shared.records import Record
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 

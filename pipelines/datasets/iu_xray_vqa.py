@@ -31,7 +31,7 @@ from pipelines.datasets.release import (
     split_groups,
     text_field,
 )
-from shared.manifest import Record
+from shared.records import Record
 
 TRAIN_SHARE = 0.7
 _OPENS = re.compile(r"[\s-]*(yes|no)\s*(?:$|[.,;(])", re.IGNORECASE)

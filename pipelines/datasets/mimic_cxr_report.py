@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.datasets.release import DataSet, Release, find, report_record
-from shared.console import UserError
-from shared.manifest import Record
+from shared.errors import UserError
+from shared.records import Record
 
 FRONTAL = ("PA", "AP")
 SPLITS = {"train": "train", "validation": "validate", "test": "test"}

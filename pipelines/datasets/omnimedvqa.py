@@ -27,8 +27,8 @@ from pipelines.datasets.release import (
     split_groups,
     text_field,
 )
-from shared.console import UserError
-from shared.manifest import Record
+from shared.errors import UserError
+from shared.records import Record
 
 TRAIN_SHARE = 0.7
 OPTIONS = ("option_A", "option_B", "option_C", "option_D")

@@ -34,8 +34,8 @@ from pipelines.datasets.release import (
     text_field,
 )
 from pipelines.datasets.vqa_rad import hub_records
-from shared.console import UserError
-from shared.manifest import Record
+from shared.errors import UserError
+from shared.records import Record
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 

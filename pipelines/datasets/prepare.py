@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 from pipelines.datasets.registry import data_set
 from pipelines.datasets.release import Release, is_yes_no
-from shared.console import UserError, track, warn
-from shared.manifest import Record, write_records
+from shared.console import track, warn
+from shared.errors import UserError
+from shared.records import Record, write_records
 
 DESCRIPTION = "dataset.json"
 Split = Literal["by-image", "published"]
@@ -128,7 +129,7 @@ def content_keys(release: Release) -> dict[str, str]:
     UserError
         Image files are missing: how many, and the first.
     """
-    from shared.imaging.images import content_key
+    from shared.imaging.keys import content_key
 
     images = sorted({image for records in release.splits.values() for record in records for image in record.images})
     missing = [image for image in images if not (release.image_root / image).is_file()]

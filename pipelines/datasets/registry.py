@@ -10,7 +10,7 @@ from pipelines.datasets.path_vqa import PATH_VQA
 from pipelines.datasets.release import DataSet
 from pipelines.datasets.slake import SLAKE
 from pipelines.datasets.vqa_rad import VQA_RAD
-from shared.console import UserError
+from shared.errors import UserError
 
 BRAIN_ATLAS = "brain-atlas"
 SETS: dict[str, DataSet] = {

@@ -10,8 +10,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from shared.console import UserError
-from shared.manifest import AnswerType, Record, Turn, front_images
+from shared.errors import UserError
+from shared.records import AnswerType, Record, Turn, front_images
 
 T = TypeVar("T")
 Rows = Iterator[tuple[str, dict[str, Any]]]

@@ -22,8 +22,8 @@ from pipelines.datasets.release import (
     question_record,
     text_field,
 )
-from shared.console import UserError
-from shared.manifest import Record
+from shared.errors import UserError
+from shared.records import Record
 
 KEPT = ("location", "modality", "content_type", "base_type", "triple", "q_lang")
 

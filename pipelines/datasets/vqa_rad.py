@@ -33,8 +33,8 @@ from pipelines.datasets.release import (
     question_record,
     text_field,
 )
-from shared.console import UserError
-from shared.manifest import Record
+from shared.errors import UserError
+from shared.records import Record
 
 PUBLIC = "VQA_RAD Dataset Public.json"
 IMAGES = "VQA_RAD Image Folder"

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines.decoding.contrast import amplified, contrasted
 from pipelines.decoding.generation import Limits, generate, sampler
 from pipelines.decoding.prompts import Model, Prompts
-from shared.console import UserError
+from shared.errors import UserError
 
 
 @dataclass(frozen=True)

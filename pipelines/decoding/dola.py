@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipelines.decoding.generation import Limits, Processor, generate
 from pipelines.decoding.prompts import Model, Prompts
-from shared.console import UserError
+from shared.errors import UserError
 
 
 @dataclass(frozen=True)

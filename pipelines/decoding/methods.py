@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from pipelines.decoding.presets import PRESETS
-from shared.console import UserError
+from shared.errors import UserError
 
 NAMES = ("greedy", "beam", "nucleus", "vcd", "dola", "opera", "avisc", "m3id", "damro", "pai")
 

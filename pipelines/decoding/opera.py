@@ -25,7 +25,7 @@ from pipelines.decoding.early_end import attainable
 from pipelines.decoding.generation import Limits, generate
 from pipelines.decoding.opera_passes import Passes
 from pipelines.decoding.prompts import Model, Prompts
-from shared.console import UserError
+from shared.errors import UserError
 
 Move = Literal["on", "back", "over"]
 

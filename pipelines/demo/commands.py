@@ -39,6 +39,6 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Default: RUN/report.html.")] = None,
 ) -> None:
     """Write a run's report: one HTML page that needs nothing else."""
-    from pipelines.report import write_report
+    from pipelines.report.page import write_report
 
     say(f"report: {write_report(run, out)}")

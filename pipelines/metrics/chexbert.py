@@ -117,7 +117,7 @@ def load_checkpoint(path: str) -> tuple[Any, list[Any]]:
     import torch
     from transformers import BertConfig, BertModel
 
-    from shared.console import UserError
+    from shared.errors import UserError
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

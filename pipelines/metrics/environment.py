@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.metrics.metric import Unavailable
-from shared.console import UserError
+from shared.errors import UserError
 
 SCRIPTS = Path(__file__).parent / "scripts"
 

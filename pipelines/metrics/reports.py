@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipelines.metrics.metric import NAMES, Metric, Pair, Total, Unavailable, Value
 from pipelines.statistics import RESAMPLES, bootstrap_interval
-from shared.console import UserError
-from shared.targets.index import cache_directory
+from shared.errors import UserError
+from shared.files import cache_directory
 
 
 def score_reports(

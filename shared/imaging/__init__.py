@@ -1,8 +1,11 @@
 """Images as every stage sees them: opened once, squared one way, named by their content."""
 
-from shared.imaging.geometry import Box, Geometry, content_box, coverage, square
+from shared.imaging.geometry import Box, Geometry, content_box, coverage
 from shared.imaging.grid import Grid, interpolation_matrix
-from shared.imaging.images import ImageReference, UnreadableImage, content_key, open_image, parse_reference
+from shared.imaging.images import ImageReference, open_image, parse_reference
+from shared.imaging.keys import content_key
+from shared.imaging.pixels import UnreadableImage
+from shared.imaging.squares import square
 
 __all__ = [
     "Box",

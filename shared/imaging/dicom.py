@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.imaging.images import UnreadableImage, check_size, frame_number, gray_to_rgb
+from shared.imaging.pixels import UnreadableImage, check_size, frame_number, gray_to_rgb
 
 Values = NDArray[np.float64]
 

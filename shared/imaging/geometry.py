@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from shared.imaging.grid import Grid
 
@@ -23,35 +22,6 @@ class Box(NamedTuple):
     top: float
     right: float
     bottom: float
-
-
-def square(image: Image.Image, size: int, geometry: Geometry, fill: tuple[int, int, int]) -> Image.Image:
-    """Return `image` (RGB) as a `size` x `size` square, resampled bicubically.
-
-    Parameters
-    ----------
-    image
-        Any width and height, mode RGB.
-    size
-        Side of the result in pixels.
-    geometry
-        `pad` or `crop`.
-    fill
-        Colour of the padding, the student's `int(255 * image_mean)`.
-    """
-    width, height = image.size
-    if geometry == "crop":
-        short = min(width, height)
-        scaled = (size, int(size * height / short)) if width <= height else (int(size * width / short), size)
-        image = image.resize(scaled, Image.Resampling.BICUBIC)
-        left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-        return image.crop((left, top, left + size, top + size))
-    side = max(width, height)
-    if width != height:
-        canvas = Image.new("RGB", (side, side), fill)
-        canvas.paste(image, ((side - width) // 2, (side - height) // 2))
-        image = canvas
-    return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def content_box(width: int, height: int, geometry: Geometry) -> Box:

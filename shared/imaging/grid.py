@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.console import UserError
+from shared.errors import UserError
 
 
 class Grid(NamedTuple):

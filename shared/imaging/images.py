@@ -5,13 +5,14 @@ What a file is follows from its bytes, never from its name: DICOM (`shared.imagi
 `UnreadableImage` with a reason that names no path, so that it may go into a quarantine list that others read.
 """
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from shared.imaging.pixels import UnreadableImage, check_size, frame_number, gray_to_rgb
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000: larger than any radiograph, smaller than a decompression bomb
@@ -20,10 +21,6 @@ MAX_PIXELS = 100_000_000  # 10,000 x 10,000: larger than any radiograph, smaller
 # `catch_warnings` around a call is not safe among threads.
 for _library in ("PIL", "pydicom", "nibabel"):
     warnings.filterwarnings("ignore", module=rf"{_library}(\.|$)")
-
-
-class UnreadableImage(ValueError):
-    """An image that cannot be shown faithfully; the message is the reason and names no path."""
 
 
 class ImageReference(NamedTuple):
@@ -42,18 +39,6 @@ def parse_reference(text: str, root: Path | None = None) -> ImageReference:
     if not mark or "=" not in part or "/" in part:  # a `#` that belongs to the file name
         name, part = text, ""
     return ImageReference(Path(name) if root is None else root / name, part or None)
-
-
-def content_key(path: str | Path, part: str | None = None) -> bytes:
-    """Return the 32-byte name of an image: sha256 of the file's bytes, or of bytes || 0x00 || part.
-
-    A renamed or copied file keeps its key, and no path can be read from it. Raises OSError.
-    """
-    with Path(path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    if part is not None:
-        digest.update(b"\0" + part.encode())
-    return digest.digest()
 
 
 def open_image(reference: ImageReference | str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -130,38 +115,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image)
     return image.convert("RGB")
-
-
-def gray_to_rgb(pixels: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Image.Image:
-    """Scale a grayscale plane (rows, columns) of any number type from its own range to 8 bits, as RGB.
-
-    Raises UnreadableImage where no pixel is finite, or where every pixel has one value: a flat plane cannot be told
-    from a failed decoding.
-    """
-    values = pixels.astype(np.float64)
-    finite = np.isfinite(values)
-    if not finite.any():
-        raise UnreadableImage("no pixel has a finite value")
-    low, high = values[finite].min(), values[finite].max()
-    if low == high:
-        raise UnreadableImage(f"every pixel has the value {low:g}")
-    scaled = np.where(finite, (values - low) / (high - low) * 255, 0)
-    return Image.fromarray(np.rint(scaled).astype(np.uint8), "L").convert("RGB")
-
-
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise UnreadableImage where an image has no pixels or too many."""
-    if width < 1 or height < 1:
-        raise UnreadableImage(f"it has {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise UnreadableImage(f"{width} x {height} pixels are more than the {max_pixels} allowed")
-
-
-def frame_number(part: str, frames: int) -> int:
-    """Read `frame=12` (0-based) and check that there is such a frame."""
-    name, _, number = part.partition("=")
-    if name != "frame" or not number.isdecimal():
-        raise UnreadableImage(f"part {part!r} does not name a frame such as frame=0")
-    if int(number) >= frames:
-        raise UnreadableImage(f"part {part!r}: the file has {frames} frames, counted from 0")
-    return int(number)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.imaging.images import UnreadableImage, check_size
+from shared.imaging.pixels import UnreadableImage, check_size
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 MAX_VOXELS = 1 << 30  # a whole-body CT has half of it; as float32 4 GiB

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.targets.identity import Identity, first_difference
 from shared.targets.namespace import Namespace, list_namespaces
 

@@ -1,14 +1,14 @@
 """What a target depends on, and the fingerprint that names it."""
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared.console import UserError
+from shared.errors import UserError
+from shared.targets.documents import canonical_json
 
 FORMAT: Final = 1  # of the store's files
 DEFINITION: Final = 1  # of the targets: how S_e and E_a are computed (docs/method.md)
@@ -86,11 +86,6 @@ class Difference(NamedTuple):
     field: str
     first: Any
     second: Any
-
-
-def canonical_json(document: Mapping[str, Any]) -> bytes:
-    """Encode JSON with sorted keys, no spaces and ASCII only, so that equal documents have equal bytes."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
 def first_difference(first: Identity, second: Identity) -> Difference | None:

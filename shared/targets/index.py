@@ -6,7 +6,6 @@ the key it led to.
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.targets.layout import KEY_BYTES
-from shared.targets.manifest import DamagedSegment, check_segment, read_keys
+from shared.files import cache_directory
 from shared.targets.namespace import Namespace
+from shared.targets.segment.layout import KEY_BYTES
+from shared.targets.segment.manifest import DamagedSegment, check_segment, read_keys
 
 
 class Index(NamedTuple):
@@ -36,14 +36,6 @@ class Index(NamedTuple):
         wanted = np.frombuffer(b"".join(keys), dtype=f"S{KEY_BYTES}")
         positions = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
         return np.where(self.keys[positions] == wanted, positions, -1)
-
-
-def cache_directory() -> Path:
-    """Folder of the rebuildable caches: `$MEDALIGN_CACHE`, else `medalign` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    explicit = os.environ.get("MEDALIGN_CACHE")
-    if explicit:
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medalign"
 
 
 def open_index(namespace: Namespace) -> Index:

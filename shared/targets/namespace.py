@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared.console import UserError
-from shared.targets.identity import FORMAT, Identity, canonical_json, parse_identity
-from shared.targets.layout import group_document
+from shared.errors import UserError
+from shared.targets.documents import digest, encode_sorted, group_document
+from shared.targets.identity import FORMAT, Identity, parse_identity
 from shared.targets.storage import Storage, join, open_storage
 
 GROUPS = ("segments", "quarantine")
@@ -61,11 +61,11 @@ def create_namespace(
     name = identity.namespace()
     made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **(provenance or {})}
     body = {"format": FORMAT, "identity": identity.document(), "provenance": made}
-    attributes = {"medalign": {**body, "digest": _digest(body)}}
+    attributes = {"medalign": {**body, "digest": digest(body)}}
     try:
-        storage.create(join(name, "zarr.json"), encode(group_document(attributes)))
+        storage.create(join(name, "zarr.json"), encode_sorted(group_document(attributes)))
         for group in GROUPS:
-            storage.create(join(name, group, "zarr.json"), encode(group_document()))
+            storage.create(join(name, group, "zarr.json"), encode_sorted(group_document()))
     except OSError as error:
         raise UserError(f"cannot write to the store {storage.location}: {error.strerror or error}") from error
     namespace = read_namespace(storage, name)
@@ -94,8 +94,8 @@ def read_namespace(storage: Storage, name: str) -> Namespace:
         raise UserError(f"{source} is missing: this is not a target store; `cache build` makes one") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{source} is not a target store's ({type(error).__name__}: {error})") from None
-    whole = group_document({"medalign": {**body, "digest": _digest(body)}})
-    if identity.namespace() != name or encode(whole) != data:
+    whole = group_document({"medalign": {**body, "digest": digest(body)}})
+    if identity.namespace() != name or encode_sorted(whole) != data:
         raise UserError(
             f"{source} was edited or damaged (fingerprint {identity.fingerprint()[:12]}): restore it from a copy of "
             "the store, or move the folder away and build anew"
@@ -160,7 +160,7 @@ def check_groups(namespace: Namespace) -> None:
     for group in GROUPS:
         path = namespace.path(group, "zarr.json")
         try:
-            sound = namespace.storage.read(path) == encode(group_document())
+            sound = namespace.storage.read(path) == encode_sorted(group_document())
         except FileNotFoundError:
             sound = False
         if not sound:
@@ -183,7 +183,7 @@ def quarantine(namespace: Namespace, key: bytes, reason: str) -> None:
         "reason": " ".join(reason.split()),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    data = encode(record)
+    data = encode_sorted(record)
     try:
         namespace.storage.create(namespace.path("quarantine", quarantine_name(data)), data)
     except OSError as error:
@@ -232,12 +232,3 @@ def read_quarantined(namespace: Namespace, name: str) -> bytes:
             "its image writes it again"
         )
     return data
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(body)).hexdigest()
-
-
-def encode(document: Mapping[str, Any]) -> bytes:
-    """Write the JSON of a namespace's own files: one document has one form, so that any change shows."""
-    return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"

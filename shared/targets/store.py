@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from shared.targets.choice import choose_namespace
 from shared.targets.identity import Identity
 from shared.targets.index import Index, forget_index, open_index
-from shared.targets.layout import arrays_of
-from shared.targets.manifest import DamagedSegment
 from shared.targets.namespace import Namespace, check_groups
-from shared.targets.reader import SegmentReader
+from shared.targets.segment.layout import arrays_of
+from shared.targets.segment.manifest import DamagedSegment
+from shared.targets.segment.reader import SegmentReader
 
 
 class Target(NamedTuple):
@@ -126,7 +126,7 @@ class TargetStore:
         arrays = self.arrays(keys)
         if self.identity.encoding == "matrix":
             return Target(arrays["similarity"], arrays["attention"], arrays["coverage"])
-        from shared.targets.restore import targets_of_factors
+        from shared.targets.numbers.restore import targets_of_factors
 
         return Target(*targets_of_factors(arrays, self.identity.grid, self.grid))
 

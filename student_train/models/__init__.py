@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shared.console import UserError, stderr
+from shared.console import stderr
+from shared.errors import UserError
+from shared.processes import is_main_process
 from shared.recipe import ModelSection
-from student_train.environment import is_main_process
 
 if TYPE_CHECKING:
     from student_train.models.base import BaseStudent

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.imaging.grid import Grid
-from student_train.prompts import Template, check_tokenizer, template_named
+from student_train.models.prompts import Template, check_tokenizer, template_named
 
 TEMPLATE_KEY = "prompt_template"  # in config.json: which template the model was trained with
 

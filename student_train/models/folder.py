@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from shared.console import UserError, say
+from shared.console import say
+from shared.errors import UserError
 
 CONFIG = "config.json"
 # Weights, configuration and tokenizer; never code.

@@ -7,7 +7,7 @@ training and inference see the same tower.
 from pathlib import Path
 from typing import Any
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.recipe import ModelSection
 from student_train.models.base import BaseStudent
 from student_train.models.original import load_original

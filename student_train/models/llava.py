@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.recipe import ModelSection
 from student_train.models.base import BaseStudent, make_base
 from student_train.models.folder import weight_files

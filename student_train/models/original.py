@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.recipe import ModelSection
 from student_train.models.base import BaseStudent, make_base
 from student_train.models.folder import open_weights, read_config, weight_files

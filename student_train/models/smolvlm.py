@@ -7,7 +7,7 @@ tokens stay one grid: 512 pixels, patches of 16 and a shuffle of 4 give 8x8.
 from pathlib import Path
 from typing import Any
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.recipe import ModelSection
 from student_train.models.base import BaseStudent, assemble
 from student_train.models.folder import weight_files

@@ -22,8 +22,8 @@ from pipelines.datasets.brain_atlas import (
     prepare,
     resample_nearest,
 )
-from shared.console import UserError
-from shared.manifest import Record, load_records
+from shared.errors import UserError
+from shared.records import Record, load_records
 
 pytestmark = pytest.mark.integration
 

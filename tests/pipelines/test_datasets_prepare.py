@@ -16,9 +16,9 @@ from pipelines.datasets.commands import app
 from pipelines.datasets.mimic_cxr_report import clean_report
 from pipelines.datasets.prepare import prepare
 from pipelines.datasets.release import split_groups
-from shared.console import UserError
-from shared.imaging.images import content_key
-from shared.manifest import load_records
+from shared.errors import UserError
+from shared.imaging.keys import content_key
+from shared.records import load_records
 from tests.fixtures import dataset_replicas as replicas
 from tests.fixtures.dataset_replicas import REPLICAS
 

@@ -10,7 +10,7 @@ from pipelines.decoding.dola import contrasted_layers
 from pipelines.decoding.methods import decoding
 from pipelines.decoding.prefix import prefilled
 from pipelines.decoding.prompts import counted
-from shared.console import UserError
+from shared.errors import UserError
 from tests.fixtures.decoding import LIMITS, lively_student, prompts, unpadded
 
 pytestmark = pytest.mark.unit

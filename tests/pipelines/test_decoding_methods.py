@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.decoding.methods import NAMES, decoding, decodings
 from pipelines.decoding.presets import PRESETS, family_preset
-from shared.console import UserError
+from shared.errors import UserError
 
 pytestmark = pytest.mark.unit
 

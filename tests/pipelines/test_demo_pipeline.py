@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.demo import pipeline
 from pipelines.demo.pipeline import FULL, SHORT, Budget, Diary, Stage, affordable_steps
-from shared.console import UserError
+from shared.errors import UserError
 from shared.recipe import load_recipe
 
 TINY = Budget("tiny", 30, warmup_steps=1, arm_steps=2, test_items=8)

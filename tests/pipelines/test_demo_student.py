@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from pipelines.demo import student
-from shared import vit_s_focus
-from shared.console import UserError
+from shared.errors import UserError
+from shared.packages import packaged_file
+from teacher_cache.teachers import vit_s_focus
 
 
 def vision_tower(layers: int) -> Any:
@@ -38,7 +39,7 @@ def test_vision_features_equal_those_of_onnx_runtime(layers: int, tmp_path: Path
     import onnx
     import onnxruntime
 
-    model = onnx.load(str(vit_s_focus.packaged_file()))
+    model = onnx.load(str(vit_s_focus.encoder_file()))
     norm = (
         "backbone.layernorm.weight" if layers == vit_s_focus.LAYERS else f"backbone.encoder.layer.{layers}.norm1.weight"
     )
@@ -63,12 +64,12 @@ def test_vision_features_equal_those_of_onnx_runtime(layers: int, tmp_path: Path
 @pytest.mark.unit
 def test_a_missing_package_and_another_file_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"no-such-package.*requirements-weights"):
-        vit_s_focus.packaged_file("no_such_package", "weights.onnx", "0" * 64)
+        packaged_file("no_such_package", "weights.onnx", "0" * 64)
     (tmp_path / "fake_weights").mkdir()
     (tmp_path / "fake_weights" / "w.onnx").write_bytes(b"other")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match="sha256"):
-        vit_s_focus.packaged_file("fake_weights", "w.onnx", "0" * 64)
+        packaged_file("fake_weights", "w.onnx", "0" * 64)
 
 
 @pytest.mark.unit
@@ -144,7 +145,7 @@ def test_the_language_model_equals_the_gguf_file(language: tuple[Any, Any]) -> N
 
     model, tokenizer = language
     package, file, digest = student.LANGUAGE_MODEL
-    path = vit_s_focus.packaged_file(package, file, digest)
+    path = packaged_file(package, file, digest)
     original = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     whole = student.assemble(model, tokenizer)
     ids = tokenizer("The hippocampus lies in the", return_tensors="pt").input_ids
@@ -176,7 +177,7 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
     }
     embed = base.model.get_input_embeddings().weight.detach()
     vectors = student.name_embeddings(list(names.values()), base.tokenizer, embed)
-    from student_train.pixels import image_reader
+    from shared.imaging.squares import image_reader
 
     read = image_reader(base.image_processor, base.image_size)
     matches, visible = [], []

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from pipelines import answers as answers_module
-from pipelines.compare import compare
 from pipelines.decoding.methods import NAMES
-from pipelines.evaluate import evaluate, find_arms, sampled
-from pipelines.evaluate_commands import table_lines
-from pipelines.generate import generate_answer
-from pipelines.scores import Row, Scored, comparison_pairs, identical_outputs, item_scores
-from shared.console import UserError
-from shared.manifest import Record, Turn, load_records, write_records
+from pipelines.evaluation import answers as answers_module
+from pipelines.evaluation.commands import table_lines
+from pipelines.evaluation.compare import compare
+from pipelines.evaluation.generate import generate_answer
+from pipelines.evaluation.run import evaluate, find_arms, sampled
+from pipelines.evaluation.scores import Row, Scored, comparison_pairs, identical_outputs, item_scores
+from shared.errors import UserError
+from shared.records import Record, Turn, load_records, write_records
 from tests.fixtures.runs import write_run
 
 pytestmark = pytest.mark.integration
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 PROGRAM = """
 import sys
 import typer
-from pipelines.evaluate_commands import evaluate
+from pipelines.evaluation.commands import evaluate
 from shared.console import run
 app = typer.Typer()
 app.command()(evaluate)
@@ -35,7 +35,7 @@ run(app, "evaluate")
 """
 
 DYING = """
-from pipelines.journal import Journal
+from pipelines.evaluation.journal import Journal
 from tests.fixtures.progress import Countdown
 append, count = Journal.append, Countdown(7)
 def counted(self, answers):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.journal import Journal, answer_key
-from shared.console import UserError
+from pipelines.evaluation.journal import Journal, answer_key
+from shared.errors import UserError
 
 pytestmark = pytest.mark.unit
 
@@ -76,7 +76,7 @@ def test_the_key_depends_on_everything() -> None:
 @pytest.mark.integration
 def test_answers_appended_before_a_kill_are_on_disk(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from pipelines.journal import Journal\n"
+        "import sys; from pathlib import Path; from pipelines.evaluation.journal import Journal\n"
         "journal = Journal(Path(sys.argv[1]))\n"
         "for number in range(10**6):\n"
         "    journal.append([(str(number), {'text': 'x' * 50})]); print(number, flush=True)\n"

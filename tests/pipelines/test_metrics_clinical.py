@@ -15,7 +15,7 @@ import torch
 from pipelines.metrics import chexbert, radgraph, ratescore
 from pipelines.metrics.environment import run_script
 from pipelines.metrics.metric import Pair, Unavailable
-from shared.console import UserError
+from shared.errors import UserError
 from tests.fixtures.report_models import chexbert_checkpoint, ratescore_models, write_tokenizer
 
 TEXTS = [

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.evaluation.predictions import load_reports
 from pipelines.metrics import bleu, reports
 from pipelines.metrics.metric import Metric, Pair, Total
 from pipelines.metrics.reports import cached, f1_of_counts, score_reports, summed
-from pipelines.predictions import load_reports
-from pipelines.report_commands import app
-from shared.console import UserError
+from pipelines.report.commands import app
+from shared.errors import UserError
 from tests.fixtures.dataset_replicas import write_json
 from tests.fixtures.report_models import chexbert_checkpoint, write_tokenizer
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import report
-from pipelines.report import best_constant, divergence, full_matrix, render, renormalized, write_report
-from pipelines.report_figures import AttentionRow, attention_figure, loss_curves, similarity_figure
-from pipelines.report_words import demo_summary
-from pipelines.scores import item_scores
-from shared.console import UserError
-from shared.manifest import Record, Turn, load_records, write_records
+from pipelines.evaluation.scores import item_scores
+from pipelines.report.figures import AttentionRow, attention_figure, loss_curves, similarity_figure
+from pipelines.report.page import best_constant, divergence, full_matrix, render, renormalized, write_report
+from pipelines.report.page import page as report
+from pipelines.report.words import demo_summary
+from shared.errors import UserError
+from shared.records import Record, Turn, load_records, write_records
 
 
 def record(kind: str, answer: str, image: str = "a.png", identifier: str = "1") -> Record:
@@ -27,7 +27,7 @@ def record(kind: str, answer: str, image: str = "a.png", identifier: str = "1") 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two tiny arms, evaluated; its records have kinds, and one question tries to break the page."""
-    from pipelines.evaluate import evaluate
+    from pipelines.evaluation.run import evaluate
     from tests.fixtures.runs import write_run
 
     folder = write_run(tmp_path_factory.mktemp("report") / "run")

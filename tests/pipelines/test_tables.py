@@ -6,9 +6,9 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.report_commands import app
-from pipelines.tables import MISSING, Ours, html, latex, make_tables, markdown, shown
-from shared.console import UserError
+from pipelines.report.commands import app
+from pipelines.report.tables import MISSING, Ours, html, latex, make_tables, markdown, shown
+from shared.errors import UserError
 
 pytestmark = pytest.mark.unit
 

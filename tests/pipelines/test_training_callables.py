@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pipelines.training import scorer, target_computer
-from shared.console import UserError
+from pipelines.training.callables import scorer, target_computer
+from shared.errors import UserError
 from shared.imaging.grid import Grid
-from shared.imaging.images import ImageReference, content_key
-from shared.manifest import Record, Turn
+from shared.imaging.images import ImageReference
+from shared.imaging.keys import content_key
 from shared.recipe import Recipe, load_recipe, make_recipe
+from shared.records import Record, Turn
 from shared.targets import Target, TargetStore
-from teacher_cache.build import Settings, build
+from teacher_cache.building import Settings, build
 from tests.fixtures.student_checkpoints import llava_hf
 from tests.fixtures.student_runs import write_images, write_train_file
 
@@ -71,7 +72,7 @@ def test_computed_targets_equal_the_built_ones(run: dict[str, Any]) -> None:
 def test_a_run_computes_what_its_store_lacks(run: dict[str, Any]) -> None:
     import json
 
-    from student_train.train import train
+    from student_train.run.train import train
 
     recipe = recipe_of(run, "run")
     with pytest.raises(UserError, match="run `medalign student train`"):
@@ -102,8 +103,8 @@ def teacher_bytes() -> int:
 def test_no_byte_of_the_teacher_is_left_when_training_begins(
     run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from student_train.train import train
-    from student_train.trainer import AlignmentTrainer
+    from student_train.run.train import train
+    from student_train.run.trainer import AlignmentTrainer
 
     recipe = recipe_of(run, str(tmp_path / "run"))
     compute, before = target_computer(recipe), teacher_bytes()

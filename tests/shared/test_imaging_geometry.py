@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shared.console import UserError
-from shared.imaging.geometry import Box, content_box, coverage, square
+from shared.errors import UserError
+from shared.imaging.geometry import Box, content_box, coverage
 from shared.imaging.grid import Grid, interpolation_matrix
+from shared.imaging.squares import square
 from tests.fixtures.images import colour_picture
 
 pytestmark = pytest.mark.unit

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from shared.imaging.images import UnreadableImage, content_key, open_image, parse_reference
+from shared.imaging.images import open_image, parse_reference
+from shared.imaging.keys import content_key
+from shared.imaging.pixels import UnreadableImage
 from tests.fixtures.images import colour_picture, encoded, picture
 
 pytestmark = pytest.mark.unit

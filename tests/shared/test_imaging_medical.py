@@ -8,7 +8,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from shared.imaging.images import UnreadableImage, open_image, parse_reference
+from shared.imaging.images import open_image, parse_reference
+from shared.imaging.pixels import UnreadableImage
 from tests.fixtures.images import dicom_bytes, nifti_bytes, picture, real_dicom_folder
 
 pytestmark = pytest.mark.unit

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.console import UserError
-from shared.manifest import Record, Turn, front_images, image_root_of, load_records, strip_marks, write_records
+from shared.errors import UserError
+from shared.records import Record, Turn, front_images, image_root_of, load_records, strip_marks, write_records
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.recipe import Recipe, load_recipe, make_recipe, recipe_keys, save_recipe
 
 pytestmark = pytest.mark.unit
@@ -139,7 +139,7 @@ def test_values_do_not_change_afterwards() -> None:
 
 
 def test_the_page_about_the_recipe_is_up_to_date() -> None:
-    from shared.recipe_docs import page
+    from shared.recipe.docs import page
 
     written = Path(__file__).resolve().parents[2] / "docs" / "recipe.md"
-    assert written.read_text(encoding="utf-8") == page(), "run: python -m shared.recipe_docs > docs/recipe.md"
+    assert written.read_text(encoding="utf-8") == page(), "run: python -m shared.recipe.docs > docs/recipe.md"

@@ -15,14 +15,10 @@ from hypothesis import strategies as st
 from shared.imaging.geometry import Box, content_box, coverage
 from shared.imaging.grid import Grid, interpolation_matrix
 from shared.targets import TargetStore, TargetWriter
-from shared.targets.encodings import encode_targets
-from shared.targets.factors import InaccurateFactors, factorise
-from shared.targets.similarity import (
-    cosine_similarity_triangle,
-    patches_of_triangle,
-    square_from_triangle,
-    triangle_length,
-)
+from shared.targets.numbers.encodings import encode_targets
+from shared.targets.numbers.factors import InaccurateFactors, factorise
+from shared.targets.numbers.similarity import cosine_similarity_triangle, square_from_triangle
+from shared.targets.numbers.triangle import patches_of_triangle, triangle_length
 from tests.fixtures.targets import identity, key
 
 pytestmark = pytest.mark.unit

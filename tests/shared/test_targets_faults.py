@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.targets import TargetStore, TargetWriter
-from shared.targets.layout import arrays_of
-from shared.targets.manifest import keys_present
 from shared.targets.namespace import list_namespaces, quarantine, quarantined
-from shared.targets.scan import scan
-from shared.targets.storage import temporary_folder
-from teacher_cache.maintain import gc, info, merge
+from shared.targets.segment.layout import arrays_of
+from shared.targets.segment.manifest import keys_present
+from shared.targets.segment.scan import scan
+from shared.targets.storage.local import temporary_folder
+from teacher_cache.keeping.maintain import gc, info, merge
 from tests.fixtures.targets import factors_record, identity, key, matrix_record, write_records
 
 pytestmark = pytest.mark.integration
@@ -145,7 +145,7 @@ import sys
 from pathlib import Path
 from tests.fixtures.progress import Countdown, at_file_operations
 from tests.fixtures.targets import key, write_records
-from shared.targets.manifest import keys_present
+from shared.targets.segment.manifest import keys_present
 root, first, last, size, step = Path(sys.argv[1]), *map(int, sys.argv[2:6])
 at_file_operations(root, Countdown(step))
 namespace = write_records(root, [])

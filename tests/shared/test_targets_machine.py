@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shared.targets import TargetStore
-from shared.targets.manifest import keys_present
 from shared.targets.namespace import create_namespace
-from shared.targets.scan import scan
-from teacher_cache.maintain import gc, merge
+from shared.targets.segment.manifest import keys_present
+from shared.targets.segment.scan import scan
+from teacher_cache.keeping.maintain import gc, merge
 from tests.fixtures.targets import identity, key, matrix_record, write_records
 
 pytestmark = pytest.mark.integration

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from shared.imaging.images import ImageReference, content_key
-from shared.targets import TargetStore, keys
+from shared.imaging import keys
+from shared.imaging.images import ImageReference
+from shared.imaging.keys import content_key
+from shared.targets import TargetStore
 from shared.targets.prefetch import prefetch
 from tests.fixtures.targets import TargetDataset, key, matrix_record, write_records
 

@@ -13,8 +13,8 @@ from benchmarks.real_features import real_features, real_images
 from benchmarks.store_codecs import identity
 from shared.imaging.grid import Grid, interpolation_matrix
 from shared.targets import TargetStore, TargetWriter
-from shared.targets.encodings import encode_targets
-from shared.targets.similarity import cosine_similarity_triangle
+from shared.targets.numbers.encodings import encode_targets
+from shared.targets.numbers.similarity import cosine_similarity_triangle
 from student_train.losses import visual_alignment_loss
 from tests.fixtures.targets import key
 

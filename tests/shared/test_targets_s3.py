@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import zarr
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.targets import TargetStore
-from shared.targets.manifest import keys_present
 from shared.targets.namespace import list_namespaces, quarantine, quarantined
-from shared.targets.object_storage import ObjectStorage
-from shared.targets.scan import scan
-from teacher_cache.maintain import gc, info, merge
+from shared.targets.segment.manifest import keys_present
+from shared.targets.segment.scan import scan
+from shared.targets.storage.objects import ObjectStorage
+from teacher_cache.keeping.maintain import gc, info, merge
 from tests.fixtures.s3 import child_environment, s3_server, use
 from tests.fixtures.targets import key, matrix_record, write_records
 

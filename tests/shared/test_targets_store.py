@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import zarr
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.targets import DamagedSegment, TargetStore, TargetWriter
-from shared.targets.manifest import keys_present
 from shared.targets.namespace import list_namespaces, quarantine, quarantined
+from shared.targets.segment.manifest import keys_present
 from tests.fixtures.targets import identity, key, matrix_record, write_records
 
 PREPROCESSING = identity().document()["preprocessing"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from student_train.train import train
+from student_train.run.train import train
 from tests.fixtures.student_runs import recipe, write_run
 
 GOLDEN = Path(__file__).with_name("golden_losses.txt")

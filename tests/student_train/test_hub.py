@@ -9,12 +9,12 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from shared.console import UserError
-from student_train.card import write_card
+from shared.errors import UserError
+from student_train.adapter.card import write_card
+from student_train.adapter.export import push
 from student_train.cli import app
-from student_train.export import push
 from student_train.models import load_base
-from student_train.train import train
+from student_train.run.train import train
 from tests.fixtures.hub import TOKEN, faults_of_card, running_hub
 from tests.fixtures.student_runs import changed, recipe, write_run
 

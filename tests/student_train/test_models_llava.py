@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from shared.console import UserError
+from shared.errors import UserError
+from shared.imaging.squares import image_reader
 from shared.recipe import ModelSection
 from student_train.models import load_base
 from student_train.models.base import save_base
-from student_train.pixels import image_reader
 from tests.fixtures.student_checkpoints import llava_hf
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.recipe import ModelSection
 from student_train.models import load_base
 from student_train.models.original import compare, expected_shapes, llava_config, rename
-from student_train.prompts import encode_prompt
+from student_train.models.prompts import encode_prompt
 from tests.fixtures.student_checkpoints import (
     HUATUO,
     LLAVA_MED,

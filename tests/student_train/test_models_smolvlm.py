@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from shared.manifest import Turn
 from shared.recipe import make_recipe
+from shared.records import Turn
 from student_train.models import load_base
-from student_train.prompts import IGNORED, encode_conversation, encode_prompt
+from student_train.models.prompts import IGNORED, encode_conversation, encode_prompt
 from tests.fixtures.student_checkpoints import smolvlm
 from tests.fixtures.student_runs import write_images, write_store, write_train_file
 
@@ -62,7 +62,7 @@ def test_images_reach_the_model_as_transformers_wants_them(folder: Path) -> None
 
 def test_trains_saves_and_answers(folder: Path, tmp_path: Path) -> None:
     import student_train
-    from student_train.train import train
+    from student_train.run.train import train
 
     images = write_images(tmp_path / "images", 3)
     values: dict[str, Any] = (

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.console import UserError
-from shared.manifest import Turn
-from student_train.prompts import (
+from shared.errors import UserError
+from shared.records import Turn
+from student_train.models.prompts import (
     IGNORED,
     TEMPLATES,
     Span,

@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 import student_train
-from student_train.outputs import last_checkpoint
-from student_train.train import train
+from student_train.run.outputs import last_checkpoint
+from student_train.run.train import train
 from tests.fixtures.launch_training import QUESTIONS
 from tests.fixtures.student_runs import changed, recipe, write_run
 
@@ -48,7 +48,7 @@ def free_port():
 def launch(values, folder, ranks=2, resume=False, **changes):
     """Run on `ranks` ranks, one sample and two micro-batches each (the effective batch stays 4)."""
     if changes.get("deepspeed") == SHARDED:
-        config = json.loads((ROOT / "student_train/deepspeed/zero3.json").read_text())
+        config = json.loads((ROOT / "student_train/run/deepspeed/zero3.json").read_text())
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         changes["deepspeed"] = str(folder.with_suffix(".json"))
         Path(changes["deepspeed"]).write_text(json.dumps(config))

@@ -12,9 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from shared.console import UserError
-from student_train.outputs import last_checkpoint
-from student_train.train import train
+from shared.errors import UserError
+from student_train.run.outputs import last_checkpoint
+from student_train.run.train import train
 from tests.fixtures.student_runs import changed, recipe, write_run
 
 pytestmark = pytest.mark.integration

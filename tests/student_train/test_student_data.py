@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student_train.data import Collator, EpochOrder, question_spans, request_of
-from student_train.join import Targets
-from student_train.prompts import IGNORED, Span
+from student_train.data.join import Targets
+from student_train.data.samples import Collator, EpochOrder, question_spans, request_of
+from student_train.models.prompts import IGNORED, Span
 
 pytestmark = pytest.mark.unit
 

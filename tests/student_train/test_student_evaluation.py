@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import student_train
-from shared.console import UserError
-from student_train.dry_run import dry_run
-from student_train.export import export
-from student_train.inspect import inspect
-from student_train.train import train
+from shared.errors import UserError
+from student_train.adapter.export import export
+from student_train.run.dry_run import dry_run
+from student_train.run.inspect import inspect
+from student_train.run.train import train
 from tests.fixtures import student_runs
 from tests.fixtures.student_runs import write_run, write_train_file
 
@@ -128,7 +128,7 @@ def test_export_merges_lora_and_keeps_w(values, tmp_path, kind):
     "lora", [{"rslora": True}, {"dora": True}, {"init": "pissa"}, {"init": "olora"}, {"init": "pissa", "rslora": True}]
 )
 def test_variants_of_lora_load_on_the_untouched_base(values, tmp_path, lora, monkeypatch):
-    from student_train import trainer
+    from student_train.run import trainer
 
     kept = {}
     save_model = trainer.AlignmentTrainer.save_model
@@ -172,7 +172,7 @@ def test_a_dry_run_says_what_does_not_fit_and_looks_at_resuming(values, tmp_path
     asked = recipe(values, output=str(tmp_path / "run"), train__max_steps=2, train__save_steps=1)
     dry_run(asked)
     assert "warning" not in capsys.readouterr().err
-    monkeypatch.setattr("student_train.dry_run._free_memory", lambda cpu: 1000)
+    monkeypatch.setattr("student_train.run.dry_run._free_memory", lambda cpu: 1000)
     dry_run(asked)
     assert "the model states alone need 0.00 GB on the device" in capsys.readouterr().err
     with pytest.raises(UserError, match="no run to resume"):

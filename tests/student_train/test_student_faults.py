@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import student_train
-from shared.console import UserError
-from student_train.train import train
+from shared.errors import UserError
+from student_train.run.train import train
 from tests.fixtures.student_runs import recipe, write_images, write_run, write_store
 from tests.fixtures.students import write_tiny_student
 
@@ -109,7 +109,7 @@ def test_missing_targets_are_computed_by_a_callable(values, tmp_path):
     asked = []
 
     def compute(references):
-        from shared.imaging.images import content_key
+        from shared.imaging.keys import content_key
 
         for reference in references:
             asked.append(reference.path.name)
@@ -169,7 +169,7 @@ def test_records_that_cannot_be_learned_from(values, tmp_path):
 
 
 def test_nothing_left_to_learn(values, tmp_path, monkeypatch):
-    from student_train import data
+    from student_train.data.samples import samples as data
 
     encode = data.encode_conversation
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import student_train
-from shared.console import UserError
-from student_train.train import train
+from shared.errors import UserError
+from student_train.run.train import train
 from tests.fixtures.student_runs import changed, recipe, write_run
 
 pytestmark = pytest.mark.integration
@@ -43,7 +43,7 @@ with torch.no_grad():
 
 
 def test_the_adapter_gives_the_same_logits_in_a_new_process(values, tmp_path, monkeypatch):
-    from student_train.trainer import AlignmentTrainer
+    from student_train.run.trainer import AlignmentTrainer
 
     trained = {}
 
@@ -52,7 +52,7 @@ def test_the_adapter_gives_the_same_logits_in_a_new_process(values, tmp_path, mo
             trained["model"] = self.model
             super().save_model(*args, **kwargs)
 
-    monkeypatch.setattr("student_train.trainer.AlignmentTrainer", Kept)
+    monkeypatch.setattr("student_train.run.trainer.AlignmentTrainer", Kept)
     output = train(recipe(values, output=str(tmp_path / "run"), deepspeed="zero2"))
     images = [f"{values['data']['image_root']}/image{number}.png" for number in (0, 1)]
     _, processor = student_train.load(output)
@@ -133,7 +133,7 @@ def test_bare_peft_loads_the_lora_part(values, tmp_path):
 @pytest.fixture
 def gradients(monkeypatch):
     """The gradients that the optimiser saw at the last step, by name."""
-    from student_train.trainer import AlignmentTrainer
+    from student_train.run.trainer import AlignmentTrainer
 
     seen = {}
     create = AlignmentTrainer.create_optimizer

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.imaging import Grid, ImageReference, content_key
 from shared.targets import TargetStore
 from shared.targets.namespace import list_namespaces, quarantined
-from shared.targets.similarity import square_from_triangle
+from shared.targets.numbers.similarity import square_from_triangle
 from teacher_cache import stream
-from teacher_cache.build import Settings, build, settings_of
+from teacher_cache.building import Settings, build, settings_of
 from teacher_cache.encoder import Encoded
 from teacher_cache.sources import find_images
-from teacher_cache.teachers import load_teacher
+from teacher_cache.teachers.base import load_teacher
 from tests.fixtures.images import image_folder
 from tests.fixtures.tiny_teacher import TEACHER, records, tiny_weights
 
@@ -211,7 +211,7 @@ def test_settings_follow_from_an_identity():
 
 
 def test_a_gpu_that_is_not_there_is_told(monkeypatch):
-    from teacher_cache.build import choose_device
+    from shared.processes import choose_device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == "cpu"

@@ -6,9 +6,10 @@ import os
 import pytest
 
 from shared.imaging import Grid
-from shared.imaging.images import UnreadableImage, open_image
+from shared.imaging.images import open_image
+from shared.imaging.pixels import UnreadableImage
 from shared.targets import TargetStore
-from teacher_cache.build import Settings, build
+from teacher_cache.building import Settings, build
 from teacher_cache.sources import find_images
 from tests.fixtures.images import real_dicom_folder
 from tests.fixtures.tiny_teacher import TEACHER, tiny_weights

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.targets.namespace import list_namespaces
-from shared.targets.scan import scan
-from shared.targets.storage import temporary_folder
-from teacher_cache.maintain import gc
+from shared.targets.segment.scan import scan
+from shared.targets.storage.local import temporary_folder
+from teacher_cache.keeping.maintain import gc
 from tests.fixtures import killed_builds
 from tests.fixtures.images import image_folder
 from tests.fixtures.killed_builds import build_once

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.targets.namespace import list_namespaces, quarantined
-from shared.targets.scan import scan
+from shared.targets.segment.scan import scan
 from tests.fixtures import tiny_teacher
 from tests.fixtures.images import image_folder
 from tests.fixtures.killed_builds import build_once

@@ -86,9 +86,9 @@ def test_unreadable_images_fail_the_build_unless_they_are_allowed(tmp_path, weig
 def off_at_full_rank(paths, weights):
     """Return {content key: largest error of a similarity that int8 factors of full rank have}."""
     from shared.imaging import ImageReference, content_key
-    from shared.targets.factors import InaccurateFactors, factorise
+    from shared.targets.numbers.factors import InaccurateFactors, factorise
     from teacher_cache import stream
-    from teacher_cache.teachers import load_teacher
+    from teacher_cache.teachers.base import load_teacher
 
     teacher, off = load_teacher(TEACHER, weights), {}
     for path in paths:
@@ -205,8 +205,8 @@ def test_view_draws_the_target(tmp_path, store, cache):
     row, column = json.loads(text)["patch"]
     from shared.imaging import content_key
     from shared.targets import TargetStore
-    from shared.targets.similarity import square_from_triangle
-    from teacher_cache.view import similarity_row
+    from shared.targets.numbers.similarity import square_from_triangle
+    from teacher_cache.keeping.view import similarity_row
 
     target = TargetStore.open(store)[content_key(image)]
     assert target.attention.argmax() == 5 * row + column

@@ -7,9 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared.imaging.grid import Grid
 from shared.targets import Preprocessing
-from shared.targets.similarity import cosine_similarity_triangle
+from shared.targets.numbers.similarity import cosine_similarity_triangle
 from teacher_cache.encoder import encode
-from teacher_cache.teachers import Teacher, load_teacher
+from teacher_cache.teachers.base import Teacher, load_teacher
 from tests.fixtures.eager_vit import open_clip_vit, timm_vit
 from tests.fixtures.teacher_checkpoints import (
     TINY_TIMM,
@@ -171,9 +171,9 @@ def test_dinov2_small_is_the_packaged_onnx_model():
     import onnx
     import onnxruntime
 
-    from shared.vit_s_focus import packaged_file
+    from teacher_cache.teachers.vit_s_focus import encoder_file
 
-    model = onnx.load(str(packaged_file()))
+    model = onnx.load(str(encoder_file()))
     block = "/backbone/encoder/layer.11/Add_1_output_0"
     softmax = next(
         node.output[0] for node in model.graph.node if node.op_type == "Softmax" and "layer.11/" in node.name

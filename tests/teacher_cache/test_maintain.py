@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.imaging.geometry import Box
 from shared.targets import TargetStore, TargetWriter
-from shared.targets.encodings import encode_targets
 from shared.targets.namespace import list_namespaces, quarantine
-from teacher_cache.maintain import export, gc, info, listing, merge
+from shared.targets.numbers.encodings import encode_targets
+from teacher_cache.keeping.maintain import export, gc, info, listing, merge
 from tests.fixtures.targets import identity, key, matrix_record, write_records
 
 pytestmark = pytest.mark.unit

@@ -6,14 +6,14 @@ import shutil
 import numpy as np
 import pytest
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.imaging import Grid
 from shared.targets import TargetStore, TargetWriter
-from teacher_cache.build import Settings, build
-from teacher_cache.maintain import info
+from teacher_cache.building import Settings, build
+from teacher_cache.keeping.maintain import info
+from teacher_cache.keeping.resample import resample
 from teacher_cache.plan import plan
 from teacher_cache.sources import find_images
-from teacher_cache.verify import resample
 from tests.fixtures.images import image_folder
 from tests.fixtures.tiny_teacher import TEACHER, tiny_weights
 

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from shared.console import UserError
+from shared.errors import UserError
 from shared.imaging import Grid, ImageReference, content_key
 from shared.targets import TargetStore
 from shared.targets.namespace import list_namespaces
-from shared.targets.scan import scan
-from teacher_cache.build import Settings, build
+from shared.targets.segment.scan import scan
+from teacher_cache.building import Settings, build
 from teacher_cache.distinct import distinct_images
-from teacher_cache.maintain import gc, info
+from teacher_cache.keeping.maintain import gc, info
 from teacher_cache.ranks import Ranks
 from teacher_cache.sources import find_images
 from tests.fixtures import naming_ranks, tiny_teacher

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shared.console import UserError
+from shared.errors import UserError
 from teacher_cache.sources import find_images
 from tests.fixtures.images import colour_picture, encoded, image_folder
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shared.console import UserError
-from teacher_cache.checkpoints import find_weights, read_weights, weights_hash
-from teacher_cache.teachers import OPEN_FAMILIES, TEACHERS, load_teacher
+from shared.errors import UserError
+from teacher_cache.teachers.base import OPEN_FAMILIES, TEACHERS, load_teacher
+from teacher_cache.teachers.checkpoints import find_weights, read_weights, weights_hash
 from tests.fixtures.teacher_checkpoints import (
     TINY_TIMM,
     biomedclip_state,

@@ -1,0 +1,1 @@
+"""Answers by every arm and decoding method, journalled, scored and compared."""

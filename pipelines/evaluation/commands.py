@@ -1,0 +1,196 @@
+"""`medalign generate`, `medalign evaluate` and `medalign compare`: their flags, and their tables for a person."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.decoding.methods import NAMES
+from shared.console import report, say
+from shared.errors import UserError
+
+Run = Annotated[
+    Path, typer.Option(help="A run with lora/ and medalign/ inside, one adapter folder, or a model folder.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting: method.setting=value, e.g. vcd.alpha=0.5.")
+]
+
+
+def generate(
+    *,
+    run: Run,
+    image: Annotated[str, typer.Option(help="Image file, or a part of one: scan.nii.gz#axial=90.")],
+    question: Annotated[str, typer.Option(help="What to ask about it.")],
+    decode: Annotated[str, typer.Option(help=f"One of {', '.join(NAMES)}.")] = "beam",
+    override: Override = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of the methods that draw.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = None,
+) -> None:
+    """Answer one question about one image."""
+    from pipelines.evaluation.generate import generate_answer
+
+    answer = generate_answer(
+        run,
+        image,
+        question,
+        method=decode,
+        overrides=tuple(override or ()),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        device=device,
+    )
+    say(answer)
+
+
+def evaluate(
+    *,
+    run: Run,
+    decode: Annotated[
+        str | None,
+        typer.Option(
+            help=f"`all`, or some of {', '.join(NAMES)}, comma-separated. Default: the recipe's evaluation.methods."
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Test set; default: the recipe's evaluation.data.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder of its images; default: its own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: RUN/evaluation.")] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="published: each method's own values; equal: the likeliest token wherever a method leaves the choice; "
+            "authors: the values of MEDALIGN's scripts for this model (or authors-llava-med, authors-huatuo)."
+        ),
+    ] = "published",
+    override: Override = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions decoded at once; changes no answer. Default: the recipe's.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the methods that draw. Default: the recipe's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many items, a fixed random sample.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = None,
+    save_layers: Annotated[str, typer.Option(help="Layers whose states to save for figures: 0,12,20.")] = "",
+    save_items: Annotated[str, typer.Option(help="Ids of the items to save them for.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Score adapters on a test set: intervals on every score, a paired test for every pair, a journal of answers.
+
+    `--decode all` on a run with both adapters is the full table: the ten methods on LoRA, and MEDALIGN under beam
+    search. Start it again after a kill and it continues.
+    """
+    from pipelines.evaluation.run import evaluate as run_evaluation
+    from pipelines.evaluation.run import find_arms
+
+    recipe = _evaluation_section(next(reversed(find_arms(run).values())))
+    data = data or (Path(recipe.data) if recipe.data else None)
+    if data is None:
+        raise UserError("no test set: give --data FILE, or name evaluation.data in the recipe")
+    if image_root is None and recipe.image_root and str(data) == recipe.data:
+        image_root = Path(recipe.image_root)
+    methods = _listed(decode) if decode else recipe.methods
+    beams = [f"beam.num_beams={recipe.num_beams}"] if {"beam", "all"} & set(methods) else []
+    result = run_evaluation(
+        run,
+        data,
+        image_root,
+        methods=methods,
+        out=out,
+        batch_size=batch_size or recipe.batch_size,
+        max_new_tokens=max_new_tokens or recipe.max_new_tokens,
+        preset=preset,
+        overrides=[*beams, *(override or ())],
+        seed=recipe.seed if seed is None else seed,
+        limit=limit,
+        resamples=recipe.bootstrap,
+        device=device,
+        save_layers=_layers(save_layers),
+        save_items=_listed(save_items),
+    )
+    if result:  # ranks above 0 have nothing to print
+        report(result, as_json, table_lines(result))
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="An evaluation's folder or result.json.")],
+    b: Annotated[Path, typer.Argument(help="Another one, of the same test set.")],
+    row_a: Annotated[str | None, typer.Option(help="Row of A, by name; default: every decoding in both.")] = None,
+    row_b: Annotated[str | None, typer.Option(help="Row of B.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Test two evaluations against each other: paired by item, clustered by image, Holm-corrected."""
+    from pipelines.evaluation.compare import compare as run_comparison
+
+    result = run_comparison(a, b, row_a, row_b)
+    report(result, as_json, comparison_lines(result))
+
+
+def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Write the result as text: rows with intervals and denominators, comparisons, power, alarms."""
+    data = result["data"]
+    yield f"{data['file']}: {data['items']} items, {data['images']} images (sha256 {data['sha256'][:12]})"
+    counts: dict[str, int] = {}
+    for row in result["rows"]:
+        counts |= {name: score["n"] for name, score in row["scores"].items()}
+    if counts.get("closed_yes_no") == counts.get("closed_accuracy"):
+        counts.pop("closed_yes_no", None)  # the same column twice
+    headings = [f"{name} (n={count})" for name, count in counts.items()]
+    width = max(len(row["method"]) for row in result["rows"])
+    yield "  ".join([" " * width, *headings, "passes/token", "s/token"])
+    for row in result["rows"]:
+        cells = [
+            f"{_percent(row['scores'][name]) if name in row['scores'] else '-':>{len(heading)}}"
+            for name, heading in zip(counts, headings, strict=True)
+        ]
+        cost = [f"{row['forward_passes_per_token']:12.2f}", f"{row['seconds_per_token']:7.3f}"]
+        yield "  ".join([f"{row['method']:{width}}", *cells, *cost])
+    if "bleu" in counts:
+        yield "the metrics of reports that need a model: `medalign report metrics` on this evaluation's folder"
+    yield from comparison_lines(result)
+
+
+def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Write paired tests, power note and alarms as text; the strict twins of the scores are in the JSON alone."""
+    shown = [
+        one for one in result["comparisons"] if one["score"] in ("open_recall", "closed_accuracy", "choice_accuracy")
+    ]
+    if shown:
+        yield ""
+        yield "paired permutation tests, clustered by image, Holm-corrected:"
+    for one in shown:
+        low, high = one["interval"]
+        yield (
+            f"  {one['a']} - {one['b']}, {one['score']}: {100 * one['difference']:+.1f} points "
+            f"[{100 * low:+.1f}, {100 * high:+.1f}], p = {one['p_permutation']:.3g}, Holm {one['p_holm']:.3g}"
+        )
+    for name in dict.fromkeys(one["score"] for one in shown):
+        points = result["power"][name]
+        yield f"  power: on {name} this set can show differences above {100 * points:.1f} points (80%, level 0.05)"
+    for first, second in result["identical_outputs"]:
+        yield f"ALARM: {first} and {second} gave byte-identical answers"
+
+
+def _percent(score: Mapping[str, Any]) -> str:
+    low, high = score["interval"]
+    return f"{100 * score['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _evaluation_section(folder: Path) -> Any:
+    from shared.recipe import Recipe, load_recipe
+
+    file = folder / "recipe.yaml"
+    return (load_recipe(file) if file.is_file() else Recipe()).evaluation
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _layers(text: str) -> list[int]:
+    parts = _listed(text)
+    if not all(part.isdigit() for part in parts):
+        raise UserError(f"--save-layers {text!r}: write layer numbers, as in 0,12,20")
+    return [int(part) for part in parts]

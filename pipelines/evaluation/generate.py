@@ -1,0 +1,49 @@
+"""Answer one question about one image, with the same code as an evaluation."""
+
+from pathlib import Path
+
+from pipelines.decoding.methods import decodings
+from pipelines.evaluation.answers import end_ids, load_student
+from pipelines.evaluation.run import LORA, MEDALIGN, find_arms
+from shared.errors import UserError
+
+
+def generate_answer(
+    run: Path,
+    image: str,
+    question: str,
+    *,
+    method: str = "beam",
+    overrides: tuple[str, ...] = (),
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    device: str | None = None,
+) -> str:
+    """Return the answer of a run's adapter (MEDALIGN's where it has both) to `question` about `image`.
+
+    `image` may name a part of a file, as in data files: "scan.nii.gz#axial=90". Raises UserError for a run without an
+    adapter, an unknown method, an image that is missing or cannot be read.
+    """
+    from pipelines.decoding.generation import Limits
+    from pipelines.decoding.prompts import collate
+    from shared.imaging.images import open_image, parse_reference
+    from shared.imaging.pixels import UnreadableImage
+
+    [chosen] = decodings([method], overrides=overrides) if method != "all" else [None]
+    if chosen is None:
+        raise UserError("`generate` gives one answer; name one decoding method")
+    arms = find_arms(run)
+    reference = parse_reference(image)
+    if not reference.path.is_file():
+        raise UserError(f"no image at {reference.path}")
+    try:
+        picture = open_image(reference)
+    except UnreadableImage as error:
+        raise UserError(f"{image} cannot be read: {error}") from None
+    student = load_student(arms.get(MEDALIGN) or arms.get(LORA) or next(iter(arms.values())), device)
+    tokenizer = student.processor.tokenizer
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    prompts = collate([student.processor.encode(question, [picture])], [question], student.model, pad)
+    limits = Limits(max_new_tokens, end_ids(student.processor))
+    [tokens] = chosen.decode(student.model, prompts, limits, chosen.settings, seed)
+    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()

@@ -1,0 +1,173 @@
+"""From answers to the result of an evaluation: a row a method, comparisons with paired tests, and alarms."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pipelines.metrics import vqa
+from pipelines.statistics import RESAMPLES, bootstrap_interval, detectable_difference, holm, mcnemar, paired_permutation
+from shared.errors import UserError
+from shared.records import Record
+
+# What each score averages, for tables.
+SCORES = {
+    "open_recall": "open questions: share of the reference's words, LLaVA-Med's rule",
+    "open_recall_strict": "open questions: the same with clipped counts",
+    "closed_accuracy": "closed questions: LLaVA-Med's substring rule",
+    "closed_accuracy_strict": "closed questions: whole words",
+    "closed_yes_no": "closed questions whose answer is yes or no (the paper's denominators), LLaVA-Med's rule",
+    "choice_accuracy": "multiple choice: most similar option, OmniMedVQA's rule in the authors' code",
+    "choice_accuracy_strict": "multiple choice: the one option named",
+    "bleu": "reports: mean sentence BLEU-4; `medalign report metrics` gives the metrics that need a model",
+    "rouge_l": "reports: ROUGE-L F measure",
+}
+
+
+class Row(NamedTuple):
+    """One line of the table: an adapter decoded by a method."""
+
+    name: str
+    adapter: str
+    decoding: dict[str, Any]
+
+
+def item_scores(record: Record, answer: str) -> dict[str, float]:
+    """Every score that this item takes part in, each in [0, 1].
+
+    Multiple choice where the record lists options beyond yes and no; otherwise OPEN and CLOSED as the record says, and
+    CLOSED where it says nothing, as the authors' evaluation does. A report (its `task` says so) has BLEU and ROUGE-L
+    here; the metrics that need models are a command of their own (`medalign report metrics`).
+    """
+    truth = record.answer
+    if record.extra.get("task") == "report":
+        return _report_scores(answer, truth)
+    # OmniMedVQA scores every question as multiple choice, those between yes and no as well.
+    if "option_A" in record.extra or (
+        len(record.options) > 1 and not all(vqa.is_yes_no(option) for option in record.options)
+    ):
+        return {
+            "choice_accuracy": float(vqa.choice_correct(answer, truth, record.options)),
+            "choice_accuracy_strict": float(vqa.choice_correct(answer, truth, record.options, rule="strict")),
+        }
+    if record.answer_type == "OPEN":
+        return {
+            "open_recall": vqa.open_recall(answer, truth),
+            "open_recall_strict": vqa.open_recall(answer, truth, rule="strict"),
+        }
+    scores = {
+        "closed_accuracy": float(vqa.closed_correct(answer, truth)),
+        "closed_accuracy_strict": float(vqa.closed_correct(answer, truth, rule="strict")),
+    }
+    return scores | ({"closed_yes_no": scores["closed_accuracy"]} if vqa.is_yes_no(truth) else {})
+
+
+def _report_scores(answer: str, truth: str) -> dict[str, float]:
+    """BLEU and ROUGE-L of one report: the metrics that need neither a model nor data of their own."""
+    from pipelines.metrics import bleu, rouge
+    from pipelines.metrics.metric import Pair, Unavailable
+
+    pair = Pair(truth, answer)
+    try:
+        metrics = bleu.load({}), rouge.load({})
+    except Unavailable as reason:
+        raise UserError(f"reports cannot be scored: {reason}") from None
+    return {name: value for metric in metrics for name, value in metric.compute([pair])[0].items()}
+
+
+class Scored(NamedTuple):
+    """The items of a row, in the data file's order: scores by name, and the image that each item shows."""
+
+    texts: list[str]
+    scores: list[dict[str, float]]
+    images: list[str]
+
+    def column(self, name: str) -> tuple[list[float], list[str]]:
+        """Return values and images of the items that have this score."""
+        pairs = [(one[name], image) for one, image in zip(self.scores, self.images, strict=True) if name in one]
+        return [value for value, _ in pairs], [image for _, image in pairs]
+
+    def names(self) -> list[str]:
+        """Return the scores that any item has, in the tables' order."""
+        return [name for name in SCORES if any(name in one for one in self.scores)]
+
+
+def summarise(scored: Scored, resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
+    """Each score's mean, its interval clustered by image, and its denominator."""
+    summary = {}
+    for name in scored.names():
+        interval = bootstrap_interval(*scored.column(name), resamples=resamples)
+        summary[name] = {
+            "value": interval.value,
+            "interval": [interval.low, interval.high],
+            "n": interval.n,
+            "images": interval.clusters,
+        }
+    return summary
+
+
+def compare_rows(
+    rows: Mapping[str, Scored], pairs: Sequence[tuple[str, str]], resamples: int = RESAMPLES
+) -> list[dict[str, Any]]:
+    """Paired tests of the first against the second row of each pair, Holm-corrected over the pairs of each score."""
+    comparisons: list[dict[str, Any]] = []
+    for first, second in pairs:
+        for name in rows[first].names():
+            (a, images), (b, _) = rows[first].column(name), rows[second].column(name)
+            test = paired_permutation(a, b, images, resamples=resamples)
+            binary = set(a) | set(b) <= {0.0, 1.0}
+            comparisons.append(
+                {
+                    "a": first,
+                    "b": second,
+                    "score": name,
+                    "difference": test.difference,
+                    "interval": [test.low, test.high],
+                    "p_permutation": test.p,
+                    "p_mcnemar": mcnemar([x == 1 for x in a], [x == 1 for x in b]) if binary else None,
+                    "n": test.n,
+                    "images": test.clusters,
+                    "detectable": test.detectable,
+                }
+            )
+    for name in SCORES:
+        family = [one for one in comparisons if one["score"] == name]
+        for one, adjusted in zip(family, holm([one["p_permutation"] for one in family]), strict=True):
+            one["p_holm"] = adjusted
+    return comparisons
+
+
+def identical_outputs(rows: Mapping[str, Scored]) -> list[list[str]]:
+    """Pairs of rows whose answers are byte-identical on every item: two methods that do not differ at all."""
+    return [[a, b] for a, b in itertools.combinations(rows, 2) if rows[a].texts == rows[b].texts]
+
+
+def power_note(rows: Mapping[str, Scored], comparisons: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Smallest difference that this set shows with 80% power at level 0.05, for each score.
+
+    From the paired comparisons where there are any (the largest of them), else as if two runs were independent.
+    """
+    note: dict[str, float] = {}
+    for one in comparisons:
+        note[one["score"]] = max(note.get(one["score"], 0.0), one["detectable"])
+    if not comparisons:
+        for scored in rows.values():
+            for name in scored.names():
+                note[name] = max(note.get(name, 0.0), 2**0.5 * detectable_difference(*scored.column(name)))
+    return note
+
+
+def comparison_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Which rows to compare: the last adapter's with those of the others; with one adapter, all with the first.
+
+    Rows under the same decoding come first, since only they differ in nothing but the adapter.
+    """
+    last = rows[-1].adapter
+    others = [row for row in rows if row.adapter != last]
+    if not others:
+        return [(row.name, rows[0].name) for row in rows[1:]]
+    pairs = [(row, other) for row in rows if row.adapter == last for other in others]
+    # A full table has one row of the last adapter; two adapters under the same methods are compared like with like.
+    if len(rows) - len(others) > 1:
+        pairs = [(row, other) for row, other in pairs if row.decoding == other.decoding]
+    pairs.sort(key=lambda pair: pair[0].decoding != pair[1].decoding)
+    return [(row.name, other.name) for row, other in pairs]

@@ -1,0 +1,1 @@
+"""`student train` with what needs a teacher or a metric handed in."""

@@ -1,0 +1,96 @@
+"""From an image to the pixels of a vision encoder: squared, resized, normalised; the same for teacher and student.
+
+What teacher patch i and student patch i show is one place of the image only because both come through here: LLaVA's
+`expand2square` (centred on the encoder's mean colour), CLIP's bicubic resize and its normalisation.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from shared.imaging.geometry import Geometry
+from shared.imaging.images import ImageReference, open_image
+
+Colours = tuple[float, float, float]  # of the three channels, on the scale 0 to 1
+
+
+class ImageReader(NamedTuple):
+    """Reads images as one encoder's pixels; plain values only, so that it travels to worker processes.
+
+    Attributes
+    ----------
+    size
+        Side of the encoder's square in pixels.
+    mean, deviation
+        Of each channel, on the scale 0 to 1.
+    geometry
+        `pad` keeps the whole image on a square of the mean colour; `crop` keeps its centre.
+    """
+
+    size: int
+    mean: Colours
+    deviation: Colours
+    geometry: Geometry = "pad"
+
+    def __call__(self, reference: ImageReference) -> Float[Tensor, "3 size size"]:
+        """Open an image and return its pixels; `UnreadableImage` where that fails."""
+        return self.pixels(open_image(reference))
+
+    def pixels(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
+        """Return an open image as the encoder wants it, float32."""
+        levels = np.asarray(self.square(image, self.size), dtype=np.float32) / 255
+        normalised = (levels - np.array(self.mean, np.float32)) / np.array(self.deviation, np.float32)
+        return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+
+    def square(self, image: Image.Image, size: int) -> Image.Image:
+        """Return what the encoder sees of an open image, as a `size` x `size` picture."""
+        red, green, blue = (int(255 * level) for level in self.mean)
+        return square(image.convert("RGB"), size, self.geometry, (red, green, blue))
+
+
+class ImageProcessor(Protocol):
+    """What is read of a transformers image processor."""
+
+    image_mean: list[float]
+    image_std: list[float]
+
+
+def image_reader(image_processor: ImageProcessor, image_size: int, geometry: Geometry = "pad") -> ImageReader:
+    """Return the reader of a transformers image processor, whose mean and deviation it takes."""
+    (a, b, c), (d, e, f) = image_processor.image_mean, image_processor.image_std
+    return ImageReader(image_size, (a, b, c), (d, e, f), geometry)
+
+
+def square(image: Image.Image, size: int, geometry: Geometry, fill: tuple[int, int, int]) -> Image.Image:
+    """Return `image` (RGB) as a `size` x `size` square, resampled bicubically.
+
+    Parameters
+    ----------
+    image
+        Any width and height, mode RGB.
+    size
+        Side of the result in pixels.
+    geometry
+        `pad` or `crop`.
+    fill
+        Colour of the padding, the student's `int(255 * image_mean)`.
+    """
+    width, height = image.size
+    if geometry == "crop":
+        short = min(width, height)
+        scaled = (size, int(size * height / short)) if width <= height else (int(size * width / short), size)
+        image = image.resize(scaled, Image.Resampling.BICUBIC)
+        left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+        return image.crop((left, top, left + size, top + size))
+    side = max(width, height)
+    if width != height:
+        canvas = Image.new("RGB", (side, side), fill)
+        canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = canvas
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+

@@ -1,0 +1,161 @@
+"""A recipe: one YAML file for the whole pipeline, checked key by key, with overrides from the command line.
+
+    load_recipe("recipe.yaml", ["data.train=train.json", "losses.layer=16"])
+
+The keys are in `shared.recipe.fields`. Paths in a recipe are relative to the working directory, as on the command line.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from shared.errors import UserError
+from shared.recipe.fields import Recipe
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key=value` overrides, each value a YAML scalar or list (`losses.layer=[16, 20]`).
+
+    Parameters
+    ----------
+    path
+        The YAML file, or None for the defaults alone.
+    overrides
+        Such as `train.learning_rate=1e-4`; the last one of a key wins.
+
+    Raises
+    ------
+    UserError
+        A file that is missing or no YAML mapping, a key given twice, an unknown key (with the nearest valid one),
+        a value of the wrong kind or out of range.
+    """
+    values: dict[str, Any] = {}
+    source = "the recipe"
+    if path is not None:
+        source = str(path)
+        values = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(values, override)
+    return make_recipe(values, source)
+
+
+def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
+    """Validate nested `values` (as a YAML file would hold them); `source` names them in errors."""
+    values = {key: value for key, value in values.items() if not (value is None and _section(key) is not None)}
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, source)) from None
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write every key of `recipe`, defaults included, so that the run can be repeated from the file."""
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """All valid keys as dotted paths, in the order of the file."""
+    keys = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += recipe_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key given twice is an error: YAML itself keeps the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise UserError(f"{key_node.start_mark.name}: key `{key}` is given twice; keep one of them")
+            seen.add(key if isinstance(key, str) else repr(key))
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            values = yaml.load(file, _UniqueKeyLoader)
+    except FileNotFoundError:
+        raise UserError(f"no recipe at {path}; the shipped ones are in pipelines/recipes") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}: a recipe is a mapping of keys such as `model:` and `train:`, not a {type(values).__name__}"
+        )
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"override `{override}` is not of the form key=value, such as train.epochs=3")
+    try:
+        value = yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError:
+        value = text  # such as a path with a colon
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        if inner is None:
+            inner = values[parent] = {}
+        elif not isinstance(inner, dict):
+            raise UserError(f"override `{override}`: {parent} holds a plain value, not keys")
+        values = inner
+    values[leaf] = value
+
+
+def _section(key: object) -> type[BaseModel] | None:
+    field = Recipe.model_fields.get(str(key))
+    if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        return field.annotation
+    return None
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    """Say the first fault in one line; an unknown key comes first, since it often explains the rest."""
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
+    if fault["type"] == "extra_forbidden":
+        return f"{source}: unknown key `{'.'.join(str(part) for part in fault['loc'])}`; {_suggest(fault['loc'])}"
+    if not fault["loc"]:  # keys that do not go together
+        return f"{source}: {fault['msg'].removeprefix('Value error, ')}"
+    # Past the key itself, pydantic's location names the branch of a union: no help to a reader.
+    depth = 2 if _section(fault["loc"][0]) is not None else 1
+    key = ".".join(str(part) for part in fault["loc"][:depth])
+    same_key = [other for other in faults if other["loc"][:depth] == fault["loc"][:depth]]
+    texts = [other["msg"].removeprefix("Value error, ") for other in same_key]
+    messages = list(dict.fromkeys(text[:1].lower() + text[1:] for text in texts))
+    return f"{source}: `{key}` is {fault['input']!r}: {', or '.join(messages)}"
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    name = str(location[-1])
+    parent = ".".join(str(part) for part in location[:-1])
+    keys = recipe_keys()
+    prefix = f"{parent}." if parent else ""
+    neighbours = (
+        [key.removeprefix(prefix) for key in keys if key.startswith(prefix)] if prefix else list(Recipe.model_fields)
+    )
+    near = difflib.get_close_matches(name, neighbours, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean `{prefix}{near[0]}`?"
+    leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    near = difflib.get_close_matches(name, leaves, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean `{leaves[near[0]]}`?"
+    closest = max(neighbours, key=lambda key: difflib.SequenceMatcher(None, name, key).ratio())
+    return f"nearest is `{prefix}{closest}`; valid here: {', '.join(neighbours)}"

@@ -1,0 +1,312 @@
+"""Data set files: question-answer records over images, in the forms the field uses.
+
+`.json` (a list), `.jsonl` (one record a line) and `.parquet` hold either
+
+- LLaVA conversations: `{"id", "image": str | [str, ...], "conversations": [{"from": "human" | "gpt", "value"}, ...]}`,
+  text-only where `image` is absent, with an optional `answer_type` of OPEN or CLOSED, or
+- the MedHEval question form: `{"qid" | "id", "image" | "img_name" | "image_name", "question", "answer"}`, with an
+  optional `choices` and `question_type`, as the authors' evaluation reads it.
+
+`<image>` marks move to the front of their turn, as in the authors' preparation.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+from shared.errors import UserError
+
+if TYPE_CHECKING:
+    from shared.imaging.images import ImageReference
+
+IMAGE_MARK = "<image>"
+AnswerType = Literal["OPEN", "CLOSED"]
+
+
+class Turn(NamedTuple):
+    """One utterance; images are `<image>` marks at the front of its text."""
+
+    role: Literal["human", "gpt"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One conversation over zero or more images.
+
+    Attributes
+    ----------
+    id
+        As in the file; its position where the file has none.
+    images
+        One reference a `<image>` mark, in order, relative to the image root (`scan.nii.gz#axial=90`).
+    turns
+        Alternating, human first; the last answer may be missing in a file of questions.
+    answer_type
+        Whether the answer is free text or from a closed set; None where the file does not say.
+    options
+        The answers offered, where the file lists them.
+    extra
+        Every other field of the record, untouched.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    answer_type: AnswerType | None = None
+    options: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def references(self, image_root: str | Path | None = None) -> list["ImageReference"]:
+        """Return the images as paths below `image_root` and parts."""
+        from shared.imaging.images import parse_reference
+
+        root = None if image_root is None else Path(image_root)
+        return [parse_reference(image, root) for image in self.images]
+
+    @property
+    def question(self) -> str:
+        """The first human turn, without its image marks."""
+        return strip_marks(self.turns[0].text)
+
+    @property
+    def answer(self) -> str:
+        """The last answer; empty in a record that only asks."""
+        return next((turn.text for turn in reversed(self.turns) if turn.role == "gpt"), "")
+
+
+def load_records(path: str | Path, image_root: str | Path | None = None) -> list[Record]:
+    """Read a data set file, in its order.
+
+    Parameters
+    ----------
+    path
+        `.json`, `.jsonl` or `.parquet`.
+    image_root
+        When given, every image file must exist below it.
+
+    Raises
+    ------
+    UserError
+        Names the file, the record and what is wrong with it.
+    """
+    path = Path(path)
+    records = [_record(row, f"{path}: {place}", number) for number, (place, row) in enumerate(_rows(path))]
+    if not records:
+        raise UserError(f"{path} holds no records")
+    if image_root is not None:
+        _check_images(records, path, Path(image_root))
+    return records
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Write LLaVA conversations (`.json`, `.jsonl` or `.parquet`); `load_records` gives the same records back."""
+    path, records = Path(path), list(records)
+    rows = [_row(record) for record in records]
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        if any(isinstance(row.get("image"), list) for row in rows):  # a column has one type
+            rows = [row | {"image": list(record.images)} for row, record in zip(rows, records, strict=True)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        raise UserError(f"{path}: a data set file ends in .json, .jsonl or .parquet")
+
+
+def image_root_of(data: str | Path, image_root: str | Path | None) -> Path:
+    """Return the folder that image paths of `data` are relative to: `image_root`, or the data file's own folder."""
+    return Path(data).parent if image_root is None else Path(image_root)
+
+
+def front_images(text: str, images: int | None = None) -> str:
+    r"""Move the `<image>` marks to the front: `"What is <image> this?"` becomes `"<image>\nWhat is this?"`.
+
+    `images` sets their number; by default it stays.
+    """
+    count = text.count(IMAGE_MARK) if images is None else images
+    return f"{IMAGE_MARK}\n" * count + strip_marks(text).strip() if count else text
+
+
+def strip_marks(text: str) -> str:
+    """Remove `<image>` marks and the white space around them; text without a mark stays as it is."""
+    if IMAGE_MARK not in text:
+        return text
+    pieces = [piece.strip() for piece in text.split(IMAGE_MARK)]
+    return " ".join(piece for piece in pieces if piece)
+
+
+def _rows(path: Path) -> Iterable[tuple[str, object]]:
+    """Yield (where, row) for every record of the file."""
+    try:
+        if path.suffix == ".json":
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(rows, list):
+                raise UserError(f"{path}: expected a JSON list of records, found {_kind(rows)}")
+            yield from ((f"record {number}", row) for number, row in enumerate(rows))
+        elif path.suffix == ".jsonl":
+            for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+                if line.strip():
+                    yield f"line {number}", _parse_line(line, path, number)
+        elif path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            table = pyarrow.parquet.read_table(path)
+            # A column that only some records use reads as None elsewhere: there the field is absent.
+            for number, row in enumerate(table.to_pylist()):
+                yield f"row {number}", {key: value for key, value in row.items() if value is not None}
+        else:
+            raise UserError(f"{path}: a data set file ends in .json, .jsonl or .parquet")
+    except FileNotFoundError:
+        raise UserError(f"no data set file at {path}") from None
+    except (ValueError, OSError) as error:  # json, unicode and arrow errors are ValueErrors
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _parse_line(line: str, path: Path, number: int) -> object:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}: line {number} is not JSON: {error}") from None
+
+
+def _record(row: object, where: str, number: int) -> Record:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a record is a mapping, found {_kind(row)}")
+    fields = dict(row)
+    identifier = fields.pop("id", None)
+    if "conversations" not in fields:  # the question form prefers `qid`; an `id` beside it stays an extra field
+        qid = fields.pop("qid", None)
+        if qid is not None:
+            if identifier is not None:
+                fields["id"] = identifier
+            identifier = qid
+    name = str(number if identifier is None else identifier)
+    where = f"{where} (id {name})"
+    images = _images(fields, where)
+    answer_type = _answer_type(fields.pop("answer_type", None), fields)
+    if "conversations" in fields:
+        turns = _conversation(fields.pop("conversations"), where)
+        options = _options(fields.pop("options", None))
+    elif "question" in fields:
+        options = _options(fields.get("choices"))
+        turns = _question_form(fields, where)
+    else:
+        raise UserError(
+            f"{where}: neither `conversations` nor `question`; found {', '.join(map(str, row)) or 'nothing'}"
+        )
+    return Record(name, images, _match_images(turns, len(images), where), answer_type, options, fields)
+
+
+def _images(fields: dict[str, Any], where: str) -> tuple[str, ...]:
+    name = next((key for key in ("image", "img_name", "image_name") if fields.get(key) is not None), None)
+    if name is None:
+        fields.pop("image", None)
+        return ()
+    value = fields.pop(name)
+    images = [value] if isinstance(value, str) else value
+    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
+        hint = "; save embedded images as files first" if isinstance(value, (dict, bytes)) else ""
+        raise UserError(f"{where}: `{name}` must be a path or a list of paths, found {_kind(value)}{hint}")
+    return tuple(images)
+
+
+def _answer_type(value: object, fields: dict[str, Any]) -> AnswerType | None:
+    """Read OPEN or CLOSED past blanks and case (VQA-RAD has "CLOSED "); another scheme stays an extra field."""
+    text = value.strip().upper() if isinstance(value, str) else None
+    if text in ("OPEN", "CLOSED"):
+        return cast("AnswerType", text)
+    if value is not None:
+        fields["answer_type"] = value
+    return None
+
+
+def _options(value: object) -> tuple[str, ...]:
+    if isinstance(value, list):
+        return tuple(str(option) for option in value)
+    return (value,) if isinstance(value, str) and value.strip() else ()
+
+
+def _conversation(value: object, where: str) -> tuple[Turn, ...]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: `conversations` must be a list of turns, found {_kind(value)}")
+    turns = []
+    for position, turn in enumerate(value):
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
+            raise UserError(f'{where}: turn {position} must be {{"from": ..., "value": text}}')
+        expected: Literal["human", "gpt"] = "gpt" if position % 2 else "human"
+        if turn.get("from") != expected:
+            raise UserError(
+                f"{where}: turn {position} is from {turn.get('from')!r}; human and gpt alternate, human first"
+            )
+        turns.append(Turn(expected, turn["value"]))
+    return tuple(turns)
+
+
+def _question_form(fields: dict[str, Any], where: str) -> tuple[Turn, ...]:
+    """Ask as the authors' evaluation does: with the choices, or with the request for a yes or no."""
+    question, answer, choices = fields.pop("question"), fields.pop("answer", None), fields.pop("choices", None)
+    if not isinstance(question, str):
+        raise UserError(f"{where}: `question` must be text, found {_kind(question)}")
+    if isinstance(choices, list):
+        choices = ", ".join(str(choice) for choice in choices)
+    if isinstance(choices, str) and len(choices) > 10:  # the authors' rule; shorter ones are blanks and dashes
+        question += f" Please choose from the following options: {choices}"
+    if fields.get("question_type") == "binary":
+        question += " Please answer Yes or No."
+    turns = [Turn("human", question)]
+    if isinstance(answer, bool) or not (answer is None or isinstance(answer, str | int | float)):
+        raise UserError(f"{where}: `answer` must be text or a number, found {_kind(answer)}")
+    if answer is not None:
+        turns.append(Turn("gpt", str(answer)))
+    return tuple(turns)
+
+
+def _match_images(turns: tuple[Turn, ...], images: int, where: str) -> tuple[Turn, ...]:
+    """Give every image its mark, in front of its turn; a record with images and no mark shows them first."""
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    if any(IMAGE_MARK in turn.text for turn in turns if turn.role == "gpt"):
+        raise UserError(f"{where}: an answer contains {IMAGE_MARK}; only questions show images")
+    if marks == 0 and images:
+        return (turns[0]._replace(text=front_images(turns[0].text, images)), *turns[1:])
+    if marks != images:
+        raise UserError(f"{where}: {marks} {IMAGE_MARK} marks for {images} images; they must be as many")
+    return tuple(turn._replace(text=front_images(turn.text)) for turn in turns)
+
+
+def _check_images(records: list[Record], path: Path, root: Path) -> None:
+    known: dict[Path, bool] = {}
+    missing = []
+    for record in records:
+        for reference in record.references(root):
+            if not known.setdefault(reference.path, reference.path.is_file()):
+                missing.append((record.id, reference.path))
+    if missing:
+        name, file = missing[0]
+        rows = len({identifier for identifier, _ in missing})
+        raise UserError(
+            f"{path}: {rows} records show images that are not there, first {file} (id {name}); "
+            f"is the image root {root} right?"
+        )
+
+
+def _row(record: Record) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": record.id}
+    if record.images:
+        row["image"] = record.images[0] if len(record.images) == 1 else list(record.images)
+    row["conversations"] = [{"from": turn.role, "value": turn.text} for turn in record.turns]
+    if record.answer_type is not None:
+        row["answer_type"] = record.answer_type
+    if record.options:
+        row["options"] = list(record.options)
+    return row | {key: value for key, value in record.extra.items() if key not in row}
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,1 @@
+"""What the stored numbers are: S, its triangle, factors, interpolation (Eq. 2, 3)."""

@@ -1,0 +1,86 @@
+"""From one teacher pass to stored records: Eq. 2 (interpolate), Eq. 3 (cosine), and the encoding of the identity."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.imaging.geometry import Box, coverage
+from shared.imaging.grid import Grid, interpolation_matrix
+from shared.targets.identity import Identity
+from shared.targets.numbers.factors import factorise
+from shared.targets.numbers.similarity import cosine_similarity_triangle
+
+Arrays = Mapping[str, NDArray[Any]]  # the arrays of one image by name, as a segment keeps them
+
+
+def encode_targets(
+    tokens: Float[Tensor, "B M b"],
+    attention: Float[Tensor, "B M"],
+    boxes: Sequence[Box],
+    native: tuple[int, int],
+    identity: Identity,
+) -> list[Arrays]:
+    """Turn a batch of teacher outputs into the records that a `TargetWriter` adds.
+
+    Parameters
+    ----------
+    tokens
+        E_v (B, M, b), last block, on any device.
+    attention
+        E_a (B, M), raw.
+    boxes
+        The content box of each image, in fractions of the square.
+    native
+        The teacher's own grid (rows, columns), M patches; `factors` need it to be the identity's.
+    identity
+        Decides grid, encoding, precision and tolerance.
+
+    Raises
+    ------
+    ValueError
+        If a feature or weight is not finite: a target must never be wrong in silence.
+    InaccurateFactors
+        If `factors` cannot keep the tolerance for one of the images.
+    """
+    if not (torch.isfinite(tokens).all() and torch.isfinite(attention).all()):
+        raise ValueError("the teacher returned values that are not finite; try --dtype fp32")
+    if identity.encoding == "matrix":
+        return _matrix_records(tokens, attention, boxes, Grid(*native), identity)
+    if tuple(native) != identity.grid or identity.tolerance is None:
+        raise ValueError(f"factors are stored on the teacher's grid {native}, the identity says {identity.grid}")
+    weights = attention.float().cpu().numpy()
+    records: list[Arrays] = []
+    for row, box in enumerate(boxes):
+        factors = factorise(tokens[row].float(), native, identity.tolerance, identity.precision)
+        records.append(
+            {
+                "factors": factors.values,
+                "scale": factors.scale,
+                "rank": np.array(factors.values.shape[1], dtype=np.uint16),
+                "error": factors.error,
+                "box": np.array(box, dtype=np.float64),
+                "attention": weights[row],
+                "coverage": coverage(box, Grid(*native)),
+            }
+        )
+    return records
+
+
+def _matrix_records(
+    tokens: Tensor, attention: Tensor, boxes: Sequence[Box], native: Grid, identity: Identity
+) -> list[Arrays]:
+    grid = Grid(*identity.grid)
+    matrix = torch.from_numpy(interpolation_matrix(native, grid)).to(tokens.device)
+    interpolated = tokens.float() if native == grid else matrix @ tokens.float()
+    similarity = cosine_similarity_triangle(interpolated)
+    stored = (similarity.half() if identity.precision == "f16" else similarity).cpu().numpy()
+    weights = (attention.float() @ matrix.T).cpu().numpy()
+    return [
+        {"similarity": stored[row], "attention": weights[row], "coverage": coverage(box, grid)}
+        for row, box in enumerate(boxes)
+    ]

@@ -1,0 +1,39 @@
+"""From stored `factors` to targets on any grid (Eq. 2, 3). Without torch, which would be most of a reader's memory."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from numpy.typing import NDArray
+
+from shared.imaging.geometry import Box, coverage
+from shared.imaging.grid import Grid, interpolation_matrix
+from shared.targets.numbers.triangle import pairs_of
+
+
+def targets_of_factors(
+    arrays: Mapping[str, NDArray[Any]], native: tuple[int, int], grid: tuple[int, int]
+) -> tuple[Float32[np.ndarray, "B pairs"], Float32[np.ndarray, "B N"], UInt8[np.ndarray, "B N"]]:
+    """Compute (similarity, attention, coverage) on any grid from the stored arrays of a batch (B first)."""
+    count = len(arrays["scale"])
+    source, target = Grid(*native), Grid(*grid)
+    rows, columns = pairs_of(target.size)
+    places = rows * target.size + columns  # in the flattened square
+    similarity = np.empty((count, len(places)), dtype=np.float32)
+    matrix = None if source == target else interpolation_matrix(source, target)
+    for row in range(count):
+        rank = int(arrays["rank"][row])
+        tokens = arrays["factors"][row, :, :rank].astype(np.float32) * arrays["scale"][row][:, None]
+        if matrix is not None:
+            tokens = matrix @ tokens
+        norms = np.sqrt(np.einsum("nr,nr->n", tokens, tokens))
+        tokens /= np.maximum(norms, np.float32(1e-12))[:, None]
+        square = tokens @ tokens.T
+        np.take(square.ravel(), places, out=similarity[row], mode="clip")
+    np.clip(similarity, -1, 1, out=similarity)
+    if matrix is None:
+        return similarity, arrays["attention"], arrays["coverage"]
+    cover = [coverage(Box(*(float(edge) for edge in box)), target) for box in arrays["box"]]
+    stacked = np.stack(cover) if cover else np.empty((0, target.size), dtype=np.uint8)
+    return similarity, arrays["attention"] @ matrix.T, stacked

@@ -1,0 +1,1 @@
+"""What a segment is: its arrays, bytes, manifest, writing, reading, checking."""

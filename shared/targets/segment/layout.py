@@ -1,0 +1,118 @@
+"""Which arrays a segment holds, their types, shapes and codec chains: format version 1 of the store."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shared.targets.identity import Identity
+from shared.targets.numbers.triangle import triangle_length
+
+KEY_BYTES = 32
+SEGMENT_RECORDS = 256
+
+Codec = dict[str, Any]  # one codec of a chain, as zarr.json writes it
+
+BYTES: Codec = {"name": "bytes", "configuration": {"endian": "little"}}
+CRC32C: Codec = {"name": "crc32c"}
+ZSTD: Codec = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+
+
+def shuffle(element_size: int) -> Codec:
+    """Group the bytes of equal significance, which makes floats compressible."""
+    return {"name": "numcodecs.shuffle", "configuration": {"elementsize": element_size}}
+
+
+# [-1, 1] in 256 equal steps of 1/127.5, then differences along the row (modulo 256): neighbours are alike.
+QUANTISE: Codec = {
+    "name": "numcodecs.fixedscaleoffset",
+    "configuration": {"offset": -1, "scale": 127.5, "dtype": "<f2", "astype": "|u1"},
+}
+DELTA: Codec = {"name": "numcodecs.delta", "configuration": {"dtype": "|u1"}}
+
+
+class ArraySpec(NamedTuple):
+    """One array of a segment.
+
+    `shape` is that of one record. A sharded array has one inner chunk a record in one shard file; a small one is a
+    single chunk. The last axis of `factors` grows to the largest rank of its segment (`shape` says -1).
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    sharded: bool
+    codecs: tuple[Codec, ...]
+    axes: tuple[str, ...]
+
+    @property
+    def input_dtype(self) -> np.dtype[Any]:
+        """Type of the values to encode: what is quantised comes as float32, for float16 would round it twice."""
+        return np.dtype("<f4") if QUANTISE in self.codecs else self.dtype
+
+
+def _spec(
+    name: str, dtype: str, shape: tuple[int, ...], axes: tuple[str, ...], codecs: tuple[Codec, ...] = ()
+) -> ArraySpec:
+    sharded = bool(codecs)
+    return ArraySpec(name, np.dtype(dtype), shape, sharded, codecs or (BYTES, CRC32C), ("record", *axes))
+
+
+def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
+    """List the arrays of a segment written under `identity`, `key` first."""
+    patches = identity.patches
+    common = (
+        _spec("key", "|u1", (KEY_BYTES,), ("byte",)),
+        _spec("attention", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C)),
+        _spec("coverage", "|u1", (patches,), ("patch",), (BYTES, ZSTD, CRC32C)),
+    )
+    if identity.encoding == "matrix":
+        exact, quantised = (BYTES, shuffle(2), ZSTD, CRC32C), (QUANTISE, DELTA, BYTES, ZSTD, CRC32C)
+        chain = exact if identity.precision == "f16" else quantised
+        return (*common, _spec("similarity", "<f2", (triangle_length(patches),), ("pair",), chain))
+    if identity.precision == "f16":
+        factors = _spec("factors", "<f2", (patches, -1), ("patch", "component"), (BYTES, shuffle(2), ZSTD, CRC32C))
+    else:
+        factors = _spec("factors", "|i1", (patches, -1), ("patch", "component"), (BYTES, ZSTD, CRC32C))
+    return (
+        *common,
+        factors,
+        _spec("scale", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C)),
+        _spec("rank", "<u2", (), ()),
+        _spec("error", "<f4", (2,), ("grid",)),
+        _spec("box", "<f8", (4,), ("edge",)),
+    )
+
+
+def array_document(spec: ArraySpec, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Write the zarr.json of one array of `shape` (records first), Zarr v3 core specification."""
+    codecs: list[Codec] = list(spec.codecs)
+    if spec.sharded:
+        codecs = [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": [1, *shape[1:]],
+                    "codecs": list(spec.codecs),
+                    "index_codecs": [BYTES, CRC32C],
+                    "index_location": "end",
+                },
+            }
+        ]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": spec.dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0 if spec.dtype.kind in "iu" else 0.0,
+        "codecs": codecs,
+        "attributes": {},
+        "dimension_names": list(spec.axes),
+        "storage_transformers": [],
+    }
+
+
+def chunk_path(spec: ArraySpec) -> str:
+    """Name the only chunk (or shard) file of an array, relative to its segment."""
+    return "/".join([spec.name, "c", *("0" for _ in spec.axes)])

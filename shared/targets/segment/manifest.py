@@ -1,0 +1,151 @@
+"""The manifest of a segment: what every file of it must be, and the checks that hold the files to it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import UserError
+from shared.targets.documents import canonical_json, encode_document
+from shared.targets.identity import FORMAT
+from shared.targets.namespace import Namespace
+from shared.targets.segment.chunks import DamagedChunk, decode_chunk
+from shared.targets.segment.layout import KEY_BYTES, ArraySpec, arrays_of, chunk_path
+
+MANIFEST = "manifest.json"
+
+
+class DamagedSegment(UserError):
+    """A segment whose files are not those its manifest lists; the message names the file and the way out."""
+
+
+def make_manifest(files: Mapping[str, bytes], records: int) -> bytes:
+    """Write the manifest of a segment: size and sha256 of every other file, and a digest of itself."""
+    body = {
+        "format": FORMAT,
+        "records": records,
+        "files": {
+            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in sorted(files.items())
+        },
+    }
+    return encode_document({**body, "digest": hashlib.sha256(canonical_json(body)).hexdigest()})
+
+
+class Manifest(NamedTuple):
+    """What a segment's manifest says: number of records, and (size in bytes, sha256) of each file."""
+
+    records: int
+    files: dict[str, tuple[int, str]]
+
+
+def read_manifest(namespace: Namespace, segment: str) -> Manifest:
+    """Read a segment's manifest and check its digest against itself and against the segment's id.
+
+    Raises
+    ------
+    DamagedSegment
+        If it is missing, not a manifest, edited, or another segment's.
+    """
+    path = namespace.path("segments", segment, MANIFEST)
+    try:
+        document = json.loads(namespace.storage.read(path))
+        digest = document.pop("digest")
+        if hashlib.sha256(canonical_json(document)).hexdigest() != digest or digest[:32] != segment:
+            raise DamagedSegment(damage(namespace, segment, MANIFEST, "its digest differs"))
+        files = {str(name): (int(file["size"]), str(file["sha256"])) for name, file in document["files"].items()}
+        return Manifest(int(document["records"]), files)
+    except FileNotFoundError:
+        raise DamagedSegment(damage(namespace, segment, MANIFEST, "it is missing")) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedSegment(damage(namespace, segment, MANIFEST, f"unreadable ({error})")) from None
+
+
+def check_segment(namespace: Namespace, segment: str, shards: bool = False) -> Manifest:
+    """Compare a segment's files with its manifest: all sizes, and the digests of the small files.
+
+    Parameters
+    ----------
+    shards
+        Also read and digest the shards, as `cache verify` does.
+
+    Raises
+    ------
+    DamagedSegment
+        Naming the first file that is missing, unexpected, of another size or of another digest.
+    """
+    try:
+        return _check_files(namespace, segment, shards)
+    except FileNotFoundError:  # between listing and reading: someone is removing the segment
+        raise DamagedSegment(damage(namespace, segment, ".", "it is gone")) from None
+
+
+def _check_files(namespace: Namespace, segment: str, shards: bool) -> Manifest:
+    manifest = read_manifest(namespace, segment)
+    found = namespace.storage.sizes(namespace.path("segments", segment))
+    found.pop(MANIFEST, None)
+    large = {chunk_path(spec) for spec in arrays_of(namespace.identity) if spec.sharded}
+    for name in sorted(found.keys() | manifest.files.keys()):
+        if name not in manifest.files:
+            raise DamagedSegment(damage(namespace, segment, name, "it is not in the manifest"))
+        if name not in found:
+            raise DamagedSegment(damage(namespace, segment, name, "it is missing"))
+        size, digest = manifest.files[name]
+        if found[name] != size:
+            raise DamagedSegment(damage(namespace, segment, name, f"it has {found[name]} bytes, not {size}"))
+        if name in large and not shards:
+            continue
+        data = namespace.storage.read(namespace.path("segments", segment, name))
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DamagedSegment(damage(namespace, segment, name, "its sha256 differs"))
+    return manifest
+
+
+def read_keys(namespace: Namespace, segment: str, records: int) -> NDArray[np.uint8]:
+    """Read the content keys of a segment, (records, 32).
+
+    Raises
+    ------
+    DamagedSegment
+        If the chunk is missing or its checksum is wrong.
+    """
+    spec = arrays_of(namespace.identity)[0]
+    keys = np.empty((records, KEY_BYTES), dtype=np.uint8)
+    try:
+        decode_chunk(namespace.storage.read(namespace.path("segments", segment, chunk_path(spec))), spec, keys)
+    except (FileNotFoundError, DamagedChunk) as error:
+        raise DamagedSegment(damage(namespace, segment, chunk_path(spec), str(error))) from None
+    return keys
+
+
+def keys_present(namespace: Namespace) -> tuple[set[bytes], list[str]]:
+    """Content keys of all sound segments, and one line for each damaged one: what a resumed build need not redo."""
+    keys: set[bytes] = set()
+    damaged: list[str] = []
+    for segment in namespace.segments():
+        try:
+            rows = read_keys(namespace, segment, check_segment(namespace, segment).records)
+        except DamagedSegment as error:
+            damaged.append(str(error))
+        else:
+            keys.update(row.tobytes() for row in rows)
+    return keys, damaged
+
+
+def read_array_shape(namespace: Namespace, segment: str, spec: ArraySpec) -> tuple[int, ...]:
+    """Read an array's shape, records first, from its zarr.json (checked by the manifest)."""
+    return tuple(
+        json.loads(namespace.storage.read(namespace.path("segments", segment, spec.name, "zarr.json")))["shape"]
+    )
+
+
+def damage(namespace: Namespace, segment: str, file: str, what: str) -> str:
+    """Say what is wrong with a file of a segment, and the way out."""
+    return (
+        f"damaged segment {namespace.name}/segments/{segment}: {file}: {what}; "
+        f"`cache verify --store {namespace.storage.location}` lists all damage, `cache gc --damaged` drops such "
+        "segments and the same `cache build` makes their records again"
+    )

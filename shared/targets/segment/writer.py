@@ -1,0 +1,142 @@
+"""Segments: write-once bundles of records, each published in one step; and the writer that fills a namespace."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.targets.documents import encode_document, group_document
+from shared.targets.namespace import Namespace
+from shared.targets.numbers.encodings import Arrays
+from shared.targets.segment.chunks import encode_chunk, encode_shard
+from shared.targets.segment.layout import (
+    KEY_BYTES,
+    ArraySpec,
+    array_document,
+    arrays_of,
+    chunk_path,
+)
+from shared.targets.segment.manifest import MANIFEST, DamagedSegment, check_segment, make_manifest
+
+
+class SegmentWriter:
+    """Collects the records of one segment and publishes them in one step.
+
+    Records are encoded as they come; nothing is visible, nor in the store, before `publish`.
+    """
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._specs = {spec.name: spec for spec in arrays_of(namespace.identity)}
+        self._keys: dict[bytes, None] = {}
+        self._chunks: dict[str, list[Any]] = {name: [] for name in self._specs if name != "key"}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._keys
+
+    def add(self, key: bytes, record: Arrays) -> None:
+        """Add one image's arrays, named and shaped as `layout.arrays_of` says, without the record axis.
+
+        Raises
+        ------
+        ValueError
+            If a name, shape or key length is wrong, a value is not finite, or the key is already here.
+        """
+        if len(key) != KEY_BYTES or key in self._keys:
+            raise ValueError(f"a key is {KEY_BYTES} bytes and added once, got {key.hex()}")
+        if set(record) != set(self._chunks):
+            raise ValueError(f"a record holds {sorted(self._chunks)}, got {sorted(record)}")
+        prepared = {name: _prepare(np.asarray(values), self._specs[name]) for name, values in record.items()}
+        for name, values in prepared.items():
+            spec = self._specs[name]
+            self._chunks[name].append(encode_chunk(values, spec) if spec.sharded and -1 not in spec.shape else values)
+        self._keys[key] = None
+
+    def publish(self) -> str | None:
+        """Write the segment and make it visible; returns its id, or None where there was nothing to write.
+
+        The id is the manifest's digest, so that equal segments are one. The writer is empty afterwards.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or the store read-only: nothing is visible then, and the records are still here.
+        """
+        if not self._keys:
+            return None
+        files = self._files()
+        identifier = str(json.loads(files[MANIFEST])["digest"])[:32]
+        publish_files(self._namespace, identifier, files)
+        self._keys.clear()
+        for chunks in self._chunks.values():
+            chunks.clear()
+        return identifier
+
+    def _files(self) -> dict[str, bytes]:
+        """Encode all files of the segment, arrays first, the group's zarr.json last."""
+        count = len(self._keys)
+        files: dict[str, bytes] = {}
+        shape: tuple[int, ...]
+        for name, spec in self._specs.items():
+            if name == "key":
+                values = np.frombuffer(b"".join(self._keys), dtype=np.uint8).reshape(count, KEY_BYTES)
+                shape, data = values.shape, encode_chunk(values, spec)
+            elif not spec.sharded:
+                stacked = np.stack(self._chunks[name])
+                shape, data = stacked.shape, encode_chunk(stacked, spec)
+            elif -1 in spec.shape:
+                padded = _pad(self._chunks[name])
+                shape, data = padded.shape, encode_shard([encode_chunk(values, spec) for values in padded])
+            else:
+                shape, data = (count, *spec.shape), encode_shard(self._chunks[name])
+            files[f"{name}/zarr.json"] = encode_document(array_document(spec, shape))
+            files[chunk_path(spec)] = data
+        group = encode_document(group_document())
+        manifest = make_manifest({**files, "zarr.json": group}, count)
+        return {**files, MANIFEST: manifest, "zarr.json": group}
+
+
+def publish_files(namespace: Namespace, segment: str, files: Mapping[str, bytes]) -> bool:
+    """Make a segment visible; False where the same one is there already, which is replaced if it is damaged."""
+    path = namespace.path("segments", segment)
+    if namespace.storage.publish(path, files):
+        return True
+    try:
+        check_segment(namespace, segment, shards=True)
+    except DamagedSegment:
+        namespace.storage.remove(path)
+        return namespace.storage.publish(path, files)
+    return False
+
+
+def _prepare(values: NDArray[Any], spec: ArraySpec) -> NDArray[Any]:
+    """Check one array of a record and bring it to the stored type."""
+    expected = tuple(size for size in spec.shape if size != -1)
+    if values.shape[: len(expected)] != expected or values.ndim != len(spec.shape):
+        raise ValueError(f"array {spec.name} has shape {values.shape}, expected {spec.shape}")
+    if values.dtype.kind not in ("f" if spec.dtype.kind == "f" else "iu"):
+        raise ValueError(f"array {spec.name} has type {values.dtype}, expected {spec.dtype}")
+    if values.dtype != spec.input_dtype:
+        converted = values.astype(spec.input_dtype)
+        if spec.dtype.kind != "f" and not np.array_equal(converted, values):
+            raise ValueError(f"array {spec.name} does not fit {spec.dtype}")
+        values = converted
+    if spec.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError(f"array {spec.name} holds values that are not finite numbers")
+    return values.copy()
+
+
+def _pad(chunks: list[NDArray[Any]]) -> NDArray[Any]:
+    """Stack matrices of different widths, zeros on the right."""
+    width = max(values.shape[-1] for values in chunks)
+    padded = np.zeros((len(chunks), chunks[0].shape[0], width), dtype=chunks[0].dtype)
+    for row, values in zip(padded, chunks, strict=True):
+        row[:, : values.shape[1]] = values
+    return padded
+
+

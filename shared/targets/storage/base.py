@@ -1,0 +1,51 @@
+"""The few operations that a store needs of the place where its files live."""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+TEMPORARY = ".tmp-"
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """Files by relative path; every method raises FileNotFoundError where there is nothing."""
+
+    location: str
+
+    def names(self, folder: str) -> list[str]:
+        """Name the folders directly under `folder`, sorted, temporary ones left out; [] if there is none."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Size in bytes of every file under `folder`, by path relative to it."""
+
+    def read(self, path: str) -> bytes:
+        """Read a whole file."""
+
+    def read_range(self, path: str, offset: int, length: int) -> bytes:
+        """Read at most `length` bytes from `offset`."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file in one step if it is absent; False, and nothing changed, if it is there."""
+
+    def publish(self, folder: str, files: Mapping[str, bytes]) -> bool:
+        """Make a new folder visible with all its files in one step; False if it is already there."""
+
+    def remove(self, folder: str) -> None:
+        """Remove a folder and all below it so that no reader takes the rest for a whole."""
+
+    def modified(self, path: str) -> float:
+        """When a file was last written, in seconds since the epoch."""
+
+    def sweep(self, namespace: str, older_than: float | None = None) -> list[str]:
+        """Remove what dead writers left in a namespace, and name it.
+
+        `older_than` in seconds; None removes only what is certainly dead: this host's, its lock free.
+        """
+
+
+def join(*parts: str) -> str:
+    """Join the parts of a relative path."""
+    return "/".join(part for part in parts if part)

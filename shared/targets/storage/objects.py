@@ -1,0 +1,201 @@
+"""A store in an object store (`s3://bucket/prefix`), through zarr's own store layer over obstore.
+
+There is no rename there: a folder becomes visible with its `zarr.json`, which is written last and removed first.
+Credentials and endpoint come from the environment as everywhere (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from shared.errors import UserError
+from shared.targets.storage import join
+from shared.targets.storage.base import TEMPORARY
+
+T = TypeVar("T")
+GROUP = "zarr.json"
+_SCHEMES = ("s3://", "gs://", "az://", "memory://")
+
+
+class ObjectStorage:
+    """Objects under one prefix of a bucket."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location.rstrip("/")
+        self._process = os.getpid()
+        self._store = _connect(self.location)
+
+    def names(self, folder: str) -> list[str]:
+        """Name the visible folders directly under `folder`: those that have their `zarr.json`."""
+        suffix = f"/{GROUP}"
+        with self._talk():
+            if not folder:  # a listing of everything would be long; namespaces are few
+                import obstore
+
+                prefixes = [str(path) for path in obstore.list_with_delimiter(self._store.store)["common_prefixes"]]
+                return sorted(path for path in prefixes if self.exists(f"{path}{suffix}"))
+            paths = [path.removesuffix(suffix) for path in self._sizes(folder) if path.endswith(suffix)]
+        return sorted(path for path in paths if path and "/" not in path)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Size in bytes of every object under `folder`, by path relative to it."""
+        with self._talk():
+            found = self._sizes(folder)
+        if not found:
+            raise FileNotFoundError(f"nothing under {self.location}/{folder}")
+        return found
+
+    def read(self, path: str) -> bytes:
+        """Read a whole object."""
+        return self._get(path, None)
+
+    def read_range(self, path: str, offset: int, length: int) -> bytes:
+        """Read at most `length` bytes from `offset`."""
+        from zarr.abc.store import RangeByteRequest
+
+        return self._get(path, RangeByteRequest(offset, offset + length)) if length else b""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object."""
+        with self._talk():
+            return bool(_wait(self._store.exists(path)))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object if it is absent; the server decides between two writers."""
+        import obstore
+
+        with self._talk():
+            try:
+                obstore.put(self._store.store, path, data, mode="create")
+            except obstore.exceptions.AlreadyExistsError:
+                return False
+        return True
+
+    def publish(self, folder: str, files: Mapping[str, bytes]) -> bool:
+        """Write all objects of a folder, its `zarr.json` last; False if that is already there."""
+        if self.exists(join(folder, GROUP)):
+            return False
+        with self._talk():
+            for name in sorted(files, key=lambda name: name == GROUP):
+                _wait(self._store.set(join(folder, name), _buffer(files[name])))
+        return True
+
+    def remove(self, folder: str) -> None:
+        """Remove all objects under a folder, its `zarr.json` first."""
+        names = sorted(self.sizes(folder), key=lambda name: name != GROUP)
+        with self._talk():
+            for name in names:
+                _wait(self._store.delete(join(folder, name)))
+
+    def modified(self, path: str) -> float:
+        """When an object was last written, in seconds since the epoch."""
+        import obstore
+
+        with self._talk():
+            return float(obstore.head(self._store.store, path)["last_modified"].timestamp())
+
+    def sweep(self, namespace: str, older_than: float | None = None) -> list[str]:
+        """Remove the objects of segments that never became visible, if their youngest is older than `older_than`.
+
+        Nothing tells a dead writer's objects from a live one's but their age: without it, none are removed.
+        """
+        if older_than is None:
+            return []
+        folder = join(namespace, "segments")
+        with self._talk():
+            youngest: dict[str, float] = {}
+            visible: set[str] = set()
+            for item in self._list(folder):
+                name, _, rest = str(item["path"])[len(folder) + 1 :].partition("/")
+                if rest == GROUP:
+                    visible.add(name)
+                if rest:
+                    youngest[name] = max(youngest.get(name, 0.0), item["last_modified"].timestamp())
+            now = self._server_time(namespace)
+        dead = [name for name, when in youngest.items() if name not in visible and now - when > older_than]
+        for name in sorted(dead):
+            self.remove(join(folder, name))
+        return [join(folder, name) for name in sorted(dead)]
+
+    def _server_time(self, namespace: str) -> float:
+        """Time by the clock that stamps the objects, which may not be this machine's."""
+        import obstore
+
+        probe = join(namespace, f"{TEMPORARY}clock-{uuid.uuid4().hex}")
+        obstore.put(self._store.store, probe, b"")
+        try:
+            return float(obstore.head(self._store.store, probe)["last_modified"].timestamp())
+        finally:
+            obstore.delete(self._store.store, probe)
+
+    def _sizes(self, folder: str) -> dict[str, int]:
+        return {str(item["path"])[len(folder) + 1 :]: int(item["size"]) for item in self._list(folder)}
+
+    def _list(self, folder: str) -> Iterator[Any]:
+        import obstore
+
+        for batch in obstore.list(self._store.store, prefix=f"{folder}/"):
+            yield from batch
+
+    def _get(self, path: str, byte_range: Any) -> bytes:
+        from zarr.core.buffer import default_buffer_prototype
+
+        with self._talk():
+            found = _wait(self._store.get(path, default_buffer_prototype(), byte_range))
+        if found is None:
+            raise FileNotFoundError(f"no object {self.location}/{path}")
+        return bytes(found.to_bytes())
+
+    @contextmanager
+    def _talk(self) -> Iterator[None]:
+        """Speak of every failure of the connection as an OSError, and refuse to hang after a fork."""
+        import obstore
+
+        if os.getpid() != self._process:
+            raise UserError(
+                "the connection to an object store does not survive a fork: give the DataLoader "
+                "multiprocessing_context='spawn' (or 'forkserver')"
+            )
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except obstore.exceptions.BaseError as error:
+            raise OSError(f"{self.location}: {str(error).splitlines()[0]}") from error
+
+
+def _connect(location: str) -> Any:
+    """Open zarr's store over the bucket and prefix of a URL."""
+    try:
+        import obstore.store
+    except ImportError:
+        raise UserError(f"{location} needs the extra `s3`: pip install 'medalign[s3]'") from None
+    from zarr.storage import ObjectStore
+
+    if not location.startswith(_SCHEMES):
+        raise UserError(f"cannot open a store at {location}: use a folder or one of {', '.join(_SCHEMES)}")
+    options: dict[str, Any] = {"retry_config": {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}}
+    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        options["client_options"] = {"allow_http": True}
+    try:
+        make: Callable[..., Any] = obstore.store.from_url
+        return ObjectStore(make(location, **({} if location.startswith("memory://") else options)))
+    except obstore.exceptions.BaseError as error:
+        raise UserError(f"cannot open a store at {location}: {str(error).splitlines()[0]}") from error
+
+
+def _wait(operation: Coroutine[Any, Any, T]) -> T:
+    """Run one of zarr's asynchronous store operations to its end."""
+    from zarr.core.sync import sync
+
+    result: T = sync(operation)
+    return result
+
+
+def _buffer(data: bytes) -> Any:
+    from zarr.core.buffer import default_buffer_prototype
+
+    return default_buffer_prototype().buffer.from_bytes(data)

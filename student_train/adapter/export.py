@@ -1,0 +1,85 @@
+"""`student export`: one folder with LoRA merged into the base weights and W beside it; and uploads."""
+
+import os
+from pathlib import Path
+
+from shared.console import say, warn
+from shared.errors import UserError
+from shared.files import whole_file
+from shared.recipe import save_recipe
+from student_train.adapter.card import merged_card
+from student_train.student import RECIPE, ROTATION_WEIGHTS, adapter_recipe, load_adapter
+
+
+def export(folder: Path, to: Path, base: str | None = None) -> Path:
+    """Write the adapter of `folder`, merged, as a plain model folder at `to`.
+
+    LoRA merges into the weights. W cannot: it acts on image tokens only, between two layers. It stays its own file,
+    and `student_train.load(to)` puts it back; transformers' `from_pretrained` alone would leave it out.
+
+    Raises
+    ------
+    UserError
+        A folder that is not empty; an adapter that cannot be loaded.
+    """
+    import shutil
+
+    import torch
+
+    from student_train.models import load_base
+    from student_train.models.base import BaseStudent, save_base
+
+    if to.exists() and any(to.iterdir()):
+        raise UserError(f"{to} is not empty; choose a new folder")
+    recipe = adapter_recipe(folder)
+    section = recipe.model
+    if base is not None:
+        section = section.model_copy(
+            update={"path": base} if section.path is not None else {"name": base, "path": None}
+        )
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers' saving imports DeepSpeed, which would ask
+    loaded = load_base(section)
+    student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)
+    merged = student.model.merge_and_unload()
+    del merged.rotation  # saved as its own file below
+    to.mkdir(parents=True, exist_ok=True)
+    whole = BaseStudent(
+        merged,
+        loaded.tokenizer,
+        loaded.image_processor,
+        loaded.template,
+        loaded.image_token_id,
+        loaded.grid,
+        loaded.image_size,
+    )
+    # The base weights come last: without them nothing loads the folder, and with them W and its recipe are there.
+    whole_file(to / RECIPE, lambda path: save_recipe(recipe, path))
+    if (folder / ROTATION_WEIGHTS).is_file():
+        shutil.copy2(folder / ROTATION_WEIGHTS, to / ROTATION_WEIGHTS)
+    card = folder / "README.md"
+    if card.is_file():  # a checkpoint has none
+        (to / card.name).write_text(merged_card(card.read_text(encoding="utf-8")), encoding="utf-8")
+    save_base(whole, to)
+    say(f"merged model: {to}; load it with student_train.load({str(to)!r})")
+    return to
+
+
+def push(folder: Path, repository: str) -> None:
+    """Upload a finished folder, without checkpoints and logs, as a private repository of the hub."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of the hub library's own HTTP client
+
+    warn("weights trained on patient data may reveal it; upload only what your data's terms allow")
+    api = HfApi()
+    try:
+        whole_id = api.create_repo(repository, private=True, exist_ok=True).repo_id  # a bare name gets its owner
+        api.upload_folder(
+            folder_path=folder, repo_id=whole_id, ignore_patterns=["checkpoint-*", "runs/*", "samples.jsonl", ".*"]
+        )
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last two: a refused card, a file cut short
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(
+            f"upload of {folder} to {repository} failed ({reason}); the folder itself is complete"
+        ) from None
+    say(f"uploaded: {whole_id} (private)")

@@ -1,0 +1,1 @@
+"""From records, images and the target store to batches."""

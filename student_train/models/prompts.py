@@ -1,0 +1,320 @@
+r"""From a conversation to token ids: templates, labels, image positions and the question rows behind each image.
+
+Text is tokenised in pieces, as the published models do it: the prompt is cut at every `<image>`, each piece is
+tokenised on its own (only the first keeps a beginning-of-sequence token) and the image's ids go between. Tokenising
+the whole string with `<image>` as a special token gives other ids under sentencepiece (the text after an image would
+lose its leading "▁"). Positions come from the ids, never from a constant: with the published tokenizers the image
+starts at 34 under `vicuna_v1` (LLaVA-Med-1.5) and at 33 under `huatuo_v1` (HuatuoGPT-Vision).
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from shared.errors import UserError
+from shared.records import IMAGE_MARK, Turn, front_images, strip_marks
+
+IGNORED = -100  # the label that the language-model loss leaves out
+
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+
+
+class Template(NamedTuple):
+    """How one model family writes a conversation as text.
+
+    A conversation reads `start`, then for every question `human` (with the text for `{}`) and `opening`, then the
+    answer as `gap` + answer + `end`; `between` separates it from the next question. What is learned is
+    `gap` + answer + `end`; a generation prompt stops after `opening`. An image in front of a question is written as
+    `image`; a question without one may have another form, `plain`.
+    """
+
+    name: str
+    start: str
+    human: str
+    opening: str
+    gap: str
+    end: str
+    between: str = ""
+    image: str = "<image>\n"
+    plain: str | None = None
+
+    @property
+    def end_token(self) -> str:
+        """The one token that ends an answer."""
+        return self.end.strip()
+
+
+TEMPLATES = {
+    template.name: template
+    for template in (
+        # LLaVA's v1 conversation, with which the authors train and test LLaVA-Med-1.5.
+        Template("vicuna_v1", _VICUNA_SYSTEM, "USER: {} ", "ASSISTANT:", " ", "</s>"),
+        # The authors' template for HuatuoGPT-Vision: the same system sentence, the model's own role marks.
+        Template("huatuo_v1", _VICUNA_SYSTEM, "<|user|>: {} ", "<|assistant|>:", " ", "<|endoftext|>"),
+        # LLaVA-Med-1.5's own evaluation.
+        Template("mistral_instruct", "", "[INST] {} [/INST]", "", " ", " </s>"),
+        # HuatuoGPT-Vision's own command line.
+        Template("huatuo", "", "<|user|>\n{}\n", "<|assistant|>\n", "", "<|endoftext|>", "\n"),
+        # SmolLM2-Instruct's chat template.
+        Template(
+            "chatml",
+            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n",
+            "<|im_start|>user\n{}<|im_end|>\n",
+            "<|im_start|>assistant\n",
+            "",
+            "<|im_end|>",
+            "\n",
+        ),
+        # SmolVLM's chat template, with the one square that is shown whole (no tiles).
+        Template(
+            "smolvlm",
+            "<|im_start|>",
+            "User:{}<end_of_utterance>\n",
+            "Assistant:",
+            " ",
+            "<end_of_utterance>",
+            "\n",
+            "<fake_token_around_image><global-img><image><fake_token_around_image>",
+            "User: {}<end_of_utterance>\n",
+        ),
+    )
+}
+
+
+class Span(NamedTuple):
+    """Token positions `start` to `end - 1`."""
+
+    start: int
+    end: int
+
+
+class Encoded(NamedTuple):
+    """One conversation as ids.
+
+    Attributes
+    ----------
+    input_ids
+        (T,) with `image_token_id` repeated at every image.
+    labels
+        (T,) the ids of the answers and their end tokens; `IGNORED` elsewhere.
+    images
+        One span an image, in order.
+    questions
+        For every image the spans of its question rows: all text after it that is no answer (and no other image).
+        Empty where no text follows the image.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    images: list[Span]
+    questions: list[list[Span]]
+
+
+def template_named(name: str) -> Template:
+    """Return a template by name, or raise a `UserError` with the nearest name."""
+    if name not in TEMPLATES:
+        near = difflib.get_close_matches(name, TEMPLATES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TEMPLATES)}"
+        raise UserError(f"no prompt template is named {name!r}; {hint}")
+    return TEMPLATES[name]
+
+
+def check_tokenizer(tokenizer: Any, template: Template) -> None:
+    """Raise a `UserError` where `tokenizer` has no single token for the template's end of an answer."""
+    ids = tokenizer(template.end_token, add_special_tokens=False).input_ids
+    if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
+        raise UserError(
+            f"the tokenizer has no token {template.end_token}, with which template {template.name} ends an answer; "
+            f"set model.template to the one this model was trained with ({', '.join(TEMPLATES)})"
+        )
+
+
+def encode_conversation(
+    turns: Sequence[Turn],
+    template: Template,
+    tokenizer: Any,
+    image_tokens_per_image: int,
+    image_token_id: int,
+    max_length: int | None = None,
+    truncation: Literal["error", "answer"] = "error",
+) -> Encoded:
+    """Encode a conversation for training: labels on the answers and their end tokens alone.
+
+    Parameters
+    ----------
+    turns
+        Human and gpt in alternation, human first and gpt last; `<image>` marks move to the front of their turn.
+    image_tokens_per_image
+        N, the patches of one image.
+    max_length
+        The most tokens allowed, image tokens included.
+    truncation
+        What happens beyond it: `error`, or `answer`, which cuts the end of the last answer (its end token goes too,
+        so that the model does not learn to stop there). Images, questions and other answers are never cut.
+
+    Raises
+    ------
+    UserError
+        A conversation without an answer, an empty answer, a special token inside the text, too many tokens.
+    """
+    if not turns or turns[-1].role != "gpt":
+        raise UserError("the conversation ends without an answer; nothing could be learned from it")
+    if any(turn.role == "gpt" and not turn.text.strip() for turn in turns):
+        raise UserError("an answer is empty; remove the record or fill it in")
+    encoded, last_answer = _encode(turns, template, tokenizer, image_tokens_per_image, image_token_id)
+    if max_length is None or len(encoded.input_ids) <= max_length:
+        return encoded
+    if truncation == "answer" and max_length > last_answer.start:
+        return _cut(encoded, max_length)
+    total, images = len(encoded.input_ids), sum(span.end - span.start for span in encoded.images)
+    answer = last_answer.end - last_answer.start
+    fits = "" if max_length <= last_answer.start else " or set data.truncation=answer to cut the end of the answer"
+    raise UserError(
+        f"{total} tokens ({images} of images, {total - images - answer} of text before the last answer, {answer} of "
+        f"the answer) do not fit data.max_length={max_length}; raise it{fits}"
+    )
+
+
+def encode_prompt(
+    question: str | Sequence[Turn],
+    template: Template,
+    tokenizer: Any,
+    image_tokens_per_image: int,
+    image_token_id: int,
+    *,
+    images: int | None = None,
+) -> Encoded:
+    """Encode the prompt for an answer: it ends after the template's opening of one, and nothing is labelled.
+
+    Parameters
+    ----------
+    question
+        The text of one question, or turns that end with a question.
+    images
+        How many images a plain question is about: it gets that many `<image>` marks in front. By default the marks
+        in the text count.
+    """
+    if isinstance(question, str):
+        question = [Turn("human", front_images(question, images))]
+    elif images is not None and sum(turn.text.count(IMAGE_MARK) for turn in question) != images:
+        raise UserError(f"the turns hold another number of {IMAGE_MARK} marks than the {images} images given")
+    if not question or question[-1].role != "human":
+        raise UserError("a generation prompt must end with a question")
+    encoded = _encode(question, template, tokenizer, image_tokens_per_image, image_token_id)[0]
+    return encoded._replace(labels=[IGNORED] * len(encoded.labels))
+
+
+class _Piece(NamedTuple):
+    text: str
+    answer: bool
+
+
+def _pieces(turns: Sequence[Turn], template: Template) -> list[_Piece]:
+    pieces = [_Piece(template.start, False)]
+    for position, turn in enumerate(turns):
+        if turn.role != ("gpt" if position % 2 else "human"):
+            raise UserError("the turns of a conversation alternate, human first")
+        text = strip_marks(turn.text).strip()
+        if turn.role == "human":
+            between = template.between if position else ""
+            pieces.append(_Piece(between + _question(text, turn.text.count(IMAGE_MARK), template), False))
+        else:
+            pieces.append(_Piece(template.gap + text + template.end, True))
+    return pieces
+
+
+def _question(text: str, images: int, template: Template) -> str:
+    form = template.human if images or template.plain is None else template.plain
+    return form.replace("{}", (template.image * images + text).strip(), 1) + template.opening
+
+
+def _chunks(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
+    """Cut the pieces at every image mark: the images go between the chunks."""
+    chunks: list[list[_Piece]] = [[]]
+    for piece in pieces:
+        if piece.answer:
+            chunks[-1].append(piece)
+            continue
+        first, *others = piece.text.split(IMAGE_MARK)
+        chunks[-1].append(_Piece(first, False))
+        chunks += [[_Piece(text, False)] for text in others]
+    return chunks
+
+
+def _encode(
+    turns: Sequence[Turn], template: Template, tokenizer: Any, image_tokens: int, image_token_id: int
+) -> tuple[Encoded, Span]:
+    """Return the encoded turns and the span of the last answer."""
+    _refuse_special_tokens(turns, tokenizer)
+    ids: list[int] = []
+    answer: list[bool] = []
+    images: list[Span] = []
+    last_answer = Span(0, 0)
+    for number, chunk in enumerate(_chunks(_pieces(turns, template))):
+        if number:
+            images.append(Span(len(ids), len(ids) + image_tokens))
+            ids += [image_token_id] * image_tokens
+            answer += [False] * image_tokens
+        chunk_ids, ends = _tokenize(chunk, tokenizer, first=number == 0)
+        begin = 0
+        for piece, end in zip(chunk, ends, strict=True):
+            if piece.answer:
+                last_answer = Span(len(ids) + begin, len(ids) + end)
+            answer += [piece.answer] * (end - begin)
+            begin = end
+        ids += chunk_ids
+    labels = [token if learned else IGNORED for token, learned in zip(ids, answer, strict=True)]
+    return Encoded(ids, labels, images, _question_rows(answer, images)), last_answer
+
+
+def _tokenize(chunk: Sequence[_Piece], tokenizer: Any, first: bool) -> tuple[list[int], list[int]]:
+    """Tokenise a chunk as one string and find where each of its pieces ends.
+
+    A piece ends where the ids of the text up to it stop agreeing with those of the whole: a token that spans the
+    border depends on the later piece and is counted to it.
+    """
+    whole: list[int] = tokenizer("".join(piece.text for piece in chunk), add_special_tokens=first).input_ids
+    ends = []
+    for count in range(1, len(chunk)):
+        prefix = tokenizer("".join(piece.text for piece in chunk[:count]), add_special_tokens=first).input_ids
+        same = 0
+        while same < min(len(prefix), len(whole)) and prefix[same] == whole[same]:
+            same += 1
+        ends.append(same)
+    return whole, [*ends, len(whole)]
+
+
+def _refuse_special_tokens(turns: Sequence[Turn], tokenizer: Any) -> None:
+    """Text that spells a special token would be read as one: an end of the answer, or an image."""
+    for turn in turns:
+        text = turn.text.replace(IMAGE_MARK, "")
+        for token in tokenizer.all_special_tokens:
+            if token in text:
+                raise UserError(f"the text {text.strip()[:60]!r} contains the tokenizer's special token {token}")
+
+
+def _question_rows(answer: Sequence[bool], images: Sequence[Span]) -> list[list[Span]]:
+    is_row = [not learned for learned in answer]
+    for span in images:
+        is_row[span.start : span.end] = [False] * (span.end - span.start)
+    return [_spans(is_row, span.end) for span in images]
+
+
+def _spans(flags: Sequence[bool], begin: int) -> list[Span]:
+    """Return the runs of true flags from `begin` on."""
+    spans, start = [], None
+    for position in range(begin, len(flags)):
+        if flags[position] and start is None:
+            start = position
+        elif not flags[position] and start is not None:
+            spans.append(Span(start, position))
+            start = None
+    return spans if start is None else [*spans, Span(start, len(flags))]
+
+
+def _cut(encoded: Encoded, length: int) -> Encoded:
+    """Cut inside the last answer: nothing but answer ids lies beyond `length`."""
+    return encoded._replace(input_ids=encoded.input_ids[:length], labels=encoded.labels[:length])

@@ -1,0 +1,80 @@
+"""From the recipe to the Trainer's arguments, the base model in its dtype and the collator."""
+
+from pathlib import Path
+from typing import Any
+
+from shared.recipe import Recipe
+from student_train.data.samples import Collator
+from student_train.models import load_base
+from student_train.models.base import BaseStudent
+
+
+def load_student_base(recipe: Recipe, config: dict[str, Any] | None) -> BaseStudent:
+    """Load the base model, frozen, in the recipe's precision."""
+    import torch
+
+    # The projector's warm-up trains base weights themselves: they stay float32, autocast does the rest.
+    half = recipe.train.precision == "bf16" and recipe.train.tune == "lora"
+    base = load_base(recipe.model, torch.bfloat16 if half else torch.float32)
+    base.model.requires_grad_(False)
+    return base
+
+
+def make_collator(recipe: Recipe, base: BaseStudent) -> Collator:
+    """Return the collator of the recipe's losses."""
+    return Collator(
+        base.tokenizer.pad_token_id, base.image_tokens, recipe.losses.attention_rows, recipe.losses.mask_padding
+    )
+
+
+def training_arguments(recipe: Recipe, output: Path, cpu: bool, config: dict[str, Any] | None) -> Any:
+    """Translate the recipe's `train` section."""
+    from transformers import TrainingArguments
+
+    section = recipe.train
+    evaluated = section.eval_steps > 0 and recipe.data.validation is not None
+    # The best checkpoint can only be kept if there is one at each evaluation.
+    save_steps = section.eval_steps if section.best_metric is not None else section.save_steps
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=section.batch_size,
+        per_device_eval_batch_size=section.batch_size,
+        gradient_accumulation_steps=section.accumulation,
+        num_train_epochs=section.epochs,
+        max_steps=section.max_steps,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type=section.schedule,
+        warmup_steps=section.warmup_ratio,  # below 1: a share of the steps
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        optim="adamw_torch_fused",  # one pass over W and its moments
+        seed=section.seed,
+        use_cpu=cpu,
+        bf16=config is not None and bool(config["bf16"]["enabled"]),
+        logging_steps=section.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 1,
+        save_total_limit=section.keep_checkpoints,
+        eval_strategy="steps" if evaluated else "no",
+        eval_steps=section.eval_steps or None,
+        metric_for_best_model=section.best_metric,
+        greater_is_better=None if section.best_metric is None else "loss" not in section.best_metric,
+        activation_checkpointing=section.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if section.gradient_checkpointing else None,
+        dataloader_num_workers=recipe.data.workers,
+        dataloader_prefetch_factor=recipe.data.prefetch if recipe.data.workers else None,
+        dataloader_persistent_workers=recipe.data.workers > 0,
+        dataloader_pin_memory=not cpu,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        ddp_find_unused_parameters=False,
+        report_to=list(section.report_to),
+        run_name=section.run_name or output.name,
+        deepspeed=config,
+        disable_tqdm=True,
+    )
+    # Several GPUs without a launcher: torch's DataParallel would copy the model and leave the hooks behind. Use one.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

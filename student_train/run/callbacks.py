@@ -1,0 +1,147 @@
+"""What happens beside the steps of a run: progress, early stopping, and an orderly end when the run is told to stop."""
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import TaskID
+from transformers import TrainerCallback
+
+from shared.console import progress, stderr
+from shared.files import whole_file
+from shared.processes import is_main_process
+from shared.recipe import Recipe, save_recipe
+from student_train.student import RECIPE
+
+
+def callbacks(recipe: Recipe, interrupt: "Interrupt", begun: float) -> list[TrainerCallback]:
+    """Return the callbacks of a run; `begun` is when it was started (`time.perf_counter()`)."""
+    found: list[TrainerCallback] = [Claim(recipe), interrupt]
+    if recipe.train.early_stopping:
+        found.append(EarlyStopping(recipe.train.early_stopping, recipe.train.eval_steps))
+    return [*found, Progress(begun)] if is_main_process() else found
+
+
+class Claim(TrainerCallback):  # type: ignore[misc]
+    """Keep the output folder this run's own: the recipe from the start, a log entry with every checkpoint."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Claim the folder."""
+        if is_main_process():
+            folder = Path(args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            whole_file(folder / RECIPE, lambda path: save_recipe(self.recipe, path))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Log at every checkpoint: a mean over steps on both sides of an interruption could not be resumed exactly."""
+        control.should_log = control.should_log or control.should_save
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """A bar with rate and ETA on a terminal; a line per logged step above it, or in a log file.
+
+    Whatever is printed while the bar stands goes through the bar's own console: elsewhere it would break the line.
+    """
+
+    def __init__(self, begun: float) -> None:
+        self.begun, self.bars, self.first = begun, progress(), True
+        self.task: TaskID | None = None
+        self.started, self.start_step = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show the bar."""
+        self.started, self.start_step = time.perf_counter(), state.global_step
+        self.bars.start()
+        self.task = self.bars.add_task("training", total=state.max_steps, completed=state.global_step, unit="steps")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Advance the bar."""
+        if self.first:
+            now, self.first = time.perf_counter(), False
+            spent = f"{now - self.begun:.1f} s after the start ({now - self.started:.1f} s of it the step)"
+            stderr.print(f"first step done {spent}", markup=False)
+        if self.task is not None:
+            self.bars.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        """Print losses."""
+        shown = {name: value for name, value in (logs or {}).items() if "loss" in name and name != "train_loss"}
+        if not shown:
+            return
+        done = state.global_step - self.start_step
+        left = (time.perf_counter() - self.started) / max(1, done) * (state.max_steps - state.global_step)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        stderr.print(f"step {state.global_step}/{state.max_steps}  {text}  {left:.0f} s left", markup=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the bar away."""
+        self.bars.stop()
+
+
+class EarlyStopping(TrainerCallback):  # type: ignore[misc]
+    """Stop when the best metric is `patience` evaluations old; the state it reads survives a resume."""
+
+    def __init__(self, patience: int, eval_steps: int) -> None:
+        self.steps = patience * eval_steps
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look before a step: the evaluation of the step before has been recorded by then."""
+        best = state.best_global_step
+        if best and state.global_step - best >= self.steps:
+            control.should_training_stop = True
+
+
+class Interrupt(TrainerCallback):  # type: ignore[misc]
+    """On SIGTERM (or Ctrl-C) finish the step, save a checkpoint and end; all ranks stop at the same step."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals inside the block; a second one ends the process as usual."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def note(number: int, _: Any) -> None:
+            self.signal = signal.Signals(number).name
+            signal.signal(number, before[signal.Signals(number)])
+
+        try:
+            for number in before:
+                signal.signal(number, note)
+        except ValueError:  # not the main thread: signals stay with whoever owns it
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask every rank whether one of them was told to stop."""
+        stop = self.signal is not None
+        if args.world_size > 1:
+            flag = torch.tensor(float(stop), device=args.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            stop = bool(flag)
+        if stop and state.global_step < state.max_steps:
+            self.signal = self.signal or "another rank"
+            control.should_save = control.should_training_stop = True
+        elif stop:
+            self.signal = None  # the run is at its end anyway
+
+    def resume_command(self, recipe: Recipe, output: Path) -> str:
+        """Return the command that continues the run: the one it was started with, and `--resume`."""
+        words = sys.argv[1:] if Path(sys.argv[0]).name in ("student", "medalign") else ["train", str(output / RECIPE)]
+        program = Path(sys.argv[0]).name if Path(sys.argv[0]).name in ("student", "medalign") else "student"
+        return shlex.join([program, *(word for word in words if word != "--resume"), "--resume"])

@@ -1,0 +1,161 @@
+"""Before torch and DeepSpeed decide anything: device, process group, DeepSpeed's configuration."""
+
+import json
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shared.console import warn
+from shared.errors import UserError
+from shared.processes import is_main_process
+from shared.recipe import Recipe
+
+SHIPPED = Path(__file__).with_name("deepspeed")
+
+
+def use_cpu(recipe: Recipe) -> bool:
+    """Whether this run trains on the CPU; a `UserError` where a GPU is asked for and there is none."""
+    import torch
+
+    wanted = recipe.train.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch sees no GPU; use train.device=auto")
+    return wanted == "cpu" or not torch.cuda.is_available()
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise a `UserError` for a tracker that cannot be used; warn where data leaves the machine."""
+    from importlib import import_module
+
+    for tracker in recipe.train.report_to:
+        try:
+            import_module(tracker)
+        except ImportError as error:
+            raise UserError(
+                f"train.report_to names {tracker}, which cannot be imported ({error}): pip install {tracker}"
+            ) from None
+    # W&B would copy the terminal, and with it the sample answers, to its server.
+    os.environ.setdefault("WANDB_CONSOLE", "off")
+    sent = [tracker for tracker in recipe.train.report_to if tracker != "tensorboard"]
+    if sent and is_main_process():
+        warn(
+            f"losses, settings and paths of this run go to {', '.join(sent)}; sample answers stay in the output folder"
+        )
+
+
+def check_hub(recipe: Recipe) -> None:
+    """Raise a `UserError` where `train.push_to_hub` could not end well: better before the training than after it."""
+    repository = recipe.train.push_to_hub
+    if repository is None:
+        return
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # public, but not in __all__
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        raise UserError(f"train.push_to_hub={repository} is no hub id; it is written owner/name") from None
+    if get_token() is None:
+        raise UserError("train.push_to_hub needs a token of the hub: `hf auth login`, or set HF_TOKEN")
+
+
+def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
+    """Return DeepSpeed's configuration for the recipe's `deepspeed` key; None without DeepSpeed.
+
+    Raises
+    ------
+    UserError
+        Neither a shipped configuration nor a JSON file; quantised frozen weights without a GPU.
+    """
+    name = recipe.deepspeed
+    if name is None or name == "none":
+        return None
+    path = SHIPPED / f"{name}.json"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.json")))
+        raise UserError(f"deepspeed={name} is neither one of {shipped}, none, nor a JSON file")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if use_cpu(recipe) and config.get("zero_optimization", {}).get("zero_quantized_nontrainable_weights"):
+        raise UserError(f"deepspeed={name} quantises frozen weights, which DeepSpeed does on GPUs only; use zero3")
+    stage = zero_stage(config)
+    # ZeRO-3 shards the frozen weights too and wants one dtype, so DeepSpeed casts adapter and W and keeps the float32
+    # masters itself; in the other stages they stay float32 parameters under autocast.
+    config.setdefault("bf16", {"enabled": stage == 3 and recipe.train.precision == "bf16"})
+    return config
+
+
+def zero_stage(config: dict[str, Any] | None) -> int:
+    """Return the ZeRO stage of a DeepSpeed configuration, 0 without one."""
+    return 0 if config is None else int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+@contextmanager
+def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
+    """Have a process group where one is needed, alone or under a launcher; on a CPU it is gloo.
+
+    DeepSpeed wants a process group even in a single process. Without a launcher it gets one of its own on this machine;
+    the variables that say so are taken back at the end, lest a process started later believes in them.
+    """
+    before = dict(os.environ)
+    try:
+        if cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            import torch
+
+            # accelerate would choose a number itself, and warn of it.
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if deepspeed and not launched and "RANK" not in os.environ:
+            os.environ |= _alone()
+        if deepspeed:
+            # Before the model is built: ZeRO-3 partitions weights over this group.
+            import deepspeed as library
+
+            if cpu:
+                # DeepSpeed would first compile a shared-memory all-reduce: 100 s and a C++ compiler, for little here.
+                library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            library.init_distributed(dist_backend="gloo" if cpu else "nccl", verbose=False)
+        with (
+            warnings.catch_warnings(),
+            _without_accumulation_notes(),
+        ):  # DeepSpeed 0.19 calls these two by names that torch 2.14 has replaced
+            names = "(all_gather_into|reduce_scatter)_tensor"
+            warnings.filterwarnings("ignore", rf"`torch.distributed.{names}` is deprecated", FutureWarning)
+            yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+
+
+@contextmanager
+def _without_accumulation_notes() -> Iterator[None]:
+    """Hold back accelerate's note that its plugin, which the Trainer leaves at 1, and DeepSpeed differ in a number."""
+    logger = logging.getLogger("accelerate.accelerator")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "Gradient accumulation steps mismatch" not in record.getMessage()
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
+
+
+def _alone() -> dict[str, str]:
+    """Return what a launcher would set for one process, with a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -1,0 +1,67 @@
+"""`student inspect`: what an adapter folder holds, read from its files alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shared.errors import UserError
+from student_train.run.outputs import STATE, last_checkpoint
+from student_train.student import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    ROTATION_WEIGHTS,
+    adapter_recipe,
+    read_tensors,
+)
+
+
+def inspect(folder: Path) -> dict[str, Any]:
+    """Describe an adapter folder or a checkpoint.
+
+    Returns
+    -------
+    dict
+        Base model, LoRA pairs and parameters, bytes, W's kind and norm by layer, the last logged losses, how far the
+        run came.
+
+    Raises
+    ------
+    UserError
+        A folder without an adapter.
+    """
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            unfinished = last_checkpoint(folder)
+            hint = f"; its run is not finished, see {unfinished}" if unfinished else ""
+            if (folder / "config.json").is_file():
+                hint = ", it is a merged model; inspect the adapter that `student export` made it from"
+            raise UserError(f"{folder} holds no {name}{hint}")
+    recipe = adapter_recipe(folder)
+    lora = read_tensors(folder / ADAPTER_WEIGHTS)
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    size = sum(one.numel() for one in lora.values())
+    found: dict[str, Any] = {
+        "base model": recipe.model.path or recipe.model.name,
+        "lora": f"{len(lora) // 2} pairs of rank {config['r']}, {size:,} parameters",
+        "adapter bytes": (folder / ADAPTER_WEIGHTS).stat().st_size,
+        "rotation": recipe.rotation.kind,
+    }
+    if (folder / ROTATION_WEIGHTS).is_file():
+        for name, tensor in sorted(read_tensors(folder / ROTATION_WEIGHTS).items()):
+            shape = "x".join(map(str, tensor.shape))
+            found[f"W {name}"] = f"{shape}, Frobenius norm {float(tensor.float().norm()):.4g}"
+    losses = recipe.losses
+    found["losses"] = (
+        f"alpha {losses.alpha}, beta {losses.beta} ({losses.attention_normalization}), "
+        f"layer {', '.join(map(str, losses.layers))}"
+    )
+    if (folder / STATE).is_file():
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        found["steps"] = f"{state['global_step']} of {state['max_steps']}"
+        rows = [row for row in state["log_history"] if "loss_lm" in row]
+        for name, row in (("first losses", rows[:1]), ("last losses", rows[-1:])):
+            if row:
+                found[name] = ", ".join(
+                    f"{key} {row[0][key]:.4g}" for key in ("loss", "loss_lm", "loss_vis", "loss_att")
+                )
+    return found

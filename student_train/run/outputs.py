@@ -1,0 +1,112 @@
+"""A run's output folder: refused where another run lives, found again for resuming, finished as one whole."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from shared.console import say
+from shared.errors import UserError
+from shared.processes import is_main_process
+from shared.recipe import Recipe, load_recipe, recipe_keys
+from student_train.student import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECIPE, ROTATION_WEIGHTS
+
+STATE = "trainer_state.json"
+_TRACES = (RECIPE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROTATION_WEIGHTS, STATE, "config.json")
+# What may change between a run and its continuation: nothing that the losses or their order depend on.
+_FREE = ("output", "deepspeed", "evaluation", "data.workers", "data.prefetch", "targets.store", "train.device")
+_FREE_TRAIN = (
+    "logging_steps",
+    "save_steps",
+    "keep_checkpoints",
+    "report_to",
+    "run_name",
+    "push_to_hub",
+    "batch_size",
+    "accumulation",
+)
+
+
+def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
+    """Return the checkpoint to resume from, None for a fresh run.
+
+    Raises
+    ------
+    UserError
+        A folder that already holds a run (without `resume`), another recipe's run or no checkpoint (with it).
+    """
+    traces = [name for name in _TRACES if (output / name).exists()] + [path.name for path in _checkpoints(output)]
+    if not resume:
+        if traces:
+            raise UserError(
+                f"{output} already holds a run ({traces[0]}); choose another output=..., or continue it with --resume"
+            )
+        return None
+    if not (output / RECIPE).is_file():
+        raise UserError(f"{output} holds no run to resume; leave --resume out")
+    changed = changed_keys(load_recipe(output / RECIPE), recipe)
+    if changed:
+        key, before, now = changed[0]
+        raise UserError(f"{output} was begun with {key}={before}, the recipe now says {now}; a resumed run keeps it")
+    checkpoint = last_checkpoint(output)
+    if checkpoint is None:
+        raise UserError(f"{output} holds no whole checkpoint to resume from; remove the folder and start again")
+    return checkpoint
+
+
+def changed_keys(before: Recipe, now: Recipe) -> list[tuple[str, Any, Any]]:
+    """List the keys with another value that a continued run must not change: (key, before, now)."""
+    free = {*_FREE, *(f"train.{name}" for name in _FREE_TRAIN)}
+    found = []
+    for key in recipe_keys():
+        if key in free or key.partition(".")[0] in free:
+            continue
+        values = []
+        for recipe in (before, now):
+            value: Any = recipe
+            for part in key.split("."):
+                value = getattr(value, part)
+            values.append(value)
+        if values[0] != values[1]:
+            found.append((key, *values))
+    return found
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end (its trainer state comes last)."""
+    whole = [path for path in _checkpoints(output) if (path / STATE).is_file()]
+    return max(whole, key=_step, default=None)
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    return [path for path in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def finish(trainer: Any, recipe: Recipe, output: Path, adapter: bool) -> None:
+    """Write the run's result into the output folder; all ranks call it together."""
+    best = trainer.state.best_model_checkpoint if recipe.train.best_metric is not None else None
+    if best is None or not adapter:
+        trainer.save_model(str(output))
+    elif is_main_process():
+        for name in (RECIPE, ROTATION_WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+            if (Path(best) / name).is_file():
+                shutil.copy2(Path(best) / name, output / name)
+    if not is_main_process():
+        return
+    trainer.state.save_to_json(str(output / STATE))
+    from student_train.adapter.card import write_card
+
+    joined = trainer.train_dataset.targets
+    teachers = [] if joined is None else [store.identity.teacher for store in joined.stores]
+    write_card(recipe, output, trainer.state.log_history, teachers)
+    if best is not None:
+        say(f"kept {Path(best).name}: {recipe.train.best_metric} {trainer.state.best_metric:.4g}")
+    if recipe.train.push_to_hub is not None:
+        from student_train.adapter.export import push
+
+        push(output, recipe.train.push_to_hub)
+    say(f"done: {output}")

@@ -1,0 +1,218 @@
+"""Building a store: what is asked for, what is missing, who encodes it, and what came of it.
+
+The store is the only state: an interrupted build is continued by the same command, which computes what is missing.
+Under `torchrun` every rank names a share of the files, takes the missing keys it owns and writes its own segments; the
+ranks meet twice, once the files are named and at the end.
+"""
+
+import time
+from collections.abc import Iterable
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from shared.console import track, warn
+from shared.errors import UserError
+from shared.imaging.geometry import Geometry
+from shared.imaging.grid import Grid
+from shared.imaging.images import ImageReference
+from shared.processes import choose_device
+from shared.targets import DamagedSegment, Identity, TargetStore, TargetWriter
+from shared.targets.namespace import Namespace, create_namespace, quarantine, quarantined
+from shared.targets.segment.manifest import keys_present
+from teacher_cache.distinct import distinct_images
+from teacher_cache.ranks import Ranks, stop_on_termination
+from teacher_cache.stream import DTYPES, Failure, stream
+from teacher_cache.teachers.base import Teacher, load_teacher
+
+
+class Settings(NamedTuple):
+    """What decides the numbers in the store, beside the teacher: part of the identity.
+
+    `precision` None is the encoding's own: f16 for `matrix`, u8 for `factors`.
+    """
+
+    geometry: Geometry = "pad"
+    grid: Grid = Grid(24, 24)
+    encoding: Literal["matrix", "factors"] = "matrix"
+    precision: Literal["f16", "u8"] | None = None
+    features: Literal["block", "projected"] = "block"
+    tolerance: float = 0.01
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+class BuildResult(NamedTuple):
+    """What a build did: `images` asked for, of them `distinct`; of those `found` before, now `encoded`, or `failed`.
+
+    `left_out` names the failed ones with the reason. Under `torchrun` the counts are those of all ranks, the names only
+    this rank's. `seconds` is the whole time; `encoding_seconds` that part in which images were encoded and written,
+    without naming them and loading the teacher.
+    """
+
+    namespace: str
+    images: int
+    distinct: int
+    found: int
+    encoded: int
+    failed: int
+    left_out: list[tuple[ImageReference, str]]
+    seconds: float
+    encoding_seconds: float
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Rate of encoding and writing, which is what a longer build would go at; None where nothing was encoded."""
+        return self.encoded / self.encoding_seconds if self.encoded else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for `--json`; images that were left out are named by the path the user gave."""
+        left_out = [{"image": str(reference), "reason": reason} for reference, reason in self.left_out]
+        return {**self._asdict(), "left_out": left_out, "images_per_second": self.images_per_second}
+
+
+def identity_of(teacher: Teacher, settings: Settings) -> Identity:
+    """Return the identity of targets made by `teacher` under `settings`."""
+    factors = settings.encoding == "factors"
+    chosen: dict[str, Any] = {} if settings.precision is None else {"precision": settings.precision}
+    return Identity(
+        teacher=teacher.name,
+        architecture=teacher.architecture,
+        weights=teacher.weights,
+        features=settings.features,
+        preprocessing=teacher.preprocessing,
+        geometry=settings.geometry,
+        dtype=settings.dtype,
+        encoding=settings.encoding,
+        grid=teacher.grid if factors else settings.grid,
+        tolerance=settings.tolerance if factors else None,
+        **chosen,
+    )
+
+
+def settings_of(identity: Identity) -> Settings:
+    """Return the settings that give `identity` again with the same teacher."""
+    names = ("geometry", "encoding", "precision", "features", "dtype")
+    tolerance = Settings().tolerance if identity.tolerance is None else identity.tolerance
+    shared = {name: getattr(identity, name) for name in names}
+    return Settings(grid=Grid(*identity.grid), tolerance=tolerance, **shared)
+
+
+def load_for(teacher: str, weights: str | None, settings: Settings, device: str) -> tuple[Teacher, Identity]:
+    """Load a teacher ready to encode under `settings` on a torch device, and the identity of its targets.
+
+    Raises
+    ------
+    UserError
+        As `load_teacher`; or `projected` features of a teacher without a projection.
+    """
+    loaded = load_teacher(teacher, weights, settings.grid)
+    if settings.features == "projected" and loaded.project is None:
+        raise UserError(f"teacher {teacher} has no projection: use --features block")
+    loaded.model.to(device=device, dtype=DTYPES[settings.dtype])
+    return loaded, identity_of(loaded, settings)
+
+
+def build(
+    teacher: str,
+    images: Iterable[ImageReference],
+    store: str | Path,
+    *,
+    weights: str | None = None,
+    settings: Settings = Settings(),
+    batch_size: int = 8,
+    workers: int = 2,
+    device: str = "auto",
+    segment_records: int = 256,
+) -> BuildResult:
+    """Encode every image that the store lacks, and write its target.
+
+    An image that cannot be read, or for which `factors` cannot keep the tolerance, is left out and quarantined.
+
+    Parameters
+    ----------
+    teacher, weights
+        As in `load_teacher`.
+    images
+        References such as `find_images` returns.
+    store
+        The store's folder, or `s3://bucket/prefix`; made if absent.
+    workers
+        Threads that read images.
+    segment_records
+        Images per segment: what a kill can lose at most, per process.
+
+    Raises
+    ------
+    UserError
+        Missing weights, a store that cannot be written, a projection that the teacher does not have.
+    """
+    begin = time.perf_counter()
+    ranks = Ranks.of_environment()
+    place = choose_device(device)
+    references = list(images)
+    loaded, identity = load_for(teacher, weights, settings, place)
+    namespace = create_namespace(store, identity, _provenance(loaded))
+    with ranks.meeting():
+        by_key, _, left_out = distinct_images(references, workers, ranks)
+        unopened = len(left_out)  # the same on every rank
+        missing = missing_keys(namespace, by_key)
+        mine = ranks.owned(missing)
+        known = _known_reasons(namespace)
+        encoding = time.perf_counter()
+        title = "encoding" if ranks.world == 1 else f"encoding (rank {ranks.rank} of {ranks.world})"
+        with stop_on_termination(), TargetWriter(store, identity, segment_records=segment_records) as writer:
+            flow = stream(
+                loaded, identity, mine, by_key, writer.add, batch_size=batch_size, workers=workers, device=place
+            )
+            with closing(flow):
+                for key, error in track(flow, len(mine), title, "images"):
+                    if error is None:
+                        continue
+                    left_out.append((by_key[key], _reason(error)))
+                    if not isinstance(error, OSError) and known.get(key) != str(error):
+                        quarantine(namespace, key, str(error))
+        failed = len(left_out) - unopened
+        encoded, failed = (int(total) for total in ranks.sum(np.array([len(mine) - failed, failed])))
+        end = time.perf_counter()
+    return BuildResult(
+        namespace=identity.namespace(),
+        images=len(references),
+        distinct=len(by_key),
+        found=len(by_key) - len(missing),
+        encoded=encoded,
+        failed=failed + unopened,
+        left_out=left_out,
+        seconds=end - begin,
+        encoding_seconds=end - encoding,
+    )
+
+
+def _known_reasons(namespace: Namespace) -> dict[bytes, str]:
+    """Why which image is quarantined already, so that no reason is written twice; a damaged record stops no build."""
+    try:
+        return {record.key: record.reason for record in quarantined(namespace)}
+    except UserError as error:
+        warn(str(error))
+        return {}
+
+
+def missing_keys(namespace: Namespace, keys: Iterable[bytes]) -> list[bytes]:
+    """Return those of `keys` of which the namespace has no sound record, in order; damaged segments are warned of."""
+    try:
+        return TargetStore.open(namespace.storage.location, identity=namespace.identity).missing(keys)
+    except DamagedSegment as error:
+        present, damaged = keys_present(namespace)
+        warn(f"{len(damaged)} segments are damaged and count as missing, the first: {error}")
+        return [key for key in dict.fromkeys(keys) if key not in present]
+
+
+def _reason(error: Failure) -> str:
+    return f"the file cannot be read: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+
+
+def _provenance(teacher: Teacher) -> dict[str, Any]:
+    packages = ("medalign", "torch", "timm", "open_clip_torch", "zarr", "numcodecs", "pillow")
+    return {"licence": teacher.licence, "software": {name: version(name) for name in packages}}

@@ -1,0 +1,1 @@
+"""Keeping a store: describe, check, merge, sweep, export, look at it."""

@@ -1,0 +1,274 @@
+"""The `cache` commands that keep a store: they open it without the data set, and without the teacher."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import typer
+
+from shared.console import report, track, warn
+from shared.errors import UserError
+from teacher_cache.options import (
+    BatchOption,
+    DeviceOption,
+    FingerprintOption,
+    JsonOption,
+    OfTeacherOption,
+    RootOption,
+    StoreOption,
+    WeightsOption,
+    WorkersOption,
+    size,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `cache`."""
+    for name, command in (
+        ("info", info_command),
+        ("list", list_command),
+        ("verify", verify_command),
+        ("merge", merge_command),
+        ("gc", gc_command),
+        ("export", export_command),
+        ("view", view_command),
+    ):
+        app.command(name)(command)
+
+
+def info_command(store: StoreOption, json: JsonOption = False) -> None:
+    """Say what is in a store: teachers, records, bytes, age, errors of `factors`, damage."""
+    from teacher_cache.keeping.maintain import info
+
+    found = info(store)
+    report({"store": store, "namespaces": found}, json, (line for row in found for line in _described(row)))
+
+
+def _described(row: dict[str, Any]) -> Iterator[str]:
+    identity = row["identity"]
+    grid = "x".join(str(side) for side in identity["grid"])
+    kind = f"{identity['encoding']} {identity['precision']}, {identity['geometry']}, {identity['dtype']}"
+    yield row["namespace"]
+    yield f"  targets      {grid} patches, {kind}, features {identity['features']}"
+    each = f", {size(row['bytes_per_record'])} each" if row["records"] else ""
+    extra = f" (and {row['superseded']} superseded)" if row["superseded"] else ""
+    yield f"  records      {row['records']}{extra} in {row['segments']} segments, {size(row['bytes'])}{each}"
+    if row["oldest"]:
+        yield f"  written      {row['oldest']} to {row['newest']}"
+    yield f"  licence      {row['provenance'].get('licence', 'not recorded')}"
+    if "error" in row:
+        errors = ", ".join(f"{name} {error['largest']:.4f}" for name, error in row["error"].items())
+        yield f"  largest error {errors}; rank {row['rank']['smallest']} to {row['rank']['largest']}"
+    if row["quarantined"]:
+        yield f"  quarantined  {row['quarantined']} images"
+    for damage in row["damaged"]:
+        yield f"  DAMAGED      {damage}"
+
+
+def list_command(
+    store: StoreOption,
+    teacher: OfTeacherOption = None,
+    fingerprint: FingerprintOption = None,
+    quarantined: Annotated[
+        bool, typer.Option("--quarantined", help="List the images that were left out, and why.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """List the records of a store by content key, or the images that were left out."""
+    from shared.targets.namespace import list_namespaces
+    from shared.targets.namespace import quarantined as quarantine_list
+    from teacher_cache.keeping.maintain import listing
+
+    rows: list[dict[str, Any]] = []
+    for namespace in list_namespaces(store):
+        if teacher not in (None, namespace.identity.teacher):
+            continue
+        if fingerprint is not None and not namespace.identity.fingerprint().startswith(fingerprint):
+            continue
+        if quarantined:
+            found = [
+                {"key": one.key.hex(), "reason": one.reason, "time": one.time} for one in quarantine_list(namespace)
+            ]
+        else:
+            found = [row._asdict() for row in listing(namespace)]
+        rows += [{"namespace": namespace.name, **row} for row in found]
+    report({"store": store, "rows": rows}, json, (_row(row) for row in rows))
+
+
+def _row(row: dict[str, Any]) -> str:
+    plain = {**row, "superseded": "superseded" if row.get("superseded") else ""}
+    return "  ".join(str(value) for value in plain.values()).rstrip()
+
+
+def verify_command(
+    store: StoreOption,
+    resample: Annotated[
+        int, typer.Option("--resample", help="Also run the teacher on this many random records.", min=0)
+    ] = 0,
+    images: Annotated[
+        str | None, typer.Option("--images", help="With --resample: where the images are, as for `cache build`.")
+    ] = None,
+    image_root: RootOption = None,
+    weights: WeightsOption = None,
+    teacher: OfTeacherOption = None,
+    fingerprint: FingerprintOption = None,
+    batch_size: BatchOption = 8,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Check every byte of a store against its checksums; with --resample, also against the teacher.
+
+    The checksums need neither images nor teacher. Exit code 1 names what is damaged, or which image deviates.
+    """
+    from shared.targets.segment.scan import count_segments, scan
+
+    if resample and images is None:
+        raise UserError("--resample runs the teacher on images: say where they are with --images")
+    if images is not None and not resample:
+        raise UserError("--images belongs to --resample N; the checksums need no images")
+    checked = list(track(scan(store), count_segments(store), "verifying", "segments"))
+    damaged = [one for one in checked if one.damage is not None]
+    document: dict[str, Any] = {
+        "store": store,
+        "checked": len(checked),
+        "bytes": sum(one.size for one in checked),
+        "damaged": [{"path": one.path, "damage": one.damage} for one in damaged],
+    }
+    lines = [f"{len(checked)} segments and metadata files, {size(document['bytes'])}: {len(damaged)} damaged"]
+    wrong: list[str] = []
+    if resample and images is not None:
+        from teacher_cache.keeping.resample import resample as compare
+        from teacher_cache.sources import find_images
+
+        found = compare(
+            store,
+            find_images(images, image_root),
+            resample,
+            teacher=teacher,
+            fingerprint=fingerprint,
+            weights=weights,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+        )
+        document["resampled"] = {**found._asdict(), "worst": found.worst and str(found.worst), "sound": found.sound}
+        document["resampled"]["left_out"] = [{"image": str(one), "reason": why} for one, why in found.left_out]
+        lines.append(
+            f"{found.records} records encoded again: similarity differs by {found.similarity:.2g} at most (rounding "
+            f"explains {found.allowed:.2g}), attention by {found.attention:.2g} of its largest weight "
+            f"({found.allowed_attention:.2g})"
+        )
+        if not found.sound:
+            wrong.append(f"{found.namespace} is not what its teacher says today, most of all for {found.worst}")
+        wrong += [f"{reference}: {reason}" for reference, reason in found.left_out]
+    report(document, json, lines)
+    for one in damaged:
+        warn(str(one.damage))
+    if damaged:
+        wrong.insert(0, f"{len(damaged)} parts of {store} are damaged; `cache gc --damaged --store {store}` drops them")
+    if wrong:
+        raise UserError("; ".join(wrong))
+
+
+def merge_command(
+    sources: Annotated[list[str], typer.Argument(help="Stores to copy from: `cache merge A B --store C`.")],
+    store: Annotated[str, typer.Option("--store", help="The store to copy into; made if absent.")],
+    json: JsonOption = False,
+) -> None:
+    """Join stores; nothing is encoded again, and the sources stay as they are.
+
+    Records that the target has already are not copied. An interrupted merge is simply run again.
+    """
+    from teacher_cache.keeping.maintain import merge
+
+    merged = merge(sources, store)
+    report(
+        {"store": store, "merged": [one._asdict() for one in merged]},
+        json,
+        [
+            f"{one.namespace}: {one.records} records in {one.segments} segments copied, {one.already_there} were there"
+            for one in merged
+        ],
+    )
+
+
+def gc_command(
+    store: StoreOption,
+    older_than: Annotated[
+        float, typer.Option("--older-than", help="Hours after which other hosts' temporary files are strays.", min=0)
+    ] = 24.0,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Also drop damaged segments, to be built again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Sweep what killed builds left behind, and records that are there twice.
+
+    This host's strays go at once unless their writer lives; other hosts' once they are --older-than old.
+    """
+    from teacher_cache.keeping.maintain import gc
+
+    swept = gc(store, older_than * 3600, damaged, dry_run)
+    verb = "would free" if dry_run else "freed"
+    report(
+        {"store": store, "swept": [one._asdict() for one in swept]},
+        json,
+        [
+            f"{len(one.strays)} strays, {len(one.damaged)} damaged segments, {one.records} superseded records: "
+            f"{verb} {size(one.bytes)}"
+            for one in swept
+        ],
+    )
+
+
+def export_command(
+    store: StoreOption,
+    out: Annotated[str, typer.Option("--out", help="Folder to write to, one file an image.")],
+    form: Annotated[Literal["safetensors", "npz"], typer.Option("--format", help="File format.")] = "safetensors",
+    teacher: OfTeacherOption = None,
+    fingerprint: FingerprintOption = None,
+    grid: Annotated[str | None, typer.Option("--grid", help="ROWSxCOLUMNS at which to read `factors`.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write targets to a plain folder, one file an image, named by content key."""
+    from shared.imaging.grid import Grid
+    from shared.targets import TargetStore
+    from teacher_cache.keeping.maintain import export
+
+    opened = TargetStore.open(store, teacher, fingerprint, Grid.parse(grid) if grid else None)
+    written = sum(1 for _ in track(export(opened, out, form), len(opened), "exporting", "files"))
+    report({"store": store, "out": out, "files": written}, json, [f"{written} targets in {out}"])
+
+
+def view_command(
+    store: StoreOption,
+    image: Annotated[str, typer.Option("--image", help="An image of the store, such as scan.nii.gz#axial=90.")],
+    out: Annotated[str, typer.Option("--out", help="PNG file to write.")],
+    patch: Annotated[
+        str | None,
+        typer.Option("--patch", help="ROW,COLUMN from 0 whose similarities are shown; default the most attended."),
+    ] = None,
+    teacher: OfTeacherOption = None,
+    fingerprint: FingerprintOption = None,
+    grid: Annotated[str | None, typer.Option("--grid", help="ROWSxCOLUMNS at which to read `factors`.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Draw one image's target: the image, the teacher's attention, and what is similar to one patch."""
+    from shared.imaging import Grid, parse_reference
+    from teacher_cache.keeping.view import draw_view
+
+    row, comma, column = (patch or "").partition(",")
+    if patch is not None and not (comma and row.isdecimal() and column.isdecimal()):
+        raise UserError(f"--patch is ROW,COLUMN such as 12,7, not {patch!r}")
+    place = (int(row), int(column)) if patch is not None else None
+    wanted = Grid.parse(grid) if grid else None
+    reference = parse_reference(image)
+    if not reference.path.is_file():
+        raise UserError(f"no image at {image}")
+    picture, chosen = draw_view(store, reference, place, teacher=teacher, fingerprint=fingerprint, grid=wanted)
+    try:
+        picture.save(out, "PNG")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+    report(
+        {"out": out, "patch": chosen}, json, [f"{out}: image, attention, similarity to patch {chosen[0]},{chosen[1]}"]
+    )

@@ -1,0 +1,1 @@
+"""The teachers by name, one file each, and reading their checkpoints strictly."""
