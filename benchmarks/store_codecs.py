@@ -15,7 +15,8 @@ from numcodecs import Blosc, Delta, Shuffle, Zstd
 from benchmarks.real_features import Features, real_features
 from shared.imaging.grid import Grid
 from shared.targets.identity import Identity, Preprocessing
-from shared.targets.numbers.encodings import Arrays, encode_targets
+from shared.targets.numbers.arrays import Arrays
+from shared.targets.numbers.encodings import encode_targets
 from shared.targets.numbers.factors import InaccurateFactors
 from shared.targets.segment.chunks import decode_chunk, encode_chunk
 from shared.targets.segment.layout import CRC32C, ArraySpec, arrays_of

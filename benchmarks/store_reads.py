@@ -28,7 +28,7 @@ from benchmarks.real_features import real_features
 from benchmarks.store_codecs import identity, records_of
 from shared.imaging.grid import Grid
 from shared.targets import Identity, TargetStore, TargetWriter
-from shared.targets.numbers.encodings import Arrays
+from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.restore import targets_of_factors
 from shared.targets.segment.chunks import decode_chunk, encode_chunk
 from shared.targets.segment.layout import arrays_of

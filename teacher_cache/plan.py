@@ -12,7 +12,7 @@ from shared.imaging.images import ImageReference
 from shared.processes import choose_device
 from shared.targets import TargetWriter
 from shared.targets.namespace import find_namespace
-from shared.targets.numbers.encodings import Arrays
+from shared.targets.numbers.arrays import Arrays
 from shared.targets.segment.manifest import check_segment
 from teacher_cache.building import Settings, load_for, missing_keys
 from teacher_cache.distinct import distinct_images

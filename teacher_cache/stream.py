@@ -19,7 +19,8 @@ from shared.imaging.images import ImageReference, open_image
 from shared.imaging.pixels import UnreadableImage
 from shared.imaging.squares import ImageReader
 from shared.targets import Identity, Preprocessing
-from shared.targets.numbers.encodings import Arrays, encode_targets
+from shared.targets.numbers.arrays import Arrays
+from shared.targets.numbers.encodings import encode_targets
 from shared.targets.numbers.factors import InaccurateFactors
 from teacher_cache.encoder import Encoded, encode
 from teacher_cache.teachers.base import Teacher

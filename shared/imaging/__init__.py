@@ -5,7 +5,6 @@ from shared.imaging.grid import Grid, interpolation_matrix
 from shared.imaging.images import ImageReference, open_image, parse_reference
 from shared.imaging.keys import content_key
 from shared.imaging.pixels import UnreadableImage
-from shared.imaging.squares import square
 
 __all__ = [
     "Box",
@@ -19,5 +18,4 @@ __all__ = [
     "interpolation_matrix",
     "open_image",
     "parse_reference",
-    "square",
 ]

@@ -21,7 +21,7 @@ that the run can be repeated from it. Paths are relative to the working director
 
 The paper's runs are in `pipelines/recipes`, one file for each model and data set, with the authors' values.
 
-This page is made from `shared/recipe_fields.py` (`python -m shared.recipe.docs > docs/recipe.md`); a test compares
+This page is made from `shared/recipe/fields.py` (`python -m shared.recipe.docs > docs/recipe.md`); a test compares
 the two.
 """
 

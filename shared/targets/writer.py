@@ -8,7 +8,7 @@ from typing import Any
 from shared.errors import UserError
 from shared.targets.identity import Identity
 from shared.targets.namespace import create_namespace
-from shared.targets.numbers.encodings import Arrays
+from shared.targets.numbers.arrays import Arrays
 from shared.targets.segment.layout import SEGMENT_RECORDS
 from shared.targets.segment.writer import SegmentWriter
 from shared.targets.storage import Storage

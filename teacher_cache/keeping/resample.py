@@ -13,7 +13,7 @@ from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference
 from shared.processes import choose_device
 from shared.targets import Identity, Target, TargetStore, first_difference
-from shared.targets.numbers.encodings import Arrays
+from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.restore import targets_of_factors
 from teacher_cache.building import load_for, settings_of
 from teacher_cache.distinct import distinct_images

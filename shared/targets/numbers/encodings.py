@@ -1,21 +1,18 @@
 """From one teacher pass to stored records: Eq. 2 (interpolate), Eq. 3 (cosine), and the encoding of the identity."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.imaging.geometry import Box, coverage
 from shared.imaging.grid import Grid, interpolation_matrix
 from shared.targets.identity import Identity
+from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.factors import factorise
 from shared.targets.numbers.similarity import cosine_similarity_triangle
-
-Arrays = Mapping[str, NDArray[Any]]  # the arrays of one image by name, as a segment keeps them
 
 
 def encode_targets(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shared.targets.documents import encode_document, group_document
 from shared.targets.namespace import Namespace
-from shared.targets.numbers.encodings import Arrays
+from shared.targets.numbers.arrays import Arrays
 from shared.targets.segment.chunks import encode_chunk, encode_shard
 from shared.targets.segment.layout import (
     KEY_BYTES,

@@ -7,7 +7,7 @@ import pytest
 from pipelines.datasets.registry import SETS
 from shared.recipe import load_recipe
 
-FOLDER = Path(__file__).resolve().parents[2] / "pipelines" / "recipes"
+FOLDER = Path(__file__).resolve().parents[3] / "pipelines" / "recipes"
 MODELS = {"llava-med": "llava-med-1.5", "huatuo": "huatuogpt-vision-7b"}
 EPOCHS = {
     "slake": 6,

@@ -158,7 +158,7 @@ write_records(root, [n for n in range(first, last) if key(n) not in present], se
 def writer(root, first, last, size=2, step=-1):
     """Start a process that writes records; it dies at its `step`-th file operation."""
     command = [sys.executable, "-c", WRITER, *map(str, (root, first, last, size, step))]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    return subprocess.Popen(command, cwd=Path(__file__).parents[3])
 
 
 def killed_at_random(root, kills, seed):
@@ -223,7 +223,7 @@ except UserError as error:
 def test_a_write_that_fails_half_way(tmp_path):
     """The system refuses to write on in the middle of a file, as a full disk does."""
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "store")]
-    result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
     assert "cannot write to the store" in result.stdout
     assert "run the same build again" in result.stdout
@@ -264,7 +264,7 @@ def test_a_store_made_read_only_half_way(tmp_path):
             parent.chmod(0o755)
     (tmp_path / "place").mkdir()
     command = [sys.executable, "-c", READ_ONLY, str(tmp_path / "place" / "store")]
-    result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
     assert "cannot write to the store" in result.stdout
     assert read_all(tmp_path / "place" / "store", range(6))

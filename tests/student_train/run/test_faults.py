@@ -169,7 +169,7 @@ def test_records_that_cannot_be_learned_from(values, tmp_path):
 
 
 def test_nothing_left_to_learn(values, tmp_path, monkeypatch):
-    from student_train.data.samples import samples as data
+    from student_train.data import samples as data
 
     encode = data.encode_conversation
 

@@ -15,7 +15,7 @@ from tests.fixtures.student_checkpoints import huatuo_original, llava_med_origin
 from tests.fixtures.student_runs import write_images, write_store, write_train_file
 
 pytestmark = pytest.mark.integration
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def command(*arguments: str) -> str:

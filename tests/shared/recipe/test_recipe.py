@@ -141,5 +141,5 @@ def test_values_do_not_change_afterwards() -> None:
 def test_the_page_about_the_recipe_is_up_to_date() -> None:
     from shared.recipe.docs import page
 
-    written = Path(__file__).resolve().parents[2] / "docs" / "recipe.md"
+    written = Path(__file__).resolve().parents[3] / "docs" / "recipe.md"
     assert written.read_text(encoding="utf-8") == page(), "run: python -m shared.recipe.docs > docs/recipe.md"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation.scores import item_scores
+from pipelines.report import page as report
 from pipelines.report.figures import AttentionRow, attention_figure, loss_curves, similarity_figure
 from pipelines.report.page import best_constant, divergence, full_matrix, render, renormalized, write_report
-from pipelines.report.page import page as report
 from pipelines.report.words import demo_summary
 from shared.errors import UserError
 from shared.records import Record, Turn, load_records, write_records

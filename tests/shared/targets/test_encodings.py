@@ -141,7 +141,7 @@ def test_reading_factors_needs_no_torch(tmp_path):
         "import sys; from shared.targets import TargetStore; store = TargetStore.open(sys.argv[1], grid=(6, 6)); "
         "assert store[next(store.keys())].similarity.shape == (630,); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, tmp_path / "store"], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code, tmp_path / "store"], check=True, cwd=Path(__file__).parents[3])
 
 
 def test_plain_zarr_reads_u8_as_floats(tmp_path):

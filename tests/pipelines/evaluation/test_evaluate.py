@@ -157,7 +157,7 @@ def test_ranks_share_the_items(small_run: Path, tmp_path: Path) -> None:
         str(script),
     ]
     arguments = command(small_run, tmp_path / "shared", "--decode", "nucleus,beam")[3:]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3]), "OMP_NUM_THREADS": "1"}
     subprocess.run([*launcher, *arguments], check=True, capture_output=True, env=environment)
     result = json.loads((tmp_path / "shared" / "result.json").read_text())
     assert scores_of(result) == scores_of(json.loads(json.dumps(alone)))

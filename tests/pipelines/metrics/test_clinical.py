@@ -227,7 +227,7 @@ def test_radgraph_in_its_own_environment(tmp_path):
     python = os.environ.get("MEDALIGN_RADGRAPH_PYTHON")
     if python is None:
         pytest.skip("MEDALIGN_RADGRAPH_PYTHON names no environment with radgraph: its package was not run")
-    builder = Path(__file__).parents[1] / "fixtures" / "radgraph_checkpoint.py"
+    builder = Path(__file__).parents[2] / "fixtures" / "radgraph_checkpoint.py"
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     subprocess.run([python, str(builder), str(tmp_path)], check=True, capture_output=True, env=offline)
     pairs = [

@@ -23,7 +23,7 @@ from tests.fixtures.student_runs import changed, recipe, write_run
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 SHARDED = "sharded"  # zero3 without its exception for small parameters: here all are small, and none would be sharded
 STAGES = ["none", "zero0", "zero1", "zero2", "zero3", SHARDED, "zero2-offload", "zero3-offload"]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
