@@ -63,7 +63,9 @@ def write_images(folder: Path, count: int) -> None:
     for number, text in enumerate(references[:count]):
         image = open_image(parse_reference(text))
         scale = 640 / max(image.size)
-        image.resize((round(image.width * scale), round(image.height * scale))).save(folder / f"{number:03}.png")
+        image.resize((round(image.width * scale), round(image.height * scale))).save(
+            folder / f"{number:03}.png"
+        )
 
 
 def random_vit_b(folder: Path) -> tuple[str, str]:
@@ -72,7 +74,9 @@ def random_vit_b(folder: Path) -> tuple[str, str]:
 
     torch.manual_seed(0)
     model = open_clip.create_model("ViT-B-16-quickgelu", pretrained=None)
-    tensors = {name: value for name, value in model.state_dict().items() if name.startswith("visual.")}
+    tensors = {
+        name: value for name, value in model.state_dict().items() if name.startswith("visual.")
+    }
     torch.save(tensors, folder / "vit_b16.pt")
     return "open_clip:ViT-B-16-quickgelu", str(folder / "vit_b16.pt")
 
@@ -85,13 +89,17 @@ def recipe_pass(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, list[to
         for block in model.blocks:
             attention, h = block.attn, block.norm1(x)
             b, t, _ = h.shape
-            q, k, v = attention.qkv(h).reshape(b, t, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = (
+                attention.qkv(h).reshape(b, t, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+            )
             weights = ((q * attention.scale) @ k.transpose(-2, -1)).softmax(-1)
             kept.append(weights)
             x = x + block.ls1(attention.proj((weights @ v).transpose(1, 2).reshape(b, t, -1)))
             x = x + block.ls2(block.mlp(block.norm2(x)))
         return x, kept
-    x = embedded(model, pixels).transpose(0, 1).contiguous()  # tokens first, as in the authors' fork
+    x = (
+        embedded(model, pixels).transpose(0, 1).contiguous()
+    )  # tokens first, as in the authors' fork
     for block in model.transformer.resblocks:
         h = block.ln_1(x)
         attended, weights = block.attn(h, h, h, need_weights=True, average_attn_weights=True)
@@ -107,7 +115,9 @@ def embedded(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     return model.ln_pre(torch.cat([first, x], 1) + model.positional_embedding)
 
 
-def compare(teacher_name: str, weights: str | None, images: int, rounds: int) -> dict[str, list[Seconds]]:
+def compare(
+    teacher_name: str, weights: str | None, images: int, rounds: int
+) -> dict[str, list[Seconds]]:
     """Run bare, build and recipe in turn; seconds of each round."""
     from shared.imaging import Grid
     from shared.targets import TargetWriter
@@ -136,7 +146,14 @@ def compare(teacher_name: str, weights: str | None, images: int, rounds: int) ->
             by_key = distinct_images(references, 2).by_key
             with TargetWriter(store, identity) as writer:
                 flow = stream(
-                    teacher, identity, list(by_key), by_key, writer.add, batch_size=BATCH, workers=2, device="cpu"
+                    teacher,
+                    identity,
+                    list(by_key),
+                    by_key,
+                    writer.add,
+                    batch_size=BATCH,
+                    workers=2,
+                    device="cpu",
                 )
                 with closing(flow):
                     assert all(error is None for _, error in flow)
@@ -146,14 +163,18 @@ def compare(teacher_name: str, weights: str | None, images: int, rounds: int) ->
             matrices, attentions = {}, {}
             side = teacher.grid.rows
             for reference in references:
-                x, _ = recipe_pass(teacher.model, prepare(reference, teacher.preprocessing, "crop")[0][None])
+                x, _ = recipe_pass(
+                    teacher.model, prepare(reference, teacher.preprocessing, "crop")[0][None]
+                )
                 tokens = x[:, -teacher.grid.size :].transpose(1, 2).reshape(1, -1, side, side)
                 if side != 24:
                     tokens = torch.nn.functional.interpolate(tokens, (24, 24), mode="bilinear")
                 unit = torch.nn.functional.normalize(tokens.flatten(2)[0].T, dim=-1)
                 matrices[str(reference)] = (unit @ unit.T).numpy()
             for reference in references:
-                _, kept = recipe_pass(teacher.model, prepare(reference, teacher.preprocessing, "crop")[0][None])
+                _, kept = recipe_pass(
+                    teacher.model, prepare(reference, teacher.preprocessing, "crop")[0][None]
+                )
                 last = kept[-1].mean(1) if kept[-1].ndim == 4 else kept[-1]
                 row = last[:, 0, -teacher.grid.size :].reshape(1, 1, side, side)
                 row = torch.nn.functional.interpolate(row / row.max(), (24, 24), mode="bilinear")
@@ -166,8 +187,14 @@ def compare(teacher_name: str, weights: str | None, images: int, rounds: int) ->
             found["bare"].append(timed(bare))
             found["build"].append(timed(lambda n=number: build(folder / f"store{n}")))
             found["recipe"].append(timed(lambda n=number: recipe(folder / f"recipe{n}")))
-            latest = ", ".join(f"{kind} {rounds[-1].processor:.1f} s" for kind, rounds in found.items())
-            print(f"{teacher_name}, round {number + 1}: {latest} of processor time", file=sys.stderr, flush=True)
+            latest = ", ".join(
+                f"{kind} {rounds[-1].processor:.1f} s" for kind, rounds in found.items()
+            )
+            print(
+                f"{teacher_name}, round {number + 1}: {latest} of processor time",
+                file=sys.stderr,
+                flush=True,
+            )
     return found
 
 
@@ -191,12 +218,16 @@ def ranks(images: int, rounds: int) -> dict[int, list[float]]:
                 ]
                 command += ["-m", "teacher_cache", "build", "--teacher", "dinov2-small", "--json"]
                 command += ["--images", f"{scratch}/images", "--store", str(store)]
-                result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+                result = subprocess.run(
+                    command, env=environment, capture_output=True, text=True, check=True
+                )
                 found.append(json.loads(result.stdout)["images_per_second"])
     return rates
 
 
-def table(measured: dict[str, dict[str, list[Seconds]]], images: int, rates: dict[int, list[float]]) -> str:
+def table(
+    measured: dict[str, dict[str, list[Seconds]]], images: int, rates: dict[int, list[float]]
+) -> str:
     """Write what was measured as Markdown."""
     lines = [
         "| encoder | images/s: bare | build | recipe | figure | processor time | wall time | goal |",
@@ -204,16 +235,22 @@ def table(measured: dict[str, dict[str, list[Seconds]]], images: int, rates: dic
     ]
     for name, found in measured.items():
         speeds = [
-            f"{images / statistics.median(s.wall for s in found[kind]):.2f}" for kind in ("bare", "build", "recipe")
+            f"{images / statistics.median(s.wall for s in found[kind]):.2f}"
+            for kind in ("bare", "build", "recipe")
         ]
         for other, label in (("bare", "build over bare"), ("recipe", "build over recipe")):
             ratios = [
-                [getattr(o, clock) / getattr(b, clock) for o, b in zip(found[other], found["build"], strict=True)]
+                [
+                    getattr(o, clock) / getattr(b, clock)
+                    for o, b in zip(found[other], found["build"], strict=True)
+                ]
                 for clock in ("processor", "wall")
             ]
             cells = [f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in ratios]
             goal = f">= {GOALS[other]:.2f}"
-            lines.append(f"| {name} | {' | '.join(speeds)} | {label} | {' | '.join(cells)} | {goal} |")
+            lines.append(
+                f"| {name} | {' | '.join(speeds)} | {label} | {' | '.join(cells)} | {goal} |"
+            )
     if rates[1]:
         ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
         one, two = (statistics.median(rates[count]) for count in (1, 2))
@@ -235,7 +272,9 @@ def processor_name() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rank-images", type=int, default=64)
@@ -246,10 +285,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         large, weights = random_vit_b(Path(scratch))
         measured = {
-            "ViT-B/16, 224, random weights": compare(large, weights, options.images, options.rounds),
+            "ViT-B/16, 224, random weights": compare(
+                large, weights, options.images, options.rounds
+            ),
             "dinov2-small, 336": compare("dinov2-small", None, options.images, options.rounds),
         }
-    rates = ranks(options.rank_images, options.rank_rounds) if options.rank_rounds else {1: [], 2: []}
+    rates = (
+        ranks(options.rank_images, options.rank_rounds) if options.rank_rounds else {1: [], 2: []}
+    )
     head = (
         f"{datetime.now(UTC):%Y-%m-%d}, {processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}, fp32, "
         f"`python -m benchmarks.cache_build {' '.join(sys.argv[1:])}`; {options.images} images, "

@@ -50,7 +50,9 @@ def student(folder: Path | None) -> tuple[Any, Any]:
     return plain_model(made.model).eval(), Processor.of(base)
 
 
-def measure(tokens: int, rounds: int, folder: Path | None) -> dict[tuple[str, int], dict[str, float]]:
+def measure(
+    tokens: int, rounds: int, folder: Path | None
+) -> dict[tuple[str, int], dict[str, float]]:
     """Return, for each (method, batch size), forward passes per token and the rounds' seconds per token."""
     import torch
     from PIL import Image
@@ -65,11 +67,14 @@ def measure(tokens: int, rounds: int, folder: Path | None) -> dict[tuple[str, in
     picture = Image.effect_mandelbrot((200, 220), (-2, -1.5, 1, 1.5), 60).convert("RGB")
     encoded = [processor.encode(question, [picture]) for question in QUESTIONS]
     batches = {
-        size: collate(encoded[:size], QUESTIONS[:size], model, processor.tokenizer.pad_token_id) for size in (1, 8)
+        size: collate(encoded[:size], QUESTIONS[:size], model, processor.tokenizer.pad_token_id)
+        for size in (1, 8)
     }
     limits = Limits(tokens, (10**9,))  # an end token that does not exist
     for prompts in batches.values():  # warm-up
-        decoding("greedy").decode(model, prompts, Limits(2, (10**9,)), decoding("greedy").settings, 0)
+        decoding("greedy").decode(
+            model, prompts, Limits(2, (10**9,)), decoding("greedy").settings, 0
+        )
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for turn in range(rounds):
         for name in NAMES:
@@ -81,7 +86,9 @@ def measure(tokens: int, rounds: int, folder: Path | None) -> dict[tuple[str, in
                     answers = method.decode(model, ready, limits, method.settings, 0)
                 seconds = time.process_time() - began
                 assert all(len(answer) == tokens for answer in answers)
-                entry = found.setdefault((name, size), {"passes": counts["calls"] / tokens, "seconds": []})
+                entry = found.setdefault(
+                    (name, size), {"passes": counts["calls"] / tokens, "seconds": []}
+                )
                 entry["seconds"].append(seconds / tokens / size)
                 print(f"round {turn}: {name}, batch {size}: {seconds:.1f} s", flush=True)
     return found
@@ -114,9 +121,15 @@ def table(found: dict[tuple[str, int], Any], tokens: int, rounds: int, command: 
     for (name, size), entry in found.items():
         if size != 1:
             continue
-        ratio = statistics.median(mine / plain for mine, plain in zip(entry["seconds"], greedy, strict=True))
+        ratio = statistics.median(
+            mine / plain for mine, plain in zip(entry["seconds"], greedy, strict=True)
+        )
         passes = entry["passes"] / found["greedy", 1]["passes"]
-        goal = f"<= {GOALS[name]}{' ' if ratio <= GOALS[name] else ' (missed)'}".strip() if name in GOALS else "-"
+        goal = (
+            f"<= {GOALS[name]}{' ' if ratio <= GOALS[name] else ' (missed)'}".strip()
+            if name in GOALS
+            else "-"
+        )
         together = found.get((name, 8))
         gain = "-"
         if together is not None:
@@ -133,7 +146,9 @@ def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--student", type=Path, help="a demo student's folder; default: built from the packaged weights"
+        "--student",
+        type=Path,
+        help="a demo student's folder; default: built from the packaged weights",
     )
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
@@ -141,7 +156,9 @@ def main() -> None:
     arguments = parser.parse_args()
     found = measure(arguments.tokens, arguments.rounds, arguments.student)
     command = f"python benchmarks/decoding_cost.py --tokens {arguments.tokens} --rounds {arguments.rounds}"
-    arguments.out.write_text(table(found, arguments.tokens, arguments.rounds, command), encoding="utf-8")
+    arguments.out.write_text(
+        table(found, arguments.tokens, arguments.rounds, command), encoding="utf-8"
+    )
     print(arguments.out.read_text(encoding="utf-8"))
 
 

@@ -31,7 +31,9 @@ DICOM = [
     "eCT_Supplemental",
     "gdcm-US-ALOKA-16",
 ]
-SLICES = [f"axial={place}" for place in (50, 75, 100, 125)] + [f"coronal={place}" for place in (80, 110, 130, 150)]
+SLICES = [f"axial={place}" for place in (50, 75, 100, 125)] + [
+    f"coronal={place}" for place in (80, 110, 130, 150)
+]
 
 
 class Features(NamedTuple):
@@ -59,7 +61,9 @@ def real_images(limit: int | None = None) -> list[str]:
 def real_features(grid: Grid, limit: int | None = None) -> Features:
     """Encode the images by a teacher whose own grid is `grid` (`pad` geometry): 14x14 patches are 196 x 196 pixels."""
     teacher = dinov2_small(grid)
-    prepared = [prepare(parse_reference(text), teacher.preprocessing, "pad") for text in real_images(limit)]
+    prepared = [
+        prepare(parse_reference(text), teacher.preprocessing, "pad") for text in real_images(limit)
+    ]
     pixels = torch.stack([image for image, _ in prepared])
     encoded = [encode(teacher, batch) for batch in pixels.split(4)]
     tokens, attention = (torch.cat(parts) for parts in zip(*encoded, strict=True))

@@ -15,9 +15,7 @@ import time
 from pipelines.metrics.metric import Pair
 from pipelines.metrics.reports import score_reports
 
-FINDINGS = (
-    "pleural effusion, pneumothorax, focal consolidation, pulmonary edema, acute fracture, free air, lung mass, nodule"
-)
+FINDINGS = "pleural effusion, pneumothorax, focal consolidation, pulmonary edema, acute fracture, free air, lung mass, nodule"
 PLACES = "the left lower lobe, the right upper lobe, both lung bases, the left costophrenic angle"
 SENTENCES = [
     *(f"There is no evidence of {finding}." for finding in FINDINGS.split(", ")),
@@ -63,8 +61,12 @@ def main() -> None:
                 print(f"{name}: not computed: {result['not_computed'][name]}")
                 continue
             (first, first_wall), (second, _) = seconds
-            shown = " ".join(f"{key} {100 * found['value']:.2f}" for key, found in result["scores"].items())
-            print(f"{name:7} {first:6.2f} s CPU ({first_wall:.1f} s wall), cached {second:.2f} s CPU   {shown}")
+            shown = " ".join(
+                f"{key} {100 * found['value']:.2f}" for key, found in result["scores"].items()
+            )
+            print(
+                f"{name:7} {first:6.2f} s CPU ({first_wall:.1f} s wall), cached {second:.2f} s CPU   {shown}"
+            )
 
 
 if __name__ == "__main__":

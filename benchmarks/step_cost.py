@@ -46,10 +46,15 @@ def measure_steps(sizes: dict[str, int], arms: list[str], pairs: int) -> dict[st
             step(*students[arm], batch, arm)
             if round_:  # the first round warms up
                 times[arm].append(time.perf_counter() - begin)
-        print(json.dumps({arm: round(values[-1], 2) for arm, values in times.items() if values}), file=sys.stderr)
+        print(
+            json.dumps({arm: round(values[-1], 2) for arm, values in times.items() if values}),
+            file=sys.stderr,
+        )
     found: dict[str, Any] = {f"{arm} s": statistics.median(values) for arm, values in times.items()}
     for arm in arms[1:]:
-        found[f"{arm} / {arms[0]}"] = statistics.median(a / b for a, b in zip(times[arm], times[arms[0]], strict=True))
+        found[f"{arm} / {arms[0]}"] = statistics.median(
+            a / b for a, b in zip(times[arm], times[arms[0]], strict=True)
+        )
     return found
 
 
@@ -64,7 +69,11 @@ def measure_memory(whole: int = 32) -> dict[str, Any]:
     for arm in ARMS:
         two, three = (_peak_and_frozen(arm, layers, exact=True) for layers in (2, 3))
         peak, frozen = three + (whole - 3) * (three - two)
-        found[arm] = {"2 layers": two[0], "3 layers": three[0], "frozen weights of a layer": three[1] - two[1]}
+        found[arm] = {
+            "2 layers": two[0],
+            "3 layers": three[0],
+            "frozen weights of a layer": three[1] - two[1],
+        }
         carried[arm] = {
             "all float32": peak,
             "frozen weights in bfloat16 (computed)": peak - frozen / 2,
@@ -76,13 +85,24 @@ def measure_memory(whole: int = 32) -> dict[str, Any]:
     found["with what glibc keeps"] = kept | {"medalign / lora": kept["medalign"] / kept["lora"]}
     for arm in ("medalign", "checkpointed"):
         ratios = {name: value / carried["authors"][name] for name, value in carried[arm].items()}
-        found[f"{arm} / authors"] = {"3 layers": found[arm]["3 layers"] / found["authors"]["3 layers"]} | ratios
+        found[f"{arm} / authors"] = {
+            "3 layers": found[arm]["3 layers"] / found["authors"]["3 layers"]
+        } | ratios
     return found
 
 
 def _peak_and_frozen(arm: str, layers: int, exact: bool) -> Any:
     """Run `peak` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.step_cost", "one", "--arm", arm, "--layers", str(layers)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.step_cost",
+        "one",
+        "--arm",
+        arm,
+        "--layers",
+        str(layers),
+    ]
     command += ["--threads", str(torch.get_num_threads())]
     environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if exact else {})
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -98,7 +118,11 @@ def peak(arm: str, layers: int) -> tuple[float, float]:
     batch = batch_of(1, sizes["vocabulary"], sizes["patches"])
     for _ in range(2):  # AdamW's moments are made by the first
         step(student, recipe, optimizer, batch, arm)
-    frozen = sum(one.numel() * one.element_size() for one in student.model.parameters() if not one.requires_grad)
+    frozen = sum(
+        one.numel() * one.element_size()
+        for one in student.model.parameters()
+        if not one.requires_grad
+    )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, frozen / 2**30
 
 
@@ -148,9 +172,14 @@ def measure_batch(rounds: int) -> dict[str, Any]:
     sizes = small()
     for precision, attention in (("bf16", "sdpa"), ("bf16", "eager"), ("fp32", "sdpa")):
         lora = {"r": 16, "alpha": 16, "dropout": 0.0}
-        student, recipe, optimizer = build("medalign", **sizes, precision=precision, attention=attention, lora=lora)
+        student, recipe, optimizer = build(
+            "medalign", **sizes, precision=precision, attention=attention, lora=lora
+        )
         for text, answer in ((46, 5), (140, 40)):
-            batches = {size: batch_of(size, sizes["vocabulary"], sizes["patches"], text, answer) for size in (1, 8)}
+            batches = {
+                size: batch_of(size, sizes["vocabulary"], sizes["patches"], text, answer)
+                for size in (1, 8)
+            }
             rates: dict[int, list[float]] = {1: [], 8: []}
             for round_ in range(rounds + 1):
                 for size, batch in batches.items():
@@ -159,8 +188,13 @@ def measure_batch(rounds: int) -> dict[str, Any]:
                         step(student, recipe, optimizer, batch, "medalign")
                     if round_:
                         rates[size].append(8 / (time.perf_counter() - begin))
-            row = {f"batch {size}: samples/s": statistics.median(values) for size, values in rates.items()}
-            row["batch 8 / batch 1"] = statistics.median(a / b for a, b in zip(rates[8], rates[1], strict=True))
+            row = {
+                f"batch {size}: samples/s": statistics.median(values)
+                for size, values in rates.items()
+            }
+            row["batch 8 / batch 1"] = statistics.median(
+                a / b for a, b in zip(rates[8], rates[1], strict=True)
+            )
             found[f"{precision}, {attention}, {sizes['patches'] + text} tokens"] = row
             print(json.dumps(row), file=sys.stderr, flush=True)
     return found
@@ -194,7 +228,9 @@ def measure_start() -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
-        path.write_text(yaml.safe_dump(changed(write_run(Path(folder)), deepspeed="zero2", train__max_steps=1)))
+        path.write_text(
+            yaml.safe_dump(changed(write_run(Path(folder)), deepspeed="zero2", train__max_steps=1))
+        )
         command = [sys.executable, "-c", FIRST_STEP, str(path)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))

@@ -46,14 +46,22 @@ def records_of(features: Features, encoding: str, precision: str) -> tuple[Ident
         one = slice(i, i + 1)
         try:
             records += encode_targets(
-                features.tokens[one], features.attention[one], features.boxes[one], features.grid, kind
+                features.tokens[one],
+                features.attention[one],
+                features.boxes[one],
+                features.grid,
+                kind,
             )
         except InaccurateFactors as error:
-            print(f"\nimage {i + 1} of {len(features.boxes)} at {features.grid}, {precision}, is refused: {error}")
+            print(
+                f"\nimage {i + 1} of {len(features.boxes)} at {features.grid}, {precision}, is refused: {error}"
+            )
     return kind, records
 
 
-def bench(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], arrays: list[Any]) -> tuple[float, ...]:
+def bench(
+    encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], arrays: list[Any]
+) -> tuple[float, ...]:
     """Mean bytes, and best-of-three encoding and decoding time per record in milliseconds."""
     best = [float("inf"), float("inf")]
     for _ in range(3):
@@ -117,7 +125,9 @@ def table(title: str, arrays: list[Any], element: int) -> None:
 
 def totals(rows: list[tuple[str, Identity, list[Arrays]]]) -> None:
     print("\n### Whole records as the store writes them\n")
-    print("| encoding | bytes an image | of float32 squares | encode ms | decode ms |\n|---|---|---|---|---|")
+    print(
+        "| encoding | bytes an image | of float32 squares | encode ms | decode ms |\n|---|---|---|---|---|"
+    )
     for name, kind, records in rows:
         size = encode = decode = 0.0
         for spec in arrays_of(kind):
@@ -125,7 +135,9 @@ def totals(rows: list[tuple[str, Identity, list[Arrays]]]) -> None:
                 continue
             arrays = [record[spec.name] for record in records]
             shape_of = {id(values): values.shape for values in arrays}
-            one = bench(lambda values, spec=spec: encode_chunk(values, spec), lambda data: data, arrays)
+            one = bench(
+                lambda values, spec=spec: encode_chunk(values, spec), lambda data: data, arrays
+            )
             encoded = [encode_chunk(values, spec) for values in arrays]
             outs = [np.empty(shape_of[id(values)], spec.dtype) for values in arrays]
             start = time.process_time()
@@ -133,7 +145,9 @@ def totals(rows: list[tuple[str, Identity, list[Arrays]]]) -> None:
                 decode_chunk(data, spec, out)
             size, encode = size + one[0], encode + one[1]
             decode += (time.process_time() - start) / len(arrays) * 1e3
-        print(f"| {name} | {size:,.0f} | {size / (576 * 576 * 4):.3f} | {encode:.2f} | {decode:.2f} |")
+        print(
+            f"| {name} | {size:,.0f} | {size / (576 * 576 * 4):.3f} | {encode:.2f} | {decode:.2f} |"
+        )
 
 
 def main() -> None:
@@ -144,10 +158,14 @@ def main() -> None:
     small, small_records = records_of(features, "factors", "u8")
     half, half_records = records_of(features, "factors", "f16")
     table("similarity, float16", [record["similarity"] for record in exact_records], 2)
-    codes = [np.rint((record["similarity"] + 1) * 127.5).astype(np.uint8) for record in coarse_records]
+    codes = [
+        np.rint((record["similarity"] + 1) * 127.5).astype(np.uint8) for record in coarse_records
+    ]
     table("similarity, 256 steps", codes, 1)
     table("factors, int8", [record["factors"].view(np.uint8) for record in small_records], 1)
-    transposed = [np.ascontiguousarray(record["factors"].T).view(np.uint8) for record in small_records]
+    transposed = [
+        np.ascontiguousarray(record["factors"].T).view(np.uint8) for record in small_records
+    ]
     table("factors, int8, component-major", transposed, 1)
     table("factors, float16", [record["factors"] for record in half_records], 2)
     rows = [

@@ -57,7 +57,9 @@ class Packed:
     def __init__(self, kind: Identity, records: list[Arrays]) -> None:
         self.kind = kind
         self.specs = [spec for spec in arrays_of(kind) if spec.name != "key"]
-        self.values = [[encode_chunk(record[spec.name], spec) for spec in self.specs] for record in records]
+        self.values = [
+            [encode_chunk(record[spec.name], spec) for spec in self.specs] for record in records
+        ]
         self.shapes = [[np.shape(record[spec.name]) for spec in self.specs] for record in records]
 
     def joined(self, place: int) -> bytes:
@@ -69,7 +71,9 @@ class Packed:
         arrays: dict[str, NDArray[Any]] = {}
         offset = 0
         view = memoryview(data)
-        for spec, chunk, shape in zip(self.specs, self.values[place], self.shapes[place], strict=True):
+        for spec, chunk, shape in zip(
+            self.specs, self.values[place], self.shapes[place], strict=True
+        ):
             out = np.empty(shape, spec.dtype)
             decode_chunk(view[offset : offset + len(chunk)], spec, out)
             offset += len(chunk)
@@ -94,7 +98,9 @@ def compare(name: str, kind: Identity, records: list[Arrays], count: int, folder
     offsets = np.cumsum([0] + [len(joined[number % len(records)]) for number in range(count)])
     flat.write_bytes(b"".join(joined[number % len(records)] for number in range(count)))
     mapped = np.memmap(flat, mode="r")
-    environment = lmdb.open(str(folder / f"{name}.lmdb"), map_size=2**33, subdir=False, sync=False, lock=False)
+    environment = lmdb.open(
+        str(folder / f"{name}.lmdb"), map_size=2**33, subdir=False, sync=False, lock=False
+    )
     with environment.begin(write=True) as transaction:
         for number, key in enumerate(keys):
             transaction.put(key, joined[number % len(records)])
@@ -114,14 +120,18 @@ def compare(name: str, kind: Identity, records: list[Arrays], count: int, folder
 
     def from_memmap() -> None:
         for number in order:
-            packed.decode(number % len(records), mapped[offsets[number] : offsets[number + 1]].tobytes())
+            packed.decode(
+                number % len(records), mapped[offsets[number] : offsets[number + 1]].tobytes()
+            )
 
     def from_lmdb() -> None:
         for number in order:
             with environment.begin() as transaction:
                 packed.decode(number % len(records), transaction.get(keys[number]))
 
-    segments = [folder / name / store.namespace.path("segments", one) for one in store.namespace.segments()]
+    segments = [
+        folder / name / store.namespace.path("segments", one) for one in store.namespace.segments()
+    ]
     arrays = [[zarr_array(segment / spec.name) for spec in packed.specs] for segment in segments]
 
     def from_zarr() -> None:
@@ -129,7 +139,13 @@ def compare(name: str, kind: Identity, records: list[Arrays], count: int, folder
             for array in arrays[number % len(arrays)]:
                 array[number % array.shape[0]]
 
-    works = {"bare": bare, "streamed": streamed, "random": random_reads, "memmap": from_memmap, "lmdb": from_lmdb}
+    works = {
+        "bare": bare,
+        "streamed": streamed,
+        "random": random_reads,
+        "memmap": from_memmap,
+        "lmdb": from_lmdb,
+    }
     rates = {label: rate(count, work) for label, work in works.items()}
     rates["zarr"] = rate(min(count, 64), from_zarr, repeats=1)
     base = rates["bare"]
@@ -174,12 +190,16 @@ print(json.dumps({"records": len(store), "wall": wall, "cpu": cpu, "loaded": loa
 def child(store: Path, reads: int) -> dict[str, Any]:
     """Open (and read) in a fresh process; memory in bytes above the empty interpreter."""
     command = [sys.executable, "-c", CHILD, str(store), str(reads)]
-    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    result: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
     return result
 
 
 def memory(folder: Path, names: Iterable[str]) -> None:
-    print("\n| encoding, 24x24 | MiB above an empty process, after 10,000 random reads | of which imports |")
+    print(
+        "\n| encoding, 24x24 | MiB above an empty process, after 10,000 random reads | of which imports |"
+    )
     print("|---|---|---|")
     for name in names:
         found = child(folder / name, 10_000)
@@ -203,7 +223,10 @@ def opening(folder: Path, count: int) -> None:
     print("| opening | wall s | CPU s | MiB above an empty process |\n|---|---|---|---|")
     for label in ("index rebuilt", "index present", "index present, again"):
         found = child(folder / "many", 1)
-        print(f"| {label} | {found['wall']:.2f} | {found['cpu']:.2f} | {found['opened'] / MIB:.0f} |", flush=True)
+        print(
+            f"| {label} | {found['wall']:.2f} | {found['cpu']:.2f} | {found['opened'] / MIB:.0f} |",
+            flush=True,
+        )
 
 
 def reading(folder: Path, count: int) -> None:
@@ -215,11 +238,16 @@ def reading(folder: Path, count: int) -> None:
         "factors-u8": ("factors", "u8"),
         "factors-f16": ("factors", "f16"),
     }
-    print("| encoding | bare decode | store, streamed | store, random | np.memmap | LMDB | plain zarr |")
+    print(
+        "| encoding | bare decode | store, streamed | store, random | np.memmap | LMDB | plain zarr |"
+    )
     print("|---|---|---|---|---|---|---|")
     for label, (encoding, precision) in kinds.items():
         compare(label, *records_of(features, encoding, precision), count, folder)
-    print("\nRecords per second of CPU time; in brackets the share of the bare decode rate.", flush=True)
+    print(
+        "\nRecords per second of CPU time; in brackets the share of the bare decode rate.",
+        flush=True,
+    )
     memory(folder, kinds)
 
 

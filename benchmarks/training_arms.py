@@ -43,7 +43,12 @@ def build(
     lora: dict[str, Any] | None = None,
 ) -> Any:
     """Make a student on random weights, its recipe and its optimiser; `arm` is one of `ARMS`."""
-    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig
+    from transformers import (
+        CLIPVisionConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        MistralConfig,
+    )
 
     from student_train.student import make_student
 
@@ -78,14 +83,18 @@ def build(
     recipe = recipe_of(arm, layers - 1 if layers < 20 else 20, precision, lora or AUTHORS_LORA)
     student = make_student(model, vocabulary - 1, recipe)
     if arm == "checkpointed":
-        student.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        student.model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}
+        )
     student.model.train()
     trained = [one for one in student.model.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)  # as in training
     return student, recipe, optimizer
 
 
-def batch_of(size: int, vocabulary: int, patches: int, text: int = TEXT, answer: int = ANSWER) -> dict[str, Any]:
+def batch_of(
+    size: int, vocabulary: int, patches: int, text: int = TEXT, answer: int = ANSWER
+) -> dict[str, Any]:
     """Make a batch of `patches` image tokens and `text` others, the last `answer` of which are labelled."""
     random = np.random.default_rng(0)
     length, start = patches + text, 34
@@ -120,7 +129,9 @@ def step(student: Any, recipe: Recipe, optimizer: Any, batch: dict[str, Any], ar
         from student_train.run.trainer import term_sums
 
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16"):
-            terms = term_sums(student.model, None if arm == "lora" else student.channel, batch, recipe)
+            terms = term_sums(
+                student.model, None if arm == "lora" else student.channel, batch, recipe
+            )
         weights = torch.tensor([1.0, recipe.losses.alpha, recipe.losses.beta or 0.0])
         loss = (terms.sums / terms.counts.clamp_min(1) * weights).sum()
     loss.backward()
@@ -136,14 +147,19 @@ def authors_loss(student: Any, batch: dict[str, Any], recipe: Recipe) -> torch.T
     loss = out.loss
     for image in range(len(batch["image_sample"])):
         sample, columns = int(batch["image_sample"][image]), batch["image_columns"][image]
-        tokens = student.model.get_base_model().rotation[str(layer)](out.hidden_states[layer][sample, columns])
+        tokens = student.model.get_base_model().rotation[str(layer)](
+            out.hidden_states[layer][sample, columns]
+        )
         unit = torch.nn.functional.normalize(tokens, dim=-1)
         square = torch.eye(len(columns))
         rows, others = torch.triu_indices(len(columns), len(columns), 1)
         square[rows, others] = square[others, rows] = batch["similarity"][0, image].float()
         loss = loss + torch.nn.functional.mse_loss(unit @ unit.T, square)
         weights = out.attentions[layer][sample].mean(0)[batch["span_rows"][image]].mean(0)[columns]
-        p, q = weights / weights.norm(), batch["attention"][0, image] / batch["attention"][0, image].norm()
+        p, q = (
+            weights / weights.norm(),
+            batch["attention"][0, image] / batch["attention"][0, image].norm(),
+        )
         loss = loss + 0.03 * (q * (q.log() - p.log())).sum() / len(columns)
     return loss
 
@@ -163,7 +179,15 @@ def real(layers: int) -> dict[str, int]:
 
 def small() -> dict[str, int]:
     """SmolLM2-135M with 8 x 8 patches, as in the demo."""
-    return {"layers": 30, "width": 576, "heads": 9, "groups": 3, "inner": 1536, "vocabulary": 49152, "patches": 64}
+    return {
+        "layers": 30,
+        "width": 576,
+        "heads": 9,
+        "groups": 3,
+        "inner": 1536,
+        "vocabulary": 49152,
+        "patches": 64,
+    }
 
 
 def share(source: Any, target: Any) -> None:

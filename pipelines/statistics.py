@@ -36,7 +36,9 @@ def bootstrap_interval(
     weights = _multiplicities(len(sums), resamples, seed)
     means = (weights @ sums) / (weights @ counts)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(values), len(sums))
+    return Interval(
+        float(sums.sum() / counts.sum()), float(low), float(high), len(values), len(sums)
+    )
 
 
 class PairedTest(NamedTuple):
@@ -77,7 +79,9 @@ def paired_permutation(
         p = float((np.sum(np.abs(signs @ moving) >= observed - 1e-9) + 1) / (resamples + 1))
     interval = bootstrap_interval(differences.tolist(), clusters, resamples=resamples, seed=seed)
     detectable = detectable_difference(differences.tolist(), clusters)
-    return PairedTest(interval.value, interval.low, interval.high, p, interval.n, interval.clusters, detectable)
+    return PairedTest(
+        interval.value, interval.low, interval.high, p, interval.n, interval.clusters, detectable
+    )
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
@@ -104,7 +108,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable_difference(
-    differences: Sequence[float], clusters: Sequence[Hashable] | None = None, *, power: float = 0.8, level: float = 0.05
+    differences: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    power: float = 0.8,
+    level: float = 0.05,
 ) -> float:
     """Smallest mean difference a two-sided test at `level` finds with `power`, from the clustered standard error.
 
@@ -142,4 +150,6 @@ def _by_cluster(
 def _multiplicities(clusters: int, resamples: int, seed: int) -> NDArray[np.float64]:
     """How often each bootstrap resample draws each cluster, (resamples, clusters)."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(np.float64)
+    return generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(
+        np.float64
+    )

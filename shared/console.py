@@ -73,7 +73,10 @@ def report(data: Mapping[str, Any], as_json: bool, lines: Iterable[str]) -> None
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.2f} {task.fields['unit']}/s", style="progress.data.speed")
+        return Text(
+            "" if speed is None else f"{speed:.2f} {task.fields['unit']}/s",
+            style="progress.data.speed",
+        )
 
 
 def progress() -> Progress:

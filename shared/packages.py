@@ -30,9 +30,13 @@ def packaged_file(package: str, file: str, sha256: str, remedy: str = REMEDY) ->
     """
     spec = find_spec(package)
     folders = list(spec.submodule_search_locations or ()) if spec else []
-    path = next((Path(folder) / file for folder in folders if (Path(folder) / file).is_file()), None)
+    path = next(
+        (Path(folder) / file for folder in folders if (Path(folder) / file).is_file()), None
+    )
     if path is None:
-        raise UserError(f"{file} of the package {package.replace('_', '-')} is not installed; {remedy}")
+        raise UserError(
+            f"{file} of the package {package.replace('_', '-')} is not installed; {remedy}"
+        )
     with path.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != sha256:

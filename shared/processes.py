@@ -46,8 +46,12 @@ def choose_device(wanted: str = "auto", option: str = "--device cuda") -> str:
     if wanted == "cpu" or (wanted == "auto" and not count):
         return "cpu"
     if not count:
-        raise UserError(f"{option}: no GPU is visible to torch; use {option.replace('cuda', 'cpu')}")
+        raise UserError(
+            f"{option}: no GPU is visible to torch; use {option.replace('cuda', 'cpu')}"
+        )
     local = this_process().local
     if local >= count:
-        raise UserError(f"rank {local} of this machine has no GPU, there are {count}: start one rank a GPU")
+        raise UserError(
+            f"rank {local} of this machine has no GPU, there are {count}: start one rank a GPU"
+        )
     return f"cuda:{local}"

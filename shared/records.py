@@ -93,7 +93,9 @@ def load_records(path: str | Path, image_root: str | Path | None = None) -> list
         Names the file, the record and what is wrong with it.
     """
     path = Path(path)
-    records = [_record(row, f"{path}: {place}", number) for number, (place, row) in enumerate(_rows(path))]
+    records = [
+        _record(row, f"{path}: {place}", number) for number, (place, row) in enumerate(_rows(path))
+    ]
     if not records:
         raise UserError(f"{path} holds no records")
     if image_root is not None:
@@ -108,13 +110,18 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
     if path.suffix == ".json":
         path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
     elif path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
         if any(isinstance(row.get("image"), list) for row in rows):  # a column has one type
-            rows = [row | {"image": list(record.images)} for row, record in zip(rows, records, strict=True)]
+            rows = [
+                row | {"image": list(record.images)}
+                for row, record in zip(rows, records, strict=True)
+            ]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         raise UserError(f"{path}: a data set file ends in .json, .jsonl or .parquet")
@@ -160,7 +167,10 @@ def _rows(path: Path) -> Iterable[tuple[str, object]]:
             table = pyarrow.parquet.read_table(path)
             # A column that only some records use reads as None elsewhere: there the field is absent.
             for number, row in enumerate(table.to_pylist()):
-                yield f"row {number}", {key: value for key, value in row.items() if value is not None}
+                yield (
+                    f"row {number}",
+                    {key: value for key, value in row.items() if value is not None},
+                )
         else:
             raise UserError(f"{path}: a data set file ends in .json, .jsonl or .parquet")
     except FileNotFoundError:
@@ -181,7 +191,9 @@ def _record(row: object, where: str, number: int) -> Record:
         raise UserError(f"{where}: a record is a mapping, found {_kind(row)}")
     fields = dict(row)
     identifier = fields.pop("id", None)
-    if "conversations" not in fields:  # the question form prefers `qid`; an `id` beside it stays an extra field
+    if (
+        "conversations" not in fields
+    ):  # the question form prefers `qid`; an `id` beside it stays an extra field
         qid = fields.pop("qid", None)
         if qid is not None:
             if identifier is not None:
@@ -201,19 +213,27 @@ def _record(row: object, where: str, number: int) -> Record:
         raise UserError(
             f"{where}: neither `conversations` nor `question`; found {', '.join(map(str, row)) or 'nothing'}"
         )
-    return Record(name, images, _match_images(turns, len(images), where), answer_type, options, fields)
+    return Record(
+        name, images, _match_images(turns, len(images), where), answer_type, options, fields
+    )
 
 
 def _images(fields: dict[str, Any], where: str) -> tuple[str, ...]:
-    name = next((key for key in ("image", "img_name", "image_name") if fields.get(key) is not None), None)
+    name = next(
+        (key for key in ("image", "img_name", "image_name") if fields.get(key) is not None), None
+    )
     if name is None:
         fields.pop("image", None)
         return ()
     value = fields.pop(name)
     images = [value] if isinstance(value, str) else value
-    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
+    if not isinstance(images, list) or not all(
+        isinstance(image, str) and image for image in images
+    ):
         hint = "; save embedded images as files first" if isinstance(value, (dict, bytes)) else ""
-        raise UserError(f"{where}: `{name}` must be a path or a list of paths, found {_kind(value)}{hint}")
+        raise UserError(
+            f"{where}: `{name}` must be a path or a list of paths, found {_kind(value)}{hint}"
+        )
     return tuple(images)
 
 
@@ -251,12 +271,18 @@ def _conversation(value: object, where: str) -> tuple[Turn, ...]:
 
 def _question_form(fields: dict[str, Any], where: str) -> tuple[Turn, ...]:
     """Ask as the authors' evaluation does: with the choices, or with the request for a yes or no."""
-    question, answer, choices = fields.pop("question"), fields.pop("answer", None), fields.pop("choices", None)
+    question, answer, choices = (
+        fields.pop("question"),
+        fields.pop("answer", None),
+        fields.pop("choices", None),
+    )
     if not isinstance(question, str):
         raise UserError(f"{where}: `question` must be text, found {_kind(question)}")
     if isinstance(choices, list):
         choices = ", ".join(str(choice) for choice in choices)
-    if isinstance(choices, str) and len(choices) > 10:  # the authors' rule; shorter ones are blanks and dashes
+    if (
+        isinstance(choices, str) and len(choices) > 10
+    ):  # the authors' rule; shorter ones are blanks and dashes
         question += f" Please choose from the following options: {choices}"
     if fields.get("question_type") == "binary":
         question += " Please answer Yes or No."
@@ -276,7 +302,9 @@ def _match_images(turns: tuple[Turn, ...], images: int, where: str) -> tuple[Tur
     if marks == 0 and images:
         return (turns[0]._replace(text=front_images(turns[0].text, images)), *turns[1:])
     if marks != images:
-        raise UserError(f"{where}: {marks} {IMAGE_MARK} marks for {images} images; they must be as many")
+        raise UserError(
+            f"{where}: {marks} {IMAGE_MARK} marks for {images} images; they must be as many"
+        )
     return tuple(turn._replace(text=front_images(turn.text)) for turn in turns)
 
 

@@ -54,7 +54,9 @@ class Channel:
     image_mask: Tensor | None = None  # (B, T) of the current forward
     given_mask: Tensor | None = None  # set by `image_positions`
     inside: bool = False
-    spare_image: int = 0  # side in pixels of an empty image for forwards without one; only ZeRO-3 needs it
+    spare_image: int = (
+        0  # side in pixels of an empty image for forwards without one; only ZeRO-3 needs it
+    )
     tokens: dict[int, Tensor] | None = None  # layer -> (P, N, d)
     attention: dict[int, Tensor] | None = None  # layer -> (I, N)
 
@@ -77,7 +79,9 @@ def language_model(model: nn.Module) -> nn.Module:
     return model.get_decoder()  # type: ignore[operator, no-any-return]
 
 
-def install(model: nn.Module, rotations: nn.ModuleDict, layers: tuple[int, ...], image_token_id: int) -> Channel:
+def install(
+    model: nn.Module, rotations: nn.ModuleDict, layers: tuple[int, ...], image_token_id: int
+) -> Channel:
     """Install the hooks on `model`, a plain image-text model with or without PEFT layers inside; return their channel.
 
     Parameters
@@ -99,7 +103,9 @@ def install(model: nn.Module, rotations: nn.ModuleDict, layers: tuple[int, ...],
     blocks = decoder_layers(model)
     for layer in layers:
         if not 1 <= layer < len(blocks):
-            raise ValueError(f"layer {layer} is outside 1..{len(blocks) - 1} of this {len(blocks)}-layer model")
+            raise ValueError(
+                f"layer {layer} is outside 1..{len(blocks) - 1} of this {len(blocks)}-layer model"
+            )
     channel = Channel(image_token_id)
     model.model.register_forward_pre_hook(_Locate(channel), with_kwargs=True)  # type: ignore[union-attr]
     model.model.register_forward_hook(_Leave(channel), always_call=True)  # type: ignore[union-attr]
@@ -115,7 +121,11 @@ def install(model: nn.Module, rotations: nn.ModuleDict, layers: tuple[int, ...],
 def observing(channel: Channel, request: Request) -> Iterator[Observed]:
     """Ask the forward passes inside the block for `request`; the results are in the yielded object."""
     observed = Observed()
-    channel.request, channel.tokens, channel.attention = request, observed.tokens, observed.attention
+    channel.request, channel.tokens, channel.attention = (
+        request,
+        observed.tokens,
+        observed.attention,
+    )
     try:
         yield observed
     finally:
@@ -134,7 +144,12 @@ def image_positions(channel: Channel, mask: Tensor | None) -> Iterator[None]:
 
 
 def question_attention(
-    query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float, window: int | None, request: Request
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    window: int | None,
+    request: Request,
 ) -> Tensor:
     """Attention of question spans over image patches, mean over heads and rows, (I, N), float32.
 
@@ -161,16 +176,24 @@ def question_attention(
         logits = torch.matmul(q.reshape(spans, groups, -1, width) * scaling, k.transpose(2, 3))
         logits = logits.view(spans, heads, -1, length)
         hidden = _hidden_keys(attention_mask, sample, rows, length, window)
-        logits = logits + hidden if hidden.is_floating_point() else logits.masked_fill(hidden, -torch.inf)
+        logits = (
+            logits + hidden
+            if hidden.is_floating_point()
+            else logits.masked_fill(hidden, -torch.inf)
+        )
         weights = logits.softmax(3).flatten(1, 2)  # (I, H R, T)
         real = torch.arange(rows.shape[1], device=rows.device) < request.span_lengths.unsqueeze(1)
-        share = (real / (heads * request.span_lengths.unsqueeze(1))).repeat(1, heads)  # (I, H R), sums to 1
+        share = (real / (heads * request.span_lengths.unsqueeze(1))).repeat(
+            1, heads
+        )  # (I, H R), sums to 1
         # Mean first, columns afterwards: picking N of T numbers is then done once instead of H R times.
         mean = torch.bmm(share.unsqueeze(1), weights).squeeze(1)  # (I, T)
         return mean.gather(1, request.image_columns[request.span_image])
 
 
-def _hidden_keys(mask: Tensor | None, sample: Tensor, rows: Tensor, length: int, window: int | None) -> Tensor:
+def _hidden_keys(
+    mask: Tensor | None, sample: Tensor, rows: Tensor, length: int, window: int | None
+) -> Tensor:
     """Which keys each question row may not see, (I, 1, R, T): True, or an additive term where the mask is one."""
     if mask is not None and mask.ndim == 4:
         rows_of_mask = mask[sample.unsqueeze(1), 0, rows, :length].unsqueeze(1)
@@ -194,7 +217,9 @@ class _Locate:
         ids = kwargs.get("input_ids", args[0] if args else None)
         channel = self.channel
         channel.inside = True
-        if channel.tokens is None:  # nobody observes this pass: a request left for an earlier backward pass is over
+        if (
+            channel.tokens is None
+        ):  # nobody observes this pass: a request left for an earlier backward pass is over
             channel.request = None
         if channel.given_mask is not None:
             channel.image_mask = channel.given_mask
@@ -274,10 +299,14 @@ class _Rotate:
             hidden = flat.index_copy(0, rows, rotated).view_as(hidden)
         request = self.channel.request
         if request is not None and self.channel.tokens is not None:
-            rows = request.image_sample.unsqueeze(1) * hidden.shape[1] + request.image_columns  # (P, N)
+            rows = (
+                request.image_sample.unsqueeze(1) * hidden.shape[1] + request.image_columns
+            )  # (P, N)
             tokens = hidden.flatten(0, 1).index_select(0, rows.flatten())
             self.channel.tokens[self.layer] = tokens.view(*rows.shape, -1)
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+        return (
+            ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+        )
 
 
 class _Tap(NamedTuple):
@@ -301,13 +330,20 @@ def _tap(attention: nn.Module, channel: Channel, layer: int) -> None:
 
 
 def _tapped_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
 ) -> Any:
     tap: _Tap = module.alignment_tap  # type: ignore[assignment]
     before = module.config
     module.config = tap.own  # kernels look their own name up in it
     try:
-        output = _kernel(module, tap.own._attn_implementation)(module, query, key, value, attention_mask, **kwargs)
+        output = _kernel(module, tap.own._attn_implementation)(
+            module, query, key, value, attention_mask, **kwargs
+        )
     finally:
         module.config = before
     channel = tap.channel
@@ -317,14 +353,21 @@ def _tapped_attention(
 
 
 def _read(
-    channel: Channel, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+    channel: Channel,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
 ) -> None:
     """Compute the question attention; during a recomputation for the backward pass the result is not kept."""
     request = channel.request
     if request is None or not len(request.span_image) or query.shape[2] == 1:
         return
     if query.shape[2] != key.shape[2]:
-        raise ValueError("question attention is read from whole sequences, not from a forward with cached keys")
+        raise ValueError(
+            "question attention is read from whole sequences, not from a forward with cached keys"
+        )
     scaling = kwargs["scaling"] if kwargs.get("scaling") is not None else query.shape[3] ** -0.5
     found = question_attention(query, key, mask, scaling, kwargs.get("sliding_window"), request)
     if channel.attention is not None:

@@ -26,10 +26,19 @@ app = typer.Typer(
 )
 
 
-RecipeFile = Annotated[Path, typer.Argument(help="Recipe (YAML), such as pipelines/recipes/llava-med-slake.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as data.train=train.json train.epochs=3.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the output folder's last checkpoint.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check data, store, model and memory; train nothing.")]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="Recipe (YAML), such as pipelines/recipes/llava-med-slake.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value, such as data.train=train.json train.epochs=3."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue from the output folder's last checkpoint.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check data, store, model and memory; train nothing.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 
@@ -78,7 +87,9 @@ def run_training(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Output folder of `student train`, or a checkpoint in it.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Output folder of `student train`, or a checkpoint in it.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what an adapter folder holds: sizes, ranks, norms of W, losses."""
@@ -92,11 +103,14 @@ def inspect(
 def export(
     folder: Annotated[Path, typer.Argument(help="Output folder of `student train`.")],
     to: Annotated[Path, typer.Option("--to", help="New folder for the merged model.")],
-    base: Annotated[str | None, typer.Option("--base", help="Where the base model is now, if it has moved.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Where the base model is now, if it has moved.")
+    ] = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(
-            "--push-to-hub", help="Upload the result under this hub id, as a private repository; HF_TOKEN is the token."
+            "--push-to-hub",
+            help="Upload the result under this hub id, as a private repository; HF_TOKEN is the token.",
         ),
     ] = None,
 ) -> None:

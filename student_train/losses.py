@@ -80,7 +80,9 @@ def visual_alignment_terms(
     patches = tokens.shape[1]
     pairs = patches * (patches - 1) // 2
     if similarity.shape[1] != pairs:
-        raise ValueError(f"{patches} patches have {pairs} pairs, but the targets hold {similarity.shape[1]}")
+        raise ValueError(
+            f"{patches} patches have {pairs} pairs, but the targets hold {similarity.shape[1]}"
+        )
     with torch.autocast(tokens.device.type, enabled=False):
         products: Tensor = _Gram.apply(tokens.float())
         # Scaled by the norms here, on N x N numbers: normalising the N x d tokens would copy them, forward and back.
@@ -113,7 +115,9 @@ def attention_alignment_terms(
         hidden = ~visible
         scaled = _divide(teacher, teacher.amax(1)).masked_fill(hidden, -torch.inf)
         log_q = functional.log_softmax(scaled, dim=1).masked_fill(hidden, 0.0)
-        log_p = functional.log_softmax(student.masked_fill(hidden, -torch.inf), dim=1).masked_fill(hidden, 0.0)
+        log_p = functional.log_softmax(student.masked_fill(hidden, -torch.inf), dim=1).masked_fill(
+            hidden, 0.0
+        )
         return (log_q.exp() * (log_q - log_p)).masked_fill(hidden, 0.0).sum(1)
     if normalization == "l2":
         q, p = _divide(teacher, teacher.norm(dim=1)), _divide(student, student.norm(dim=1))

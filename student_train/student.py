@@ -78,15 +78,21 @@ def make_student(model: Any, image_token_id: int, recipe: Recipe) -> Student:
     peft_model = _with_adapter(model, config)
     student = Student(peft_model, _hook(model, image_token_id, recipe), layers)
     if lora.init in ("pissa", "olora"):
-        student.initial = {name: tensor.detach().clone() for name, tensor in _lora_state(student.model).items()}
+        student.initial = {
+            name: tensor.detach().clone() for name, tensor in _lora_state(student.model).items()
+        }
     return student
 
 
 def _with_adapter(model: Any, config: Any) -> Any:
     from peft import get_peft_model
 
-    with warnings.catch_warnings():  # PEFT 0.21 asks the model by a name that transformers 5.23 has renamed
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    with (
+        warnings.catch_warnings()
+    ):  # PEFT 0.21 asks the model by a name that transformers 5.23 has renamed
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
         return get_peft_model(model, config)
 
 
@@ -118,13 +124,21 @@ def lora_targets(model: Any, lora: LoraSection) -> str:
     """Return PEFT's target pattern: the wanted linear layers of the decoder, never the head, projector or tower."""
     decoder = language_model(model)
     prefix = next(name for name, module in model.named_modules() if module is decoder)
-    linear = [name for name, module in decoder_layers(model)[0].named_modules() if isinstance(module, nn.Linear)]
+    linear = [
+        name
+        for name, module in decoder_layers(model)[0].named_modules()
+        if isinstance(module, nn.Linear)
+    ]
     if lora.targets != "all-linear":
         wanted = set(lora.targets)
-        unknown = sorted(name for name in wanted if not any(one.rpartition(".")[2] == name for one in linear))
+        unknown = sorted(
+            name for name in wanted if not any(one.rpartition(".")[2] == name for one in linear)
+        )
         if unknown:
             names = ", ".join(name.rpartition(".")[2] for name in linear)
-            raise UserError(f"lora.targets: the decoder has no linear layer {', '.join(unknown)}; it has {names}")
+            raise UserError(
+                f"lora.targets: the decoder has no linear layer {', '.join(unknown)}; it has {names}"
+            )
         linear = [name for name in linear if name.rpartition(".")[2] in wanted]
     alternatives = "|".join(name.replace(".", r"\.") for name in linear)
     return rf"{prefix.replace('.', chr(92) + '.')}\.layers\.\d+\.({alternatives})"
@@ -158,7 +172,9 @@ def _whole(parameter: nn.Parameter) -> Tensor:
     return parameter.data
 
 
-def save_adapter(student: Student, recipe: Recipe, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def save_adapter(
+    student: Student, recipe: Recipe, folder: Path, state: Mapping[str, Tensor] | None = None
+) -> None:
     """Write the adapter folder; `state` is `trainable_state(student.model)` where it was gathered before.
 
     Every file appears whole under its name, the LoRA weights last.
@@ -176,15 +192,24 @@ def save_adapter(student: Student, recipe: Recipe, folder: Path, state: Mapping[
     config["inference_mode"] = True
     if student.initial is not None:
         lora, config = _as_plain_lora(lora, student.initial, config)
-    rotation = {name.partition(".rotation.")[2]: tensor for name, tensor in state.items() if ".rotation." in name}
+    rotation = {
+        name.partition(".rotation.")[2]: tensor
+        for name, tensor in state.items()
+        if ".rotation." in name
+    }
     folder.mkdir(parents=True, exist_ok=True)
     whole_file(folder / RECIPE, lambda path: save_recipe(recipe, path))
     if rotation:
         kind = {"kind": recipe.rotation.kind, "format": "pt"}
-        whole_file(folder / ROTATION_WEIGHTS, lambda path: path.write_bytes(save(rotation, metadata=kind)))
+        whole_file(
+            folder / ROTATION_WEIGHTS, lambda path: path.write_bytes(save(rotation, metadata=kind))
+        )
     text = json.dumps(config, indent=2, sort_keys=True, default=_jsonable)
     whole_file(folder / ADAPTER_CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
-    whole_file(folder / ADAPTER_WEIGHTS, lambda path: path.write_bytes(save(lora, metadata={"format": "pt"})))
+    whole_file(
+        folder / ADAPTER_WEIGHTS,
+        lambda path: path.write_bytes(save(lora, metadata={"format": "pt"})),
+    )
 
 
 def load_adapter(model: Any, image_token_id: int, folder: Path, recipe: Recipe) -> Student:
@@ -199,13 +224,19 @@ def load_adapter(model: Any, image_token_id: int, folder: Path, recipe: Recipe) 
 
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} holds no {name}: not an adapter folder, or its run was stopped before the end")
+            raise UserError(
+                f"{folder} holds no {name}: not an adapter folder, or its run was stopped before the end"
+            )
     layers = recipe.losses.layers
     check_layers(model, layers)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = True
-    config.base_model_name_or_path = None  # the recipe says where it is; PEFT would warn of a folder that has moved
-    config.init_lora_weights = True  # the file brings the values; nothing is drawn or decomposed for them
+    config.base_model_name_or_path = (
+        None  # the recipe says where it is; PEFT would warn of a folder that has moved
+    )
+    config.init_lora_weights = (
+        True  # the file brings the values; nothing is drawn or decomposed for them
+    )
     peft_model = _with_adapter(model, config)
     student = Student(peft_model, _hook(model, image_token_id, recipe), layers)
     expected = get_peft_model_state_dict(student.model, save_embedding_layers=False)
@@ -237,7 +268,9 @@ def _fill_rotations(rotations: nn.ModuleDict, folder: Path) -> None:
             )
         return
     if not path.is_file():
-        raise UserError(f"{folder} holds no {ROTATION_WEIGHTS}, but its recipe trains W; copy the whole folder")
+        raise UserError(
+            f"{folder} holds no {ROTATION_WEIGHTS}, but its recipe trains W; copy the whole folder"
+        )
     found = read_tensors(path)
     _compare(rotations.state_dict(), found, path)
     rotations.load_state_dict(found)
@@ -258,11 +291,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)  # type: ignore[no-any-return]
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy it again from where it was made") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); copy it again from where it was made"
+        ) from None
 
 
 def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    missing, unexpected = (
+        sorted(expected.keys() - found.keys()),
+        sorted(found.keys() - expected.keys()),
+    )
     if missing or unexpected:
         parts = [
             f"{len(names)} {what}, first {names[0]}"
@@ -293,7 +331,9 @@ def _as_plain_lora(
     plain = {}
     for name, tensor in lora.items():
         start = initial[name].to(tensor)
-        plain[name] = torch.cat([tensor, start], 0) if "lora_A" in name else torch.cat([tensor, -start], 1)
+        plain[name] = (
+            torch.cat([tensor, start], 0) if "lora_A" in name else torch.cat([tensor, -start], 1)
+        )
     scale = 2**0.5 if config.get("use_rslora") else 2
     return plain, {
         **config,

@@ -69,7 +69,9 @@ class BuildResult(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `--json`; images that were left out are named by the path the user gave."""
-        left_out = [{"image": str(reference), "reason": reason} for reference, reason in self.left_out]
+        left_out = [
+            {"image": str(reference), "reason": reason} for reference, reason in self.left_out
+        ]
         return {**self._asdict(), "left_out": left_out, "images_per_second": self.images_per_second}
 
 
@@ -100,7 +102,9 @@ def settings_of(identity: Identity) -> Settings:
     return Settings(grid=Grid(*identity.grid), tolerance=tolerance, **shared)
 
 
-def load_for(teacher: str, weights: str | None, settings: Settings, device: str) -> tuple[Teacher, Identity]:
+def load_for(
+    teacher: str, weights: str | None, settings: Settings, device: str
+) -> tuple[Teacher, Identity]:
     """Load a teacher ready to encode under `settings` on a torch device, and the identity of its targets.
 
     Raises
@@ -163,9 +167,19 @@ def build(
         known = _known_reasons(namespace)
         encoding = time.perf_counter()
         title = "encoding" if ranks.world == 1 else f"encoding (rank {ranks.rank} of {ranks.world})"
-        with stop_on_termination(), TargetWriter(store, identity, segment_records=segment_records) as writer:
+        with (
+            stop_on_termination(),
+            TargetWriter(store, identity, segment_records=segment_records) as writer,
+        ):
             flow = stream(
-                loaded, identity, mine, by_key, writer.add, batch_size=batch_size, workers=workers, device=place
+                loaded,
+                identity,
+                mine,
+                by_key,
+                writer.add,
+                batch_size=batch_size,
+                workers=workers,
+                device=place,
             )
             with closing(flow):
                 for key, error in track(flow, len(mine), title, "images"):
@@ -175,7 +189,9 @@ def build(
                     if not isinstance(error, OSError) and known.get(key) != str(error):
                         quarantine(namespace, key, str(error))
         failed = len(left_out) - unopened
-        encoded, failed = (int(total) for total in ranks.sum(np.array([len(mine) - failed, failed])))
+        encoded, failed = (
+            int(total) for total in ranks.sum(np.array([len(mine) - failed, failed]))
+        )
         end = time.perf_counter()
     return BuildResult(
         namespace=identity.namespace(),
@@ -202,7 +218,9 @@ def _known_reasons(namespace: Namespace) -> dict[bytes, str]:
 def missing_keys(namespace: Namespace, keys: Iterable[bytes]) -> list[bytes]:
     """Return those of `keys` of which the namespace has no sound record, in order; damaged segments are warned of."""
     try:
-        return TargetStore.open(namespace.storage.location, identity=namespace.identity).missing(keys)
+        return TargetStore.open(namespace.storage.location, identity=namespace.identity).missing(
+            keys
+        )
     except DamagedSegment as error:
         present, damaged = keys_present(namespace)
         warn(f"{len(damaged)} segments are damaged and count as missing, the first: {error}")
@@ -210,7 +228,11 @@ def missing_keys(namespace: Namespace, keys: Iterable[bytes]) -> list[bytes]:
 
 
 def _reason(error: Failure) -> str:
-    return f"the file cannot be read: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+    return (
+        f"the file cannot be read: {error.strerror or error}"
+        if isinstance(error, OSError)
+        else str(error)
+    )
 
 
 def _provenance(teacher: Teacher) -> dict[str, Any]:

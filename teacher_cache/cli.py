@@ -47,14 +47,20 @@ def teachers(json: JsonOption = False) -> None:
 
     known = [*TEACHERS.values(), *OPEN_FAMILIES]
     rows = [info._asdict() for info in known]
-    report({"teachers": rows}, json, [f"{i.name:22} {i.architecture:32} {i.licence:16} {i.source}" for i in known])
+    report(
+        {"teachers": rows},
+        json,
+        [f"{i.name:22} {i.architecture:32} {i.licence:16} {i.source}" for i in known],
+    )
 
 
 @app.command("plan")
 def plan_command(
     teacher: TeacherOption,
     images: ImagesOption,
-    store: Annotated[str | None, typer.Option("--store", help="The store that the build is meant for.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="The store that the build is meant for.")
+    ] = None,
     image_root: RootOption = None,
     weights: WeightsOption = None,
     geometry: GeometryOption = "pad",
@@ -128,7 +134,9 @@ def build_command(
     segment_records: Annotated[
         int, typer.Option(help="Images per segment: what a kill can lose at most.", min=1)
     ] = 256,
-    allow_skips: Annotated[int, typer.Option(help="How many images may be left out without failure.", min=0)] = 0,
+    allow_skips: Annotated[
+        int, typer.Option(help="How many images may be left out without failure.", min=0)
+    ] = 0,
     json: JsonOption = False,
 ) -> None:
     """Encode the images that the store lacks; the same command continues an interrupted build.

@@ -21,7 +21,9 @@ class Encoded(NamedTuple):
 
 
 @torch.inference_mode()
-def encode(teacher: Teacher, pixels: Float[Tensor, "B 3 size size"], features: str = "block") -> Encoded:
+def encode(
+    teacher: Teacher, pixels: Float[Tensor, "B 3 size size"], features: str = "block"
+) -> Encoded:
     """Run the teacher once over a batch.
 
     Parameters
@@ -54,7 +56,9 @@ def encode(teacher: Teacher, pixels: Float[Tensor, "B 3 size size"], features: s
     finally:
         for hook in hooks:
             hook.remove()
-    if not getattr(attention, "batch_first", True):  # open_clip's tower as it is loaded: (T, B, d) inside
+    if not getattr(
+        attention, "batch_first", True
+    ):  # open_clip's tower as it is loaded: (T, B, d) inside
         caught = {name: tensor.transpose(0, 1).contiguous() for name, tensor in caught.items()}
     weights = _cls_attention(attention, caught["input"])
     tokens = caught["output"][:, -teacher.grid.size :]
@@ -83,8 +87,12 @@ def _cls_attention(attention: Any, x: Tensor) -> Tensor:
         width, heads = attention.attn_dim, attention.num_heads
         bias = attention.qkv.bias
         weight = attention.qkv.weight
-        q = torch.nn.functional.linear(x[:, :1], weight[:width], None if bias is None else bias[:width])
-        k = torch.nn.functional.linear(x, weight[width : 2 * width], None if bias is None else bias[width : 2 * width])
+        q = torch.nn.functional.linear(
+            x[:, :1], weight[:width], None if bias is None else bias[:width]
+        )
+        k = torch.nn.functional.linear(
+            x, weight[width : 2 * width], None if bias is None else bias[width : 2 * width]
+        )
         q, k = _split_heads(q, heads), _split_heads(k, heads)
         q, k = attention.q_norm(q), attention.k_norm(k)
     logits = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5

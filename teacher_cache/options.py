@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 import typer
 
 TeacherOption = Annotated[
-    str, typer.Option("--teacher", help="The expert: a name of `cache teachers`, open_clip:NAME or timm:NAME.")
+    str,
+    typer.Option(
+        "--teacher", help="The expert: a name of `cache teachers`, open_clip:NAME or timm:NAME."
+    ),
 ]
 ImagesOption = Annotated[
     str,
@@ -15,47 +18,78 @@ ImagesOption = Annotated[
         "(.json .jsonl .parquet).",
     ),
 ]
-StoreOption = Annotated[str, typer.Option("--store", help="The store: a folder, or s3://bucket/prefix.")]
-RootOption = Annotated[str | None, typer.Option("--image-root", help="Folder that a data set file's paths start from.")]
+StoreOption = Annotated[
+    str, typer.Option("--store", help="The store: a folder, or s3://bucket/prefix.")
+]
+RootOption = Annotated[
+    str | None, typer.Option("--image-root", help="Folder that a data set file's paths start from.")
+]
 WeightsOption = Annotated[
-    str | None, typer.Option("--weights", help="Weights of a teacher that brings none: a file, folder or hub id.")
+    str | None,
+    typer.Option(
+        "--weights", help="Weights of a teacher that brings none: a file, folder or hub id."
+    ),
 ]
 GeometryOption = Annotated[
     Literal["pad", "crop"],
-    typer.Option("--geometry", help="pad: the square that the student sees; crop: the authors' centre crop."),
+    typer.Option(
+        "--geometry", help="pad: the square that the student sees; crop: the authors' centre crop."
+    ),
 ]
 GridOption = Annotated[
     str,
-    typer.Option("--grid", help="The student's patches, ROWSxCOLUMNS; 24x24 for the published students."),
+    typer.Option(
+        "--grid", help="The student's patches, ROWSxCOLUMNS; 24x24 for the published students."
+    ),
 ]
 EncodingOption = Annotated[
     Literal["matrix", "factors"],
-    typer.Option("--encoding", help="matrix: similarities at --grid; factors: smaller, and they serve any grid."),
+    typer.Option(
+        "--encoding",
+        help="matrix: similarities at --grid; factors: smaller, and they serve any grid.",
+    ),
 ]
 PrecisionOption = Annotated[
     Literal["f16", "u8"] | None,
-    typer.Option("--precision", help="Of what is stored: matrix f16 (default) or u8, a third; factors u8 (default)."),
+    typer.Option(
+        "--precision",
+        help="Of what is stored: matrix f16 (default) or u8, a third; factors u8 (default).",
+    ),
 ]
 FeaturesOption = Annotated[
     Literal["block", "projected"],
-    typer.Option("--features", help="block: the last block's patches, as in the paper; projected: as for BiomedCLIP."),
+    typer.Option(
+        "--features",
+        help="block: the last block's patches, as in the paper; projected: as for BiomedCLIP.",
+    ),
 ]
 ToleranceOption = Annotated[
     float,
     typer.Option(
-        "--tolerance", help="factors: largest error of a similarity; images that cannot keep it are left out.", min=0
+        "--tolerance",
+        help="factors: largest error of a similarity; images that cannot keep it are left out.",
+        min=0,
     ),
 ]
-DtypeOption = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Compute type of the teacher.")]
-DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the teacher runs.")]
+DtypeOption = Annotated[
+    Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Compute type of the teacher.")
+]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the teacher runs.")
+]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Images per forward pass.", min=1)]
 WorkersOption = Annotated[int, typer.Option("--workers", help="Threads that read images.", min=1)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of text.")
+]
 
 # Which namespace of a store is meant, where it holds several.
-OfTeacherOption = Annotated[str | None, typer.Option("--teacher", help="Only this teacher's targets.")]
+OfTeacherOption = Annotated[
+    str | None, typer.Option("--teacher", help="Only this teacher's targets.")
+]
 FingerprintOption = Annotated[
-    str | None, typer.Option("--fingerprint", help="Only the targets of this fingerprint (6 digits at least).")
+    str | None,
+    typer.Option("--fingerprint", help="Only the targets of this fingerprint (6 digits at least)."),
 ]
 
 

@@ -51,8 +51,12 @@ class Plan(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
-        duplicates = [{"image": str(repeated), "same_as": str(first)} for repeated, first in self.duplicates]
-        left_out = [{"image": str(reference), "reason": reason} for reference, reason in self.left_out]
+        duplicates = [
+            {"image": str(repeated), "same_as": str(first)} for repeated, first in self.duplicates
+        ]
+        left_out = [
+            {"image": str(reference), "reason": reason} for reference, reason in self.left_out
+        ]
         return {**self._asdict(), "duplicates": duplicates, "left_out": left_out}
 
 
@@ -93,7 +97,16 @@ def plan(
     sample = [missing[number * len(missing) // count] for number in range(count)]
 
     def run(keys: list[bytes], add: Callable[[bytes, Arrays], None]) -> list[Outcome]:
-        flow = stream(loaded, identity, keys, by_key, add, batch_size=batch_size, workers=workers, device=place)
+        flow = stream(
+            loaded,
+            identity,
+            keys,
+            by_key,
+            add,
+            batch_size=batch_size,
+            workers=workers,
+            device=place,
+        )
         with closing(flow):
             return list(track(flow, len(keys), "probing", "images"))
 
@@ -103,10 +116,16 @@ def plan(
         with TargetWriter(folder, identity, segment_records=max(1, count)) as writer:
             outcomes = run(sample, writer.add)
         seconds = time.perf_counter() - begin
-        manifests = [check_segment(writer.namespace, segment) for segment in writer.namespace.segments()]
+        manifests = [
+            check_segment(writer.namespace, segment) for segment in writer.namespace.segments()
+        ]
     left_out += [(by_key[key], str(error)) for key, error in outcomes if error is not None]
     probed = sum(manifest.records for manifest in manifests)
-    size = sum(length for manifest in manifests for length, _ in manifest.files.values()) / probed if probed else None
+    size = (
+        sum(length for manifest in manifests for length, _ in manifest.files.values()) / probed
+        if probed
+        else None
+    )
     return Plan(
         namespace=identity.namespace(),
         images=len(references),

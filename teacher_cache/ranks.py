@@ -53,7 +53,9 @@ class Ranks(NamedTuple):
 
         mine = self.meets and not distributed.is_initialized()
         if mine:
-            distributed.init_process_group("gloo", timeout=timedelta(days=30))  # the slowest rank may be far behind
+            distributed.init_process_group(
+                "gloo", timeout=timedelta(days=30)
+            )  # the slowest rank may be far behind
         try:
             yield
         finally:

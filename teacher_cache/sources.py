@@ -7,7 +7,20 @@ from shared.errors import UserError
 from shared.imaging.images import ImageReference, parse_reference
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
-_TEXT = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".zip"}
+_TEXT = {
+    ".json",
+    ".jsonl",
+    ".parquet",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".md",
+    ".yaml",
+    ".yml",
+    ".xml",
+    ".html",
+    ".zip",
+}
 _LITTER = {"DICOMDIR", "Thumbs.db", "desktop.ini"}  # indexes of a folder, beside its images
 
 
@@ -33,7 +46,11 @@ def find_images(images: str, image_root: str | None = None) -> list[ImageReferen
     if image_root is not None:
         raise UserError("--image-root belongs to a data set file (.json, .jsonl, .parquet)")
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _looks_like_image(file.relative_to(path)))
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if file.is_file() and _looks_like_image(file.relative_to(path))
+        )
         found = [ImageReference(file) for file in files]
     elif path.is_file():
         found = [ImageReference(path)]
@@ -43,7 +60,9 @@ def find_images(images: str, image_root: str | None = None) -> list[ImageReferen
         matches = glob.glob(images, recursive=True)  # noqa: PTH207 - a user's pattern may be absolute
         found = [ImageReference(Path(name)) for name in sorted(matches) if Path(name).is_file()]
     if not found:
-        raise UserError(f"no images at {images}: --images takes a folder, a file, a glob or a data set file")
+        raise UserError(
+            f"no images at {images}: --images takes a folder, a file, a glob or a data set file"
+        )
     return found
 
 
@@ -56,7 +75,9 @@ def _of_data_set(path: Path, image_root: str | None) -> list[ImageReference]:
     from shared.records import image_root_of, load_records
 
     root = image_root_of(path, image_root)
-    found = dict.fromkeys(reference for record in load_records(path) for reference in record.references(root))
+    found = dict.fromkeys(
+        reference for record in load_records(path) for reference in record.references(root)
+    )
     missing = [reference for reference in found if not reference.path.is_file()]
     if missing:
         first = ", ".join(str(reference) for reference in missing[:3])

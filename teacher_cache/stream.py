@@ -29,7 +29,9 @@ T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 READ_AHEAD, WRITE_BEHIND = 2, 1  # batches in memory before and after the teacher
 
-Failure = UnreadableImage | InaccurateFactors | OSError  # of the image for good, or (the last) of its file just now
+Failure = (
+    UnreadableImage | InaccurateFactors | OSError
+)  # of the image for good, or (the last) of its file just now
 Outcome = tuple[bytes, Failure | None]
 
 
@@ -90,7 +92,9 @@ def stream(
                 outcomes.append((key, None))
         return outcomes
 
-    def jobs(writer: ThreadPoolExecutor, batches: Iterable[_Batch]) -> Iterator[Future[list[Outcome]]]:
+    def jobs(
+        writer: ThreadPoolExecutor, batches: Iterable[_Batch]
+    ) -> Iterator[Future[list[Outcome]]]:
         for batch in batches:
             if batch.pixels is not None:
                 pixels = batch.pixels.to(device=device, dtype=dtype, non_blocking=True)
@@ -99,17 +103,25 @@ def stream(
                 yield writer.submit(list[Outcome], batch.unreadable)
 
     with ThreadPoolExecutor(1) as writer:
-        batches = _read(keys, by_key, teacher.preprocessing, identity.geometry, batch_size, workers, device)
+        batches = _read(
+            keys, by_key, teacher.preprocessing, identity.geometry, batch_size, workers, device
+        )
         for outcomes in _ahead(jobs(writer, batches), WRITE_BEHIND):
             yield from outcomes
 
 
 def _parts(count: int, identity: Identity) -> list[slice]:
     """Which images of a batch to encode at a time: all, or one where each may fail by itself."""
-    return [slice(count)] if identity.encoding == "matrix" else [slice(row, row + 1) for row in range(count)]
+    return (
+        [slice(count)]
+        if identity.encoding == "matrix"
+        else [slice(row, row + 1) for row in range(count)]
+    )
 
 
-def prepare(reference: ImageReference, preprocessing: Preprocessing, geometry: Geometry) -> tuple[Tensor, Box]:
+def prepare(
+    reference: ImageReference, preprocessing: Preprocessing, geometry: Geometry
+) -> tuple[Tensor, Box]:
     """Open an image and return the teacher's pixels (3, size, size) float32, and where in the square it lies.
 
     The padding is the teacher's mean colour, which is the student's: both are trained on CLIP's (or ImageNet's) mean.

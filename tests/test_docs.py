@@ -47,7 +47,9 @@ def test_every_code_block_is_run_or_says_why_not(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        assert target.startswith(("http://", "https://")) or (page.parent / target).exists(), f"{page.name} -> {target}"
+        assert target.startswith(("http://", "https://")) or (page.parent / target).exists(), (
+            f"{page.name} -> {target}"
+        )
 
 
 @pytest.mark.unit
@@ -78,7 +80,11 @@ def test_the_readme_can_be_followed(tmp_path: Path) -> None:
             if block.language in {"bash", "sh"}
             else [sys.executable, "-c", block.text]
         )
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, f"{block.text}\n{result.stdout[-3000:]}\n{result.stderr[-5000:]}"
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, (
+            f"{block.text}\n{result.stdout[-3000:]}\n{result.stderr[-5000:]}"
+        )
         ran += 1
     assert ran >= 3

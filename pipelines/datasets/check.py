@@ -11,7 +11,9 @@ from shared.imaging.pixels import UnreadableImage
 from shared.records import image_root_of, load_records
 
 
-def check(file: Path, image_root: Path | None = None, against: Path | None = None) -> dict[str, Any]:
+def check(
+    file: Path, image_root: Path | None = None, against: Path | None = None
+) -> dict[str, Any]:
     """Read every record and open every image of a data set file.
 
     Parameters
@@ -54,8 +56,12 @@ def check(file: Path, image_root: Path | None = None, against: Path | None = Non
         except OSError as error:
             problems.append(f"{reference} cannot be opened: {error.strerror or error}")
     if against is not None:
-        others = {reference for record in load_records(against) for reference in record.references(root)}
-        shared = keys & {content_key(other.path, other.part) for other in others if other.path.is_file()}
+        others = {
+            reference for record in load_records(against) for reference in record.references(root)
+        }
+        shared = keys & {
+            content_key(other.path, other.part) for other in others if other.path.is_file()
+        }
         if shared:
             problems.append(f"{len(shared)} images are also in {against}")
     types = Counter(record.answer_type or "not said" for record in records)

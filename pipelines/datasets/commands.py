@@ -51,12 +51,20 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
     source: Annotated[Path | None, typer.Option(help="Folder with the release, unpacked.")] = None,
     split: Annotated[
-        str, typer.Option(help="by-image: training gives up images of the test set; published: as released.")
+        str,
+        typer.Option(
+            help="by-image: training gives up images of the test set; published: as released."
+        ),
     ] = "by-image",
     seed: Annotated[int, typer.Option(help="Of splits and samples that are drawn here.")] = 0,
-    train_records: Annotated[int | None, typer.Option(min=1, help="Draw so many training records.")] = None,
+    train_records: Annotated[
+        int | None, typer.Option(min=1, help="Draw so many training records.")
+    ] = None,
     allow_other_counts: Annotated[
-        bool, typer.Option("--allow-other-counts", help="Go on with counts other than the published ones.")
+        bool,
+        typer.Option(
+            "--allow-other-counts", help="Go on with counts other than the published ones."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -74,7 +82,9 @@ def prepare(
 
     entry = data_set(name)
     if source is None:
-        raise UserError(f"{name} needs --source DIR, the release with {entry.layout}; get it from {entry.download}")
+        raise UserError(
+            f"{name} needs --source DIR, the release with {entry.layout}; get it from {entry.download}"
+        )
     if split not in ("by-image", "published"):
         raise UserError(f"--split {split}: there are by-image and published")
     about = run_prepare(
@@ -92,8 +102,12 @@ def prepare(
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="A data set file: .json, .jsonl or .parquet.")],
-    image_root: Annotated[Path | None, typer.Option(help="Folder of its images; default: its own.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Another data set file that must share no image.")] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder of its images; default: its own.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another data set file that must share no image.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Read every record and open every image of a data set file."""
@@ -126,11 +140,16 @@ def _prepared_lines(about: dict[str, Any], out: Path) -> Iterator[str]:
     yield ""
     for pair, count in about["shared_images"].items():
         kept = "kept" if about["split"] == "published" else "left out of the second"
-        yield f"images in both {pair.replace('+', ' and ')}: {count}" + (f" ({kept})" if count else "")
+        yield f"images in both {pair.replace('+', ' and ')}: {count}" + (
+            f" ({kept})" if count else ""
+        )
     for split in about["splits"].values():
         yield (
             f"{out / split['file']}: {split['records']} records, {split['images']} images"
-            + (f", {split['open']} open, {split['closed']} closed ({split['yes/no']} yes/no)" * (split["closed"] > 0))
+            + (
+                f", {split['open']} open, {split['closed']} closed ({split['yes/no']} yes/no)"
+                * (split["closed"] > 0)
+            )
             + (f"; {split['left_out']} left out" if split["left_out"] else "")
             + f"; sha256 {split['sha256'][:12]}"
         )

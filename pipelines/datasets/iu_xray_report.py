@@ -27,22 +27,39 @@ def read(source: Path, out: Path, seed: int) -> Release:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}; download it again") from None
-    missing = [name for name in SPLITS.values() if not isinstance(content, dict) or name not in content]
+    missing = [
+        name for name in SPLITS.values() if not isinstance(content, dict) or name not in content
+    ]
     if missing:
-        raise UserError(f"{file}: no {', '.join(missing)}; R2Gen's file has the lists train, val and test")
+        raise UserError(
+            f"{file}: no {', '.join(missing)}; R2Gen's file has the lists train, val and test"
+        )
     splits = {
-        split: [_record(row, f"{file}, {name} item {number}") for number, row in enumerate(content[name])]
+        split: [
+            _record(row, f"{file}, {name} item {number}")
+            for number, row in enumerate(content[name])
+        ]
         for split, name in SPLITS.items()
     }
     counts = {f"{split} reports": len(records) for split, records in splits.items()}
-    return Release("r2gen", splits, image_root, counts, ["only the frontal view (0.png) of each examination is shown"])
+    return Release(
+        "r2gen",
+        splits,
+        image_root,
+        counts,
+        ["only the frontal view (0.png) of each examination is shown"],
+    )
 
 
 def _record(row: Any, where: str) -> Record:
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, found a {type(row).__name__}")
     images = row.get("image_path")
-    frontal = [image for image in images if str(image).endswith("/0.png")] if isinstance(images, list) else []
+    frontal = (
+        [image for image in images if str(image).endswith("/0.png")]
+        if isinstance(images, list)
+        else []
+    )
     if not frontal:
         raise UserError(f"{where}: no frontal image (ID/0.png) in `image_path`: {images!r}")
     return report_record(text_field(row, where, "id"), frontal[0], text_field(row, where, "report"))

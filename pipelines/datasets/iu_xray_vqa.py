@@ -40,10 +40,18 @@ _OPENS = re.compile(r"[\s-]*(yes|no)\s*(?:$|[.,;(])", re.IGNORECASE)
 def read(source: Path, out: Path, seed: int) -> Release:
     """Read the questions and split them by patient."""
     name = "iuxray_factuality.jsonl"
-    rows = list(json_rows(find(source, "question file", name, f"IU-Xray/{name}", f"data/IU-Xray/{name}")))
-    image_root = find(source, "image folder (R2Gen's)", "images", "iu_xray/images", "IU-Xray/images")
+    rows = list(
+        json_rows(find(source, "question file", name, f"IU-Xray/{name}", f"data/IU-Xray/{name}"))
+    )
+    image_root = find(
+        source, "image folder (R2Gen's)", "images", "iu_xray/images", "IU-Xray/images"
+    )
     records = [_record(row, where, number) for number, (where, row) in enumerate(rows)]
-    counts = {name: count for name, count in answer_counts("released", records).items() if "open" not in name}
+    counts = {
+        name: count
+        for name, count in answer_counts("released", records).items()
+        if "open" not in name
+    }
     kept, _ = answered({"released": records})
     train, test = split_groups(kept["released"], patient, TRAIN_SHARE, seed)
     notes = [
@@ -80,6 +88,8 @@ IU_XRAY_VQA = DataSet(
     access="open",
     layout="iuxray_factuality.jsonl and images/CXRn_IM-n/0.png",
     read=read,
-    published={"jsonl": {"released questions": 2573, "released images": 587, "released yes/no": 2491}},
+    published={
+        "jsonl": {"released questions": 2573, "released images": 587, "released yes/no": 2491}
+    },
     counts_from="counted in the file of CARES' repository (commit a743fe0) by the rule of this reader",
 )

@@ -48,9 +48,14 @@ def read(source: Path, out: Path, seed: int) -> Release:
         "mimic-cxr/2.*/files",
         "mimic-cxr-reports/files",
     )
-    views = {row["dicom_id"]: row["ViewPosition"] for row in _table(views_file, "dicom_id", "ViewPosition")}
+    views = {
+        row["dicom_id"]: row["ViewPosition"]
+        for row in _table(views_file, "dicom_id", "ViewPosition")
+    }
     counts = {f"{split} images": 0 for split in SPLITS}
-    studies: dict[str, dict[tuple[str, str], list[tuple[int, str]]]] = {split: {} for split in SPLITS}
+    studies: dict[str, dict[tuple[str, str], list[tuple[int, str]]]] = {
+        split: {} for split in SPLITS
+    }
     names = {name: split for split, name in SPLITS.items()}
     for row in _table(split_file, "dicom_id", "study_id", "subject_id", "split"):
         if row["split"] not in names:
@@ -62,7 +67,10 @@ def read(source: Path, out: Path, seed: int) -> Release:
             study = studies[split].setdefault((row["subject_id"], row["study_id"]), [])
             study.append((FRONTAL.index(view), row["dicom_id"]))
     absent = {"image": 0, "report": 0, "section": 0}
-    splits = {split: list(_records(chosen, image_root, reports, absent)) for split, chosen in studies.items()}
+    splits = {
+        split: list(_records(chosen, image_root, reports, absent))
+        for split, chosen in studies.items()
+    }
     notes = [
         "the authors' references (2,000 images, rewritten by a language model) are not published; "
         "scores here are not comparable with Tables 1 and 2",
@@ -70,16 +78,23 @@ def read(source: Path, out: Path, seed: int) -> Release:
         f"not here, {absent['report']} without a report file, {absent['section']} without findings or impression",
     ]
     if not any(splits.values()):
-        raise UserError(f"{source}: no study has both a frontal image below {image_root} and a report below {reports}")
+        raise UserError(
+            f"{source}: no study has both a frontal image below {image_root} and a report below {reports}"
+        )
     return Release("physionet", splits, image_root, counts, notes)
 
 
 def _records(
-    studies: dict[tuple[str, str], list[tuple[int, str]]], image_root: Path, reports: Path, absent: dict[str, int]
+    studies: dict[tuple[str, str], list[tuple[int, str]]],
+    image_root: Path,
+    reports: Path,
+    absent: dict[str, int],
 ) -> Iterator[Record]:
     for (subject, study), images in studies.items():
         folder = f"p{subject[:2]}/p{subject}/s{study}"
-        here = [dicom for _, dicom in sorted(images) if (image_root / folder / f"{dicom}.jpg").is_file()]
+        here = [
+            dicom for _, dicom in sorted(images) if (image_root / folder / f"{dicom}.jpg").is_file()
+        ]
         file = reports / f"p{subject[:2]}/p{subject}/s{study}.txt"
         if not here:
             absent["image"] += 1
@@ -114,17 +129,27 @@ def clean_report(text: str) -> str:
 
 
 def _both(name: str) -> tuple[str, ...]:
-    return tuple(f"{folder}/{name}{end}" for folder in ("mimic-cxr-jpg/2.*", "mimic-cxr-jpg") for end in (".gz", ""))
+    return tuple(
+        f"{folder}/{name}{end}"
+        for folder in ("mimic-cxr-jpg/2.*", "mimic-cxr-jpg")
+        for end in (".gz", "")
+    )
 
 
 def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
     """Yield the rows of a (gzipped) CSV table that must have `columns`."""
     try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
+        with (
+            gzip.open(path, "rt", newline="")
+            if path.suffix == ".gz"
+            else path.open(newline="") as file
+        ):
             reader = csv.DictReader(file)
             missing = [column for column in columns if column not in (reader.fieldnames or ())]
             if missing:
-                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}")
+                raise UserError(
+                    f"{path}: no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}"
+                )
             yield from reader
     except (OSError, EOFError) as error:
         raise UserError(f"{path} cannot be read: {error}; download it again") from None
@@ -141,6 +166,8 @@ MIMIC_CXR_REPORT = DataSet(
     layout="mimic-cxr-jpg/2.*/{mimic-cxr-2.0.0-split.csv.gz, mimic-cxr-2.0.0-metadata.csv.gz, files/} and "
     "mimic-cxr/2.*/mimic-cxr-reports/files/",
     read=read,
-    published={"physionet": {"train images": 368960, "validation images": 2991, "test images": 5159}},
+    published={
+        "physionet": {"train images": 368960, "validation images": 2991, "test images": 5159}
+    },
     counts_from="public reports of the split table; they add up to PhysioNet's 377,110 images",
 )

@@ -37,7 +37,12 @@ KEPT = ("dataset", "question_type", "modality_type", *OPTIONS)
 
 def read(source: Path, out: Path, seed: int) -> Release:
     """Read the open-access questions and split them by image."""
-    folder = find(source, "question folder", "QA_information/Open-access", "OmniMedVQA/QA_information/Open-access")
+    folder = find(
+        source,
+        "question folder",
+        "QA_information/Open-access",
+        "OmniMedVQA/QA_information/Open-access",
+    )
     root = folder.parent.parent
     find(root, "image folder", "Images")
     files = sorted(folder.glob("*.json"))
@@ -45,9 +50,15 @@ def read(source: Path, out: Path, seed: int) -> Release:
         raise UserError(f"{folder} holds no <dataset>.json; unpack OmniMedVQA.zip again")
     records = [_record(row, where) for file in files for where, row in json_rows(file)]
     restricted = find_optional(root, "QA_information/Restricted-access")
-    closed_off = sum(1 for file in sorted(restricted.glob("*.json")) for _ in json_rows(file)) if restricted else 0
+    closed_off = (
+        sum(1 for file in sorted(restricted.glob("*.json")) for _ in json_rows(file))
+        if restricted
+        else 0
+    )
     kept, empty = answered({"open-access": records})
-    train, test = split_groups(kept["open-access"], lambda record: record.images[0], TRAIN_SHARE, seed)
+    train, test = split_groups(
+        kept["open-access"], lambda record: record.images[0], TRAIN_SHARE, seed
+    )
     counts = answer_counts("open-access", records) | {"open-access data sets": len(files)}
     unlisted = sum(record.answer not in record.options for record in kept["open-access"])
     notes = [
@@ -56,14 +67,18 @@ def read(source: Path, out: Path, seed: int) -> Release:
         *empty,
     ]
     if unlisted:
-        notes.append(f"{unlisted} answers are none of their options word for word; the most similar option counts")
+        notes.append(
+            f"{unlisted} answers are none of their options word for word; the most similar option counts"
+        )
     return Release("open-access", {"train": train, "test": test}, root, counts, notes)
 
 
 def _record(row: dict[str, Any], where: str) -> Record:
     options = [str(row[name]) for name in OPTIONS if row.get(name) not in (None, "")]
     if len(options) < 2:
-        raise UserError(f"{where}: {len(options)} options; expected option_A, option_B and perhaps option_C, option_D")
+        raise UserError(
+            f"{where}: {len(options)} options; expected option_A, option_B and perhaps option_C, option_D"
+        )
     return question_record(
         text_field(row, where, "question_id"),
         text_field(row, where, "image_path"),

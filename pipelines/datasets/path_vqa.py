@@ -46,7 +46,9 @@ def read(source: Path, out: Path, seed: int) -> Release:
     if any(shards.values()):
         missing = [f"{split}-*.parquet" for split, paths in shards.items() if not paths]
         if missing:
-            raise UserError(f"{source}: no {', '.join(missing)} beside the others; download the whole repository")
+            raise UserError(
+                f"{source}: no {', '.join(missing)} beside the others; download the whole repository"
+            )
         splits = {split: hub_records(split, paths, out) for split, paths in shards.items()}
         return _release("parquet", splits, out)
     image_root = find(source, "image folder", "images", "pvqa/images")
@@ -56,14 +58,21 @@ def read(source: Path, out: Path, seed: int) -> Release:
         file = find(
             root,
             f"{split} questions",
-            *(f"{folder}{name}.json" for folder in ("", "qas/", f"qas/{short}/") for name in (short, f"{short}_qa")),
+            *(
+                f"{folder}{name}.json"
+                for folder in ("", "qas/", f"qas/{short}/")
+                for name in (short, f"{short}_qa")
+            ),
             *((f"{split}.json",) if split != short else ()),
             f"qas/{short}/{short}_qa.pkl",
             f"qas/{short}_vqa.pkl",
             *((f"data/{split}-*.parquet",) if split == "train" else ()),
         )
         rows = pickle_rows(file) if file.suffix == ".pkl" else json_rows(file)
-        splits[split] = [_record(row, where, short, number, image_root) for number, (where, row) in enumerate(rows)]
+        splits[split] = [
+            _record(row, where, short, number, image_root)
+            for number, (where, row) in enumerate(rows)
+        ]
     return _release("files", splits, image_root)
 
 

@@ -71,7 +71,10 @@ def prepare(
         raise UserError(f"{out} is not empty; choose another --out or remove it first")
     release = entry.read(source, out, seed)
     published = entry.published[release.form]
-    counts = {count: {"found": found, "published": published.get(count)} for count, found in release.counts.items()}
+    counts = {
+        count: {"found": found, "published": published.get(count)}
+        for count, found in release.counts.items()
+    }
     different = [
         f"{count}: {pair['found']} instead of {pair['published']}"
         for count, pair in counts.items()
@@ -98,7 +101,9 @@ def prepare(
             raise UserError(f"{source}: nothing is left of the {part} split; try --split published")
         file = out / f"{part}.json"
         write_records(file, records)
-        described[part] = _described(file, records) | {"left_out": len(release.splits[part]) - len(records)}
+        described[part] = _described(file, records) | {
+            "left_out": len(release.splits[part]) - len(records)
+        }
     about = {
         "name": entry.name,
         "title": entry.title,
@@ -117,7 +122,9 @@ def prepare(
         "notes": release.notes,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    (out / DESCRIPTION).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / DESCRIPTION).write_text(
+        json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return about
 
 
@@ -131,7 +138,14 @@ def content_keys(release: Release) -> dict[str, str]:
     """
     from shared.imaging.keys import content_key
 
-    images = sorted({image for records in release.splits.values() for record in records for image in record.images})
+    images = sorted(
+        {
+            image
+            for records in release.splits.values()
+            for record in records
+            for image in record.images
+        }
+    )
     missing = [image for image in images if not (release.image_root / image).is_file()]
     if missing:
         raise UserError(
@@ -146,7 +160,10 @@ def content_keys(release: Release) -> dict[str, str]:
 
 def shared_images(splits: Mapping[str, list[Record]], keys: Mapping[str, str]) -> dict[str, int]:
     """Count the images (by content) that each two splits share, e.g. {"test+train": 203}."""
-    shown = {part: {keys[image] for record in records for image in record.images} for part, records in splits.items()}
+    shown = {
+        part: {keys[image] for record in records for image in record.images}
+        for part, records in splits.items()
+    }
     parts = [part for part in PRECEDENCE if part in splits]
     return {
         f"{first}+{second}": len(shown[first] & shown[second])
@@ -155,12 +172,18 @@ def shared_images(splits: Mapping[str, list[Record]], keys: Mapping[str, str]) -
     }
 
 
-def without_leaks(splits: Mapping[str, list[Record]], keys: Mapping[str, str]) -> dict[str, list[Record]]:
+def without_leaks(
+    splits: Mapping[str, list[Record]], keys: Mapping[str, str]
+) -> dict[str, list[Record]]:
     """Leave out of each split what shows an image of a split before it in `PRECEDENCE`."""
     taken: set[str] = set()
     kept: dict[str, list[Record]] = {}
     for part in (part for part in PRECEDENCE if part in splits):
-        kept[part] = [record for record in splits[part] if not any(keys[image] in taken for image in record.images)]
+        kept[part] = [
+            record
+            for record in splits[part]
+            if not any(keys[image] in taken for image in record.images)
+        ]
         taken |= {keys[image] for record in kept[part] for image in record.images}
     return {part: kept[part] for part in splits}
 
@@ -171,7 +194,9 @@ def _unique_ids(records: list[Record]) -> list[Record]:
     unique = []
     for record in records:
         seen[record.id] += 1
-        unique.append(record if seen[record.id] == 1 else replace(record, id=f"{record.id}-{seen[record.id]}"))
+        unique.append(
+            record if seen[record.id] == 1 else replace(record, id=f"{record.id}-{seen[record.id]}")
+        )
     return unique
 
 

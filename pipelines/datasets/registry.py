@@ -14,7 +14,16 @@ from shared.errors import UserError
 
 BRAIN_ATLAS = "brain-atlas"
 SETS: dict[str, DataSet] = {
-    entry.name: entry for entry in (SLAKE, VQA_RAD, PATH_VQA, IU_XRAY_VQA, IU_XRAY_REPORT, MIMIC_CXR_REPORT, OMNIMEDVQA)
+    entry.name: entry
+    for entry in (
+        SLAKE,
+        VQA_RAD,
+        PATH_VQA,
+        IU_XRAY_VQA,
+        IU_XRAY_REPORT,
+        MIMIC_CXR_REPORT,
+        OMNIMEDVQA,
+    )
 }
 
 

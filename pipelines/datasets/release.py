@@ -78,11 +78,16 @@ def find(source: Path, what: str, *candidates: str) -> Path:
     if found is not None:
         return found
     if not source.is_dir():
-        raise UserError(f"{source} is not a folder; --source is the folder with the release, unpacked")
+        raise UserError(
+            f"{source} is not a folder; --source is the folder with the release, unpacked"
+        )
     names = sorted(entry.name + "/" * entry.is_dir() for entry in source.iterdir())
     archives = [name for name in names if name.endswith((".zip", ".tar", ".tar.gz", ".tgz"))]
     hint = f"; unpack {', '.join(archives)} first" if archives else ""
-    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "nothing"
+    shown = (
+        ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+        or "nothing"
+    )
     raise UserError(f"{source}: no {what}; expected {' or '.join(candidates)}, found {shown}{hint}")
 
 
@@ -109,7 +114,9 @@ def json_rows(path: Path) -> Rows:
         raise UserError(f"{path}: expected a JSON list of records, found a {type(rows).__name__}")
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise UserError(f"{path}, record {number}: expected an object, found a {type(row).__name__}")
+            raise UserError(
+                f"{path}, record {number}: expected an object, found a {type(row).__name__}"
+            )
         yield f"{path}, record {number}", row
 
 
@@ -126,7 +133,9 @@ def parquet_rows(paths: Sequence[Path], columns: Sequence[str]) -> Rows:
             names = set(file.schema_arrow.names)
             missing = [column for column in columns if column not in names]
             if missing:
-                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sorted(names))}")
+                raise UserError(
+                    f"{path}: no column {', '.join(missing)}; it has {', '.join(sorted(names))}"
+                )
             number = 0
             for batch in file.iter_batches(batch_size=256, columns=list(columns)):
                 for row in batch.to_pylist():
@@ -148,7 +157,9 @@ def text_field(row: Mapping[str, Any], where: str, *names: str) -> str:
             return value
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
-    raise UserError(f"{where}: no `{'` or `'.join(names)}`; it has {', '.join(map(str, row)) or 'nothing'}")
+    raise UserError(
+        f"{where}: no `{'` or `'.join(names)}`; it has {', '.join(map(str, row)) or 'nothing'}"
+    )
 
 
 def answer_field(row: Mapping[str, Any], where: str, name: str = "answer") -> str:
@@ -159,7 +170,9 @@ def answer_field(row: Mapping[str, Any], where: str, name: str = "answer") -> st
 
 def answered(splits: Mapping[str, list[Record]]) -> tuple[dict[str, list[Record]], list[str]]:
     """Return the records that have an answer, and a note of how many have none."""
-    kept = {split: [record for record in records if record.answer] for split, records in splits.items()}
+    kept = {
+        split: [record for record in records if record.answer] for split, records in splits.items()
+    }
     empty = sum(map(len, splits.values())) - sum(map(len, kept.values()))
     return kept, [f"{empty} questions with an empty answer are left out"] if empty else []
 
@@ -178,7 +191,9 @@ def question_record(
     return Record(identifier, (image,), turns, answer_type, tuple(options), dict(extra))
 
 
-REPORT_PROMPT = "Analyze the chest X-ray and generate a concise medical report."  # the authors' data files
+REPORT_PROMPT = (
+    "Analyze the chest X-ray and generate a concise medical report."  # the authors' data files
+)
 
 
 def report_record(identifier: str, image: str, report: str, **extra: Any) -> Record:
@@ -200,10 +215,14 @@ def embedded_image(value: object, where: str, out: Path) -> str:
 
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(content, bytes) or not content:
-        raise UserError(f"{where}: the image holds no bytes; expected an image embedded in the table")
+        raise UserError(
+            f"{where}: the image holds no bytes; expected an image embedded in the table"
+        )
     suffix = {b"\xff\xd8\xff": ".jpg", b"\x89PN": ".png"}.get(content[:3])
     if suffix is None:
-        raise UserError(f"{where}: the image is neither JPEG nor PNG (it starts with {content[:4].hex()})")
+        raise UserError(
+            f"{where}: the image is neither JPEG nor PNG (it starts with {content[:4].hex()})"
+        )
     path = out / "images" / (hashlib.sha256(content).hexdigest() + suffix)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +250,9 @@ def split_groups(
             break
         first.add(key)
         taken += members[key]
-    return [item for item in items if group(item) in first], [item for item in items if group(item) not in first]
+    return [item for item in items if group(item) in first], [
+        item for item in items if group(item) not in first
+    ]
 
 
 def answer_counts(split: str, records: Sequence[Record]) -> dict[str, int]:

@@ -40,8 +40,12 @@ def read(source: Path, out: Path, seed: int) -> Release:
     counts: dict[str, int] = {}
     for split, file in files.items():
         rows = list(json_rows(file))
-        splits[split] = [_record(row, where) for where, row in rows if text_field(row, where, "q_lang") == "en"]
-        counts |= {f"{split} questions in both languages": len(rows)} | answer_counts(split, splits[split])
+        splits[split] = [
+            _record(row, where) for where, row in rows if text_field(row, where, "q_lang") == "en"
+        ]
+        counts |= {f"{split} questions in both languages": len(rows)} | answer_counts(
+            split, splits[split]
+        )
     splits, notes = answered(splits)
     return Release("json", splits, image_root, counts, notes)
 

@@ -78,7 +78,9 @@ def _read_parquet(source: Path, shards: dict[str, list[Path]], out: Path) -> Rel
     counts: dict[str, int] = {}
     for split, paths in shards.items():
         if not paths:
-            raise UserError(f"{source}: no {split}-*.parquet beside the other split; download the whole repository")
+            raise UserError(
+                f"{source}: no {split}-*.parquet beside the other split; download the whole repository"
+            )
         splits[split] = hub_records(split, paths, out)
         counts |= answer_counts(split, splits[split])
     note = "this form has no answer type: closed is what is answered by yes or no, so denominators differ from the JSON"

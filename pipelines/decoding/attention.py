@@ -40,7 +40,11 @@ class Rows(NamedTuple):
         length = keys.shape[2]
         if self.mask is not None and self.mask.ndim == 4:
             mask = self.mask[:, :, -rows:, :length]
-            return logits + mask.float() if mask.is_floating_point() else logits.masked_fill(~mask.bool(), -torch.inf)
+            return (
+                logits + mask.float()
+                if mask.is_floating_point()
+                else logits.masked_fill(~mask.bool(), -torch.inf)
+            )
         if self.mask is not None:
             logits = logits.masked_fill(~self.mask[:, None, None, -length:].bool(), -torch.inf)
         place = torch.arange(length, device=logits.device)
@@ -94,7 +98,9 @@ def undisturbed() -> Iterator[None]:
         _row_function.reset(token)
 
 
-def _kernel(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+def _kernel(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Any:
     own, ours = module.decoding_watch
     function = _row_function.get()
     module.config = own  # kernels look their own name up in it
@@ -107,7 +113,9 @@ def _kernel(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor
         rows = Rows(query, key, value, mask, scaling, kwargs.get("sliding_window"))
         changed = function(int(module.layer_idx), rows)
         if changed is not None:
-            output = torch.cat([output[:, :-1], rows.mixed(changed).to(output.dtype)], dim=1)  # (B, T, H, c)
+            output = torch.cat(
+                [output[:, :-1], rows.mixed(changed).to(output.dtype)], dim=1
+            )  # (B, T, H, c)
     return output, weights
 
 

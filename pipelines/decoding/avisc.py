@@ -30,7 +30,9 @@ class Settings:
     temperature: float = 1.0
 
 
-def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+def decode(
+    model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
+) -> list[list[int]]:
     """Answer every prompt of the batch."""
     layers = range(len(model.get_decoder().layers))
     weights: dict[int, Tensor] = {}  # layer -> (B, L), only the prefill's
@@ -40,7 +42,9 @@ def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, s
             weights[layer] = torch.softmax(rows.logits(), dim=-1)[:, :, 0].mean(1)
 
     def view() -> Prompts:
-        blind = blind_tokens(torch.stack([weights[layer] for layer in layers]), prompts.image_mask, settings)
+        blind = blind_tokens(
+            torch.stack([weights[layer] for layer in layers]), prompts.image_mask, settings
+        )
         return blanked(prompts, blind, settings.masking, seed)
 
     processors = [contrasted(model, prompts, view, amplified(settings.alpha, settings.beta))]
@@ -67,7 +71,9 @@ def blind_tokens(weights: Tensor, image_mask: Tensor, settings: Settings) -> Ten
 def blanked(prompts: Prompts, kept: Tensor, masking: str, seed: int) -> Prompts:
     """Return the prompts with every image token outside `kept` (B, L) replaced by zeros, ones or noise."""
     flags = torch.split(kept[prompts.image_mask], [len(image) for image in prompts.features])
-    generators = {row: item_generator(seed, f"{item}\x00mask") for row, item in enumerate(prompts.items)}
+    generators = {
+        row: item_generator(seed, f"{item}\x00mask") for row, item in enumerate(prompts.items)
+    }
     features = []
     for row, image, keep in zip(prompts.image_rows(), prompts.features, flags, strict=True):
         filler = torch.zeros_like(image)

@@ -14,6 +14,10 @@ class Settings:
     length_penalty: float = 1.0
 
 
-def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+def decode(
+    model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
+) -> list[list[int]]:
     """Answer every prompt of the batch."""
-    return generate(model, prompts, limits, num_beams=settings.num_beams, length_penalty=settings.length_penalty)
+    return generate(
+        model, prompts, limits, num_beams=settings.num_beams, length_penalty=settings.length_penalty
+    )

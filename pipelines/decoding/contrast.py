@@ -28,8 +28,12 @@ class ContrastPass:
     def logits(self, generated: Tensor) -> Tensor:
         """Next-token logits (B, V) in float32 after the `generated` tokens (B, t); each call brings one more token."""
         if self._seen != generated.shape[1]:
-            raise ValueError(f"the contrast pass has seen {self._seen} new tokens, the main pass {generated.shape[1]}")
-        inputs = self._prompts.model_inputs() if self._seen == 0 else {"input_ids": generated[:, -1:]}
+            raise ValueError(
+                f"the contrast pass has seen {self._seen} new tokens, the main pass {generated.shape[1]}"
+            )
+        inputs = (
+            self._prompts.model_inputs() if self._seen == 0 else {"input_ids": generated[:, -1:]}
+        )
         if self._seen:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(generated), 1)], dim=1)
         self._seen += 1
@@ -47,7 +51,10 @@ class ContrastPass:
 
 
 def contrasted(
-    model: Model, main: Prompts, view: Prompts | Callable[[], Prompts], combine: Callable[[Tensor, Tensor, int], Tensor]
+    model: Model,
+    main: Prompts,
+    view: Prompts | Callable[[], Prompts],
+    combine: Callable[[Tensor, Tensor, int], Tensor],
 ) -> Processor:
     """Processor that replaces the main logits l by `combine(l, l_view, t)`; t counts new tokens, 1 for the first.
 
@@ -79,4 +86,6 @@ def plausible(combined: Tensor, logits: Tensor, beta: float) -> Tensor:
     """Adaptive plausibility: -inf where l_v < max l + log beta; beta 0 keeps every token."""
     if beta <= 0:
         return combined
-    return combined.masked_fill(logits < logits.max(dim=-1, keepdim=True).values + math.log(beta), -torch.inf)
+    return combined.masked_fill(
+        logits < logits.max(dim=-1, keepdim=True).values + math.log(beta), -torch.inf
+    )

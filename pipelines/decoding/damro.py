@@ -28,7 +28,9 @@ class Settings:
     temperature: float = 1.0
 
 
-def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+def decode(
+    model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
+) -> list[list[int]]:
     """Answer every prompt of the batch."""
     view = outlier_view(model, prompts, settings.top_k, settings.others)
     processors = [contrasted(model, prompts, view, amplified(settings.alpha, settings.beta))]
@@ -44,7 +46,10 @@ def outlier_view(model: Model, prompts: Prompts, top_k: int, others: str) -> Pro
     if others == "drop":
         return prompts.keeping(kept)
     return prompts.with_features(
-        [image * row.to(image.dtype)[:, None] for image, row in zip(prompts.features, kept, strict=True)]
+        [
+            image * row.to(image.dtype)[:, None]
+            for image, row in zip(prompts.features, kept, strict=True)
+        ]
     )
 
 
@@ -81,7 +86,10 @@ def outliers(model: Model, pixels: Tensor, tokens: int, top_k: int) -> Tensor:
 
 def _feature_layer(model: Model) -> Any:
     """Find the attention module of the vision layer whose output the student reads."""
-    tower, index = getattr(model.model, "vision_tower", None), getattr(model.config, "vision_feature_layer", 0)
+    tower, index = (
+        getattr(model.model, "vision_tower", None),
+        getattr(model.config, "vision_feature_layer", 0),
+    )
     index = index if isinstance(index, int) else index[-1]
     modules = [
         module

@@ -32,14 +32,22 @@ class Settings:
     repetition_penalty: float = 1.2
 
 
-def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+def decode(
+    model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
+) -> list[list[int]]:
     """Answer every prompt of the batch."""
     from transformers import RepetitionPenaltyLogitsProcessor
 
     depth = len(model.get_decoder().layers)
-    layers = tuple(range(0, depth // 2, 2)) if settings.candidate_layers is None else settings.candidate_layers
+    layers = (
+        tuple(range(0, depth // 2, 2))
+        if settings.candidate_layers is None
+        else settings.candidate_layers
+    )
     if not layers or not all(0 <= layer < depth for layer in layers):
-        raise UserError(f"dola.candidate_layers={list(layers)}: name one or more layers within 0..{depth - 1}")
+        raise UserError(
+            f"dola.candidate_layers={list(layers)}: name one or more layers within 0..{depth - 1}"
+        )
     with early_logits(model, layers, settings.norm_premature) as early:
         processors: list[Processor] = [
             lambda ids, scores: contrasted_layers(scores, early["logits"], settings.relative_top)
@@ -87,10 +95,15 @@ def early_logits(model: Model, layers: tuple[int, ...], norm: bool) -> Iterator[
         return output[:, : -len(layers)]
 
     handles = [
-        decoder.layers[layer].register_forward_pre_hook(keep(layer), with_kwargs=True, prepend=False)
+        decoder.layers[layer].register_forward_pre_hook(
+            keep(layer), with_kwargs=True, prepend=False
+        )
         for layer in layers
     ]
-    handles += [model.lm_head.register_forward_pre_hook(widen), model.lm_head.register_forward_hook(narrow)]
+    handles += [
+        model.lm_head.register_forward_pre_hook(widen),
+        model.lm_head.register_forward_hook(narrow),
+    ]
     try:
         yield early
     finally:

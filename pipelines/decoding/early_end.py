@@ -36,7 +36,12 @@ class EarlyEnd:
         longest: int,
         length_penalty: float,
     ) -> None:
-        self._start, self._beams, self._longest, self._penalty = prompt_length, num_beams, longest, length_penalty
+        self._start, self._beams, self._longest, self._penalty = (
+            prompt_length,
+            num_beams,
+            longest,
+            length_penalty,
+        )
         self._end_ids = frozenset(end_ids)
         self._totals: list[dict[tuple[int, ...], float]] = [{(): 0.0} for _ in range(items)]
         self._best = [float("-inf")] * items

@@ -52,13 +52,17 @@ def generate(
     )
 
     def no_image(ids: Tensor, scores: Tensor) -> Tensor:
-        return scores.index_fill(1, scores.new_tensor([prompts.image_token_id], dtype=torch.long), -torch.inf)
+        return scores.index_fill(
+            1, scores.new_tensor([prompts.image_token_id], dtype=torch.long), -torch.inf
+        )
 
     steps = [*processors, no_image, *([draw] if draw else [])]
     endings = []
     if num_beams > 1:
         count, length = prompts.ids.shape
-        early = EarlyEnd(count, length, num_beams, limits.end_ids, limits.max_new_tokens, length_penalty)
+        early = EarlyEnd(
+            count, length, num_beams, limits.end_ids, limits.max_new_tokens, length_penalty
+        )
         steps.append(early.normalised)
         endings.append(early)
     cache = {} if custom else {"past_key_values": prefix_cache(model, prompts, num_beams)}
@@ -75,7 +79,9 @@ def generate(
     return [_until_end(row, limits.end_ids) for row in output[:, prompts.ids.shape[1] :].tolist()]
 
 
-def sampler(prompts: Prompts, seed: int, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Processor:
+def sampler(
+    prompts: Prompts, seed: int, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
+) -> Processor:
     """Draw the next token of every row: temperature, top-k, top-p, then one number from the row's own generator.
 
     The generator is seeded by `seed` and the item's name, and every step draws one number: what a row says does not
@@ -85,7 +91,9 @@ def sampler(prompts: Prompts, seed: int, *, temperature: float = 1.0, top_p: flo
 
     def draw(ids: Tensor, scores: Tensor) -> Tensor:
         scores = warped(scores.float() / temperature, top_p=top_p, top_k=top_k)
-        uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+        uniform = torch.cat(
+            [torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators]
+        )
         cumulative = torch.softmax(scores.double(), dim=-1).cumsum(-1)
         place = uniform.to(scores.device)[:, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, place, right=True).clamp(max=scores.shape[-1] - 1)

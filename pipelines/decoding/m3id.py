@@ -27,14 +27,18 @@ class Settings:
     temperature: float = 1.0
 
 
-def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+def decode(
+    model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
+) -> list[list[int]]:
     """Answer every prompt of the batch."""
 
     def combine(logits: Tensor, text: Tensor, step: int) -> Tensor:
         main, bare = torch.log_softmax(logits, dim=-1), torch.log_softmax(text, dim=-1)
         weight = torch.full_like(main[:, :1], math.expm1(settings.decay * step))  # (1 - g) / g
         if settings.confidence is not None:
-            weight = weight * (main.max(dim=-1, keepdim=True).values < math.log(settings.confidence))
+            weight = weight * (
+                main.max(dim=-1, keepdim=True).values < math.log(settings.confidence)
+            )
         return plausible(main + weight * (main - bare), main, settings.beta)
 
     processors = [contrasted(model, prompts, prompts.without_images(), combine)]

@@ -24,7 +24,9 @@ class Decoding(NamedTuple):
         return {"method": self.name, **dataclasses.asdict(self.settings)}
 
 
-def decoding(name: str, preset: str = "published", overrides: Mapping[str, Any] | None = None) -> Decoding:
+def decoding(
+    name: str, preset: str = "published", overrides: Mapping[str, Any] | None = None
+) -> Decoding:
     """Return the method `name` under a preset, single settings overridden.
 
     Raises
@@ -43,7 +45,9 @@ def decoding(name: str, preset: str = "published", overrides: Mapping[str, Any] 
     return Decoding(name, module.Settings(**values), module.decode)
 
 
-def decodings(names: Sequence[str], preset: str = "published", overrides: Sequence[str] = ()) -> list[Decoding]:
+def decodings(
+    names: Sequence[str], preset: str = "published", overrides: Sequence[str] = ()
+) -> list[Decoding]:
     """Return several methods; `all` stands for the ten, `overrides` are "method.setting=value"."""
     wanted = [name for given in names for name in (NAMES if given == "all" else (given,))]
     values: dict[str, dict[str, Any]] = {}

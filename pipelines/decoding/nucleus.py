@@ -15,7 +15,11 @@ class Settings:
     top_k: int = 0
 
 
-def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+def decode(
+    model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
+) -> list[list[int]]:
     """Answer every prompt of the batch; each item draws from its own generator."""
-    draw = sampler(prompts, seed, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k)
+    draw = sampler(
+        prompts, seed, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k
+    )
     return generate(model, prompts, limits, draw=draw)

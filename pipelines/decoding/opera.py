@@ -85,10 +85,14 @@ class _Past:
     returns: Counter[int] = field(default_factory=Counter)
 
 
-def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+def decode(
+    model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
+) -> list[list[int]]:
     """Answer every prompt of the batch."""
     if "flash" in str(model.get_decoder().config._attn_implementation):
-        raise UserError("OPERA needs an attention mask of its own; load the model with model.attention=sdpa or eager")
+        raise UserError(
+            "OPERA needs an attention mask of its own; load the model with model.attention=sdpa or eager"
+        )
 
     def search(model: Model, input_ids: Tensor, **unused: Any) -> Tensor:
         answers = _answers(model, prompts, limits, settings)
@@ -107,7 +111,9 @@ def _answers(model: Model, prompts: Prompts, limits: Limits, settings: Settings)
         logits = list(torch.split(passes.first(), 1))
         while running:
             asked = [search.candidates(of) for search, of in zip(running, logits, strict=True)]
-            hidden, attention = passes.attempt([tokens for tokens, _ in asked], [search.item for search in running])
+            hidden, attention = passes.attempt(
+                [tokens for tokens, _ in asked], [search.item for search in running]
+            )
             going: list[_Search] = []
             rows: list[Tensor] = []
             first = 0
@@ -119,7 +125,11 @@ def _answers(model: Model, prompts: Prompts, limits: Limits, settings: Settings)
             if going:
                 row, place = torch.cat(rows), torch.cat([search.place for search in going])
                 passes.keep(row, place, [search.item for search in going])
-                logits = list(torch.split(passes.logits(hidden[row, place]), [len(search.beam) for search in going]))
+                logits = list(
+                    torch.split(
+                        passes.logits(hidden[row, place]), [len(search.beam) for search in going]
+                    )
+                )
                 first = 0
                 for number, search in enumerate(going):
                     if search.last_move == "back":
@@ -176,7 +186,9 @@ class _Search:
         self.beam, self.place, over = self._select(scores, tokens)
         if not over:
             beam, place = self.beam, self.place
-            self.past.chosen[step] = list(zip(beam.tolist(), tokens[beam, place].tolist(), strict=True))
+            self.past.chosen[step] = list(
+                zip(beam.tolist(), tokens[beam, place].tolist(), strict=True)
+            )
             self.beams = Beams(
                 torch.cat([beams.tokens[beam], tokens[beam, place][:, None]], dim=1),
                 scores[beam, place],
@@ -230,7 +242,11 @@ class _Search:
     def _select(self, scores: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, bool]:
         """Choose the next beams (beam, candidate), note the answers that end here; the flag says nothing runs on."""
         wanted, width = self.settings.num_beams, tokens.shape[1]
-        best = scores.flatten().topk(min((1 + max(1, len(self.limits.end_ids))) * wanted, scores.numel())).indices
+        best = (
+            scores.flatten()
+            .topk(min((1 + max(1, len(self.limits.end_ids))) * wanted, scores.numel()))
+            .indices
+        )
         length = self.beams.tokens.shape[1] + 1
         running: list[int] = []
         for rank, index in enumerate(best.tolist()):
@@ -239,7 +255,9 @@ class _Search:
             if token in self.limits.end_ids or length == self.limits.max_new_tokens:
                 if rank < wanted:
                     score = float(scores[beam, place]) / length**self.settings.length_penalty
-                    self.finished.append(Finished(score, [*self.beams.tokens[beam].tolist(), token]))
+                    self.finished.append(
+                        Finished(score, [*self.beams.tokens[beam].tolist(), token])
+                    )
             elif len(running) < wanted:
                 running.append(index)
         self.finished.sort(key=lambda one: -one.score)

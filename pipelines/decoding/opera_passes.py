@@ -47,7 +47,9 @@ class Passes:
         logits: Tensor = self._model.lm_head(hidden).float()
         return logits
 
-    def attempt(self, tokens: Sequence[Tensor], items: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    def attempt(
+        self, tokens: Sequence[Tensor], items: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
         """Feed each item's candidates (n, C) behind its beams.
 
         Returns last hidden states (R, C, d) of all rows, and of each item the last layer's attention (n, C, T + 1), the
@@ -58,7 +60,12 @@ class Passes:
         past = torch.stack([self._past[item] for item in owners])
         count, width = ids.shape
         dtype = self._model.get_decoder().embed_tokens.weight.dtype
-        mask = torch.full((count, width, past.shape[1] + width), torch.finfo(dtype).min, dtype=dtype, device=ids.device)
+        mask = torch.full(
+            (count, width, past.shape[1] + width),
+            torch.finfo(dtype).min,
+            dtype=dtype,
+            device=ids.device,
+        )
         mask[:, :, : past.shape[1]].masked_fill_(past[:, None], 0)
         mask[:, range(width), range(past.shape[1], past.shape[1] + width)] = 0
         output = self._model.model(
@@ -71,9 +78,13 @@ class Passes:
         assert self._rows is not None
         attention = torch.softmax(self._rows.logits(width), dim=-1).amax(1)  # (R, C, K + C)
         itself = attention[:, :, past.shape[1] :].diagonal(dim1=1, dim2=2)[:, :, None]
-        seen = torch.split(torch.cat([attention[:, :, : past.shape[1]], itself], dim=2), [len(of) for of in tokens])
+        seen = torch.split(
+            torch.cat([attention[:, :, : past.shape[1]], itself], dim=2), [len(of) for of in tokens]
+        )
         own = [torch.cat([self._past[item], self._past[item].new_ones(1)]) for item in items]
-        return output.last_hidden_state, [rows[:, :, places] for rows, places in zip(seen, own, strict=True)]
+        return output.last_hidden_state, [
+            rows[:, :, places] for rows, places in zip(seen, own, strict=True)
+        ]
 
     def keep(self, row: Tensor, place: Tensor, items: Sequence[int]) -> None:
         """Make each new row of an old one and one of its candidates; `items` are those that have rows."""

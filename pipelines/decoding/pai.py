@@ -33,7 +33,9 @@ class Settings:
     boost_first: bool = True
 
 
-def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+def decode(
+    model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
+) -> list[list[int]]:
     """Answer every prompt of the batch."""
     depth = len(model.get_decoder().layers)
     end = depth if settings.end_layer is None else settings.end_layer

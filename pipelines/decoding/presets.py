@@ -14,8 +14,19 @@ Preset = dict[str, dict[str, Any]]
 
 _AUTHORS: Preset = {
     "vcd": {"alpha": 1.0, "beta": 0.1, "noise_step": 500, "sample": True, "temperature": 1.0},
-    "dola": {"candidate_layers": (0, 2, 4, 6, 8, 10, 12, 14), "relative_top": 0.1, "repetition_penalty": 1.0},
-    "avisc": {"gamma": 0.5, "lam": 1.0, "alpha": 1.0, "beta": 0.1, "sample": True, "temperature": 1.0},
+    "dola": {
+        "candidate_layers": (0, 2, 4, 6, 8, 10, 12, 14),
+        "relative_top": 0.1,
+        "repetition_penalty": 1.0,
+    },
+    "avisc": {
+        "gamma": 0.5,
+        "lam": 1.0,
+        "alpha": 1.0,
+        "beta": 0.1,
+        "sample": True,
+        "temperature": 1.0,
+    },
     "damro": {"alpha": 0.5, "beta": 0.1, "top_k": 10, "sample": True, "temperature": 1.0},
     "pai": {"alpha": 0.2, "gamma": 1.1, "start_layer": 2, "boost_first": False},
 }

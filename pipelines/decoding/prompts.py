@@ -58,7 +58,9 @@ class Prompts:
 
         inputs: dict[str, Any] = {"input_ids": self.ids, "attention_mask": self.mask}
         if self.features:
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(self.features))}
+            inputs["mm_encoder_outputs"] = {
+                "image": BaseModelOutputWithPooling(pooler_output=list(self.features))
+            }
         return inputs
 
     def select(self, rows: Sequence[int]) -> "Prompts":
@@ -70,7 +72,10 @@ class Prompts:
             images += [place for place, owner in enumerate(owners) if owner == row]
         prefix = self.prefix
         if prefix is not None:
-            prefix = tuple((keys[list(rows), :, start:], values[list(rows), :, start:]) for keys, values in prefix)
+            prefix = tuple(
+                (keys[list(rows), :, start:], values[list(rows), :, start:])
+                for keys, values in prefix
+            )
         return replace(
             self,
             ids=self.ids[list(rows), start:],
@@ -90,27 +95,40 @@ class Prompts:
         flat = torch.cat([*kept, torch.zeros(0, dtype=torch.bool, device=self.ids.device)])
         stay = self.mask.bool().clone()
         stay[self.image_mask] = flat.to(stay.device)
-        ids, mask = _left_padded([row[keep] for row, keep in zip(self.ids, stay, strict=True)], self.pad_token_id)
-        features = tuple(image[keep] for image, keep in zip(self.features, kept, strict=True) if keep.any())
+        ids, mask = _left_padded(
+            [row[keep] for row, keep in zip(self.ids, stay, strict=True)], self.pad_token_id
+        )
+        features = tuple(
+            image[keep] for image, keep in zip(self.features, kept, strict=True) if keep.any()
+        )
         return replace(self, ids=ids, mask=mask, features=features, prefix=None)
 
     def without_images(self) -> "Prompts":
         """Return the text alone: the same prompts with the image tokens left out."""
-        kept = [torch.zeros(len(image), dtype=torch.bool, device=image.device) for image in self.features]
+        kept = [
+            torch.zeros(len(image), dtype=torch.bool, device=image.device)
+            for image in self.features
+        ]
         return replace(self.keeping(kept), pixels=None)
 
 
-def collate(encoded: Sequence[Mapping[str, Tensor]], items: Sequence[str], model: Model, pad_token_id: int) -> Prompts:
+def collate(
+    encoded: Sequence[Mapping[str, Tensor]], items: Sequence[str], model: Model, pad_token_id: int
+) -> Prompts:
     """Left-pad encoded prompts (`input_ids` (1, L), `pixel_values` (p, 3, H, W)) and encode their images.
 
     `items` names them; equal names would share their random numbers.
     """
     device = next(model.parameters()).device
-    ids, mask = _left_padded([one["input_ids"].reshape(-1).to(device) for one in encoded], pad_token_id)
+    ids, mask = _left_padded(
+        [one["input_ids"].reshape(-1).to(device) for one in encoded], pad_token_id
+    )
     pixels = [one["pixel_values"] for one in encoded if one.get("pixel_values") is not None]
     images = torch.cat(pixels).to(device, model.dtype) if pixels else None
     features = () if images is None else encode_images(model, images)
-    return Prompts(ids, mask, images, features, tuple(items), int(model.config.image_token_id), pad_token_id)
+    return Prompts(
+        ids, mask, images, features, tuple(items), int(model.config.image_token_id), pad_token_id
+    )
 
 
 def encode_images(model: Model, pixels: Tensor) -> tuple[Tensor, ...]:

@@ -25,7 +25,9 @@ class Settings:
     temperature: float = 1.0
 
 
-def decode(model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int) -> list[list[int]]:
+def decode(
+    model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
+) -> list[list[int]]:
     """Answer every prompt of the batch."""
     view = noisy_view(model, prompts, settings.noise_step, seed)
     processors = [contrasted(model, prompts, view, amplified(settings.alpha, settings.beta))]
@@ -37,9 +39,14 @@ def noisy_view(model: Model, prompts: Prompts, step: int, seed: int) -> Prompts:
     """Return the prompts over noisy images; an item's noise follows from its name."""
     if prompts.pixels is None:
         return prompts
-    generators = {row: item_generator(seed, f"{item}\x00noise") for row, item in enumerate(prompts.items)}
+    generators = {
+        row: item_generator(seed, f"{item}\x00noise") for row, item in enumerate(prompts.items)
+    }
     noise = torch.stack(
-        [torch.randn(prompts.pixels.shape[1:], generator=generators[row]) for row in prompts.image_rows()]
+        [
+            torch.randn(prompts.pixels.shape[1:], generator=generators[row])
+            for row in prompts.image_rows()
+        ]
     )
     return prompts.with_features(encode_images(model, diffused(prompts.pixels, noise, step)))
 

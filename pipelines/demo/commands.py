@@ -9,7 +9,9 @@ from shared.console import say
 
 
 def demo(
-    full: Annotated[bool, typer.Option("--full", help="Train longer: two hours at most on two cores.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train longer: two hours at most on two cores.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Default: runs/demo, or runs/demo-full.")] = None,
 ) -> None:
     """Run the whole pipeline on real MRI slices: 15 minutes at most on two cores, report in runs/demo/report.html.
@@ -35,7 +37,9 @@ def demo_student(
 
 
 def report(
-    run: Annotated[Path, typer.Option(help="A run with lora/ and medalign/ and their evaluation inside.")],
+    run: Annotated[
+        Path, typer.Option(help="A run with lora/ and medalign/ and their evaluation inside.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Default: RUN/report.html.")] = None,
 ) -> None:
     """Write a run's report: one HTML page that needs nothing else."""

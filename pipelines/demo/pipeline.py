@@ -36,7 +36,9 @@ SHORT = Budget("demo", 15, warmup_steps=24, arm_steps=100, test_items=200)
 FULL = Budget("demo-full", 120, warmup_steps=24, arm_steps=400, test_items=None)
 
 _RESERVE = 90.0  # seconds kept for the report and for what varies
-_ANSWER_SECONDS = 0.5  # of one answer, in seconds of a training sample (a conversation of several questions)
+_ANSWER_SECONDS = (
+    0.5  # of one answer, in seconds of a training sample (a conversation of several questions)
+)
 _LEAST_STEPS = 4
 
 
@@ -64,7 +66,8 @@ def run_demo(out: Path, budget: Budget) -> Path:
     for stage in preparation(out, budget, precision):
         diary.run(stage)
     steps = diary.remember(
-        "arm_steps", lambda: affordable_steps(budget, diary.seconds, _sample_seconds(out / "warmup"))
+        "arm_steps",
+        lambda: affordable_steps(budget, diary.seconds, _sample_seconds(out / "warmup")),
     )
     if steps < budget.arm_steps:
         say(f"demo: this machine has time for {steps} of {budget.arm_steps} steps in each arm")
@@ -80,7 +83,16 @@ def run_demo(out: Path, budget: Budget) -> Path:
 def preparation(out: Path, budget: Budget, precision: str) -> list[Stage]:
     """Return what both arms share: data, targets (twice, the second build finds them all), student, warm-up."""
     atlas, store = out / "atlas", out / "store"
-    build = ["cache", "build", "--teacher", "dinov2-small", "--images", str(atlas / "images"), "--store", str(store)]
+    build = [
+        "cache",
+        "build",
+        "--teacher",
+        "dinov2-small",
+        "--images",
+        str(atlas / "images"),
+        "--store",
+        str(store),
+    ]
     build += ["--grid", "8x8"]
     warmup = {
         "output": out / "warmup",
@@ -96,7 +108,9 @@ def preparation(out: Path, budget: Budget, precision: str) -> list[Stage]:
         Stage("cache", build),
         Stage("cache again", [*build, "--json"]),
         Stage(
-            "student", ["medalign", "demo-student", "--atlas", str(atlas), "--out", str(out / "start")], out / "start"
+            "student",
+            ["medalign", "demo-student", "--atlas", str(atlas), "--out", str(out / "start")],
+            out / "start",
         ),
         Stage("warm-up", _train(warmup), out / "warmup"),
     ]
@@ -112,7 +126,12 @@ def arms_and_scores(out: Path, budget: Budget, precision: str, steps: int) -> li
         "train.learning_rate": 1e-3,
         "train.precision": precision,
     }
-    lora = shared | {"output": out / "lora", "losses.alpha": 0, "losses.beta": 0, "rotation.kind": "none"}
+    lora = shared | {
+        "output": out / "lora",
+        "losses.alpha": 0,
+        "losses.beta": 0,
+        "rotation.kind": "none",
+    }
     medalign = shared | {"output": out / "medalign", "targets.store": out / "store"}
     evaluate = ["medalign", "evaluate", "--run", str(out)]
     if budget.test_items is not None:
@@ -128,7 +147,9 @@ def affordable_steps(budget: Budget, spent: float, sample_seconds: float) -> int
     """Return the steps of each arm that fit, after `spent` seconds and at `sample_seconds` a training sample."""
     answers = 2 * (budget.test_items or 400) * _ANSWER_SECONDS * sample_seconds
     left = budget.minutes * 60 - spent - answers - _RESERVE
-    return max(_LEAST_STEPS, min(budget.arm_steps, int(left / 2 / (sample_seconds * _batch_size()))))
+    return max(
+        _LEAST_STEPS, min(budget.arm_steps, int(left / 2 / (sample_seconds * _batch_size())))
+    )
 
 
 class Diary:
@@ -159,7 +180,9 @@ class Diary:
     def run(self, stage: Stage) -> None:
         """Run a stage's command, unless it is done."""
         line = shlex.join(stage.command)
-        done = next((entry for entry in self.entries["stages"] if entry["name"] == stage.name), None)
+        done = next(
+            (entry for entry in self.entries["stages"] if entry["name"] == stage.name), None
+        )
         if done is not None:
             if done["command"] != line:
                 raise UserError(
@@ -172,7 +195,11 @@ class Diary:
         say(f"\n$ {line}")
         began = time.perf_counter()
         output = run_command(stage.command, keep="--json" in stage.command)
-        entry: dict[str, Any] = {"name": stage.name, "command": line, "seconds": time.perf_counter() - began}
+        entry: dict[str, Any] = {
+            "name": stage.name,
+            "command": line,
+            "seconds": time.perf_counter() - began,
+        }
         if output is not None:
             entry["output"] = json.loads(output)
             say(output)
@@ -189,8 +216,13 @@ def run_command(command: Sequence[str], keep: bool = False) -> str | None:
     """Run one of the project's commands in a process of its own; return its standard output where it is to be kept."""
     program, *arguments = command
     starter = [sys.executable, "-c", f"from {_MAIN[program]} import main; main()", *arguments]
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # nothing of the demo comes from the network
-    result = subprocess.run(starter, env=os.environ | quiet, stdout=subprocess.PIPE if keep else None, check=False)
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }  # nothing of the demo comes from the network
+    result = subprocess.run(
+        starter, env=os.environ | quiet, stdout=subprocess.PIPE if keep else None, check=False
+    )
     if result.returncode:
         raise UserError(
             f"`{shlex.join(command)}` failed; mend what it says and start the demo again, it continues there"
@@ -229,7 +261,9 @@ def _batch_size() -> int:
 def _sample_seconds(folder: Path) -> float:
     """Seconds a training sample took in a finished run."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return 1 / float(next(entry["train_samples_per_second"] for entry in history if "train_runtime" in entry))
+    return 1 / float(
+        next(entry["train_samples_per_second"] for entry in history if "train_runtime" in entry)
+    )
 
 
 def _faster_precision() -> str:

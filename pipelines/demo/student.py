@@ -70,7 +70,9 @@ def build_student(atlas: Path, out: Path) -> RidgeFit:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another --out or remove it first")
     if not (atlas / "structures.json").is_file():
-        raise UserError(f"{atlas} is no brain-atlas set; `medalign data prepare brain-atlas --out {atlas}` makes one")
+        raise UserError(
+            f"{atlas} is no brain-atlas set; `medalign data prepare brain-atlas --out {atlas}` makes one"
+        )
     say("student: reading SmolLM2-135M and the ViT-S/14")
     language, tokenizer = language_model()
     model = assemble(language, tokenizer)
@@ -102,11 +104,17 @@ def language_model() -> tuple[Any, Any]:
     path = packaged_file(*LANGUAGE_MODEL)
     logging.disable_progress_bar()
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except ImportError as error:
         raise UserError(f"{' '.join(str(error).split())}; `pip install 'medalign[demo]'`") from None
-    dropped = ("quantization_config", "_name_or_path", "_model_name_or_path")  # of the file, not of the model
+    dropped = (
+        "quantization_config",
+        "_name_or_path",
+        "_model_name_or_path",
+    )  # of the file, not of the model
     config = {key: value for key, value in loaded.config.to_dict().items() if key not in dropped}
     model = LlamaForCausalLM(LlamaConfig(**config))
     model.load_state_dict(loaded.state_dict(), strict=True)
@@ -138,7 +146,9 @@ def assemble(language: Any, tokenizer: Any, layers: int = VISION_LAYERS, grid: i
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config).eval()
-    tensors = {_vision_name(name): torch.from_numpy(array) for name, array in _tower(layers).items()}
+    tensors = {
+        _vision_name(name): torch.from_numpy(array) for name, array in _tower(layers).items()
+    }
     model.model.vision_tower.load_state_dict(tensors, strict=True)
     model.model.language_model.load_state_dict(language.model.state_dict(), strict=True)
     model.tie_weights()
@@ -160,7 +170,10 @@ def image_processor() -> Any:
 
 def ridge_start(model: Any, tokenizer: Any, processor: Any, atlas: Path) -> RidgeFit:
     """Regress the features of the training slices' patches on the names of what they show."""
-    names = {int(number): name for number, name in json.loads((atlas / "structures.json").read_text()).items()}
+    names = {
+        int(number): name
+        for number, name in json.loads((atlas / "structures.json").read_text()).items()
+    }
     embed = model.get_input_embeddings().weight.detach()
     structures = name_embeddings(list(names.values()), tokenizer, embed)
     slices = {
@@ -168,7 +181,9 @@ def ridge_start(model: Any, tokenizer: Any, processor: Any, atlas: Path) -> Ridg
         for split in ("train", "test")
     }
     masks = {split: [atlas / "masks" / f"{name}.png" for name in slices[split]] for split in slices}
-    shown = {split: torch.stack([shows(mask, list(names)) for mask in masks[split]]) for split in slices}
+    shown = {
+        split: torch.stack([shows(mask, list(names)) for mask in masks[split]]) for split in slices
+    }
     average = shown["train"].mean(dim=0)
     features, wanted = {}, {}
     for split, chosen in slices.items():
@@ -178,7 +193,9 @@ def ridge_start(model: Any, tokenizer: Any, processor: Any, atlas: Path) -> Ridg
         targets = []
         for mask, plane, whole in zip(masks[split], planes, shown[split] - average, strict=True):
             share = patch_shares(mask, list(names))
-            targets.append((share + whole) @ structures + (1 - share.sum(dim=1, keepdim=True)) * plane)
+            targets.append(
+                (share + whole) @ structures + (1 - share.sum(dim=1, keepdim=True)) * plane
+            )
         wanted[split] = torch.cat(targets)
     weight, bias = ridge(features["train"], wanted["train"])
     fitted = {split: features[split] @ weight.T + bias for split in features}
@@ -213,10 +230,14 @@ def ridge(features: Float[Tensor, "n f"], targets: Float[Tensor, "n w"]) -> tupl
 
 def explained_variance(fitted: Tensor, targets: Tensor) -> float:
     """Share of the targets' variance around their mean that the fit explains."""
-    return float(1 - (fitted - targets).square().sum() / (targets - targets.mean(dim=0)).square().sum())
+    return float(
+        1 - (fitted - targets).square().sum() / (targets - targets.mean(dim=0)).square().sum()
+    )
 
 
-def patch_features(model: Any, processor: Any, images: Sequence[Path]) -> Float[Tensor, "patches features"]:
+def patch_features(
+    model: Any, processor: Any, images: Sequence[Path]
+) -> Float[Tensor, "patches features"]:
     """Features of every patch as the projector receives them, image by image, row-major."""
     rows = []
     with torch.no_grad():
@@ -226,7 +247,9 @@ def patch_features(model: Any, processor: Any, images: Sequence[Path]) -> Float[
     return torch.cat(rows)
 
 
-def patch_shares(mask: Path, numbers: Sequence[int], grid: int = GRID) -> Float[Tensor, "patches structures"]:
+def patch_shares(
+    mask: Path, numbers: Sequence[int], grid: int = GRID
+) -> Float[Tensor, "patches structures"]:
     """Share of each patch of the padded square that each structure in `numbers` fills; (grid^2, structures)."""
     from PIL import Image
 
@@ -239,7 +262,9 @@ def patch_shares(mask: Path, numbers: Sequence[int], grid: int = GRID) -> Float[
         if (regions == number).any():
             shown = Image.fromarray(((regions == number) * 255).astype(np.uint8)).convert("RGB")
             cut = np.asarray(square(shown, side, "pad", (0, 0, 0)), dtype=np.float32)[..., 0] / 255
-            shares[:, column] = cut.reshape(grid, side // grid, grid, side // grid).mean(axis=(1, 3)).ravel()
+            shares[:, column] = (
+                cut.reshape(grid, side // grid, grid, side // grid).mean(axis=(1, 3)).ravel()
+            )
     return torch.from_numpy(shares)
 
 
@@ -260,7 +285,9 @@ def _batches(images: Sequence[Path], processor: Any, size: int = 16) -> Iterator
 
     read = image_reader(processor, processor_size(processor))
     for start in range(0, len(images), size):
-        yield torch.stack([read(ImageReference(path, None)) for path in images[start : start + size]])
+        yield torch.stack(
+            [read(ImageReference(path, None)) for path in images[start : start + size]]
+        )
 
 
 def _tower(layers: int) -> dict[str, vit_s_focus.Array]:

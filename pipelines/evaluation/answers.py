@@ -44,9 +44,13 @@ def load_student(folder: Path, device: str | None = None) -> Loaded:
     from pipelines.decoding.prompts import plain_model
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which `generate` looks for, warns on stdout
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # else DeepSpeed, which `generate` looks for, warns on stdout
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = student_train.load(folder, dtype=torch.float32 if device.startswith("cpu") else torch.bfloat16)
+    model, processor = student_train.load(
+        folder, dtype=torch.float32 if device.startswith("cpu") else torch.bfloat16
+    )
     adapted, model = model, plain_model(model)
     model.to(device)
     model.eval()
@@ -68,7 +72,10 @@ def items_of(records: Sequence[Record], image_root: Path, template: str) -> list
             if image not in keys:
                 keys[image] = content_key(reference.path, reference.part).hex()
         images = tuple(keys[image] for image in record.images)
-        prompt = json.dumps({"template": template, "question": record.question, "images": images}, ensure_ascii=False)
+        prompt = json.dumps(
+            {"template": template, "question": record.question, "images": images},
+            ensure_ascii=False,
+        )
         items.append(Item(record, images, prompt))
     return items
 
@@ -108,7 +115,11 @@ def answer_items(
     settings = {method.name: run_settings(method, max_new_tokens, seed) for method in methods}
 
     def lacking(item: Item) -> list[Decoding]:
-        return [method for method in methods if item_key(item, student, settings[method.name]) not in journal]
+        return [
+            method
+            for method in methods
+            if item_key(item, student, settings[method.name]) not in journal
+        ]
 
     missing = [item for item in items if lacking(item)]
     # Neighbours of one length need no padding; the order changes no answer.
@@ -123,15 +134,29 @@ def answer_items(
             if not rows:
                 continue
             answers = _decode(
-                prompts.select(rows), student, method, max_new_tokens=max_new_tokens, seed=seed, seconds=shared_seconds
+                prompts.select(rows),
+                student,
+                method,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                seconds=shared_seconds,
             )
             keys = [item_key(batch[row], student, settings[method.name]) for row in rows]
-            named = [{"item": batch[row].record.id} | answer for row, answer in zip(rows, answers, strict=True)]
+            named = [
+                {"item": batch[row].record.id} | answer
+                for row, answer in zip(rows, answers, strict=True)
+            ]
             journal.append(zip(keys, named, strict=True))
 
 
 def _decode(
-    prompts: Any, student: Loaded, method: Decoding, *, max_new_tokens: int, seed: int, seconds: float
+    prompts: Any,
+    student: Loaded,
+    method: Decoding,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    seconds: float,
 ) -> list[dict[str, Any]]:
     """Decode prefilled prompts; `seconds` an item went into the prefill and are counted as if this method had made it.
 
@@ -147,7 +172,9 @@ def _decode(
     with counted(student.model) as counts:
         tokens = method.decode(student.model, prompts, limits, method.settings, seed)
     own = (time.perf_counter() - began) / count
-    lengths = [min(len(row) + 1, max_new_tokens) for row in tokens]  # the end token is generated too
+    lengths = [
+        min(len(row) + 1, max_new_tokens) for row in tokens
+    ]  # the end token is generated too
     return [
         {
             "text": student.processor.tokenizer.decode(row, skip_special_tokens=True).strip(),
@@ -166,10 +193,15 @@ def encoded_prompts(batch: Sequence[Item], student: Loaded, image_root: Path) ->
     from pipelines.decoding.prefix import prefilled
     from pipelines.decoding.prompts import collate
 
-    encoded = [student.processor.encode(item.record.question, item.record.references(image_root)) for item in batch]
+    encoded = [
+        student.processor.encode(item.record.question, item.record.references(image_root))
+        for item in batch
+    ]
     tokenizer = student.processor.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return prefilled(student.model, collate(encoded, [item.name for item in batch], student.model, pad))
+    return prefilled(
+        student.model, collate(encoded, [item.name for item in batch], student.model, pad)
+    )
 
 
 def end_ids(processor: Any) -> tuple[int, ...]:

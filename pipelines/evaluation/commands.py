@@ -11,11 +11,15 @@ from shared.console import report, say
 from shared.errors import UserError
 
 Run = Annotated[
-    Path, typer.Option(help="A run with lora/ and medalign/ inside, one adapter folder, or a model folder.")
+    Path,
+    typer.Option(
+        help="A run with lora/ and medalign/ inside, one adapter folder, or a model folder."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Override = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting: method.setting=value, e.g. vcd.alpha=0.5.")
+    list[str] | None,
+    typer.Option("--set", help="One setting: method.setting=value, e.g. vcd.alpha=0.5."),
 ]
 
 
@@ -28,7 +32,9 @@ def generate(
     override: Override = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = 128,
     seed: Annotated[int, typer.Option(help="Of the methods that draw.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
+    ] = None,
 ) -> None:
     """Answer one question about one image."""
     from pipelines.evaluation.generate import generate_answer
@@ -55,8 +61,12 @@ def evaluate(
             help=f"`all`, or some of {', '.join(NAMES)}, comma-separated. Default: the recipe's evaluation.methods."
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Test set; default: the recipe's evaluation.data.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder of its images; default: its own.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Test set; default: the recipe's evaluation.data.")
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder of its images; default: its own.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: RUN/evaluation.")] = None,
     preset: Annotated[
         str,
@@ -67,13 +77,26 @@ def evaluate(
     ] = "published",
     override: Override = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Questions decoded at once; changes no answer. Default: the recipe's.")
+        int | None,
+        typer.Option(
+            min=1, help="Questions decoded at once; changes no answer. Default: the recipe's."
+        ),
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the methods that draw. Default: the recipe's.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many items, a fixed random sample.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = None,
-    save_layers: Annotated[str, typer.Option(help="Layers whose states to save for figures: 0,12,20.")] = "",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Default: the recipe's.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the methods that draw. Default: the recipe's.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many items, a fixed random sample.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
+    ] = None,
+    save_layers: Annotated[
+        str, typer.Option(help="Layers whose states to save for figures: 0,12,20.")
+    ] = "",
     save_items: Annotated[str, typer.Option(help="Ids of the items to save them for.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -117,7 +140,9 @@ def evaluate(
 def compare(
     a: Annotated[Path, typer.Argument(help="An evaluation's folder or result.json.")],
     b: Annotated[Path, typer.Argument(help="Another one, of the same test set.")],
-    row_a: Annotated[str | None, typer.Option(help="Row of A, by name; default: every decoding in both.")] = None,
+    row_a: Annotated[
+        str | None, typer.Option(help="Row of A, by name; default: every decoding in both.")
+    ] = None,
     row_b: Annotated[str | None, typer.Option(help="Row of B.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -155,7 +180,9 @@ def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
 def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """Write paired tests, power note and alarms as text; the strict twins of the scores are in the JSON alone."""
     shown = [
-        one for one in result["comparisons"] if one["score"] in ("open_recall", "closed_accuracy", "choice_accuracy")
+        one
+        for one in result["comparisons"]
+        if one["score"] in ("open_recall", "closed_accuracy", "choice_accuracy")
     ]
     if shown:
         yield ""

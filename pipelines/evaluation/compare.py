@@ -31,7 +31,9 @@ def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None
             "only answers to the same items can be paired"
         )
     if first["settings"]["limit"] != second["settings"]["limit"]:
-        raise UserError(f"{a} and {b} answered different numbers of items (--limit); evaluate both alike")
+        raise UserError(
+            f"{a} and {b} answered different numbers of items (--limit); evaluate both alike"
+        )
     rows: dict[str, Scored] = {}
     pairs = []
     for one, other in _pairs(first, second, row_a, row_b):
@@ -67,7 +69,9 @@ def _result(path: Path) -> tuple[Path, dict[str, Any]]:
 def _pairs(
     first: dict[str, Any], second: dict[str, Any], row_a: str | None, row_b: str | None
 ) -> list[tuple[str, str]]:
-    names_a, names_b = ({row["method"]: row["decoding"] for row in one["rows"]} for one in (first, second))
+    names_a, names_b = (
+        {row["method"]: row["decoding"] for row in one["rows"]} for one in (first, second)
+    )
     for row, names in ((row_a, names_a), (row_b, names_b)):
         if row is not None and row not in names:
             raise UserError(f"there is no row {row!r}; there are {', '.join(names)}")
@@ -75,7 +79,9 @@ def _pairs(
     chosen_b = [row_b] if row_b else list(names_b)
     if len(chosen_a) == len(chosen_b) == 1:
         return [(chosen_a[0], chosen_b[0])]
-    pairs = [(one, other) for one in chosen_a for other in chosen_b if names_a[one] == names_b[other]]
+    pairs = [
+        (one, other) for one in chosen_a for other in chosen_b if names_a[one] == names_b[other]
+    ]
     if not pairs:
         raise UserError(
             f"no decoding is in both: {', '.join(chosen_a)} and {', '.join(chosen_b)}; "
@@ -87,7 +93,9 @@ def _pairs(
 def _scored(folder: Path, row: str) -> Scored:
     path = answers_path(folder, row)
     if not path.is_file():
-        raise UserError(f"{path} is missing; run `medalign evaluate` again (answers in the journal are not repeated)")
+        raise UserError(
+            f"{path} is missing; run `medalign evaluate` again (answers in the journal are not repeated)"
+        )
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return Scored(
         [line["prediction"] for line in lines],

@@ -40,10 +40,14 @@ def generate_answer(
         picture = open_image(reference)
     except UnreadableImage as error:
         raise UserError(f"{image} cannot be read: {error}") from None
-    student = load_student(arms.get(MEDALIGN) or arms.get(LORA) or next(iter(arms.values())), device)
+    student = load_student(
+        arms.get(MEDALIGN) or arms.get(LORA) or next(iter(arms.values())), device
+    )
     tokenizer = student.processor.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    prompts = collate([student.processor.encode(question, [picture])], [question], student.model, pad)
+    prompts = collate(
+        [student.processor.encode(question, [picture])], [question], student.model, pad
+    )
     limits = Limits(max_new_tokens, end_ids(student.processor))
     [tokens] = chosen.decode(student.model, prompts, limits, chosen.settings, seed)
     return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()

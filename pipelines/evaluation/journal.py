@@ -17,7 +17,9 @@ from shared.errors import UserError
 Answer = dict[str, Any]
 
 
-def answer_key(*, model: str, adapter: str, decoding: Mapping[str, Any], item: str, prompt: str) -> str:
+def answer_key(
+    *, model: str, adapter: str, decoding: Mapping[str, Any], item: str, prompt: str
+) -> str:
     """Hex sha256 over everything an answer depends on: weights, adapter, decoding settings, item and prompt."""
     canonical = json.dumps(
         {"model": model, "adapter": adapter, "decoding": decoding, "item": item, "prompt": prompt},
@@ -67,7 +69,9 @@ class Journal:
     def append(self, answers: Iterable[tuple[str, Answer]]) -> None:
         """Append answers with one write and one fsync: when this returns they survive a kill or a power cut."""
         answers = list(answers)
-        lines = "".join(json.dumps({"key": key, **answer}, ensure_ascii=False) + "\n" for key, answer in answers)
+        lines = "".join(
+            json.dumps({"key": key, **answer}, ensure_ascii=False) + "\n" for key, answer in answers
+        )
         data = memoryview(lines.encode())
         while data:
             data = data[os.write(self._file, data) :]

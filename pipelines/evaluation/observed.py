@@ -8,7 +8,9 @@ from pipelines.evaluation.answers import Item, Loaded, encoded_prompts
 from shared.errors import UserError
 
 
-def save_states(items: Sequence[Item], student: Loaded, layers: Sequence[int], image_root: Path, folder: Path) -> None:
+def save_states(
+    items: Sequence[Item], student: Loaded, layers: Sequence[int], image_root: Path, folder: Path
+) -> None:
     """Write `<item>.safetensors` for each item into `folder`.
 
     `hidden.J` (T, d) float16: what enters decoder layer J, after W where J is a distillation layer.
@@ -20,13 +22,21 @@ def save_states(items: Sequence[Item], student: Loaded, layers: Sequence[int], i
 
     depth = len(student.model.get_decoder().layers)
     if not all(0 <= layer < depth for layer in layers):
-        raise UserError(f"this model has decoder layers 0..{depth - 1}, not all of {', '.join(map(str, layers))}")
+        raise UserError(
+            f"this model has decoder layers 0..{depth - 1}, not all of {', '.join(map(str, layers))}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for item in items:
-        tensors = prefill_states(student.model, encoded_prompts([item], student, image_root), layers)
-        name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in item.record.id)
+        tensors = prefill_states(
+            student.model, encoded_prompts([item], student, image_root), layers
+        )
+        name = "".join(
+            letter if letter.isalnum() or letter in "-_." else "-" for letter in item.record.id
+        )
         save_file(
-            tensors, folder / f"{name}.safetensors", metadata={"item": item.record.id, "images": ", ".join(item.images)}
+            tensors,
+            folder / f"{name}.safetensors",
+            metadata={"item": item.record.id, "images": ", ".join(item.images)},
         )
 
 
@@ -54,7 +64,9 @@ def prefill_states(model: Any, prompts: Any, layers: Sequence[int]) -> dict[str,
         return hook
 
     blocks = model.get_decoder().layers
-    handles = [blocks[layer].register_forward_pre_hook(keep(layer), with_kwargs=True) for layer in layers]
+    handles = [
+        blocks[layer].register_forward_pre_hook(keep(layer), with_kwargs=True) for layer in layers
+    ]
     try:
         with torch.no_grad(), watching(model, layers, read):
             model(**prompts.model_inputs(), logits_to_keep=1)

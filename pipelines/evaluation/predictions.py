@@ -75,7 +75,11 @@ def _rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
                 rows: list[Any] = list(csv.DictReader(file))
         else:
             text = path.read_text(encoding="utf-8")
-            lines = [json.loads(line) for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else []
+            lines = (
+                [json.loads(line) for line in text.split("\n") if line.strip()]
+                if path.suffix == ".jsonl"
+                else []
+            )
             rows = json.loads(text) if path.suffix == ".json" else lines
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None

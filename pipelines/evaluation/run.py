@@ -95,7 +95,11 @@ def evaluate(
         No adapter, no data, an unknown method or setting, a record without an image file or a reference answer.
     """
     arms = dict(adapter) if isinstance(adapter, Mapping) else find_arms(adapter)
-    out = out or (next(iter(arms.values())) if isinstance(adapter, Mapping) else Path(adapter)) / "evaluation"
+    out = (
+        out
+        or (next(iter(arms.values())) if isinstance(adapter, Mapping) else Path(adapter))
+        / "evaluation"
+    )
     records = _records(data, image_root, limit)
     root = image_root_of(data, image_root)
     preset = family_preset(preset, _template(next(iter(arms.values()))))
@@ -112,7 +116,13 @@ def evaluate(
             student = load_student(folder, device or _own_device())
             items = items_of(records, root, student.processor.template.name)
             if rank == 0 and save_items:
-                save_states(_named(items, save_items), student, save_layers, root, out / "states" / arm.lower())
+                save_states(
+                    _named(items, save_items),
+                    student,
+                    save_layers,
+                    root,
+                    out / "states" / arm.lower(),
+                )
             answer_items(
                 items[rank::world],
                 student,
@@ -130,8 +140,13 @@ def evaluate(
                     answers = _collect(items, student, settings, journal)
                     rows.append(row._replace(decoding=settings))
                     texts = [answer["text"] for answer in answers]
-                    scores = [item_scores(record, text) for record, text in zip(records, texts, strict=True)]
-                    scored[row.name] = Scored(texts, scores, [item.images[0] if item.images else "" for item in items])
+                    scores = [
+                        item_scores(record, text)
+                        for record, text in zip(records, texts, strict=True)
+                    ]
+                    scored[row.name] = Scored(
+                        texts, scores, [item.images[0] if item.images else "" for item in items]
+                    )
                     costs[row.name] = _cost(answers)
                     _write_answers(out, row.name, records, answers, scores)
             del student
@@ -199,7 +214,9 @@ def find_arms(folder: Path) -> dict[str, Path]:
     )
 
 
-def plan_rows(arms: Sequence[str], methods: Sequence[Decoding], everything: bool) -> list[tuple[Row, Decoding]]:
+def plan_rows(
+    arms: Sequence[str], methods: Sequence[Decoding], everything: bool
+) -> list[tuple[Row, Decoding]]:
     """Return which adapter is decoded how. The full table is the ten methods on LoRA and MEDALIGN under beam search."""
     plan = []
     for arm in arms:
@@ -214,7 +231,10 @@ def software_versions() -> dict[str, str]:
     """Versions of what an answer may depend on."""
     from importlib.metadata import version
 
-    packages = {name: version(name) for name in ("medalign", "torch", "transformers", "peft", "numpy", "tokenizers")}
+    packages = {
+        name: version(name)
+        for name in ("medalign", "torch", "transformers", "peft", "numpy", "tokenizers")
+    }
     return {"python": platform.python_version(), **packages}
 
 
@@ -234,14 +254,20 @@ def _records(data: Path, image_root: Path | None, limit: int | None) -> list[Rec
         )
     unanswered = [record.id for record in records if not record.answer]
     if unanswered:
-        raise UserError(f"{data}: {len(unanswered)} records have no reference answer, first id {unanswered[0]}")
+        raise UserError(
+            f"{data}: {len(unanswered)} records have no reference answer, first id {unanswered[0]}"
+        )
     return records
 
 
 def _set_name(data: Path) -> str | None:
     """Name of the prepared set that a file belongs to (`dataset.json` beside it), or None."""
     description = Path(data).with_name("dataset.json")
-    return json.loads(description.read_text(encoding="utf-8")).get("name") if description.is_file() else None
+    return (
+        json.loads(description.read_text(encoding="utf-8")).get("name")
+        if description.is_file()
+        else None
+    )
 
 
 def _template(folder: Path) -> str:
@@ -255,7 +281,9 @@ def _named(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
     known = {item.record.id: item for item in items}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"the test set has no item {unknown[0]!r}; its first is {items[0].record.id!r}")
+        raise UserError(
+            f"the test set has no item {unknown[0]!r}; its first is {items[0].record.id!r}"
+        )
     return [known[name] for name in names]
 
 
@@ -290,7 +318,11 @@ def _cost(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _write_answers(
-    out: Path, name: str, records: Sequence[Record], answers: Sequence[Mapping[str, Any]], scores: Sequence[Any]
+    out: Path,
+    name: str,
+    records: Sequence[Record],
+    answers: Sequence[Mapping[str, Any]],
+    scores: Sequence[Any],
 ) -> None:
     lines = [
         json.dumps(

@@ -5,7 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipelines.metrics import vqa
-from pipelines.statistics import RESAMPLES, bootstrap_interval, detectable_difference, holm, mcnemar, paired_permutation
+from pipelines.statistics import (
+    RESAMPLES,
+    bootstrap_interval,
+    detectable_difference,
+    holm,
+    mcnemar,
+    paired_permutation,
+)
 from shared.errors import UserError
 from shared.records import Record
 
@@ -47,7 +54,9 @@ def item_scores(record: Record, answer: str) -> dict[str, float]:
     ):
         return {
             "choice_accuracy": float(vqa.choice_correct(answer, truth, record.options)),
-            "choice_accuracy_strict": float(vqa.choice_correct(answer, truth, record.options, rule="strict")),
+            "choice_accuracy_strict": float(
+                vqa.choice_correct(answer, truth, record.options, rule="strict")
+            ),
         }
     if record.answer_type == "OPEN":
         return {
@@ -83,7 +92,11 @@ class Scored(NamedTuple):
 
     def column(self, name: str) -> tuple[list[float], list[str]]:
         """Return values and images of the items that have this score."""
-        pairs = [(one[name], image) for one, image in zip(self.scores, self.images, strict=True) if name in one]
+        pairs = [
+            (one[name], image)
+            for one, image in zip(self.scores, self.images, strict=True)
+            if name in one
+        ]
         return [value for value, _ in pairs], [image for _, image in pairs]
 
     def names(self) -> list[str]:
@@ -123,7 +136,9 @@ def compare_rows(
                     "difference": test.difference,
                     "interval": [test.low, test.high],
                     "p_permutation": test.p,
-                    "p_mcnemar": mcnemar([x == 1 for x in a], [x == 1 for x in b]) if binary else None,
+                    "p_mcnemar": mcnemar([x == 1 for x in a], [x == 1 for x in b])
+                    if binary
+                    else None,
                     "n": test.n,
                     "images": test.clusters,
                     "detectable": test.detectable,
@@ -131,7 +146,9 @@ def compare_rows(
             )
     for name in SCORES:
         family = [one for one in comparisons if one["score"] == name]
-        for one, adjusted in zip(family, holm([one["p_permutation"] for one in family]), strict=True):
+        for one, adjusted in zip(
+            family, holm([one["p_permutation"] for one in family]), strict=True
+        ):
             one["p_holm"] = adjusted
     return comparisons
 
@@ -141,7 +158,9 @@ def identical_outputs(rows: Mapping[str, Scored]) -> list[list[str]]:
     return [[a, b] for a, b in itertools.combinations(rows, 2) if rows[a].texts == rows[b].texts]
 
 
-def power_note(rows: Mapping[str, Scored], comparisons: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def power_note(
+    rows: Mapping[str, Scored], comparisons: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
     """Smallest difference that this set shows with 80% power at level 0.05, for each score.
 
     From the paired comparisons where there are any (the largest of them), else as if two runs were independent.
@@ -152,7 +171,9 @@ def power_note(rows: Mapping[str, Scored], comparisons: Sequence[Mapping[str, An
     if not comparisons:
         for scored in rows.values():
             for name in scored.names():
-                note[name] = max(note.get(name, 0.0), 2**0.5 * detectable_difference(*scored.column(name)))
+                note[name] = max(
+                    note.get(name, 0.0), 2**0.5 * detectable_difference(*scored.column(name))
+                )
     return note
 
 

@@ -32,20 +32,29 @@ def load(models: Mapping[str, str]) -> Metric:
     def compute(pairs: Sequence[Pair]) -> list[Value]:
         from bert_score import BERTScorer
 
-        spoken = [place for place, pair in enumerate(pairs) if pair.reference.strip() and pair.prediction.strip()]
+        spoken = [
+            place
+            for place, pair in enumerate(pairs)
+            if pair.reference.strip() and pair.prediction.strip()
+        ]
         values = [0.0] * len(pairs)
         if spoken:
             # One pair a batch: the package lets padding count as a similarity of 0, so that a pair whose words are all
             # unlike would score by what stands beside it.
             scorer = BERTScorer(model_type=model, num_layers=layer, idf=False, batch_size=1)
-            _, _, f1 = scorer.score([pairs[place].prediction for place in spoken], [pairs[p].reference for p in spoken])
+            _, _, f1 = scorer.score(
+                [pairs[place].prediction for place in spoken], [pairs[p].reference for p in spoken]
+            )
             for place, value in zip(spoken, f1.tolist(), strict=True):
                 values[place] = float(value)
         return [{"bertscore": value} for value in values]
 
     what = {"bertscore": f"BERTScore F1, {Path(model).name}, layer {layer}, no idf, no rescaling"}
     return Metric(
-        "bertscore", f"bert_score {version('bert-score')}, {model_digest(model)}, layer {layer}", compute, what
+        "bertscore",
+        f"bert_score {version('bert-score')}, {model_digest(model)}, layer {layer}",
+        compute,
+        what,
     )
 
 
@@ -63,9 +72,14 @@ def layer_of(model: str) -> int:
     if not config.is_file():
         if model in model2layers:
             return int(model2layers[model])
-        raise Unavailable(f"{model} is neither a folder with a config.json nor a model that bert_score knows")
+        raise Unavailable(
+            f"{model} is neither a folder with a config.json nor a model that bert_score knows"
+        )
     content = json.loads(config.read_text())
     layers = int(content["num_hidden_layers"])
-    if (content.get("model_type"), layers) == ("roberta", 24):  # roberta-large, wherever it was saved
+    if (content.get("model_type"), layers) == (
+        "roberta",
+        24,
+    ):  # roberta-large, wherever it was saved
         return int(model2layers["roberta-large"])
     return int(model2layers.get(Path(model).name, layers))

@@ -23,6 +23,10 @@ def compute(pairs: Sequence[Pair]) -> list[Value]:
 
     smoothing = SmoothingFunction().method4
     return [
-        {"bleu": float(sentence_bleu([words(reference)], words(prediction), smoothing_function=smoothing))}
+        {
+            "bleu": float(
+                sentence_bleu([words(reference)], words(prediction), smoothing_function=smoothing)
+            )
+        }
         for reference, prediction in pairs
     ]

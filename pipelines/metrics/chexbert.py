@@ -54,7 +54,9 @@ def load(models: Mapping[str, str]) -> Metric:
             "bert-base-uncased, or that hub id to let it be downloaded"
         )
     if not Path(path).is_file():
-        raise Unavailable(f"{path} is not a file; --model chexbert= wants the checkpoint chexbert.pth itself")
+        raise Unavailable(
+            f"{path} is not a file; --model chexbert= wants the checkpoint chexbert.pth itself"
+        )
 
     def compute(pairs: Sequence[Pair]) -> list[Value]:
         texts = sorted({text for pair in pairs for text in pair}, key=len)
@@ -62,14 +64,18 @@ def load(models: Mapping[str, str]) -> Metric:
         values = []
         for reference, prediction in pairs:
             (first, wanted), (second, given) = described[reference], described[prediction]
-            values.append({"chexbert": cosine(first, second), "reference": wanted, "prediction": given})
+            values.append(
+                {"chexbert": cosine(first, second), "reference": wanted, "prediction": given}
+            )
         return values
 
     return Metric(
         "chexbert",
         f"chexbert 1, {model_digest(path)}, tokenizer {model_digest(tokenizer)}",
         compute,
-        {"chexbert": "CheXbert: mean cosine similarity of [CLS] embeddings (the paper's column; not an F1)"},
+        {
+            "chexbert": "CheXbert: mean cosine similarity of [CLS] embeddings (the paper's column; not an F1)"
+        },
         {
             f"chexbert_f1_{len(names)}_{average}": Total(
                 f"CheXbert F1-{len(names)}, {average}", _counter(names), average
@@ -80,7 +86,9 @@ def load(models: Mapping[str, str]) -> Metric:
     )
 
 
-def describe(texts: Sequence[str], checkpoint: str, tokenizer: str) -> list[tuple[list[float], list[int]]]:
+def describe(
+    texts: Sequence[str], checkpoint: str, tokenizer: str
+) -> list[tuple[list[float], list[int]]]:
     """Return each report's [CLS] state (H,) and its 14 labels (1 present, 0 not)."""
     import torch
     from transformers import AutoTokenizer
@@ -93,11 +101,13 @@ def describe(texts: Sequence[str], checkpoint: str, tokenizer: str) -> list[tupl
     starts = range(0, len(texts), BATCH)
     for start in track(starts, len(starts), "CheXbert", "batches"):
         batch = [" ".join(text.split()) for text in texts[start : start + BATCH]]
-        tokens = encode(batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        tokens = encode(
+            batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        )
         with torch.inference_mode():
-            states = bert(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state[
-                :, 0
-            ]
+            states = bert(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            ).last_hidden_state[:, 0]
             classes = torch.stack([head(states).argmax(dim=1) for head in heads], dim=1)
         labels = torch.isin(classes, torch.tensor(PRESENT)).int()
         described += list(zip(states.tolist(), labels.tolist(), strict=True))
@@ -121,13 +131,18 @@ def load_checkpoint(path: str) -> tuple[Any, list[Any]]:
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name.removeprefix("module."): tensor for name, tensor in content["model_state_dict"].items()}
+        state = {
+            name.removeprefix("module."): tensor
+            for name, tensor in content["model_state_dict"].items()
+        }
         hidden = state["bert.embeddings.word_embeddings.weight"].shape[1]
         config = BertConfig(
             vocab_size=state["bert.embeddings.word_embeddings.weight"].shape[0],
             hidden_size=hidden,
             num_hidden_layers=1
-            + max(int(name.split(".")[3]) for name in state if name.startswith("bert.encoder.layer.")),
+            + max(
+                int(name.split(".")[3]) for name in state if name.startswith("bert.encoder.layer.")
+            ),
             num_attention_heads=max(1, hidden // HEAD_WIDTH),
             intermediate_size=state["bert.encoder.layer.0.intermediate.dense.weight"].shape[0],
             max_position_embeddings=state["bert.embeddings.position_embeddings.weight"].shape[0],
@@ -155,7 +170,9 @@ def load_checkpoint(path: str) -> tuple[Any, list[Any]]:
         pickle.UnpicklingError,
     ) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} is not a CheXbert checkpoint ({type(error).__name__}: {reason})") from None
+        raise UserError(
+            f"{path} is not a CheXbert checkpoint ({type(error).__name__}: {reason})"
+        ) from None
     return bert.eval(), heads
 
 
@@ -175,7 +192,9 @@ def _counter(names: Sequence[str]) -> Callable[[Value], list[list[float]]]:
         rows = []
         for place in places:
             wanted, given = value["reference"][place], value["prediction"][place]
-            rows.append([float(wanted and given), float(given and not wanted), float(wanted and not given)])
+            rows.append(
+                [float(wanted and given), float(given and not wanted), float(wanted and not given)]
+            )
         return rows
 
     return count

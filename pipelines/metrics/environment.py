@@ -41,12 +41,18 @@ def run_script(python: str, script: str, request: dict[str, Any], *, online: boo
             check=False,
         )
     except OSError as error:
-        raise UserError(f"{python} cannot be run: {error.strerror}; name the environment's bin/python") from None
+        raise UserError(
+            f"{python} cannot be run: {error.strerror}; name the environment's bin/python"
+        ) from None
     marker = "MEDALIGN-ANSWER "  # libraries print on standard output too
-    answers = [line.removeprefix(marker) for line in done.stdout.splitlines() if line.startswith(marker)]
+    answers = [
+        line.removeprefix(marker) for line in done.stdout.splitlines() if line.startswith(marker)
+    ]
     if done.returncode != 0 or not answers:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise UserError(f"{script} under {python} failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+        raise UserError(
+            f"{script} under {python} failed: {lines[-1] if lines else f'exit code {done.returncode}'}"
+        )
     return json.loads(answers[-1])
 
 
@@ -62,7 +68,11 @@ def package_version(python: str, package: str) -> str:
     try:
         done = subprocess.run([python, "-c", question], capture_output=True, text=True, check=False)
     except OSError as error:
-        raise Unavailable(f"{python} cannot be run: {error.strerror}; name the environment's bin/python") from None
+        raise Unavailable(
+            f"{python} cannot be run: {error.strerror}; name the environment's bin/python"
+        ) from None
     if done.returncode != 0:
-        raise Unavailable(f"{package} is not installed in the environment of {python}; install it there with pip")
+        raise Unavailable(
+            f"{package} is not installed in the environment of {python}; install it there with pip"
+        )
     return done.stdout.strip()

@@ -32,14 +32,22 @@ def load(models: Mapping[str, str]) -> Metric:
                 "or set NLTK_DATA to a folder with corpora/wordnet"
             ) from None
     what = {"meteor": "METEOR of NLTK (exact, stem and WordNet matches)"}
-    return Metric("meteor", f"meteor 0.9 3 0.5, wordnet {_wordnet_version()}, {tokenizer_version()}", compute, what)
+    return Metric(
+        "meteor",
+        f"meteor 0.9 3 0.5, wordnet {_wordnet_version()}, {tokenizer_version()}",
+        compute,
+        what,
+    )
 
 
 def compute(pairs: Sequence[Pair]) -> list[Value]:
     """Return METEOR of every pair."""
     from nltk.translate.meteor_score import meteor_score
 
-    return [{"meteor": float(meteor_score([words(reference)], words(prediction)))} for reference, prediction in pairs]
+    return [
+        {"meteor": float(meteor_score([words(reference)], words(prediction)))}
+        for reference, prediction in pairs
+    ]
 
 
 def _wordnet_version() -> str:

@@ -68,7 +68,9 @@ class Unavailable(Exception):
 def require(package: str, extra: str = "metrics") -> None:
     """Raise `Unavailable` where a Python package is not installed."""
     if find_spec(package) is None:
-        raise Unavailable(f"the package {package} is not installed; pip install 'medalign[{extra}]'")
+        raise Unavailable(
+            f"the package {package} is not installed; pip install 'medalign[{extra}]'"
+        )
 
 
 def model_digest(path: str) -> str:
@@ -82,7 +84,9 @@ def model_digest(path: str) -> str:
     if not local.exists():
         return path
     digest = hashlib.sha256()
-    files = [local] if local.is_file() else sorted(file for file in local.rglob("*") if file.is_file())
+    files = (
+        [local] if local.is_file() else sorted(file for file in local.rglob("*") if file.is_file())
+    )
     for file in files:
         digest.update(f"{file.relative_to(local)}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as content:

@@ -50,10 +50,17 @@ def load(models: Mapping[str, str]) -> Metric:
 
     def compute(pairs: Sequence[Pair]) -> list[Value]:
         texts = sorted({text for pair in pairs for text in pair if text.strip()})
-        request = {"texts": texts, "model_type": MODEL_TYPE, "folder": None if model == "hub" else model}
+        request = {
+            "texts": texts,
+            "model_type": MODEL_TYPE,
+            "folder": None if model == "hub" else model,
+        }
         answer = run_script(python, "radgraph_annotate.py", request, online=model == "hub")
         annotations: dict[str, Entities] = dict(zip(texts, answer["annotations"], strict=True))
-        return [score(annotations.get(pair.reference, {}), annotations.get(pair.prediction, {})) for pair in pairs]
+        return [
+            score(annotations.get(pair.reference, {}), annotations.get(pair.prediction, {}))
+            for pair in pairs
+        ]
 
     what = {
         "radgraph": "RadGraph: (entity F1 + relation F1) / 2, the paper's column",
@@ -63,7 +70,9 @@ def load(models: Mapping[str, str]) -> Metric:
         "radgraph_partial": "RadGraph package, level partial",
         "radgraph_complete": "RadGraph package, level complete",
     }
-    return Metric("radgraph", f"radgraph {package}, {MODEL_TYPE} {model_digest(model)}", compute, what)
+    return Metric(
+        "radgraph", f"radgraph {package}, {MODEL_TYPE} {model_digest(model)}", compute, what
+    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -71,13 +80,21 @@ def _check_folder(folder: Path) -> None:
     from huggingface_hub import try_to_load_from_cache
 
     if not folder.is_dir():
-        raise Unavailable(f"{folder.parent} holds no folder {MODEL_TYPE}/; unpack radgraph.tar.gz into it")
+        raise Unavailable(
+            f"{folder.parent} holds no folder {MODEL_TYPE}/; unpack radgraph.tar.gz into it"
+        )
     file = folder / "config.json"
     try:
-        encoder = json.loads(file.read_text(encoding="utf-8"))["dataset_reader"]["token_indexers"]["bert"]["model_name"]
+        encoder = json.loads(file.read_text(encoding="utf-8"))["dataset_reader"]["token_indexers"][
+            "bert"
+        ]["model_name"]
     except (OSError, ValueError, LookupError, TypeError):
-        raise Unavailable(f"{file} describes no RadGraph model; unpack radgraph.tar.gz again") from None
-    if not Path(encoder).is_dir() and not isinstance(try_to_load_from_cache(encoder, "config.json"), str):
+        raise Unavailable(
+            f"{file} describes no RadGraph model; unpack radgraph.tar.gz again"
+        ) from None
+    if not Path(encoder).is_dir() and not isinstance(
+        try_to_load_from_cache(encoder, "config.json"), str
+    ):
         raise Unavailable(
             f"{file} names the encoder {encoder}, which is not here; put the path of a local copy in its place (it "
             "stands there twice), or radgraph=hub to let it be downloaded"

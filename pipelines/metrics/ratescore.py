@@ -38,4 +38,9 @@ def load(models: Mapping[str, str]) -> Metric:
         return [{"ratescore": value} for value in answer["scores"]]
 
     what = {"ratescore": "RaTEScore, affinity matrix long"}
-    return Metric("ratescore", f"RaTEScore {package}, {model_digest(ner)}, {model_digest(encoder)}", compute, what)
+    return Metric(
+        "ratescore",
+        f"RaTEScore {package}, {model_digest(ner)}, {model_digest(encoder)}",
+        compute,
+        what,
+    )

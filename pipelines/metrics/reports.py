@@ -56,11 +56,21 @@ def score_reports(
         values = cached(metric, pairs)
         versions[name] = metric.version
         for score, what in metric.scores.items():
-            interval = bootstrap_interval([value[score] for value in values], clusters, resamples=resamples)
-            scores[score] = {"what": what, "value": interval.value, "interval": [interval.low, interval.high]}
+            interval = bootstrap_interval(
+                [value[score] for value in values], clusters, resamples=resamples
+            )
+            scores[score] = {
+                "what": what,
+                "value": interval.value,
+                "interval": [interval.low, interval.high],
+            }
             scores[score] |= {"n": interval.n, "images": interval.clusters}
         for score, total in metric.totals.items():
-            scores[score] = {"what": total.what, **summed(values, total, clusters, resamples), "n": len(pairs)}
+            scores[score] = {
+                "what": total.what,
+                **summed(values, total, clusters, resamples),
+                "n": len(pairs),
+            }
     return {"scores": scores, "not_computed": missing, "versions": versions}
 
 
@@ -73,7 +83,9 @@ def cached(metric: Metric, pairs: Sequence[Pair]) -> list[Value]:
     folder = cache_directory()
     folder.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(folder / "report-metrics.sqlite", timeout=60)) as store:
-        store.execute("CREATE TABLE IF NOT EXISTS value (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        store.execute(
+            "CREATE TABLE IF NOT EXISTS value (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+        )
         known: dict[str, Value] = {}
         for start in range(0, len(keys), 500):
             part = keys[start : start + 500]
@@ -96,7 +108,11 @@ def _key(version: str, pair: Pair) -> str:
 
 
 def summed(
-    values: Sequence[Value], total: Total, clusters: Sequence[Hashable] | None, resamples: int, seed: int = 0
+    values: Sequence[Value],
+    total: Total,
+    clusters: Sequence[Hashable] | None,
+    resamples: int,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Return an F1 over counts summed over the reports, with an interval that resamples images."""
     counts = np.asarray([total.tally(value) for value in values], dtype=np.float64)  # (R, L, 3)
@@ -106,7 +122,9 @@ def summed(
     grouped = np.zeros((len(number), *counts.shape[1:]))
     np.add.at(grouped, rows, counts)
     generator = np.random.default_rng(seed)
-    weights = generator.multinomial(len(number), np.full(len(number), 1 / len(number)), size=resamples)
+    weights = generator.multinomial(
+        len(number), np.full(len(number), 1 / len(number)), size=resamples
+    )
     drawn = f1_of_counts(np.tensordot(weights.astype(np.float64), grouped, axes=1), total.average)
     low, high = np.quantile(drawn, [0.025, 0.975])
     value = float(f1_of_counts(grouped.sum(axis=0), total.average))

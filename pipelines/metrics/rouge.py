@@ -19,5 +19,6 @@ def compute(pairs: Sequence[Pair]) -> list[Value]:
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return [
-        {"rouge_l": float(scorer.score(reference, prediction)["rougeL"].fmeasure)} for reference, prediction in pairs
+        {"rouge_l": float(scorer.score(reference, prediction)["rougeL"].fmeasure)}
+        for reference, prediction in pairs
     ]

@@ -22,7 +22,9 @@ Rule = Literal["authors", "strict"]
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD_BEFORE_NO_DIGIT = re.compile(r"\.(?!\d)")
-_PERIODS_REMOVED = 32  # the original passes the flag re.UNICODE, which is 32, where the count belongs
+_PERIODS_REMOVED = (
+    32  # the original passes the flag re.UNICODE, which is 32, where the count belongs
+)
 _NUMBERS = {"none": "0"} | {
     word: str(number)
     for number, word in enumerate(
@@ -58,12 +60,17 @@ def normalize(text: str) -> str:
         result = result.replace(mark, "" if beside_blank or attached else " ")
     result = _PERIOD_BEFORE_NO_DIGIT.sub("", result, count=_PERIODS_REMOVED)
     words = [_NUMBERS.get(word, word) for word in result.lower().split()]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES).replace(",", "")
+    return " ".join(
+        _CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES
+    ).replace(",", "")
 
 
 def _strict_words(text: str) -> list[str]:
     """Lower-case words and numbers without punctuation at their edges; articles go unless nothing else is there."""
-    words = [_NUMBERS.get(word, word) for word in re.findall(r"\w+(?:[.']\w+)*", text.lower().replace("_", " "))]
+    words = [
+        _NUMBERS.get(word, word)
+        for word in re.findall(r"\w+(?:[.']\w+)*", text.lower().replace("_", " "))
+    ]
     return [word for word in words if word not in _ARTICLES] or words
 
 
@@ -106,7 +113,9 @@ def is_yes_no(reference: str) -> bool:
     return _strict_words(reference) in (["yes"], ["no"])
 
 
-def choice_correct(prediction: str, reference: str, options: Sequence[str], rule: Rule = "authors") -> bool:
+def choice_correct(
+    prediction: str, reference: str, options: Sequence[str], rule: Rule = "authors"
+) -> bool:
     """Whether the prediction picks the reference among `options` (OmniMedVQA).
 
     `authors`: prediction and lower-cased reference each pick the first option with the highest difflib ratio above 0,
@@ -132,7 +141,9 @@ def _named(text: str, options: Sequence[str]) -> int | None:
     hits = [
         i
         for i in hits
-        if not any(i != j and _contains(_strict_words(options[j]), _strict_words(options[i])) for j in hits)
+        if not any(
+            i != j and _contains(_strict_words(options[j]), _strict_words(options[i])) for j in hits
+        )
     ]
     if len(hits) == 1:
         return hits[0]
@@ -144,4 +155,6 @@ def _named(text: str, options: Sequence[str]) -> int | None:
 
 
 def _contains(words: Sequence[str], part: Sequence[str]) -> bool:
-    return bool(part) and any(words[i : i + len(part)] == part for i in range(len(words) - len(part) + 1))
+    return bool(part) and any(
+        words[i : i + len(part)] == part for i in range(len(words) - len(part) + 1)
+    )

@@ -36,4 +36,8 @@ def words(text: str) -> list[str]:
     if has_punkt():
         return list(word_tokenize(text))
     tokenizer = NLTKWordTokenizer()
-    return [token for sentence in _SENTENCE_END.split(text.strip()) for token in tokenizer.tokenize(sentence)]
+    return [
+        token
+        for sentence in _SENTENCE_END.split(text.strip())
+        for token in tokenizer.tokenize(sentence)
+    ]

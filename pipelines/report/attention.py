@@ -32,7 +32,9 @@ def attention_maps(
     """
     model, processor = load(folder)
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    channel = getattr(plain, "alignment", None) or install(plain, nn.ModuleDict(), (layer,), processor.image_token_id)
+    channel = getattr(plain, "alignment", None) or install(
+        plain, nn.ModuleDict(), (layer,), processor.image_token_id
+    )
     maps = []
     with torch.no_grad():
         for question, image in zip(questions, images, strict=True):

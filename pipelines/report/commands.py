@@ -11,14 +11,17 @@ from pipelines.metrics.metric import MODELS, NAMES
 from shared.console import report, say
 from shared.errors import UserError
 
-app = typer.Typer(help="Reports: a run's page (--run), metrics of generated reports, the paper's tables.")
+app = typer.Typer(
+    help="Reports: a run's page (--run), metrics of generated reports, the paper's tables."
+)
 
 
 @app.callback(invoke_without_command=True)
 def page(
     context: typer.Context,
     run: Annotated[
-        Path | None, typer.Option(help="A run with lora/ and medalign/ and their evaluation inside.")
+        Path | None,
+        typer.Option(help="A run with lora/ and medalign/ and their evaluation inside."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: RUN/report.html.")] = None,
 ) -> None:
@@ -26,7 +29,9 @@ def page(
     if context.invoked_subcommand is not None:
         return
     if run is None:
-        raise UserError("give --run RUN for a run's page, or a command: metrics, tables (see --help)")
+        raise UserError(
+            "give --run RUN for a run's page, or a command: metrics, tables (see --help)"
+        )
     from pipelines.demo.commands import report as write_page
 
     write_page(run, out)
@@ -35,13 +40,22 @@ def page(
 @app.command()
 def metrics(
     predictions: Annotated[
-        Path, typer.Argument(help="Answers (.jsonl, .json, .csv), or an evaluation folder: all of its rows.")
+        Path,
+        typer.Argument(
+            help="Answers (.jsonl, .json, .csv), or an evaluation folder: all of its rows."
+        ),
     ],
     references: Annotated[
-        Path | None, typer.Option(help="References, where the predictions do not hold them: data set file or .csv.")
+        Path | None,
+        typer.Option(
+            help="References, where the predictions do not hold them: data set file or .csv."
+        ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--metrics", help=f"Some of {', '.join(NAMES)}, comma-separated. Default: all.")
+        str | None,
+        typer.Option(
+            "--metrics", help=f"Some of {', '.join(NAMES)}, comma-separated. Default: all."
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -51,7 +65,8 @@ def metrics(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write the result here; a folder's rows go to FOLDER/metrics/.")
+        Path | None,
+        typer.Option(help="Write the result here; a folder's rows go to FOLDER/metrics/."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -72,9 +87,13 @@ def metrics(
         if not (equals and value) or key not in MODELS:
             raise UserError(f"--model {given}: write NAME=PLACE with a name of {', '.join(MODELS)}")
         models[key] = value
-    files = sorted((predictions / "answers").glob("*.jsonl")) if predictions.is_dir() else [predictions]
+    files = (
+        sorted((predictions / "answers").glob("*.jsonl")) if predictions.is_dir() else [predictions]
+    )
     if not files:
-        raise UserError(f"{predictions} holds no answers/*.jsonl; give the folder that `medalign evaluate` wrote")
+        raise UserError(
+            f"{predictions} holds no answers/*.jsonl; give the folder that `medalign evaluate` wrote"
+        )
     results = {}
     for file in files:
         reports = load_reports(file, references)

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 ARM_COLOURS = {"LoRA": "#b4631a", "MEDALIGN": "#1f5fa8"}
 _OTHER = "#555555"
 _INK, _GRID = "#222222", "#dddddd"
-LOSSES = {"loss_lm": "L_LM, answers", "loss_vis": "L_vis, visual alignment", "loss_att": "L_att, attention alignment"}
+LOSSES = {
+    "loss_lm": "L_LM, answers",
+    "loss_vis": "L_vis, visual alignment",
+    "loss_att": "L_att, attention alignment",
+}
 
 Picture = NDArray[np.uint8]
 
@@ -35,7 +39,9 @@ def loss_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             if points:
                 drawn += 1
                 steps, values = zip(*points, strict=True)
-                axis.plot(steps, values, color=ARM_COLOURS.get(arm, _OTHER), label=arm, linewidth=1.6)
+                axis.plot(
+                    steps, values, color=ARM_COLOURS.get(arm, _OTHER), label=arm, linewidth=1.6
+                )
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel("step")
         axis.grid(color=_GRID, linewidth=0.6)
@@ -43,7 +49,14 @@ def loss_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         if drawn:
             axis.legend(frameon=False, fontsize=9)
         else:
-            axis.text(0.5, 0.5, "not trained in this run", ha="center", transform=axis.transAxes, color=_OTHER)
+            axis.text(
+                0.5,
+                0.5,
+                "not trained in this run",
+                ha="center",
+                transform=axis.transAxes,
+                color=_OTHER,
+            )
     return _svg(figure, "losses")
 
 
@@ -60,12 +73,18 @@ def attention_figure(rows: Sequence[AttentionRow]) -> str:
                 continue
             _overlay(axis, row.maps[column], row.picture.shape[0])
             note = f"\nKL {row.divergence[column]:.2f}" if column in row.divergence else "\n"
-            axis.set_title(column + note, fontsize=9, loc="left", color=ARM_COLOURS.get(column, _INK))
+            axis.set_title(
+                column + note, fontsize=9, loc="left", color=ARM_COLOURS.get(column, _INK)
+            )
     return _svg(figure, "attention")
 
 
 def similarity_figure(
-    picture: Picture, similarity: NDArray[np.float64], grid: tuple[int, int], patch: int, visible: NDArray[np.bool_]
+    picture: Picture,
+    similarity: NDArray[np.float64],
+    grid: tuple[int, int],
+    patch: int,
+    visible: NDArray[np.bool_],
 ) -> str:
     """Draw one patch of a slice, its similarity to every other patch over the slice, and the whole matrix.
 
@@ -82,7 +101,13 @@ def similarity_figure(
     values = np.where(visible, similarity[patch], np.nan)
     low = float(np.nanmin(values))
     shown = axes[1].imshow(
-        values.reshape(grid), extent=(0, side, side, 0), cmap="magma", alpha=0.72, vmin=low, vmax=1, zorder=2
+        values.reshape(grid),
+        extent=(0, side, side, 0),
+        cmap="magma",
+        alpha=0.72,
+        vmin=low,
+        vmax=1,
+        zorder=2,
     )
     axes[1].set_title("its cosine similarity to each patch", fontsize=10, loc="left")
     figure.colorbar(shown, ax=axes[1], fraction=0.046, pad=0.03)
@@ -91,7 +116,9 @@ def similarity_figure(
         axis.add_patch(_rectangle(*box))
     matrix = axes[2].imshow(similarity, cmap="magma", vmin=low, vmax=1)
     axes[2].axhline(patch, color="#39c0ff", linewidth=1.2)
-    axes[2].set_title(f"the whole matrix S_e, {len(similarity)} x {len(similarity)}", fontsize=10, loc="left")
+    axes[2].set_title(
+        f"the whole matrix S_e, {len(similarity)} x {len(similarity)}", fontsize=10, loc="left"
+    )
     axes[2].set_xlabel("patch")
     axes[2].set_ylabel("patch")
     figure.colorbar(matrix, ax=axes[2], fraction=0.046, pad=0.03)
@@ -101,7 +128,9 @@ def similarity_figure(
 def _rectangle(corner: tuple[float, float], width: float, height: float) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle(corner, width, height, fill=False, edgecolor="#39c0ff", linewidth=1.8, zorder=3)
+    return Rectangle(
+        corner, width, height, fill=False, edgecolor="#39c0ff", linewidth=1.8, zorder=3
+    )
 
 
 def _show(axis: Any, picture: Picture) -> None:
@@ -112,7 +141,9 @@ def _show(axis: Any, picture: Picture) -> None:
 def _overlay(axis: Any, values: NDArray[np.float64], side: int) -> None:
     # A few patches often take most of the attention; scaled to them, nothing else could be told apart.
     top = float(np.quantile(values, 0.95)) or float(values.max())
-    axis.imshow(values, extent=(0, side, side, 0), cmap="inferno", vmin=0, vmax=top, alpha=0.65, zorder=2)
+    axis.imshow(
+        values, extent=(0, side, side, 0), cmap="inferno", vmin=0, vmax=top, alpha=0.65, zorder=2
+    )
 
 
 def _bare(axis: Any) -> None:
@@ -133,7 +164,12 @@ def _svg(figure: Any, name: str) -> str:
     """Return the figure as SVG without prologue; `name` keeps its inner ids apart from those of other figures."""
     import matplotlib
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "text.color": _INK}
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.family": "sans-serif",
+        "text.color": _INK,
+    }
     stream = io.StringIO()
     with matplotlib.rc_context(settings):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from pipelines.evaluation.run import RESULT, answers_path, find_arms, sampled
 from pipelines.evaluation.scores import SCORES
-from pipelines.report.figures import LOSSES, AttentionRow, attention_figure, loss_curves, similarity_figure
+from pipelines.report.figures import (
+    LOSSES,
+    AttentionRow,
+    attention_figure,
+    loss_curves,
+    similarity_figure,
+)
 from pipelines.report.words import KINDS, demo_summary, stage_notes
 from pipelines.statistics import bootstrap_interval
 from shared.console import warn
@@ -105,7 +111,10 @@ def render(page: Mapping[str, Any]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     words = {
         "percent": lambda share: f"{100 * share:.1f}",
@@ -133,9 +142,16 @@ def kind_table(records: Sequence[Record], answered: Sequence[Answered]) -> list[
             continue
         places = [i for i, record in enumerate(records) if record.extra.get("kind") == kind]
         images = [records[i].images[0] for i in places]
-        values = [bootstrap_interval([_strict(row.scores[i]) for i in places], images) for row in answered]
+        values = [
+            bootstrap_interval([_strict(row.scores[i]) for i in places], images) for row in answered
+        ]
         constant = best_constant([records[i] for i in places])
-        entry = {"kind": kind, "text": KINDS.get(kind, kind), "n": len(places), "constant": constant}
+        entry = {
+            "kind": kind,
+            "text": KINDS.get(kind, kind),
+            "n": len(places),
+            "constant": constant,
+        }
         table.append(entry | {"values": [value._asdict() for value in values]})
     return table
 
@@ -145,10 +161,15 @@ def best_constant(records: Sequence[Record]) -> float:
     from pipelines.evaluation.scores import item_scores
 
     candidates = {record.answer for record in records}
-    return max(float(np.mean([_strict(item_scores(one, answer)) for one in records])) for answer in candidates)
+    return max(
+        float(np.mean([_strict(item_scores(one, answer)) for one in records]))
+        for answer in candidates
+    )
 
 
-def examples(records: Sequence[Record], answered: Sequence[Answered], root: Path) -> list[dict[str, Any]]:
+def examples(
+    records: Sequence[Record], answered: Sequence[Answered], root: Path
+) -> list[dict[str, Any]]:
     """Return the first record of each kind, then the first others, with each row's answer and a small picture."""
     first = {record.extra.get("kind"): i for i, record in reversed(list(enumerate(records)))}
     order = sorted(first.values()) + [i for i in range(len(records)) if i not in first.values()]
@@ -157,7 +178,9 @@ def examples(records: Sequence[Record], answered: Sequence[Answered], root: Path
             "question": records[i].question,
             "reference": records[i].answer,
             "image": _thumbnail(records[i], root),
-            "answers": [{"text": row.texts[i], "score": _strict(row.scores[i])} for row in answered],
+            "answers": [
+                {"text": row.texts[i], "score": _strict(row.scores[i])} for row in answered
+            ],
         }
         for i in order[:SHOWN_EXAMPLES]
         if records[i].images
@@ -172,10 +195,14 @@ def _strict(scores: Mapping[str, float]) -> float:
 def _result(run: Path) -> dict[str, Any]:
     path = run / "evaluation" / RESULT
     if not path.is_file():
-        raise UserError(f"no evaluation at {path}; run `medalign evaluate --run {run} --data FILE` first")
+        raise UserError(
+            f"no evaluation at {path}; run `medalign evaluate --run {run} --data FILE` first"
+        )
     result: dict[str, Any] = json.loads(path.read_text())
     if not Path(result["data"]["file"]).is_file():
-        raise UserError(f"the evaluation's data file {result['data']['file']} is not there; start from the same folder")
+        raise UserError(
+            f"the evaluation's data file {result['data']['file']} is not there; start from the same folder"
+        )
     return result
 
 
@@ -183,8 +210,12 @@ def _answers(run: Path, row: Mapping[str, Any], records: Sequence[Record]) -> An
     lines = answers_path(run / "evaluation", row["method"]).read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     if [one["id"] for one in rows] != [record.id for record in records]:
-        raise UserError(f"{run / 'evaluation'}: the answers are not those of the data file; evaluate again")
-    return Answered(row["method"], row["adapter"], [o["prediction"] for o in rows], [o["scores"] for o in rows])
+        raise UserError(
+            f"{run / 'evaluation'}: the answers are not those of the data file; evaluate again"
+        )
+    return Answered(
+        row["method"], row["adapter"], [o["prediction"] for o in rows], [o["scores"] for o in rows]
+    )
 
 
 def _image_root(recipe: Recipe, data: Path) -> Path:
@@ -198,10 +229,14 @@ def _losses(arms: Mapping[str, Path]) -> str | None:
     for name, folder in arms.items():
         state = folder / "trainer_state.json"
         if state.is_file():
-            history = [one for one in json.loads(state.read_text())["log_history"] if "loss_lm" in one]
+            history = [
+                one for one in json.loads(state.read_text())["log_history"] if "loss_lm" in one
+            ]
             # A term that this arm does not train is logged as 0 throughout.
             terms = [term for term in LOSSES if any(one.get(term) for one in history)]
-            histories[name] = [{"step": one["step"]} | {term: one[term] for term in terms} for one in history]
+            histories[name] = [
+                {"step": one["step"]} | {term: one[term] for term in terms} for one in history
+            ]
     return loss_curves(histories) if any(histories.values()) else None
 
 
@@ -217,7 +252,8 @@ def _targets(
     if recipe.targets.store is None:
         return nothing
     teacher, fingerprint = (
-        value if isinstance(value, str) else None for value in (recipe.targets.teacher, recipe.targets.fingerprint)
+        value if isinstance(value, str) else None
+        for value in (recipe.targets.teacher, recipe.targets.fingerprint)
     )
     base = load_base(recipe.model)
     store = TargetStore.open(recipe.targets.store, teacher, fingerprint, base.grid)
@@ -228,7 +264,9 @@ def _targets(
         if key in store:
             shown.append((record, reference, key))
     if not shown:
-        warn("no held-out image is in the store; the report shows no attention and no similarity matrix")
+        warn(
+            "no held-out image is in the store; the report shows no attention and no similarity matrix"
+        )
         return nothing | {"store": store_sizes(Path(recipe.targets.store), store)}
     grid = (base.grid.rows, base.grid.columns)
     square_of = partial(_square, size=base.image_size * 2)
@@ -250,7 +288,12 @@ def _one_per_plane(records: Sequence[Record]) -> list[Record]:
 
 
 def _attention(
-    recipe: Recipe, arms: Mapping[str, Path], shown: Sequence[Any], targets: Any, grid: tuple[int, int], square_of: Any
+    recipe: Recipe,
+    arms: Mapping[str, Path],
+    shown: Sequence[Any],
+    targets: Any,
+    grid: tuple[int, int],
+    square_of: Any,
 ) -> str:
     from pipelines.report.attention import attention_maps
 
@@ -258,17 +301,23 @@ def _attention(
     references = [reference for _, reference, _ in shown]
     folders = {"start": Path(recipe.model.path or recipe.model.name), **arms}
     layer = recipe.losses.layers[0]
-    found = {name: attention_maps(folder, questions, references, layer) for name, folder in folders.items()}
+    found = {
+        name: attention_maps(folder, questions, references, layer)
+        for name, folder in folders.items()
+    }
     rows = []
     for i, (record, reference, _) in enumerate(shown):
         visible = np.asarray(targets.coverage[i]) > 0
         teacher = renormalized(np.asarray(targets.attention[i], dtype=np.float64), visible)
-        students = {name: renormalized(maps[i].astype(np.float64), visible) for name, maps in found.items()}
+        students = {
+            name: renormalized(maps[i].astype(np.float64), visible) for name, maps in found.items()
+        }
         rows.append(
             AttentionRow(
                 record.extra.get("slice", Path(record.images[0]).stem),
                 square_of(reference),
-                {"teacher": teacher.reshape(grid)} | {name: one.reshape(grid) for name, one in students.items()},
+                {"teacher": teacher.reshape(grid)}
+                | {name: one.reshape(grid) for name, one in students.items()},
                 {name: divergence(teacher, one) for name, one in students.items()},
             )
         )
@@ -305,10 +354,19 @@ def full_matrix(triangle: NDArray[np.float64], patches: int) -> NDArray[np.float
 
 def store_sizes(folder: Path, store: Any) -> dict[str, Any]:
     """Bytes of the store's namespace beside those of the pickles it replaces: a float32 matrix and vector an image."""
-    namespaces = [path for path in folder.iterdir() if path.is_dir() and store.identity.namespace() == path.name]
-    size = sum(file.stat().st_size for path in namespaces for file in path.rglob("*") if file.is_file())
+    namespaces = [
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and store.identity.namespace() == path.name
+    ]
+    size = sum(
+        file.stat().st_size for path in namespaces for file in path.rglob("*") if file.is_file()
+    )
     patches = store[next(iter(store.keys()))].attention.shape[-1]
-    one = {"similarity": np.zeros((patches, patches), np.float32), "attention": np.zeros(patches, np.float32)}
+    one = {
+        "similarity": np.zeros((patches, patches), np.float32),
+        "attention": np.zeros(patches, np.float32),
+    }
     return {
         "images": len(store),
         "bytes": size,

@@ -58,7 +58,9 @@ NOTES = {
         "The paper's columns VCD and DAMRO are identical in this table to the last digit: in the authors' code neither "
         "contrasts anything. Ours do, so these columns are not expected to agree.",
     ),
-    "all": ("The paper gives no intervals. Ours are 95% bootstrap intervals over images, with the number of items n.",),
+    "all": (
+        "The paper gives no intervals. Ours are 95% bootstrap intervals over images, with the number of items n.",
+    ),
 }
 
 
@@ -89,7 +91,9 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-def load_ours(results: Sequence[str]) -> tuple[dict[tuple[str, str, str, str], Ours], list[tuple[str, str, str]]]:
+def load_ours(
+    results: Sequence[str],
+) -> tuple[dict[tuple[str, str, str, str], Ours], list[tuple[str, str, str]]]:
     """Read evaluations given as "MODEL/SET=FOLDER".
 
     Returns
@@ -112,17 +116,24 @@ def load_ours(results: Sequence[str]) -> tuple[dict[tuple[str, str, str, str], O
             )
         file = Path(folder) / "result.json"
         if not file.is_file():
-            raise UserError(f"{folder} holds no result.json; give the folder that `medalign evaluate` wrote")
+            raise UserError(
+                f"{folder} holds no result.json; give the folder that `medalign evaluate` wrote"
+            )
         result = json.loads(file.read_text(encoding="utf-8"))
         if result["data"].get("set") not in (None, name):
-            raise UserError(f"{given!r}: that evaluation is of {result['data']['set']}, not of {name}")
+            raise UserError(
+                f"{given!r}: that evaluation is of {result['data']['set']}, not of {name}"
+            )
         for row in result["rows"]:
             method = _method(row)
             if method is None:
                 continue
             scores = row["scores"] | _report_scores(Path(folder), row["method"])
             for column, candidates in OURS.items():
-                found = next((scores[score] for score in _candidates(name, candidates) if score in scores), None)
+                found = next(
+                    (scores[score] for score in _candidates(name, candidates) if score in scores),
+                    None,
+                )
                 if found is not None:
                     low, high = found["interval"]
                     ours[model, name, method, column] = Ours(found["value"], low, high, found["n"])
@@ -174,13 +185,28 @@ def make_tables(results: Sequence[str] = ()) -> list[Table]:
         ]
         lines = [line for of, name, line in runs if of == model and name in REPORT_SETS]
         notes = [*NOTES["report"], *(NOTES["same"] if number == 1 else ()), *NOTES["all"], *lines]
-        tables.append(Table(number, f"Report generation, {MODELS[model]} fine-tuned with LoRA", methods, rows, notes))
-    heads = [(name, column) for name in SETS if name not in REPORT_SETS for column in ("open", "close")]
-    heads = [(name, column) for name, column in heads if column in paper["numbers"]["llava-med"][name]]
+        tables.append(
+            Table(
+                number,
+                f"Report generation, {MODELS[model]} fine-tuned with LoRA",
+                methods,
+                rows,
+                notes,
+            )
+        )
+    heads = [
+        (name, column) for name in SETS if name not in REPORT_SETS for column in ("open", "close")
+    ]
+    heads = [
+        (name, column) for name, column in heads if column in paper["numbers"]["llava-med"][name]
+    ]
     rows = []
     for model, title in MODELS.items():
         columns = [cells(model, name, column) for name, column in heads]
-        rows += [(title, method, [column[place] for column in columns]) for place, method in enumerate(methods)]
+        rows += [
+            (title, method, [column[place] for column in columns])
+            for place, method in enumerate(methods)
+        ]
     titles = [f"{SETS[name]} {SCORES[column]}" for name, column in heads]
     lines = [line for _, name, line in runs if name not in REPORT_SETS]
     notes = [*NOTES["vqa"], *NOTES["same"], *NOTES["all"], *lines]
@@ -203,7 +229,10 @@ def markdown(tables: Sequence[Table]) -> str:
         lines.append("| | | |" + "".join(f" {column} |" for column in table.columns))
         lines.append("|---|---|---|" + "---:|" * len(table.columns))
         for group, name, cells in table.rows:
-            paper = "".join(f" **{cell.paper:.2f}** |" if cell.best else f" {cell.paper:.2f} |" for cell in cells)
+            paper = "".join(
+                f" **{cell.paper:.2f}** |" if cell.best else f" {cell.paper:.2f} |"
+                for cell in cells
+            )
             lines.append(f"| {group} | {name} | paper |{paper}")
             lines.append("| | | here |" + "".join(f" {shown(cell.ours)} |" for cell in cells))
         lines += ["", *(f"- {note}" for note in table.notes), ""]
@@ -221,10 +250,15 @@ def latex(tables: Sequence[Table]) -> str:
         for group, name, cells in table.rows:
             if group != previous:
                 lines.append(r"\midrule")
-            paper = [rf"\textbf{{{cell.paper:.2f}}}" if cell.best else f"{cell.paper:.2f}" for cell in cells]
+            paper = [
+                rf"\textbf{{{cell.paper:.2f}}}" if cell.best else f"{cell.paper:.2f}"
+                for cell in cells
+            ]
             title = _tex(group) if group != previous else ""
             lines.append(f"{title} & {_tex(name)} & paper & " + " & ".join(paper) + r" \\")
-            lines.append(" & & here & " + " & ".join(_tex(shown(cell.ours)) for cell in cells) + r" \\")
+            lines.append(
+                " & & here & " + " & ".join(_tex(shown(cell.ours)) for cell in cells) + r" \\"
+            )
             previous = group
         lines += [r"\bottomrule", r"\end{tabular}}"]
         caption = f"{table.caption}. {' '.join(table.notes)}"
@@ -237,10 +271,14 @@ def html(tables: Sequence[Table]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
     )
     source = json.loads(PAPER.read_text(encoding="utf-8"))["source"]
-    return environment.get_template("tables.html").render(tables=tables, source=source, missing=MISSING)
+    return environment.get_template("tables.html").render(
+        tables=tables, source=source, missing=MISSING
+    )
 
 
 def _tex(text: str) -> str:

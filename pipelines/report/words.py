@@ -13,7 +13,9 @@ KINDS = {
 
 
 def demo_summary(
-    demo: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]], kinds: Sequence[Mapping[str, Any]]
+    demo: Mapping[str, Any],
+    comparisons: Sequence[Mapping[str, Any]],
+    kinds: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """Paragraphs for the top of the page, each following from the numbers."""
     steps, planned = demo["arm_steps"], demo["arm_steps_planned"]
@@ -23,7 +25,9 @@ def demo_summary(
         "loss, whose targets the whole ViT-S/14 had written to the store before. "
         f"Each arm had {steps} steps of {demo['batch_size']} conversations"
     )
-    what += f" (of {planned} planned: this machine had no time for more)." if steps < planned else "."
+    what += (
+        f" (of {planned} planned: this machine had no time for more)." if steps < planned else "."
+    )
     return [what, _learned(kinds), _difference(comparisons), _budget(demo)]
 
 
@@ -34,7 +38,9 @@ def _learned(kinds: Sequence[Mapping[str, Any]]) -> str:
     said = []
     if above:
         said.append(
-            "Learned, as far as these intervals show (better than the best constant answer): " + _list(above) + "."
+            "Learned, as far as these intervals show (better than the best constant answer): "
+            + _list(above)
+            + "."
         )
     if rest:
         said.append("Not learned so far: " + _list(rest) + ".")
@@ -42,7 +48,10 @@ def _learned(kinds: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _list(kinds: Sequence[Mapping[str, Any]]) -> str:
-    return "; ".join(f"{kind['text'].split(' (')[0]} ({100 * kind['values'][-1]['value']:.0f}%)" for kind in kinds)
+    return "; ".join(
+        f"{kind['text'].split(' (')[0]} ({100 * kind['values'][-1]['value']:.0f}%)"
+        for kind in kinds
+    )
 
 
 def _difference(tests: Sequence[Mapping[str, Any]]) -> str:
@@ -83,5 +92,7 @@ def stage_notes(demo: Mapping[str, Any]) -> list[str]:
     for stage in demo["stages"]:
         if stage["name"] == "cache again":
             found, encoded = stage["output"]["found"], stage["output"]["encoded"]
-            notes.append(f"The second build found {found} images in the store and encoded {encoded}.")
+            notes.append(
+                f"The second build found {found} images in the store and encoded {encoded}."
+            )
     return notes

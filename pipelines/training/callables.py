@@ -11,7 +11,9 @@ from shared.targets import Target
 LOSS = "eval_loss"
 
 
-def target_computer(recipe: Recipe) -> Callable[[Sequence[ImageReference]], Iterator[Target]] | None:
+def target_computer(
+    recipe: Recipe,
+) -> Callable[[Sequence[ImageReference]], Iterator[Target]] | None:
     """Return what computes images' targets as the recipe's store would hold them, for `targets.on_missing: compute`.
 
     The teacher is the one that filled the store's namespace, checked by fingerprint, on `targets.device`. None where
@@ -23,14 +25,22 @@ def target_computer(recipe: Recipe) -> Callable[[Sequence[ImageReference]], Iter
         Several teachers or a `factors` store (`cache build` serves both), or weights other than the store's.
     """
     section = recipe.targets
-    if section.on_missing != "compute" or section.store is None or not (recipe.losses.alpha or recipe.losses.beta):
+    if (
+        section.on_missing != "compute"
+        or section.store is None
+        or not (recipe.losses.alpha or recipe.losses.beta)
+    ):
         return None
     if isinstance(section.teacher, list) or isinstance(section.fingerprint, list):
-        raise UserError("targets.on_missing=compute serves one teacher; run `cache build` for several")
+        raise UserError(
+            "targets.on_missing=compute serves one teacher; run `cache build` for several"
+        )
     store, teacher, fingerprint = section.store, section.teacher, section.fingerprint
 
     def compute(references: Sequence[ImageReference]) -> Iterator[Target]:
-        yield from map(_load(store, teacher, fingerprint, section.weights, section.device), references)
+        yield from map(
+            _load(store, teacher, fingerprint, section.weights, section.device), references
+        )
 
     return compute
 
@@ -48,7 +58,9 @@ def _load(
 
     identity = TargetStore.open(store, teacher, fingerprint).identity
     if identity.encoding != "matrix":
-        raise UserError("targets.on_missing=compute adds to `matrix` stores only; run `cache build` for this one")
+        raise UserError(
+            "targets.on_missing=compute adds to `matrix` stores only; run `cache build` for this one"
+        )
     place = choose_device(device)
     loaded, own = load_for(identity.teacher, weights, settings_of(identity), place)
     difference = first_difference(identity, own)
@@ -71,7 +83,9 @@ def _load(
     return compute
 
 
-def scorer(recipe: Recipe) -> Callable[[Sequence[Record], Sequence[str]], Mapping[str, float]] | None:
+def scorer(
+    recipe: Recipe,
+) -> Callable[[Sequence[Record], Sequence[str]], Mapping[str, float]] | None:
     """Return what rates the answers of an evaluation, where `train.best_metric` is a score; None otherwise.
 
     Its scores are those of `medalign evaluate`, means over the records that have them, such as `closed_accuracy`.
@@ -87,10 +101,14 @@ def scorer(recipe: Recipe) -> Callable[[Sequence[Record], Sequence[str]], Mappin
     if wanted is None or wanted == LOSS:
         return None
     if wanted.removeprefix("eval_") not in SCORES:
-        raise UserError(f"train.best_metric={wanted} is no score; there are {LOSS}, {', '.join(SCORES)}")
+        raise UserError(
+            f"train.best_metric={wanted} is no score; there are {LOSS}, {', '.join(SCORES)}"
+        )
 
     def score(records: Sequence[Record], answers: Sequence[str]) -> Mapping[str, float]:
-        rows = [item_scores(record, answer) for record, answer in zip(records, answers, strict=True)]
+        rows = [
+            item_scores(record, answer) for record, answer in zip(records, answers, strict=True)
+        ]
         values = {name: [row[name] for row in rows if name in row] for name in SCORES}
         return {name: sum(column) / len(column) for name, column in values.items() if column}
 

@@ -19,7 +19,12 @@ def train(
     from pipelines.training.callables import scorer, target_computer
 
     student.run_training(
-        recipe, overrides, resume, dry_run, as_json, lambda loaded: (target_computer(loaded), scorer(loaded))
+        recipe,
+        overrides,
+        resume,
+        dry_run,
+        as_json,
+        lambda loaded: (target_computer(loaded), scorer(loaded)),
     )
 
 

@@ -44,7 +44,9 @@ def open_dicom(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image
 
     try:
         dataset = pydicom.dcmread(file, force=True)
-        if not len(dataset):  # what pydicom makes of a file that ends inside an element of undefined length
+        if not len(
+            dataset
+        ):  # what pydicom makes of a file that ends inside an element of undefined length
             raise UnreadableImage("a truncated DICOM file: it ends inside its data")
         if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
             raise UnreadableImage("a DICOM file without pixel data")
@@ -64,7 +66,9 @@ def _frame(dataset: Any, index: int) -> NDArray[Any]:
     from pydicom.pixels import pixel_array
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its header: what pydicom found by trying
+    if (
+        "TransferSyntaxUID" not in dataset.file_meta
+    ):  # a file without its header: what pydicom found by trying
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
@@ -83,7 +87,9 @@ def _gray(dataset: Any, pixels: NDArray[Any], index: int) -> Image.Image:
     from pydicom.pixels import apply_modality_lut
 
     transformation = _group(dataset, "PixelValueTransformationSequence", index)
-    values = np.asarray(apply_modality_lut(pixels, dataset if transformation is None else transformation))
+    values = np.asarray(
+        apply_modality_lut(pixels, dataset if transformation is None else transformation)
+    )
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
     window = _group(dataset, "FrameVOILUTSequence", index)
     shown = _windowed(values, dataset if window is None else window)
@@ -98,7 +104,10 @@ def _gray(dataset: Any, pixels: NDArray[Any], index: int) -> Image.Image:
 def _group(dataset: Any, name: str, index: int) -> Any | None:
     """Return a functional group of an enhanced multi-frame object (PS3.3 C.7.6.16): the frame's own, or the shared."""
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    for holder in (*frames[index : index + 1], *(dataset.get("SharedFunctionalGroupsSequence") or [])):
+    for holder in (
+        *frames[index : index + 1],
+        *(dataset.get("SharedFunctionalGroupsSequence") or []),
+    ):
         if holder.get(name):
             return holder[name][0]
     return None
@@ -114,14 +123,25 @@ def _windowed(values: NDArray[Any], holder: Any) -> Values | None:
         return np.clip(table / top, 0, 1)
     if holder.get("WindowCenter") is None or holder.get("WindowWidth") is None:
         return None
-    center, width = (float(np.ravel(holder[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
-    return _window(values.astype(np.float64), center, width, str(holder.get("VOILUTFunction") or "LINEAR").upper())
+    center, width = (
+        float(np.ravel(holder[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
+    )
+    return _window(
+        values.astype(np.float64),
+        center,
+        width,
+        str(holder.get("VOILUTFunction") or "LINEAR").upper(),
+    )
 
 
 def _window(x: Values, center: float, width: float, function: str) -> Values | None:
     """Map the window to [0, 1] (PS3.3 C.11.2.1.2 and C.11.2.1.3); None for an invalid one, as viewers ignore it."""
     if function == "LINEAR" and width >= 1:
-        ramp = (x - (center - 0.5)) / (width - 1) + 0.5 if width > 1 else (x > center - 0.5).astype(np.float64)
+        ramp = (
+            (x - (center - 0.5)) / (width - 1) + 0.5
+            if width > 1
+            else (x > center - 0.5).astype(np.float64)
+        )
     elif function == "LINEAR_EXACT" and width > 0:
         ramp = (x - center) / width + 0.5
     elif function == "SIGMOID" and width > 0:
@@ -145,11 +165,15 @@ def _padding(dataset: Any, pixels: NDArray[Any]) -> NDArray[np.bool_]:
 def _palette(dataset: Any, pixels: NDArray[Any]) -> Image.Image:
     from pydicom.pixels import apply_color_lut
 
-    if not dataset.original_encoding[1]:  # pydicom 3.0 takes 16-bit tables for little-endian in any file
+    if not dataset.original_encoding[
+        1
+    ]:  # pydicom 3.0 takes 16-bit tables for little-endian in any file
         for colour in ("Red", "Green", "Blue"):
             name = f"{colour}PaletteColorLookupTableData"
             if name in dataset and dataset[name].VR == "OW":
-                dataset[name].value = np.frombuffer(dataset[name].value, ">u2").astype("<u2").tobytes()
+                dataset[name].value = (
+                    np.frombuffer(dataset[name].value, ">u2").astype("<u2").tobytes()
+                )
     coloured = apply_color_lut(pixels, dataset)
     # Some writers keep 8-bit entries in 16 bits: scaled as 16 bits they would all be black.
     return _colour(coloured, 16 if coloured.max() > 255 else 8)

@@ -29,7 +29,12 @@ class Grid(NamedTuple):
     def parse(cls, text: str) -> "Grid":
         """Read `24x24` (rows x columns); raises `UserError` for anything else."""
         rows, separator, columns = text.lower().partition("x")
-        if not separator or not rows.isdecimal() or not columns.isdecimal() or 0 in (int(rows), int(columns)):
+        if (
+            not separator
+            or not rows.isdecimal()
+            or not columns.isdecimal()
+            or 0 in (int(rows), int(columns))
+        ):
             raise UserError(f"a grid is written as ROWSxCOLUMNS such as 24x24, not {text!r}")
         return cls(int(rows), int(columns))
 

@@ -15,7 +15,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from shared.imaging.pixels import UnreadableImage, check_size, frame_number, gray_to_rgb
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
-MAX_PIXELS = 100_000_000  # 10,000 x 10,000: larger than any radiograph, smaller than a decompression bomb
+MAX_PIXELS = (
+    100_000_000  # 10,000 x 10,000: larger than any radiograph, smaller than a decompression bomb
+)
 
 # These libraries warn of odd metadata and of sizes that the checks below decide upon. A filter for good, since
 # `catch_warnings` around a call is not safe among threads.
@@ -41,7 +43,9 @@ def parse_reference(text: str, root: Path | None = None) -> ImageReference:
     return ImageReference(Path(name) if root is None else root / name, part or None)
 
 
-def open_image(reference: ImageReference | str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    reference: ImageReference | str | Path, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Return the image as mode RGB, upright (EXIF rotation applied), at its own size.
 
     16-bit and floating-point pixels are scaled from their own range to 8 bits; transparent pixels become black, as
@@ -87,7 +91,9 @@ def _open_with_pillow(file: BinaryIO, part: str | None, max_pixels: int) -> Imag
     except Image.DecompressionBombError:
         raise UnreadableImage(f"more than {max_pixels} pixels") from None
     except UnidentifiedImageError:
-        raise UnreadableImage(f"not an image of a known format (DICOM, NIfTI, {', '.join(FORMATS)})") from None
+        raise UnreadableImage(
+            f"not an image of a known format (DICOM, NIfTI, {', '.join(FORMATS)})"
+        ) from None
     except Exception as error:  # Pillow's decoders raise what their parsing stumbles over: OSError, SyntaxError, ...
         reason = " ".join(str(error).split())[:200]
         raise UnreadableImage(f"a broken image: {type(error).__name__}: {reason}") from None

@@ -110,7 +110,9 @@ class _Known:
             return
         try:
             with self._table:
-                self._table.executemany("insert or replace into keys values (?, ?, ?, ?, ?, ?)", self._new)
+                self._table.executemany(
+                    "insert or replace into keys values (?, ?, ?, ?, ?, ?)", self._new
+                )
         except sqlite3.Error:
             self._table = None
         self._new = []

@@ -44,12 +44,16 @@ def open_nifti(path: Path, part: str | None, max_pixels: int) -> Image.Image:
     """
     name, _, number = (part or "").partition("=")
     if name not in AXES or not number.isdecimal():
-        raise UnreadableImage("a NIfTI volume needs a slice: append #axial=N, #coronal=N or #sagittal=N to its path")
+        raise UnreadableImage(
+            "a NIfTI volume needs a slice: append #axial=N, #coronal=N or #sagittal=N to its path"
+        )
     with _loading:  # threads that want slices of one volume load it once
         volume = _volume(path, path.stat().st_mtime_ns)
     axis, position = AXES[name], int(number)
     if position >= volume.shape[axis]:
-        raise UnreadableImage(f"part {part!r}: the volume has {volume.shape[axis]} {name} slices, counted from 0")
+        raise UnreadableImage(
+            f"part {part!r}: the volume has {volume.shape[axis]} {name} slices, counted from 0"
+        )
     plane = slice_of(volume, axis, position)
     check_size(plane.shape[1], plane.shape[0], max_pixels)
     return Image.fromarray(plane, "L").convert("RGB")
@@ -70,7 +74,9 @@ def _volume(path: Path, modified: int) -> NDArray[np.uint8]:
             data = _read(cast("BinaryIO", gzip.GzipFile(fileobj=file)) if packed else file)
     except UnreadableImage:
         raise
-    except Exception as error:  # nibabel and gzip raise a family of their own errors on broken files
+    except (
+        Exception
+    ) as error:  # nibabel and gzip raise a family of their own errors on broken files
         reason = " ".join(str(error).split())[:200]
         raise UnreadableImage(f"broken NIfTI file: {type(error).__name__}: {reason}") from None
     while data.ndim > 3 and data.shape[-1] == 1:
@@ -94,7 +100,9 @@ def _read(stream: BinaryIO) -> NDArray[np.float32]:
 
     head = stream.read(_HEADER)
     if head[344:347] == b"ni1" or head[4:7] == b"ni2":
-        raise UnreadableImage("half of a .hdr/.img pair, which has two content keys: convert it to one .nii file")
+        raise UnreadableImage(
+            "half of a .hdr/.img pair, which has two content keys: convert it to one .nii file"
+        )
     stream.seek(0)
     kind = nibabel.Nifti2Image if head[4:8] == b"n+2\0" else nibabel.Nifti1Image
     image = kind.from_stream(stream)

@@ -43,7 +43,9 @@ class ImageReader(NamedTuple):
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
         """Return an open image as the encoder wants it, float32."""
         levels = np.asarray(self.square(image, self.size), dtype=np.float32) / 255
-        normalised = (levels - np.array(self.mean, np.float32)) / np.array(self.deviation, np.float32)
+        normalised = (levels - np.array(self.mean, np.float32)) / np.array(
+            self.deviation, np.float32
+        )
         return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
 
     def square(self, image: Image.Image, size: int) -> Image.Image:
@@ -59,13 +61,17 @@ class ImageProcessor(Protocol):
     image_std: list[float]
 
 
-def image_reader(image_processor: ImageProcessor, image_size: int, geometry: Geometry = "pad") -> ImageReader:
+def image_reader(
+    image_processor: ImageProcessor, image_size: int, geometry: Geometry = "pad"
+) -> ImageReader:
     """Return the reader of a transformers image processor, whose mean and deviation it takes."""
     (a, b, c), (d, e, f) = image_processor.image_mean, image_processor.image_std
     return ImageReader(image_size, (a, b, c), (d, e, f), geometry)
 
 
-def square(image: Image.Image, size: int, geometry: Geometry, fill: tuple[int, int, int]) -> Image.Image:
+def square(
+    image: Image.Image, size: int, geometry: Geometry, fill: tuple[int, int, int]
+) -> Image.Image:
     """Return `image` (RGB) as a `size` x `size` square, resampled bicubically.
 
     Parameters
@@ -82,7 +88,11 @@ def square(image: Image.Image, size: int, geometry: Geometry, fill: tuple[int, i
     width, height = image.size
     if geometry == "crop":
         short = min(width, height)
-        scaled = (size, int(size * height / short)) if width <= height else (int(size * width / short), size)
+        scaled = (
+            (size, int(size * height / short))
+            if width <= height
+            else (int(size * width / short), size)
+        )
         image = image.resize(scaled, Image.Resampling.BICUBIC)
         left, top = round((image.width - size) / 2), round((image.height - size) / 2)
         return image.crop((left, top, left + size, top + size))
@@ -92,5 +102,3 @@ def square(image: Image.Image, size: int, geometry: Geometry, fill: tuple[int, i
         canvas.paste(image, ((side - width) // 2, (side - height) // 2))
         image = canvas
     return image.resize((size, size), Image.Resampling.BICUBIC)
-
-

@@ -11,7 +11,13 @@ from pydantic import BaseModel
 from shared.recipe.fields import Recipe
 
 _FIELD = re.compile(r"^    (\w+): (.+?) = (.+?) {2,}# (.+)$", re.MULTILINE)
-_KINDS: dict[object, str] = {str: "text", int: "whole number", float: "number", bool: "true, false", type(None): "null"}
+_KINDS: dict[object, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true, false",
+    type(None): "null",
+}
 _HEAD = """# The recipe
 
 One YAML file for the whole pipeline. Every key has a default; a recipe names only what differs. On the command line
@@ -28,9 +34,15 @@ the two.
 
 def page() -> str:
     """Return the page: a table for the top level and one for each section."""
-    sections = {name: field.annotation for name, field in Recipe.model_fields.items() if _is_section(field.annotation)}
+    sections = {
+        name: field.annotation
+        for name, field in Recipe.model_fields.items()
+        if _is_section(field.annotation)
+    }
     parts = [_HEAD, _table("Top level", Recipe, skip=set(sections))]
-    parts += [_table(f"`{name}`", cast("type[BaseModel]", model)) for name, model in sections.items()]
+    parts += [
+        _table(f"`{name}`", cast("type[BaseModel]", model)) for name, model in sections.items()
+    ]
     return "\n".join(parts)
 
 
@@ -39,10 +51,20 @@ def _is_section(annotation: object) -> bool:
 
 
 def _table(title: str, model: type[BaseModel], skip: set[str] | None = None) -> str:
-    rows = [match for match in _FIELD.findall(inspect.getsource(model)) if match[0] not in (skip or set())]
+    rows = [
+        match
+        for match in _FIELD.findall(inspect.getsource(model))
+        if match[0] not in (skip or set())
+    ]
     if {row[0] for row in rows} != set(model.model_fields) - (skip or set()):
         raise ValueError(f"a field of {model.__name__} has no comment beside it")
-    lines = [f"## {title}", "", (model.__doc__ or "").strip(), "", "| key | default | values | meaning |"]
+    lines = [
+        f"## {title}",
+        "",
+        (model.__doc__ or "").strip(),
+        "",
+        "| key | default | values | meaning |",
+    ]
     lines += ["|---|---|---|---|"]
     for name, _, default, meaning in rows:
         values = _values(model.model_fields[name].annotation)

@@ -40,7 +40,9 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
-Probability = Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Probability = Annotated[
+    float, BeforeValidator(_no_truth_value), Field(ge=0.0, le=1.0, allow_inf_nan=False)
+]
 Weight = Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0.0, allow_inf_nan=False)]
 Rate = Annotated[float, BeforeValidator(_no_truth_value), Field(gt=0.0, allow_inf_nan=False)]
 Limit = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=-1)]
@@ -51,7 +53,11 @@ Layers = Annotated[list[Positive], Field(min_length=1), AfterValidator(_distinct
 
 # Each normalisation of the attention loss has its own scale, hence its own weight: the authors chose 0.03 for `l2`;
 # at a near-uniform teacher over 576 patches the gradient of `l2` is 1/24 of that of `renormalized`.
-DEFAULT_BETA: dict[AttentionNormalization, float] = {"renormalized": 0.00125, "l2": 0.03, "softmax": 0.03}
+DEFAULT_BETA: dict[AttentionNormalization, float] = {
+    "renormalized": 0.00125,
+    "l2": 0.03,
+    "softmax": 0.03,
+}
 
 
 class Section(BaseModel):
@@ -228,9 +234,13 @@ class Recipe(Section):
         """Refuse evaluations that could not take place: the run would end without what was asked for."""
         train, validation = self.train, self.data.validation
         if train.eval_steps and validation is None:
-            raise ValueError("train.eval_steps is set, but data.validation is not: name the validation file")
+            raise ValueError(
+                "train.eval_steps is set, but data.validation is not: name the validation file"
+            )
         if train.best_metric is not None and not train.eval_steps:
-            raise ValueError("train.best_metric needs evaluations: set data.validation and train.eval_steps")
+            raise ValueError(
+                "train.best_metric needs evaluations: set data.validation and train.eval_steps"
+            )
         if train.early_stopping and train.best_metric is None:
             raise ValueError("train.early_stopping needs train.best_metric, such as eval_loss")
         return self

@@ -45,7 +45,11 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
 
 def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
     """Validate nested `values` (as a YAML file would hold them); `source` names them in errors."""
-    values = {key: value for key, value in values.items() if not (value is None and _section(key) is not None)}
+    values = {
+        key: value
+        for key, value in values.items()
+        if not (value is None and _section(key) is not None)
+    }
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -54,7 +58,9 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write every key of `recipe`, defaults included, so that the run can be repeated from the file."""
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.safe_dump(
+        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
+    )
     Path(path).write_text(text, encoding="utf-8")
 
 
@@ -77,7 +83,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise UserError(f"{key_node.start_mark.name}: key `{key}` is given twice; keep one of them")
+                raise UserError(
+                    f"{key_node.start_mark.name}: key `{key}` is given twice; keep one of them"
+                )
             seen.add(key if isinstance(key, str) else repr(key))
         return super().construct_mapping(node, deep)
 
@@ -102,7 +110,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise UserError(f"override `{override}` is not of the form key=value, such as train.epochs=3")
+        raise UserError(
+            f"override `{override}` is not of the form key=value, such as train.epochs=3"
+        )
     try:
         value = yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError:
@@ -120,7 +130,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _section(key: object) -> type[BaseModel] | None:
     field = Recipe.model_fields.get(str(key))
-    if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+    if (
+        field is not None
+        and isinstance(field.annotation, type)
+        and issubclass(field.annotation, BaseModel)
+    ):
         return field.annotation
     return None
 
@@ -148,7 +162,9 @@ def _suggest(location: tuple[int | str, ...]) -> str:
     keys = recipe_keys()
     prefix = f"{parent}." if parent else ""
     neighbours = (
-        [key.removeprefix(prefix) for key in keys if key.startswith(prefix)] if prefix else list(Recipe.model_fields)
+        [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+        if prefix
+        else list(Recipe.model_fields)
     )
     near = difflib.get_close_matches(name, neighbours, n=1, cutoff=0.6)
     if near:

@@ -15,11 +15,15 @@ def choose_namespace(
     identity: Identity | None = None,
 ) -> Namespace:
     """Find the one namespace that fits; parameters and errors as in `TargetStore.open`."""
-    if fingerprint is not None and (len(fingerprint) < 6 or set(fingerprint) - set("0123456789abcdef")):
+    if fingerprint is not None and (
+        len(fingerprint) < 6 or set(fingerprint) - set("0123456789abcdef")
+    ):
         raise UserError(f"a fingerprint is 6 to 64 hexadecimal digits, got {fingerprint!r}")
     namespaces = list_namespaces(root)
     wanted = grid if grid is None else (int(grid[0]), int(grid[1]))
-    fitting = [one for one in namespaces if _fits(one.identity, teacher, fingerprint, wanted, identity)]
+    fitting = [
+        one for one in namespaces if _fits(one.identity, teacher, fingerprint, wanted, identity)
+    ]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -29,7 +33,9 @@ def choose_namespace(
             "digits that end its name)"
         )
     lines = [_mismatch(one.identity, teacher, fingerprint, wanted, identity) for one in namespaces]
-    raise UserError(f"no targets in {root} fit: {'; '.join(lines)}; build the wanted ones with `cache build`")
+    raise UserError(
+        f"no targets in {root} fit: {'; '.join(lines)}; build the wanted ones with `cache build`"
+    )
 
 
 def _fits(

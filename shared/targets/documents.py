@@ -8,7 +8,9 @@ from typing import Any
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
     """Encode JSON with sorted keys, no spaces and ASCII only, so that equal documents have equal bytes."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return json.dumps(
+        document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode()
 
 
 def digest(body: Mapping[str, Any]) -> str:

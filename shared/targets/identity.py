@@ -42,7 +42,9 @@ class Identity(BaseModel):
     format: Literal[1] = FORMAT
     teacher: str = Field(min_length=1)
     architecture: str = Field(min_length=1)
-    weights: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 over tensor names, shapes, dtypes and bytes
+    weights: str = Field(
+        pattern=r"^[0-9a-f]{64}$"
+    )  # sha256 over tensor names, shapes, dtypes and bytes
     features: Literal["block", "projected"] = "block"
     preprocessing: Preprocessing
     geometry: Literal["pad", "crop"] = "pad"
@@ -93,7 +95,9 @@ def first_difference(first: Identity, second: Identity) -> Difference | None:
     return _difference(first.document(), second.document(), "")
 
 
-def _difference(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str) -> Difference | None:
+def _difference(
+    first: Mapping[str, Any], second: Mapping[str, Any], prefix: str
+) -> Difference | None:
     for name, value in first.items():
         other = second[name]
         if value == other:

@@ -67,10 +67,14 @@ def create_namespace(
         for group in GROUPS:
             storage.create(join(name, group, "zarr.json"), encode_sorted(group_document()))
     except OSError as error:
-        raise UserError(f"cannot write to the store {storage.location}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write to the store {storage.location}: {error.strerror or error}"
+        ) from error
     namespace = read_namespace(storage, name)
     if namespace.identity != identity:
-        raise UserError(f"{storage.location}/{name} holds another identity under this name: choose another --store")
+        raise UserError(
+            f"{storage.location}/{name} holds another identity under this name: choose another --store"
+        )
     return namespace
 
 
@@ -89,11 +93,19 @@ def read_namespace(storage: Storage, name: str) -> Namespace:
         attributes = document["attributes"]["medalign"]
         identity = parse_identity(attributes["identity"], source)
         provenance = dict(attributes["provenance"])
-        body = {"format": attributes["format"], "identity": attributes["identity"], "provenance": provenance}
+        body = {
+            "format": attributes["format"],
+            "identity": attributes["identity"],
+            "provenance": provenance,
+        }
     except FileNotFoundError:
-        raise UserError(f"{source} is missing: this is not a target store; `cache build` makes one") from None
+        raise UserError(
+            f"{source} is missing: this is not a target store; `cache build` makes one"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source} is not a target store's ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{source} is not a target store's ({type(error).__name__}: {error})"
+        ) from None
     whole = group_document({"medalign": {**body, "digest": digest(body)}})
     if identity.namespace() != name or encode_sorted(whole) != data:
         raise UserError(
@@ -115,7 +127,9 @@ def find_namespace(root: str | Path, identity: Identity) -> Namespace | None:
     try:
         there = storage.exists(join(identity.namespace(), "zarr.json"))
     except OSError as error:
-        raise UserError(f"cannot read the store {storage.location}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot read the store {storage.location}: {error.strerror or error}"
+        ) from error
     return read_namespace(storage, identity.namespace()) if there else None
 
 
@@ -141,11 +155,19 @@ def namespace_names(storage: Storage) -> list[str]:
     """
     # A build killed at its very start leaves a folder with nothing in it; one that lost its zarr.json has segments.
     try:
-        names = [name for name in storage.names("") if storage.exists(join(name, "zarr.json")) or storage.names(name)]
+        names = [
+            name
+            for name in storage.names("")
+            if storage.exists(join(name, "zarr.json")) or storage.names(name)
+        ]
     except OSError as error:
-        raise UserError(f"cannot read the store {storage.location}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot read the store {storage.location}: {error.strerror or error}"
+        ) from error
     if not names:
-        raise UserError(f"no target store at {storage.location}: `cache build --store {storage.location}` makes one")
+        raise UserError(
+            f"no target store at {storage.location}: `cache build --store {storage.location}` makes one"
+        )
     return names
 
 
@@ -187,7 +209,9 @@ def quarantine(namespace: Namespace, key: bytes, reason: str) -> None:
     try:
         namespace.storage.create(namespace.path("quarantine", quarantine_name(data)), data)
     except OSError as error:
-        raise UserError(f"cannot write to the store {namespace.storage.location}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write to the store {namespace.storage.location}: {error.strerror or error}"
+        ) from error
 
 
 def quarantine_name(data: bytes) -> str:

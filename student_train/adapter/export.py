@@ -38,7 +38,9 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
             update={"path": base} if section.path is not None else {"name": base, "path": None}
         )
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers' saving imports DeepSpeed, which would ask
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # transformers' saving imports DeepSpeed, which would ask
     loaded = load_base(section)
     student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)
     merged = student.model.merge_and_unload()
@@ -73,11 +75,20 @@ def push(folder: Path, repository: str) -> None:
     warn("weights trained on patient data may reveal it; upload only what your data's terms allow")
     api = HfApi()
     try:
-        whole_id = api.create_repo(repository, private=True, exist_ok=True).repo_id  # a bare name gets its owner
+        whole_id = api.create_repo(
+            repository, private=True, exist_ok=True
+        ).repo_id  # a bare name gets its owner
         api.upload_folder(
-            folder_path=folder, repo_id=whole_id, ignore_patterns=["checkpoint-*", "runs/*", "samples.jsonl", ".*"]
+            folder_path=folder,
+            repo_id=whole_id,
+            ignore_patterns=["checkpoint-*", "runs/*", "samples.jsonl", ".*"],
         )
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last two: a refused card, a file cut short
+    except (
+        HTTPError,
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # the last two: a refused card, a file cut short
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(
             f"upload of {folder} to {repository} failed ({reason}); the folder itself is complete"

@@ -33,7 +33,10 @@ class Join:
     """Looks an image's targets up: in the stores, or among those computed because the stores lack them."""
 
     def __init__(
-        self, keys: Mapping[ImageReference, bytes], stores: Sequence[TargetStore], computed: Mapping[bytes, Targets]
+        self,
+        keys: Mapping[ImageReference, bytes],
+        stores: Sequence[TargetStore],
+        computed: Mapping[bytes, Targets],
     ) -> None:
         self.keys, self.stores, self.computed = keys, list(stores), computed
 
@@ -77,14 +80,18 @@ def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
         raise UserError(
             "targets.store is not set, but losses.alpha or losses.beta is above 0; name the store or set both to 0"
         )
-    teachers: list[str | None] = [*section.teacher] if isinstance(section.teacher, list) else [section.teacher]
+    teachers: list[str | None] = (
+        [*section.teacher] if isinstance(section.teacher, list) else [section.teacher]
+    )
     prints: list[str | None] = (
         [*section.fingerprint] if isinstance(section.fingerprint, list) else [section.fingerprint]
     )
     if section.fingerprint is None:
         prints = [None for _ in teachers]
     if len(prints) != len(teachers):
-        raise UserError(f"targets.fingerprint lists {len(prints)} for {len(teachers)} teachers; give one per teacher")
+        raise UserError(
+            f"targets.fingerprint lists {len(prints)} for {len(teachers)} teachers; give one per teacher"
+        )
     stores = [
         TargetStore.open(section.store, teacher, fingerprint, grid)
         for teacher, fingerprint in zip(teachers, prints, strict=True)
@@ -125,7 +132,9 @@ def join(
         first three, and the `cache build` line that adds them.
     """
     keys = content_keys(records, image_root)
-    missing = [reference for reference, key in keys.items() if not all(key in store for store in stores)]
+    missing = [
+        reference for reference, key in keys.items() if not all(key in store for store in stores)
+    ]
     section = recipe.targets
     computed: dict[bytes, Targets] = {}
     if missing and section.on_missing == "compute":
@@ -134,10 +143,14 @@ def join(
                 "targets.on_missing=compute needs a teacher: run `medalign student train`, or `cache build` first"
             )
         if len(stores) > 1:
-            raise UserError("targets.on_missing=compute serves one teacher; run `cache build` for several")
+            raise UserError(
+                "targets.on_missing=compute serves one teacher; run `cache build` for several"
+            )
         found = track(compute_targets(missing), len(missing), "computing missing targets", "images")
         for reference, target in zip(missing, found, strict=True):
-            computed[keys[reference]] = stack([target._replace(similarity=target.similarity.astype(np.float16))])
+            computed[keys[reference]] = stack(
+                [target._replace(similarity=target.similarity.astype(np.float16))]
+            )
     elif missing and not (section.on_missing == "skip" and len(missing) <= section.allow_missing):
         raise UserError(_missing_line(missing, len(keys), recipe, stores, data, image_root))
     return Join(keys, stores, computed)
@@ -161,7 +174,9 @@ def content_keys(records: Iterable[Record], image_root: Path) -> dict[ImageRefer
             absent.append(f"{reference} (record {wanted[reference]})")
     if absent:
         shown = ", ".join(absent[:3])
-        raise UserError(f"{len(absent)} of {len(wanted)} images are not there: {shown}; is data.image_root right?")
+        raise UserError(
+            f"{len(absent)} of {len(wanted)} images are not there: {shown}; is data.image_root right?"
+        )
     return found
 
 
@@ -175,8 +190,14 @@ def _missing_line(
 ) -> str:
     names = ", ".join(str(reference) for reference in missing[:3])
     lines = " and ".join(build_line(recipe, store, data, image_root) for store in stores)
-    limit = f" (targets.allow_missing={recipe.targets.allow_missing})" if recipe.targets.on_missing == "skip" else ""
-    return f"the store lacks {len(missing)} of {total} images{limit}: {names}; add them with: {lines}"
+    limit = (
+        f" (targets.allow_missing={recipe.targets.allow_missing})"
+        if recipe.targets.on_missing == "skip"
+        else ""
+    )
+    return (
+        f"the store lacks {len(missing)} of {total} images{limit}: {names}; add them with: {lines}"
+    )
 
 
 def build_line(recipe: Recipe, store: TargetStore, data: str | Path, image_root: Path) -> str:
@@ -196,4 +217,6 @@ def build_line(recipe: Recipe, store: TargetStore, data: str | Path, image_root:
     }
     if identity.tolerance is not None:
         flags["tolerance"] = identity.tolerance
-    return "cache build " + " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in flags.items())
+    return "cache build " + " ".join(
+        f"--{name} {shlex.quote(str(value))}" for name, value in flags.items()
+    )

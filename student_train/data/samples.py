@@ -65,11 +65,22 @@ class AlignmentData(Dataset[dict[str, Any]]):
         truncation: Literal["error", "answer"],
         quiet: bool = False,
     ) -> None:
-        self.records, self.image_root, self.prepared, self.targets = list(records), image_root, prepared, targets
+        self.records, self.image_root, self.prepared, self.targets = (
+            list(records),
+            image_root,
+            prepared,
+            targets,
+        )
         self.max_length, self.truncation = max_length, truncation
         long = len(self.records) > 5000 and not quiet  # seconds
-        rows = track(self.records, len(self.records), "checking records", "records") if long else self.records
-        self.lengths = np.array([len(self._encode(record).input_ids) for record in rows], dtype=np.int64)
+        rows = (
+            track(self.records, len(self.records), "checking records", "records")
+            if long
+            else self.records
+        )
+        self.lengths = np.array(
+            [len(self._encode(record).input_ids) for record in rows], dtype=np.int64
+        )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -89,9 +100,13 @@ class AlignmentData(Dataset[dict[str, Any]]):
         except UserError as error:
             raise UserError(f"record {record.id}: {error}") from None
         if len(encoded.images) != len(record.images):
-            raise UserError(f"record {record.id}: {len(encoded.images)} <image> marks for {len(record.images)} images")
+            raise UserError(
+                f"record {record.id}: {len(encoded.images)} <image> marks for {len(record.images)} images"
+            )
         if all(label == IGNORED for label in encoded.labels[1:]):
-            raise UserError(f"record {record.id}: no token is left to learn from; raise data.max_length")
+            raise UserError(
+                f"record {record.id}: no token is left to learn from; raise data.max_length"
+            )
         return encoded
 
     def _pixels(self, reference: ImageReference, record: Record) -> Tensor:
@@ -112,7 +127,9 @@ class AlignmentData(Dataset[dict[str, Any]]):
             targets = [self.targets.get(reference) if wanted else None for reference in references]  # type: ignore[union-attr]
         except (UserError, ValueError, OSError) as error:
             line = " ".join(str(error).split())
-            return {"error": line if isinstance(error, UserError) else f"record {record.id}: {line}"}
+            return {
+                "error": line if isinstance(error, UserError) else f"record {record.id}: {line}"
+            }
         labels = [IGNORED] * len(encoded.labels) if filler else encoded.labels
         return {
             "id": record.id,
@@ -179,12 +196,19 @@ class Collator:
             ids[row, offset : offset + count] = torch.tensor(sample["input_ids"])
             labels[row, offset : offset + count] = torch.tensor(sample["labels"])
             mask[row, offset : offset + count] = 1
-            for column, turns, target in zip(sample["columns"], sample["questions"], sample["targets"], strict=True):
+            for column, turns, target in zip(
+                sample["columns"], sample["questions"], sample["targets"], strict=True
+            ):
                 if target is None:
                     continue
                 for rows in turns:
                     span_image.append(len(targets))
-                    spans.append([offset + place for place in (rows if self.rows == "question" else rows[-1:])])
+                    spans.append(
+                        [
+                            offset + place
+                            for place in (rows if self.rows == "question" else rows[-1:])
+                        ]
+                    )
                 image_sample.append(row)
                 first_column.append(offset + column)
                 targets.append(target)
@@ -194,15 +218,25 @@ class Collator:
             batch["pixel_values"] = torch.stack(pixels)
         if targets:
             batch |= self._request(image_sample, first_column, span_image, spans)
-            batch["similarity"] = torch.from_numpy(np.stack([target.similarity for target in targets], axis=1))
-            batch["attention"] = torch.from_numpy(np.stack([target.attention for target in targets], axis=1))
+            batch["similarity"] = torch.from_numpy(
+                np.stack([target.similarity for target in targets], axis=1)
+            )
+            batch["attention"] = torch.from_numpy(
+                np.stack([target.attention for target in targets], axis=1)
+            )
             if self.mask_padding:
-                batch["coverage"] = torch.from_numpy(np.stack([target.coverage for target in targets], axis=1))
+                batch["coverage"] = torch.from_numpy(
+                    np.stack([target.coverage for target in targets], axis=1)
+                )
         batch["ids"] = [sample["id"] for sample in samples]
         return batch
 
     def _request(
-        self, image_sample: list[int], first_column: list[int], span_image: list[int], spans: list[list[int]]
+        self,
+        image_sample: list[int],
+        first_column: list[int],
+        span_image: list[int],
+        spans: list[list[int]],
     ) -> dict[str, Tensor]:
         widest = max((len(span) for span in spans), default=1)
         return Request(
@@ -210,7 +244,9 @@ class Collator:
             image_columns=torch.tensor(first_column).unsqueeze(1) + torch.arange(self.patches),
             span_image=torch.tensor(span_image, dtype=torch.long),
             # A short span repeats its first row: the row of a padding token would have no visible key at all.
-            span_rows=torch.tensor([span + span[:1] * (widest - len(span)) for span in spans]).reshape(-1, widest),
+            span_rows=torch.tensor(
+                [span + span[:1] * (widest - len(span)) for span in spans]
+            ).reshape(-1, widest),
             span_lengths=torch.tensor([len(span) for span in spans], dtype=torch.long),
         )._asdict()
 
@@ -243,9 +279,20 @@ class EpochOrder(Sampler[int]):
     """
 
     def __init__(
-        self, lengths: Array, seed: int, step: int, multiple: int = 1, segments: Sequence[int] | None = None
+        self,
+        lengths: Array,
+        seed: int,
+        step: int,
+        multiple: int = 1,
+        segments: Sequence[int] | None = None,
     ) -> None:
-        self.lengths, self.seed, self.step, self.multiple, self.segments = lengths, seed, step, multiple, segments
+        self.lengths, self.seed, self.step, self.multiple, self.segments = (
+            lengths,
+            seed,
+            step,
+            multiple,
+            segments,
+        )
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -259,13 +306,20 @@ class EpochOrder(Sampler[int]):
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.lengths))
         if self.segments is not None:
-            place = {name: number for number, name in enumerate(generator.permutation(sorted(set(self.segments))))}
-            order = order[np.argsort([place[self.segments[index]] for index in order], kind="stable")]
+            place = {
+                name: number
+                for number, name in enumerate(generator.permutation(sorted(set(self.segments))))
+            }
+            order = order[
+                np.argsort([place[self.segments[index]] for index in order], kind="stable")
+            ]
         drawn = [order[start : start + self.step] for start in range(0, len(order), self.step)]
         steps = [part[np.argsort(-self.lengths[part], kind="stable")] for part in drawn]
         whole = [step for step in steps if len(step) == self.step]
         rest = [step for step in steps if len(step) != self.step]  # at most one: the epoch's end
-        sequence = [int(index) for number in generator.permutation(len(whole)) for index in whole[number]]
+        sequence = [
+            int(index) for number in generator.permutation(len(whole)) for index in whole[number]
+        ]
         sequence += [int(index) for step in rest for index in step]
         fillers = len(self) - len(sequence)
         yield from sequence

@@ -66,10 +66,14 @@ def load_base(model: ModelSection | str, dtype: Any = None) -> "BaseStudent":
         near = difflib.get_close_matches(section.name, FAMILIES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"named models are {', '.join(FAMILIES)}"
         raise UserError(f"model.name={section.name} is no named model, folder or hub id; {hint}")
-    folder = checkpoint_folder(section.path or (family.hub_id if family else section.name), section.revision)
+    folder = checkpoint_folder(
+        section.path or (family.hub_id if family else section.name), section.revision
+    )
     layout = read_config(folder)["model_type"]
     template = section.template or (family.template if family else None)
-    return _loader(layout, folder)(folder, section, torch.float32 if dtype is None else dtype, template)
+    return _loader(layout, folder)(
+        folder, section, torch.float32 if dtype is None else dtype, template
+    )
 
 
 def _loader(layout: str, folder: Path) -> Loader:

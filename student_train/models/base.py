@@ -48,7 +48,13 @@ class BaseStudent:
 
 
 def assemble(
-    model: Any, tokenizer: Any, image_processor: Any, template: str | None, *, image_size: int, token_pixels: int
+    model: Any,
+    tokenizer: Any,
+    image_processor: Any,
+    template: str | None,
+    *,
+    image_size: int,
+    token_pixels: int,
 ) -> BaseStudent:
     """Join the parts of a model and check that they fit each other.
 
@@ -69,7 +75,9 @@ def assemble(
     config = model.config
     name = template or getattr(config, TEMPLATE_KEY, None)
     if name is None:
-        raise UserError("this model does not say which prompt template it was trained with; set model.template")
+        raise UserError(
+            "this model does not say which prompt template it was trained with; set model.template"
+        )
     chosen = template_named(name)
     check_tokenizer(tokenizer, chosen)
     check_image_token(tokenizer, config.image_token_id)
@@ -79,10 +87,14 @@ def assemble(
     setattr(config, TEMPLATE_KEY, chosen.name)
     set_generation(model, tokenizer, chosen)
     grid = Grid(side, side)
-    return BaseStudent(model, tokenizer, image_processor, chosen, config.image_token_id, grid, image_size)
+    return BaseStudent(
+        model, tokenizer, image_processor, chosen, config.image_token_id, grid, image_size
+    )
 
 
-def make_base(model: Any, tokenizer: Any, image_processor: Any, template: str | None) -> BaseStudent:
+def make_base(
+    model: Any, tokenizer: Any, image_processor: Any, template: str | None
+) -> BaseStudent:
     """Join the parts of a `LlavaForConditionalGeneration`; its image processor says how large images are.
 
     Raises
@@ -97,7 +109,9 @@ def make_base(model: Any, tokenizer: Any, image_processor: Any, template: str | 
             f"images of {size} pixels give {side}x{side} patches of {patch} pixels, but config.json says "
             f"image_seq_length={wanted}; one of the two files is wrong"
         )
-    return assemble(model, tokenizer, image_processor, template, image_size=size, token_pixels=patch)
+    return assemble(
+        model, tokenizer, image_processor, template, image_size=size, token_pixels=patch
+    )
 
 
 def save_base(base: BaseStudent, folder: str | Path) -> None:
@@ -112,7 +126,9 @@ def connector(model: Any) -> Any:
     for name in ("multi_modal_projector", "connector"):
         if hasattr(model.model, name):
             return getattr(model.model, name)
-    raise UserError(f"train.tune=projector: {type(model).__name__} has no projector to train; use train.tune=lora")
+    raise UserError(
+        f"train.tune=projector: {type(model).__name__} has no projector to train; use train.tune=lora"
+    )
 
 
 def check_image_token(tokenizer: Any, image_token_id: int) -> None:
@@ -120,7 +136,11 @@ def check_image_token(tokenizer: Any, image_token_id: int) -> None:
     known = image_token_id < len(tokenizer)
     token = tokenizer.convert_ids_to_tokens(image_token_id) if known else None
     if token is None or token not in tokenizer.get_added_vocab():
-        found = f"there it is the ordinary token {token!r}" if known else f"it ends at {len(tokenizer) - 1}"
+        found = (
+            f"there it is the ordinary token {token!r}"
+            if known
+            else f"it ends at {len(tokenizer) - 1}"
+        )
         raise UserError(
             f"the tokenizer lacks the image token: the model's config says id {image_token_id}, but {found}; "
             "take tokenizer and weights from the same folder"
@@ -130,9 +150,13 @@ def check_image_token(tokenizer: Any, image_token_id: int) -> None:
 def processor_size(image_processor: Any) -> int:
     """Return the side of the square that an image processor produces, in pixels."""
     size = getattr(image_processor, "crop_size", None) or image_processor.size
-    sides = {int(size[key]) for key in ("height", "width", "shortest_edge") if size.get(key) is not None}
+    sides = {
+        int(size[key]) for key in ("height", "width", "shortest_edge") if size.get(key) is not None
+    }
     if len(sides) != 1:
-        raise UserError(f"the image processor's size {dict(size)} is no square; students here see squares")
+        raise UserError(
+            f"the image processor's size {dict(size)} is no square; students here see squares"
+        )
     return sides.pop()
 
 

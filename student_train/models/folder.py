@@ -28,12 +28,18 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     folder = Path(place).expanduser()
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
-            raise UserError(f"{folder} holds no {CONFIG}; give the folder that holds the model's config and weights")
+            raise UserError(
+                f"{folder} holds no {CONFIG}; give the folder that holds the model's config and weights"
+            )
         if revision is not None:
-            raise UserError(f"model.revision={revision} is for hub ids, but {place} is a folder here; leave it out")
+            raise UserError(
+                f"model.revision={revision} is for hub ids, but {place} is a folder here; leave it out"
+            )
         return folder
     if folder.is_absolute() or place.startswith((".", "~")) or place.count("/") != 1:
-        raise UserError(f"no model folder at {place}, and it is no hub id such as owner/name either")
+        raise UserError(
+            f"no model folder at {place}, and it is no hub id such as owner/name either"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of the hub library's own HTTP client
 
@@ -41,10 +47,14 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     try:
         folder = Path(snapshot_download(place, revision=revision, allow_patterns=_WANTED))
         if not any(folder.glob("*.safetensors")):  # a tower in a sub-folder may have some
-            folder = Path(snapshot_download(place, revision=revision, allow_patterns=[*_WANTED, "*.bin"]))
+            folder = Path(
+                snapshot_download(place, revision=revision, allow_patterns=[*_WANTED, "*.bin"])
+            )
     except (HTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot fetch {place} from the hub ({reason}); set model.path to a local copy") from None
+        raise UserError(
+            f"cannot fetch {place} from the hub ({reason}); set model.path to a local copy"
+        ) from None
     return folder
 
 
@@ -85,7 +95,9 @@ def weight_files(folder: Path) -> list[Path]:
             files = [folder / single]
             break
     else:
-        raise UserError(f"{folder} holds no weights (model.safetensors, pytorch_model.bin or an index of shards)")
+        raise UserError(
+            f"{folder} holds no weights (model.safetensors, pytorch_model.bin or an index of shards)"
+        )
     for file in files:
         if file.suffix == ".safetensors":
             _check_length(file)
@@ -114,14 +126,28 @@ def open_weights(files: list[Path]) -> Iterator[dict[str, Callable[[], Tensor]]]
             try:
                 if file.suffix == ".safetensors":
                     handle = stack.enter_context(safe_open(file, framework="pt"))
-                    readers |= {key: (lambda handle=handle, key=key: handle.get_tensor(key)) for key in handle.keys()}  # noqa: SIM118 - no mapping
+                    readers |= {
+                        key: (lambda handle=handle, key=key: handle.get_tensor(key))
+                        for key in handle.keys()
+                    }  # noqa: SIM118 - no mapping
                 else:
                     # Files of torch before 1.6 are no zip archives and cannot be mapped.
-                    state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+                    state = torch.load(
+                        file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+                    )
                     readers |= {key: (lambda state=state, key=key: state[key]) for key in state}
-            except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+            except (
+                SafetensorError,
+                pickle.UnpicklingError,
+                RuntimeError,
+                OSError,
+                EOFError,
+                ValueError,
+            ) as error:
                 reason = " ".join(str(error).split())[:200]
-                raise UserError(f"{file} is damaged or no plain weights file ({reason}); copy it again") from None
+                raise UserError(
+                    f"{file} is damaged or no plain weights file ({reason}); copy it again"
+                ) from None
         yield readers
 
 
@@ -147,7 +173,10 @@ def _check_length(file: Path) -> None:
         expected = (
             8
             + length
-            + max((one["data_offsets"][1] for key, one in entries.items() if key != "__metadata__"), default=0)
+            + max(
+                (one["data_offsets"][1] for key, one in entries.items() if key != "__metadata__"),
+                default=0,
+            )
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         expected = None

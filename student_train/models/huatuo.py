@@ -15,12 +15,16 @@ from student_train.models.original import load_original
 MODEL_TYPE = "llava_qwen2"
 
 
-def load_huatuo(folder: Path, section: ModelSection, dtype: Any, template: str | None) -> BaseStudent:
+def load_huatuo(
+    folder: Path, section: ModelSection, dtype: Any, template: str | None
+) -> BaseStudent:
     """Load an original HuatuoGPT-Vision folder; the authors' training template `huatuo_v1` unless another is named."""
     from transformers import Qwen2Config, Qwen2Tokenizer
 
     if section.vision_weights != "checkpoint":
-        raise UserError("model.vision_weights=openai applies to LLaVA-Med only; HuatuoGPT-Vision brings its own tower")
+        raise UserError(
+            "model.vision_weights=openai applies to LLaVA-Med only; HuatuoGPT-Vision brings its own tower"
+        )
     return load_original(
         folder,
         section,

@@ -11,7 +11,9 @@ from student_train.models.folder import weight_files
 MODEL_TYPE = "llava"
 
 
-def load_llava(folder: Path, section: ModelSection, dtype: Any, template: str | None) -> BaseStudent:
+def load_llava(
+    folder: Path, section: ModelSection, dtype: Any, template: str | None
+) -> BaseStudent:
     """Load a transformers Llava folder, strictly.
 
     Parameters
@@ -34,7 +36,9 @@ def load_llava(folder: Path, section: ModelSection, dtype: Any, template: str | 
     return make_base(model, tokenizer, processor, template)
 
 
-def from_pretrained(model_class: Any, section: ModelSection, dtype: Any, folder: Path | None, **options: Any) -> Any:
+def from_pretrained(
+    model_class: Any, section: ModelSection, dtype: Any, folder: Path | None, **options: Any
+) -> Any:
     """Call a transformers class's `from_pretrained` without remote code; weights that do not fit are an error."""
     try:
         model, loading = model_class.from_pretrained(
@@ -49,7 +53,9 @@ def from_pretrained(model_class: Any, section: ModelSection, dtype: Any, folder:
         )
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the model cannot be loaded from {folder or section.name}: {reason}") from None
+        raise UserError(
+            f"the model cannot be loaded from {folder or section.name}: {reason}"
+        ) from None
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         faults = loading.get(what) or ()
         if faults:

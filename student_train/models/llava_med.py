@@ -15,7 +15,9 @@ from student_train.models.original import load_original
 MODEL_TYPE = "llava_mistral"
 
 
-def load_llava_med(folder: Path, section: ModelSection, dtype: Any, template: str | None) -> BaseStudent:
+def load_llava_med(
+    folder: Path, section: ModelSection, dtype: Any, template: str | None
+) -> BaseStudent:
     """Load an original LLaVA-Med folder; the authors' training template `vicuna_v1` unless another is named."""
     from transformers import LlamaTokenizer, MistralConfig
 

@@ -81,7 +81,9 @@ def rename(key: str) -> str | None:
     for old, new in _RENAMED.items():
         if key.startswith(old):
             return new + key.removeprefix(old)
-    raise UserError(f"weight {key!r} belongs to no part of a LLaVA checkpoint; is this the model its config names?")
+    raise UserError(
+        f"weight {key!r} belongs to no part of a LLaVA checkpoint; is this the model its config names?"
+    )
 
 
 def llava_config(original: Mapping[str, Any], text_class: Any, folder: Path) -> Any:
@@ -103,10 +105,16 @@ def llava_config(original: Mapping[str, Any], text_class: Any, folder: Path) -> 
         ("mm_use_im_patch_token", False),
     ):
         if original.get(key, needed) != needed:
-            raise UserError(f"{folder}/config.json: {key} is {original[key]!r}; only {needed!r} can be loaded")
-    missing = [key for key in (*_TEXT_FIELDS[:9], "rope_theta", "mm_vision_tower") if key not in original]
+            raise UserError(
+                f"{folder}/config.json: {key} is {original[key]!r}; only {needed!r} can be loaded"
+            )
+    missing = [
+        key for key in (*_TEXT_FIELDS[:9], "rope_theta", "mm_vision_tower") if key not in original
+    ]
     if missing:
-        raise UserError(f"{folder}/config.json lacks {', '.join(missing)}; copy it again from the model's own folder")
+        raise UserError(
+            f"{folder}/config.json lacks {', '.join(missing)}; copy it again from the model's own folder"
+        )
     text = text_class(
         **{key: original[key] for key in _TEXT_FIELDS if key in original},
         rope_parameters={"rope_type": "default", "rope_theta": original["rope_theta"]},
@@ -145,7 +153,9 @@ def load_original(
 
     config = llava_config(read_config(folder), text_class, folder)
     tokenizer = load_part(tokenizer_class, folder, "tokenizer")
-    config.image_token_id, config.text_config.vocab_size = add_tokens(tokenizer, padding, config.text_config.vocab_size)
+    config.image_token_id, config.text_config.vocab_size = add_tokens(
+        tokenizer, padding, config.text_config.vocab_size
+    )
     with open_weights(weight_files(folder)) as readers:
         state = {
             name: read()
@@ -157,10 +167,18 @@ def load_original(
         for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
             if name in state:
                 state[name] = grow(state[name], config.text_config.vocab_size)
-        compare(expected_shapes(config), {name: tuple(tensor.shape) for name, tensor in state.items()}, folder)
-        model = from_pretrained(LlavaForConditionalGeneration, section, dtype, None, config=config, state_dict=state)
+        compare(
+            expected_shapes(config),
+            {name: tuple(tensor.shape) for name, tensor in state.items()},
+            folder,
+        )
+        model = from_pretrained(
+            LlavaForConditionalGeneration, section, dtype, None, config=config, state_dict=state
+        )
     size = config.vision_config.image_size
-    processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    )
     return make_base(model, tokenizer, processor, template)
 
 
@@ -180,16 +198,23 @@ def expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def compare(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], folder: Path) -> None:
+def compare(
+    expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], folder: Path
+) -> None:
     """Raise a `UserError` unless the two name the same weights in the same shapes."""
-    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    missing, unexpected = (
+        sorted(expected.keys() - found.keys()),
+        sorted(found.keys() - expected.keys()),
+    )
     if missing:
         hint = "copy the folder again"
         if all(name.startswith(TOWER) for name in missing):
             hint = "the checkpoint brings no vision tower; set model.vision_weights=openai"
         raise UserError(f"{folder}: {len(missing)} weights are missing, first {missing[0]}; {hint}")
     if unexpected:
-        raise UserError(f"{folder}: {len(unexpected)} weights have no place in this model, first {unexpected[0]}")
+        raise UserError(
+            f"{folder}: {len(unexpected)} weights have no place in this model, first {unexpected[0]}"
+        )
     for name in sorted(expected):
         if tuple(expected[name]) != tuple(found[name]):
             raise UserError(
@@ -206,13 +231,19 @@ def add_tokens(tokenizer: Any, padding: str | None, rows: int) -> tuple[int, int
     """
     from transformers import AddedToken
 
-    tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
+    tokenizer.add_tokens(
+        [AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True
+    )
     if padding is not None:
-        tokenizer.add_special_tokens({"pad_token": AddedToken(padding, special=True, normalized=False)})
+        tokenizer.add_special_tokens(
+            {"pad_token": AddedToken(padding, special=True, normalized=False)}
+        )
     elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     needed = len(tokenizer)
-    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)), rows if needed <= rows else -(-needed // 64) * 64
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)), rows if needed <= rows else -(
+        -needed // 64
+    ) * 64
 
 
 def grow(weight: Tensor, rows: int) -> Tensor:
@@ -239,7 +270,9 @@ def openai_tower(place: str) -> dict[str, Tensor]:
     weight_files(folder)
     tower, loading = load_part(CLIPVisionModel, folder, "vision tower", output_loading_info=True)
     if loading["missing_keys"]:  # the text half of a whole CLIP is left over, and that is fine
-        raise UserError(f"{folder} is no CLIP with a vision tower: it lacks {sorted(loading['missing_keys'])[0]}")
+        raise UserError(
+            f"{folder} is no CLIP with a vision tower: it lacks {sorted(loading['missing_keys'])[0]}"
+        )
     return {TOWER + name: tensor for name, tensor in tower.state_dict().items()}
 
 

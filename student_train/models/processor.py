@@ -40,9 +40,18 @@ class Processor:
     def of(cls, base: BaseStudent, geometry: Any = "pad") -> "Processor":
         """Take everything from a loaded base model; `geometry` is the recipe's `data.geometry`."""
         reader = image_reader(base.image_processor, base.image_size, geometry)
-        return cls(base.tokenizer, base.image_processor, base.template, base.image_token_id, base.image_tokens, reader)
+        return cls(
+            base.tokenizer,
+            base.image_processor,
+            base.template,
+            base.image_token_id,
+            base.image_tokens,
+            reader,
+        )
 
-    def encode(self, question: str | Sequence[str], images: Sequence[Any] = ()) -> dict[str, Tensor]:
+    def encode(
+        self, question: str | Sequence[str], images: Sequence[Any] = ()
+    ) -> dict[str, Tensor]:
         """Return `input_ids` (B, T), `attention_mask` and `pixel_values` (P, 3, S, S; absent without images).
 
         Parameters
@@ -52,13 +61,20 @@ class Processor:
         images
             Pictures of the question: PIL images, references or files; with B questions B sequences of them.
         """
-        questions, galleries = ([question], [images]) if isinstance(question, str) else (list(question), list(images))
+        questions, galleries = (
+            ([question], [images]) if isinstance(question, str) else (list(question), list(images))
+        )
         if len(galleries) != len(questions):
             galleries = galleries or [()] * len(questions)
         rows, pixels = [], []
         for text, gallery in zip(questions, galleries, strict=True):
             encoded = encode_prompt(
-                text, self.template, self.tokenizer, self.patches, self.image_token_id, images=len(gallery)
+                text,
+                self.template,
+                self.tokenizer,
+                self.patches,
+                self.image_token_id,
+                images=len(gallery),
             )
             rows.append(torch.tensor(encoded.input_ids))
             pixels += [self._pixels(image) for image in gallery]
@@ -74,10 +90,16 @@ class Processor:
     def _pixels(self, image: Any) -> Tensor:
         if isinstance(image, ImageReference):
             return self.reader(image)
-        return self.reader(parse_reference(str(image))) if isinstance(image, (str, Path)) else self.reader.pixels(image)
+        return (
+            self.reader(parse_reference(str(image)))
+            if isinstance(image, (str, Path))
+            else self.reader.pixels(image)
+        )
 
 
-def load(path: str | Path, *, base: str | None = None, dtype: torch.dtype = torch.float32) -> tuple[Any, Processor]:
+def load(
+    path: str | Path, *, base: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Processor]:
     """Load what `student train` or `student export` wrote, strictly, ready to answer.
 
     Parameters
@@ -112,9 +134,13 @@ def load(path: str | Path, *, base: str | None = None, dtype: torch.dtype = torc
     if (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
         loaded = load_base(str(folder), dtype)
         merged = adapter_recipe(folder) if (folder / RECIPE).is_file() else None
-        rotated = merged is not None and merged.train.tune == "lora" and merged.rotation.kind != "none"
+        rotated = (
+            merged is not None and merged.train.tune == "lora" and merged.rotation.kind != "none"
+        )
         if rotated or (folder / ROTATION_WEIGHTS).is_file():
-            load_rotation(loaded.model, loaded.image_token_id, folder, merged or adapter_recipe(folder))
+            load_rotation(
+                loaded.model, loaded.image_token_id, folder, merged or adapter_recipe(folder)
+            )
         return loaded.model, Processor.of(loaded, "pad" if merged is None else merged.data.geometry)
     recipe = adapter_recipe(folder)
     section = recipe.model

@@ -53,7 +53,9 @@ TEMPLATES = {
         # LLaVA's v1 conversation, with which the authors train and test LLaVA-Med-1.5.
         Template("vicuna_v1", _VICUNA_SYSTEM, "USER: {} ", "ASSISTANT:", " ", "</s>"),
         # The authors' template for HuatuoGPT-Vision: the same system sentence, the model's own role marks.
-        Template("huatuo_v1", _VICUNA_SYSTEM, "<|user|>: {} ", "<|assistant|>:", " ", "<|endoftext|>"),
+        Template(
+            "huatuo_v1", _VICUNA_SYSTEM, "<|user|>: {} ", "<|assistant|>:", " ", "<|endoftext|>"
+        ),
         # LLaVA-Med-1.5's own evaluation.
         Template("mistral_instruct", "", "[INST] {} [/INST]", "", " ", " </s>"),
         # HuatuoGPT-Vision's own command line.
@@ -164,14 +166,20 @@ def encode_conversation(
         raise UserError("the conversation ends without an answer; nothing could be learned from it")
     if any(turn.role == "gpt" and not turn.text.strip() for turn in turns):
         raise UserError("an answer is empty; remove the record or fill it in")
-    encoded, last_answer = _encode(turns, template, tokenizer, image_tokens_per_image, image_token_id)
+    encoded, last_answer = _encode(
+        turns, template, tokenizer, image_tokens_per_image, image_token_id
+    )
     if max_length is None or len(encoded.input_ids) <= max_length:
         return encoded
     if truncation == "answer" and max_length > last_answer.start:
         return _cut(encoded, max_length)
     total, images = len(encoded.input_ids), sum(span.end - span.start for span in encoded.images)
     answer = last_answer.end - last_answer.start
-    fits = "" if max_length <= last_answer.start else " or set data.truncation=answer to cut the end of the answer"
+    fits = (
+        ""
+        if max_length <= last_answer.start
+        else " or set data.truncation=answer to cut the end of the answer"
+    )
     raise UserError(
         f"{total} tokens ({images} of images, {total - images - answer} of text before the last answer, {answer} of "
         f"the answer) do not fit data.max_length={max_length}; raise it{fits}"
@@ -200,7 +208,9 @@ def encode_prompt(
     if isinstance(question, str):
         question = [Turn("human", front_images(question, images))]
     elif images is not None and sum(turn.text.count(IMAGE_MARK) for turn in question) != images:
-        raise UserError(f"the turns hold another number of {IMAGE_MARK} marks than the {images} images given")
+        raise UserError(
+            f"the turns hold another number of {IMAGE_MARK} marks than the {images} images given"
+        )
     if not question or question[-1].role != "human":
         raise UserError("a generation prompt must end with a question")
     encoded = _encode(question, template, tokenizer, image_tokens_per_image, image_token_id)[0]
@@ -220,7 +230,9 @@ def _pieces(turns: Sequence[Turn], template: Template) -> list[_Piece]:
         text = strip_marks(turn.text).strip()
         if turn.role == "human":
             between = template.between if position else ""
-            pieces.append(_Piece(between + _question(text, turn.text.count(IMAGE_MARK), template), False))
+            pieces.append(
+                _Piece(between + _question(text, turn.text.count(IMAGE_MARK), template), False)
+            )
         else:
             pieces.append(_Piece(template.gap + text + template.end, True))
     return pieces
@@ -245,7 +257,11 @@ def _chunks(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
 
 
 def _encode(
-    turns: Sequence[Turn], template: Template, tokenizer: Any, image_tokens: int, image_token_id: int
+    turns: Sequence[Turn],
+    template: Template,
+    tokenizer: Any,
+    image_tokens: int,
+    image_token_id: int,
 ) -> tuple[Encoded, Span]:
     """Return the encoded turns and the span of the last answer."""
     _refuse_special_tokens(turns, tokenizer)
@@ -276,10 +292,14 @@ def _tokenize(chunk: Sequence[_Piece], tokenizer: Any, first: bool) -> tuple[lis
     A piece ends where the ids of the text up to it stop agreeing with those of the whole: a token that spans the
     border depends on the later piece and is counted to it.
     """
-    whole: list[int] = tokenizer("".join(piece.text for piece in chunk), add_special_tokens=first).input_ids
+    whole: list[int] = tokenizer(
+        "".join(piece.text for piece in chunk), add_special_tokens=first
+    ).input_ids
     ends = []
     for count in range(1, len(chunk)):
-        prefix = tokenizer("".join(piece.text for piece in chunk[:count]), add_special_tokens=first).input_ids
+        prefix = tokenizer(
+            "".join(piece.text for piece in chunk[:count]), add_special_tokens=first
+        ).input_ids
         same = 0
         while same < min(len(prefix), len(whole)) and prefix[same] == whole[same]:
             same += 1
@@ -293,7 +313,9 @@ def _refuse_special_tokens(turns: Sequence[Turn], tokenizer: Any) -> None:
         text = turn.text.replace(IMAGE_MARK, "")
         for token in tokenizer.all_special_tokens:
             if token in text:
-                raise UserError(f"the text {text.strip()[:60]!r} contains the tokenizer's special token {token}")
+                raise UserError(
+                    f"the text {text.strip()[:60]!r} contains the tokenizer's special token {token}"
+                )
 
 
 def _question_rows(answer: Sequence[bool], images: Sequence[Span]) -> list[list[Span]]:

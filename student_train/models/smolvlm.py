@@ -16,13 +16,17 @@ from student_train.models.llava import from_pretrained, load_part
 MODEL_TYPE = "smolvlm"
 
 
-def load_smolvlm(folder: Path, section: ModelSection, dtype: Any, template: str | None) -> BaseStudent:
+def load_smolvlm(
+    folder: Path, section: ModelSection, dtype: Any, template: str | None
+) -> BaseStudent:
     """Load a SmolVLM folder, strictly; its own chat template unless another is named."""
     from transformers import AutoImageProcessor, AutoTokenizer, SmolVLMForConditionalGeneration
 
     weight_files(folder)
     if section.vision_weights != "checkpoint":
-        raise UserError("model.vision_weights=openai applies to LLaVA-Med only; SmolVLM brings its own tower")
+        raise UserError(
+            "model.vision_weights=openai applies to LLaVA-Med only; SmolVLM brings its own tower"
+        )
     model = from_pretrained(SmolVLMForConditionalGeneration, section, dtype, folder)
     _accept_flat_images(model.model)
     vision = model.config.vision_config
@@ -41,6 +45,8 @@ def _accept_flat_images(model: Any) -> None:
     own = model.get_image_features
 
     def get_image_features(pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
-        return own(pixel_values.unsqueeze(1) if pixel_values.ndim == 4 else pixel_values, *args, **kwargs)
+        return own(
+            pixel_values.unsqueeze(1) if pixel_values.ndim == 4 else pixel_values, *args, **kwargs
+        )
 
     model.get_image_features = get_image_features

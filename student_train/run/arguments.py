@@ -23,11 +23,16 @@ def load_student_base(recipe: Recipe, config: dict[str, Any] | None) -> BaseStud
 def make_collator(recipe: Recipe, base: BaseStudent) -> Collator:
     """Return the collator of the recipe's losses."""
     return Collator(
-        base.tokenizer.pad_token_id, base.image_tokens, recipe.losses.attention_rows, recipe.losses.mask_padding
+        base.tokenizer.pad_token_id,
+        base.image_tokens,
+        recipe.losses.attention_rows,
+        recipe.losses.mask_padding,
     )
 
 
-def training_arguments(recipe: Recipe, output: Path, cpu: bool, config: dict[str, Any] | None) -> Any:
+def training_arguments(
+    recipe: Recipe, output: Path, cpu: bool, config: dict[str, Any] | None
+) -> Any:
     """Translate the recipe's `train` section."""
     from transformers import TrainingArguments
 
@@ -60,9 +65,13 @@ def training_arguments(recipe: Recipe, output: Path, cpu: bool, config: dict[str
         eval_strategy="steps" if evaluated else "no",
         eval_steps=section.eval_steps or None,
         metric_for_best_model=section.best_metric,
-        greater_is_better=None if section.best_metric is None else "loss" not in section.best_metric,
+        greater_is_better=None
+        if section.best_metric is None
+        else "loss" not in section.best_metric,
         activation_checkpointing=section.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if section.gradient_checkpointing else None,
+        activation_checkpointing_kwargs={"use_reentrant": False}
+        if section.gradient_checkpointing
+        else None,
         dataloader_num_workers=recipe.data.workers,
         dataloader_prefetch_factor=recipe.data.prefetch if recipe.data.workers else None,
         dataloader_persistent_workers=recipe.data.workers > 0,

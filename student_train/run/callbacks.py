@@ -61,7 +61,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """Show the bar."""
         self.started, self.start_step = time.perf_counter(), state.global_step
         self.bars.start()
-        self.task = self.bars.add_task("training", total=state.max_steps, completed=state.global_step, unit="steps")
+        self.task = self.bars.add_task(
+            "training", total=state.max_steps, completed=state.global_step, unit="steps"
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Advance the bar."""
@@ -72,15 +74,27 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if self.task is not None:
             self.bars.update(self.task, completed=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any
+    ) -> None:
         """Print losses."""
-        shown = {name: value for name, value in (logs or {}).items() if "loss" in name and name != "train_loss"}
+        shown = {
+            name: value
+            for name, value in (logs or {}).items()
+            if "loss" in name and name != "train_loss"
+        }
         if not shown:
             return
         done = state.global_step - self.start_step
-        left = (time.perf_counter() - self.started) / max(1, done) * (state.max_steps - state.global_step)
+        left = (
+            (time.perf_counter() - self.started)
+            / max(1, done)
+            * (state.max_steps - state.global_step)
+        )
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        stderr.print(f"step {state.global_step}/{state.max_steps}  {text}  {left:.0f} s left", markup=False)
+        stderr.print(
+            f"step {state.global_step}/{state.max_steps}  {text}  {left:.0f} s left", markup=False
+        )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the bar away."""
@@ -142,6 +156,14 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]
 
     def resume_command(self, recipe: Recipe, output: Path) -> str:
         """Return the command that continues the run: the one it was started with, and `--resume`."""
-        words = sys.argv[1:] if Path(sys.argv[0]).name in ("student", "medalign") else ["train", str(output / RECIPE)]
-        program = Path(sys.argv[0]).name if Path(sys.argv[0]).name in ("student", "medalign") else "student"
+        words = (
+            sys.argv[1:]
+            if Path(sys.argv[0]).name in ("student", "medalign")
+            else ["train", str(output / RECIPE)]
+        )
+        program = (
+            Path(sys.argv[0]).name
+            if Path(sys.argv[0]).name in ("student", "medalign")
+            else "student"
+        )
         return shlex.join([program, *(word for word in words if word != "--resume"), "--resume"])

@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING, Any
 from shared.console import warn
 from shared.errors import UserError
 from shared.recipe import Recipe
-from student_train.run.environment import check_hub, check_trackers, deepspeed_config, use_cpu, zero_stage
+from student_train.run.environment import (
+    check_hub,
+    check_trackers,
+    deepspeed_config,
+    use_cpu,
+    zero_stage,
+)
 
 if TYPE_CHECKING:
     from student_train.data.join import ComputeTargets
 
 
-def dry_run(recipe: Recipe, compute_targets: "ComputeTargets | None" = None, resume: bool = False) -> dict[str, Any]:
+def dry_run(
+    recipe: Recipe, compute_targets: "ComputeTargets | None" = None, resume: bool = False
+) -> dict[str, Any]:
     """Check recipe, model, records, images and targets as a run would, and return what the run would be.
 
     The memory is DeepSpeed's own estimate of the model states for the trainable parameters, plus the frozen weights,
@@ -45,10 +53,14 @@ def dry_run(recipe: Recipe, compute_targets: "ComputeTargets | None" = None, res
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     batch = recipe.train.batch_size * recipe.train.accumulation * ranks
     steps = (
-        recipe.train.max_steps if recipe.train.max_steps > 0 else round(-(-len(data) // batch) * recipe.train.epochs)
+        recipe.train.max_steps
+        if recipe.train.max_steps > 0
+        else round(-(-len(data) // batch) * recipe.train.epochs)
     )
     trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    frozen = sum(one.numel() * one.element_size() for one in model.parameters() if not one.requires_grad)
+    frozen = sum(
+        one.numel() * one.element_size() for one in model.parameters() if not one.requires_grad
+    )
     found: dict[str, Any] = {
         "model": f"{recipe.model.name}, grid {base.grid.rows}x{base.grid.columns}, images of {base.image_size} pixels",
         "records": len(data),
@@ -89,7 +101,9 @@ def _free_memory(cpu: bool) -> int:
     return int(torch.cuda.mem_get_info()[0])
 
 
-def _memory(model: Any, config: dict[str, Any] | None, trainable: int, frozen: int, ranks: int) -> tuple[float, float]:
+def _memory(
+    model: Any, config: dict[str, Any] | None, trainable: int, frozen: int, ranks: int
+) -> tuple[float, float]:
     """Estimate the bytes of the model states per device and on the host, by DeepSpeed's formulas."""
     stage = zero_stage(config)
     if config is None or stage == 0:
@@ -100,7 +114,10 @@ def _memory(model: Any, config: dict[str, Any] | None, trainable: int, frozen: i
     if stage == 3:
         from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
-        largest = max(sum(one.numel() for one in module.parameters(recurse=False)) for module in model.modules())
+        largest = max(
+            sum(one.numel() for one in module.parameters(recurse=False))
+            for module in model.modules()
+        )
         parameters = zero.get("offload_param", {}).get("device", "none") != "none"
         host, device, _ = estimate_zero3_model_states_mem_needs(
             trainable, largest, ranks, 1, cpu_offload=offload, cpu_offload_params=parameters
@@ -110,7 +127,9 @@ def _memory(model: Any, config: dict[str, Any] | None, trainable: int, frozen: i
     else:
         from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-        host, device = estimate_zero2_model_states_mem_needs(trainable, ranks, 1, cpu_offload=offload)
+        host, device = estimate_zero2_model_states_mem_needs(
+            trainable, ranks, 1, cpu_offload=offload
+        )
         resident = frozen
     return device + resident, host
 

@@ -60,9 +60,13 @@ def check_hub(recipe: Recipe) -> None:
     try:
         validate_repo_id(repository)
     except HFValidationError:
-        raise UserError(f"train.push_to_hub={repository} is no hub id; it is written owner/name") from None
+        raise UserError(
+            f"train.push_to_hub={repository} is no hub id; it is written owner/name"
+        ) from None
     if get_token() is None:
-        raise UserError("train.push_to_hub needs a token of the hub: `hf auth login`, or set HF_TOKEN")
+        raise UserError(
+            "train.push_to_hub needs a token of the hub: `hf auth login`, or set HF_TOKEN"
+        )
 
 
 def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
@@ -86,8 +90,12 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
-    if use_cpu(recipe) and config.get("zero_optimization", {}).get("zero_quantized_nontrainable_weights"):
-        raise UserError(f"deepspeed={name} quantises frozen weights, which DeepSpeed does on GPUs only; use zero3")
+    if use_cpu(recipe) and config.get("zero_optimization", {}).get(
+        "zero_quantized_nontrainable_weights"
+    ):
+        raise UserError(
+            f"deepspeed={name} quantises frozen weights, which DeepSpeed does on GPUs only; use zero3"
+        )
     stage = zero_stage(config)
     # ZeRO-3 shards the frozen weights too and wants one dtype, so DeepSpeed casts adapter and W and keeps the float32
     # masters itself; in the other stages they stay float32 parameters under autocast.
@@ -131,7 +139,9 @@ def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
             _without_accumulation_notes(),
         ):  # DeepSpeed 0.19 calls these two by names that torch 2.14 has replaced
             names = "(all_gather_into|reduce_scatter)_tensor"
-            warnings.filterwarnings("ignore", rf"`torch.distributed.{names}` is deprecated", FutureWarning)
+            warnings.filterwarnings(
+                "ignore", rf"`torch.distributed.{names}` is deprecated", FutureWarning
+            )
             yield
     finally:
         for name in os.environ.keys() - before.keys():
@@ -158,4 +168,10 @@ def _alone() -> dict[str, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }

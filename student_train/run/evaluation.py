@@ -34,7 +34,9 @@ def make_evaluation(
             if is_main_process():
                 _write_samples(trainer, records[: recipe.train.sample_answers], answers)
             if score is not None:
-                metrics |= {f"eval_{name}": float(value) for name, value in score(records, answers).items()}
+                metrics |= {
+                    f"eval_{name}": float(value) for name, value in score(records, answers).items()
+                }
         return metrics
 
     return evaluate
@@ -45,7 +47,9 @@ def losses(trainer: AlignmentTrainer, data: AlignmentData, recipe: Recipe) -> di
     rank, ranks = trainer.args.process_index, trainer.args.world_size
     size = trainer.args.per_device_eval_batch_size
     share = list(range(rank, len(data), ranks))
-    share += [-1] * (-(-len(data) // ranks) - len(share))  # a filler has no loss; every rank runs as many batches
+    share += [-1] * (
+        -(-len(data) // ranks) - len(share)
+    )  # a filler has no loss; every rank runs as many batches
     loader = torch.utils.data.DataLoader(
         data,
         size,
@@ -68,7 +72,9 @@ def losses(trainer: AlignmentTrainer, data: AlignmentData, recipe: Recipe) -> di
         totals = trainer.accelerator.reduce(totals, "sum")
     means = (totals[0] / totals[1].clamp_min(1)).tolist()
     total = sum(weight * mean for weight, mean in zip(trainer.loss_weights(), means, strict=True))
-    return {"eval_loss": total} | {f"eval_{name}": mean for name, mean in zip(TERMS, means, strict=True)}
+    return {"eval_loss": total} | {
+        f"eval_{name}": mean for name, mean in zip(TERMS, means, strict=True)
+    }
 
 
 def generate(
@@ -83,20 +89,27 @@ def generate(
     for start in range(0, len(records), size):
         chunk = records[start : start + size]
         inputs = processor.encode(
-            [record.question for record in chunk], [record.references(image_root) for record in chunk]
+            [record.question for record in chunk],
+            [record.references(image_root) for record in chunk],
         )
         moved = {name: tensor.to(device) for name, tensor in inputs.items()}
         if "pixel_values" in moved:
             moved["pixel_values"] = moved["pixel_values"].to(next(model.parameters()).dtype)
         with torch.no_grad():
-            tokens = model.generate(**moved, max_new_tokens=recipe.evaluation.max_new_tokens, do_sample=False)
+            tokens = model.generate(
+                **moved, max_new_tokens=recipe.evaluation.max_new_tokens, do_sample=False
+            )
         new = tokens[:, inputs["input_ids"].shape[1] :]
-        answers += [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        answers += [
+            text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        ]
     model.train(was_training)
     return answers
 
 
-def _write_samples(trainer: AlignmentTrainer, records: Sequence[Record], answers: Sequence[str]) -> None:
+def _write_samples(
+    trainer: AlignmentTrainer, records: Sequence[Record], answers: Sequence[str]
+) -> None:
     path = Path(trainer.args.output_dir) / SAMPLES
     with path.open("a", encoding="utf-8") as file:
         for record, answer in zip(records, answers, strict=False):
@@ -108,4 +121,6 @@ def _write_samples(trainer: AlignmentTrainer, records: Sequence[Record], answers
                 "answer": answer,
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            stderr.print(f"  {record.question!r}: {answer!r} (reference {record.answer!r})", markup=False)
+            stderr.print(
+                f"  {record.question!r}: {answer!r} (reference {record.answer!r})", markup=False
+            )

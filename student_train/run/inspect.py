@@ -34,7 +34,9 @@ def inspect(folder: Path) -> dict[str, Any]:
             unfinished = last_checkpoint(folder)
             hint = f"; its run is not finished, see {unfinished}" if unfinished else ""
             if (folder / "config.json").is_file():
-                hint = ", it is a merged model; inspect the adapter that `student export` made it from"
+                hint = (
+                    ", it is a merged model; inspect the adapter that `student export` made it from"
+                )
             raise UserError(f"{folder} holds no {name}{hint}")
     recipe = adapter_recipe(folder)
     lora = read_tensors(folder / ADAPTER_WEIGHTS)
@@ -62,6 +64,7 @@ def inspect(folder: Path) -> dict[str, Any]:
         for name, row in (("first losses", rows[:1]), ("last losses", rows[-1:])):
             if row:
                 found[name] = ", ".join(
-                    f"{key} {row[0][key]:.4g}" for key in ("loss", "loss_lm", "loss_vis", "loss_att")
+                    f"{key} {row[0][key]:.4g}"
+                    for key in ("loss", "loss_lm", "loss_vis", "loss_att")
                 )
     return found

@@ -14,7 +14,15 @@ from student_train.student import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECIPE, ROTAT
 STATE = "trainer_state.json"
 _TRACES = (RECIPE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROTATION_WEIGHTS, STATE, "config.json")
 # What may change between a run and its continuation: nothing that the losses or their order depend on.
-_FREE = ("output", "deepspeed", "evaluation", "data.workers", "data.prefetch", "targets.store", "train.device")
+_FREE = (
+    "output",
+    "deepspeed",
+    "evaluation",
+    "data.workers",
+    "data.prefetch",
+    "targets.store",
+    "train.device",
+)
 _FREE_TRAIN = (
     "logging_steps",
     "save_steps",
@@ -35,7 +43,9 @@ def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     UserError
         A folder that already holds a run (without `resume`), another recipe's run or no checkpoint (with it).
     """
-    traces = [name for name in _TRACES if (output / name).exists()] + [path.name for path in _checkpoints(output)]
+    traces = [name for name in _TRACES if (output / name).exists()] + [
+        path.name for path in _checkpoints(output)
+    ]
     if not resume:
         if traces:
             raise UserError(
@@ -47,10 +57,14 @@ def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     changed = changed_keys(load_recipe(output / RECIPE), recipe)
     if changed:
         key, before, now = changed[0]
-        raise UserError(f"{output} was begun with {key}={before}, the recipe now says {now}; a resumed run keeps it")
+        raise UserError(
+            f"{output} was begun with {key}={before}, the recipe now says {now}; a resumed run keeps it"
+        )
     checkpoint = last_checkpoint(output)
     if checkpoint is None:
-        raise UserError(f"{output} holds no whole checkpoint to resume from; remove the folder and start again")
+        raise UserError(
+            f"{output} holds no whole checkpoint to resume from; remove the folder and start again"
+        )
     return checkpoint
 
 
@@ -79,7 +93,9 @@ def last_checkpoint(output: Path) -> Path | None:
 
 
 def _checkpoints(output: Path) -> list[Path]:
-    return [path for path in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return [
+        path for path in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)
+    ]
 
 
 def _step(path: Path) -> int:

@@ -59,7 +59,9 @@ def train(
     begun = time.perf_counter()
     cpu, config = use_cpu(recipe), deepspeed_config(recipe)
     if recipe.train.tune == "projector" and zero_stage(config) == 3:
-        raise UserError("train.tune=projector saves the whole model, which ZeRO-3 shards; use deepspeed=zero2")
+        raise UserError(
+            "train.tune=projector saves the whole model, which ZeRO-3 shards; use deepspeed=zero2"
+        )
     check_trackers(recipe)
     check_hub(recipe)
     output = Path(recipe.output)
@@ -106,10 +108,14 @@ def _train(
     else:
         model, channel = _projector_only(base), None
     arguments = training_arguments(recipe, output, cpu, config)
-    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    per_step = (
+        arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    )
     segments = None
     if recipe.data.group_by_segment and train_data.targets is not None:
-        segments = train_data.targets.segments([one.references(train_data.image_root) for one in train_data.records])
+        segments = train_data.targets.segments(
+            [one.references(train_data.image_root) for one in train_data.records]
+        )
     order = EpochOrder(
         train_data.lengths,
         recipe.train.seed,
@@ -128,7 +134,11 @@ def _train(
             save_recipe(recipe, folder / RECIPE)
 
     processor = Processor.of(base, recipe.data.geometry)
-    evaluation = make_evaluation(recipe, validation_data, processor, score) if validation_data is not None else None
+    evaluation = (
+        make_evaluation(recipe, validation_data, processor, score)
+        if validation_data is not None
+        else None
+    )
     interrupt = Interrupt()
     trainer = AlignmentTrainer(
         model=model,
@@ -171,9 +181,13 @@ def prepare_data(
     from student_train.data.samples import AlignmentData, Prepared
 
     if recipe.data.train is None:
-        raise UserError("data.train is not set; name the training file, such as data.train=train.json")
+        raise UserError(
+            "data.train is not set; name the training file, such as data.train=train.json"
+        )
     reader = image_reader(base.image_processor, base.image_size, recipe.data.geometry)
-    prepared = Prepared(base.template, base.tokenizer, base.image_token_id, base.image_tokens, reader)
+    prepared = Prepared(
+        base.template, base.tokenizer, base.image_token_id, base.image_tokens, reader
+    )
     aligned = recipe.train.tune == "lora" and bool(recipe.losses.alpha or recipe.losses.beta)
     stores = open_stores(recipe, base.grid) if aligned else []
 
@@ -182,7 +196,13 @@ def prepare_data(
         records = load_records(path)[: limit or None]
         joined = join(records, path, root, recipe, stores, compute_targets) if aligned else None
         return AlignmentData(
-            records, root, prepared, joined, recipe.data.max_length, recipe.data.truncation, not is_main_process()
+            records,
+            root,
+            prepared,
+            joined,
+            recipe.data.max_length,
+            recipe.data.truncation,
+            not is_main_process(),
         )
 
     train_data = make(recipe.data.train)

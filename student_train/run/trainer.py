@@ -42,10 +42,14 @@ def step_counts(batch: Mapping[str, Any]) -> Tensor:
     if request is None:
         return torch.stack([tokens, torch.zeros_like(tokens), torch.zeros_like(tokens)]).float()
     asked = int(torch.unique(request.span_image).numel())
-    return torch.stack([tokens, tokens.new_tensor(len(request.image_sample)), tokens.new_tensor(asked)]).float()
+    return torch.stack(
+        [tokens, tokens.new_tensor(len(request.image_sample)), tokens.new_tensor(asked)]
+    ).float()
 
 
-def term_sums(model: Any, channel: Channel | None, batch: Mapping[str, Any], recipe: Recipe) -> Terms:
+def term_sums(
+    model: Any, channel: Channel | None, batch: Mapping[str, Any], recipe: Recipe
+) -> Terms:
     """Run the model on a collated batch and return the sums of the three terms with their counts.
 
     Logits are computed only where a label is: the vocabulary dominates a small model's step.
@@ -53,15 +57,27 @@ def term_sums(model: Any, channel: Channel | None, batch: Mapping[str, Any], rec
     labels = batch["labels"]
     wanted = torch.zeros_like(labels, dtype=torch.bool)
     wanted[:, :-1] = labels[:, 1:] != IGNORED
-    request = request_of(batch) if channel is not None and (recipe.losses.alpha or recipe.losses.beta) else None
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in batch}
+    request = (
+        request_of(batch)
+        if channel is not None and (recipe.losses.alpha or recipe.losses.beta)
+        else None
+    )
+    inputs = {
+        name: batch[name]
+        for name in ("input_ids", "attention_mask", "pixel_values")
+        if name in batch
+    }
     if request is None or channel is None:
         logits = model(**inputs, logits_to_keep=wanted, use_cache=False).logits
         visual = attentive = logits.new_zeros((), dtype=torch.float32)
     else:
         with observing(channel, request) as seen:
             logits = model(**inputs, logits_to_keep=wanted, use_cache=False).logits
-        visual = _visual(seen.tokens, batch) if recipe.losses.alpha else logits.new_zeros((), dtype=torch.float32)
+        visual = (
+            _visual(seen.tokens, batch)
+            if recipe.losses.alpha
+            else logits.new_zeros((), dtype=torch.float32)
+        )
         attentive = (
             _attentive(seen.attention, batch, request, recipe)
             if recipe.losses.beta
@@ -76,14 +92,18 @@ def _visual(tokens: Mapping[int, Tensor], batch: Mapping[str, Any]) -> Tensor:
     """Sum of L_vis over the images, the mean over layers and teachers of each."""
     coverage = batch.get("coverage")
     terms = [
-        visual_alignment_terms(found, similarity, None if coverage is None else coverage[teacher]).sum()
+        visual_alignment_terms(
+            found, similarity, None if coverage is None else coverage[teacher]
+        ).sum()
         for found in tokens.values()
         for teacher, similarity in enumerate(batch["similarity"])
     ]
     return torch.stack(terms).mean()
 
 
-def _attentive(found: Mapping[int, Tensor], batch: Mapping[str, Any], request: Request, recipe: Recipe) -> Tensor:
+def _attentive(
+    found: Mapping[int, Tensor], batch: Mapping[str, Any], request: Request, recipe: Recipe
+) -> Tensor:
     """Sum of L_att over the images with a question; an image's is the mean over its turns, layers and teachers."""
     image = request.span_image
     if not len(image):
@@ -94,7 +114,9 @@ def _attentive(found: Mapping[int, Tensor], batch: Mapping[str, Any], request: R
     for attention in found.values():
         for teacher, target in enumerate(batch["attention"]):
             visible = None if coverage is None else coverage[teacher][image]
-            value = attention_alignment_terms(attention, target[image], recipe.losses.attention_normalization, visible)
+            value = attention_alignment_terms(
+                attention, target[image], recipe.losses.attention_normalization, visible
+            )
             terms.append((value / turns).sum())
     mean: Tensor = torch.stack(terms).mean()
     return mean
@@ -147,7 +169,11 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         self.control: Any
         super().__init__(*args, **kwargs)
         self.recipe, self.channel, self.order = recipe, channel, order
-        self.save_model_to, self.trainable, self.evaluate_with = save_model_to, trainable, evaluate_with
+        self.save_model_to, self.trainable, self.evaluate_with = (
+            save_model_to,
+            trainable,
+            evaluate_with,
+        )
         self._term_totals = torch.zeros(len(TERMS))
         self._unasked = torch.zeros(())
         self._terms_logged_at: int | None = None
@@ -156,7 +182,9 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
 
     # --- the loss -----------------------------------------------------------------------------------------------
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
+    def _get_num_items_in_batch(
+        self, batch_samples: list[Any], device: torch.device
+    ) -> Tensor | None:
         for batch in batch_samples:
             if "error" in batch:
                 raise UserError(batch["error"])
@@ -176,7 +204,8 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         return (
             1.0,
             losses.alpha * schedule_factor(losses.alpha_schedule, done, losses.schedule_ratio),
-            (losses.beta or 0.0) * schedule_factor(losses.beta_schedule, done, losses.schedule_ratio),
+            (losses.beta or 0.0)
+            * schedule_factor(losses.beta_schedule, done, losses.schedule_ratio),
         )
 
     def compute_loss(
@@ -199,10 +228,14 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         shares = terms.sums / self._counts.clamp_min(1.0) * self.accelerator.num_processes
         loss: Tensor = (shares * shares.new_tensor(self.loss_weights())).sum()
         found = shares.detach()
-        if self._terms_logged_at is None:  # the first step of this process: 0, or where a resumed run begins
+        if (
+            self._terms_logged_at is None
+        ):  # the first step of this process: 0, or where a resumed run begins
             self._terms_logged_at = self.state.global_step
         if not torch.isfinite(loss):
-            named = ", ".join(f"{name} {value:g}" for name, value in zip(TERMS, found.tolist(), strict=True))
+            named = ", ".join(
+                f"{name} {value:g}" for name, value in zip(TERMS, found.tolist(), strict=True)
+            )
             raise UserError(
                 f"the loss is not finite at step {self.state.global_step} ({named}), samples "
                 f"{', '.join(inputs['ids'])}; lower train.learning_rate or look at these records"
@@ -214,7 +247,9 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Stop at a gradient that is not finite though the loss was: what it leaves behind must not be saved."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not 0.0 <= float(norm) < math.inf:  # DeepSpeed reports such a norm as -1
+        if (
+            norm is not None and not 0.0 <= float(norm) < math.inf
+        ):  # DeepSpeed reports such a norm as -1
             raise UserError(
                 f"the gradient is not finite at step {self.state.global_step}, samples {', '.join(self._ids)}; "
                 "lower train.learning_rate or look at these records"
@@ -224,7 +259,12 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """Compute in bfloat16 under `train.precision: bf16`; adapter and W stay float32 parameters."""
         enabled = self.recipe.train.precision == "bf16"
-        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=enabled, cache_enabled=bool(cache_enabled))
+        return torch.autocast(
+            self.args.device.type,
+            torch.bfloat16,
+            enabled=enabled,
+            cache_enabled=bool(cache_enabled),
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the three terms since the last log to the logged losses."""
@@ -256,13 +296,22 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         """AdamW; W may have a learning rate of its own (`rotation.learning_rate`)."""
         own = self.recipe.rotation.learning_rate
         if own is not None and self.optimizer is None:
-            named = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+            named = [
+                (name, parameter)
+                for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad
+            ]
             groups: list[dict[str, Any]] = [
                 {"params": [parameter for name, parameter in named if ".rotation." not in name]},
-                {"params": [parameter for name, parameter in named if ".rotation." in name], "lr": own},
+                {
+                    "params": [parameter for name, parameter in named if ".rotation." in name],
+                    "lr": own,
+                },
             ]
             optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer_class([group for group in groups if group["params"]], **options)
+            self.optimizer = optimizer_class(
+                [group for group in groups if group["params"]], **options
+            )
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         return optimizer
 
@@ -286,13 +335,21 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
             if _internal_call and not self.is_deepspeed_enabled:
                 save_file(state, folder / STATE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         from student_train.student import read_tensors
 
         state = read_tensors(Path(resume_from_checkpoint) / STATE)
-        wanted = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        wanted = {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
         if state.keys() != wanted.keys():
-            raise UserError(f"{resume_from_checkpoint} holds other trainable weights than this recipe makes")
+            raise UserError(
+                f"{resume_from_checkpoint} holds other trainable weights than this recipe makes"
+            )
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(state[name])
@@ -301,5 +358,7 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         """Return and log `eval_loss`, its terms and what `evaluate_with` adds."""
         metrics = self.evaluate_with(self) if self.evaluate_with is not None else {}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics

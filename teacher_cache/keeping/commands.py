@@ -40,7 +40,11 @@ def info_command(store: StoreOption, json: JsonOption = False) -> None:
     from teacher_cache.keeping.maintain import info
 
     found = info(store)
-    report({"store": store, "namespaces": found}, json, (line for row in found for line in _described(row)))
+    report(
+        {"store": store, "namespaces": found},
+        json,
+        (line for row in found for line in _described(row)),
+    )
 
 
 def _described(row: dict[str, Any]) -> Iterator[str]:
@@ -86,7 +90,8 @@ def list_command(
             continue
         if quarantined:
             found = [
-                {"key": one.key.hex(), "reason": one.reason, "time": one.time} for one in quarantine_list(namespace)
+                {"key": one.key.hex(), "reason": one.reason, "time": one.time}
+                for one in quarantine_list(namespace)
             ]
         else:
             found = [row._asdict() for row in listing(namespace)]
@@ -102,10 +107,14 @@ def _row(row: dict[str, Any]) -> str:
 def verify_command(
     store: StoreOption,
     resample: Annotated[
-        int, typer.Option("--resample", help="Also run the teacher on this many random records.", min=0)
+        int,
+        typer.Option("--resample", help="Also run the teacher on this many random records.", min=0),
     ] = 0,
     images: Annotated[
-        str | None, typer.Option("--images", help="With --resample: where the images are, as for `cache build`.")
+        str | None,
+        typer.Option(
+            "--images", help="With --resample: where the images are, as for `cache build`."
+        ),
     ] = None,
     image_root: RootOption = None,
     weights: WeightsOption = None,
@@ -134,7 +143,9 @@ def verify_command(
         "bytes": sum(one.size for one in checked),
         "damaged": [{"path": one.path, "damage": one.damage} for one in damaged],
     }
-    lines = [f"{len(checked)} segments and metadata files, {size(document['bytes'])}: {len(damaged)} damaged"]
+    lines = [
+        f"{len(checked)} segments and metadata files, {size(document['bytes'])}: {len(damaged)} damaged"
+    ]
     wrong: list[str] = []
     if resample and images is not None:
         from teacher_cache.keeping.resample import resample as compare
@@ -151,27 +162,40 @@ def verify_command(
             workers=workers,
             device=device,
         )
-        document["resampled"] = {**found._asdict(), "worst": found.worst and str(found.worst), "sound": found.sound}
-        document["resampled"]["left_out"] = [{"image": str(one), "reason": why} for one, why in found.left_out]
+        document["resampled"] = {
+            **found._asdict(),
+            "worst": found.worst and str(found.worst),
+            "sound": found.sound,
+        }
+        document["resampled"]["left_out"] = [
+            {"image": str(one), "reason": why} for one, why in found.left_out
+        ]
         lines.append(
             f"{found.records} records encoded again: similarity differs by {found.similarity:.2g} at most (rounding "
             f"explains {found.allowed:.2g}), attention by {found.attention:.2g} of its largest weight "
             f"({found.allowed_attention:.2g})"
         )
         if not found.sound:
-            wrong.append(f"{found.namespace} is not what its teacher says today, most of all for {found.worst}")
+            wrong.append(
+                f"{found.namespace} is not what its teacher says today, most of all for {found.worst}"
+            )
         wrong += [f"{reference}: {reason}" for reference, reason in found.left_out]
     report(document, json, lines)
     for one in damaged:
         warn(str(one.damage))
     if damaged:
-        wrong.insert(0, f"{len(damaged)} parts of {store} are damaged; `cache gc --damaged --store {store}` drops them")
+        wrong.insert(
+            0,
+            f"{len(damaged)} parts of {store} are damaged; `cache gc --damaged --store {store}` drops them",
+        )
     if wrong:
         raise UserError("; ".join(wrong))
 
 
 def merge_command(
-    sources: Annotated[list[str], typer.Argument(help="Stores to copy from: `cache merge A B --store C`.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Stores to copy from: `cache merge A B --store C`.")
+    ],
     store: Annotated[str, typer.Option("--store", help="The store to copy into; made if absent.")],
     json: JsonOption = False,
 ) -> None:
@@ -195,9 +219,14 @@ def merge_command(
 def gc_command(
     store: StoreOption,
     older_than: Annotated[
-        float, typer.Option("--older-than", help="Hours after which other hosts' temporary files are strays.", min=0)
+        float,
+        typer.Option(
+            "--older-than", help="Hours after which other hosts' temporary files are strays.", min=0
+        ),
     ] = 24.0,
-    damaged: Annotated[bool, typer.Option("--damaged", help="Also drop damaged segments, to be built again.")] = False,
+    damaged: Annotated[
+        bool, typer.Option("--damaged", help="Also drop damaged segments, to be built again.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -223,10 +252,14 @@ def gc_command(
 def export_command(
     store: StoreOption,
     out: Annotated[str, typer.Option("--out", help="Folder to write to, one file an image.")],
-    form: Annotated[Literal["safetensors", "npz"], typer.Option("--format", help="File format.")] = "safetensors",
+    form: Annotated[
+        Literal["safetensors", "npz"], typer.Option("--format", help="File format.")
+    ] = "safetensors",
     teacher: OfTeacherOption = None,
     fingerprint: FingerprintOption = None,
-    grid: Annotated[str | None, typer.Option("--grid", help="ROWSxCOLUMNS at which to read `factors`.")] = None,
+    grid: Annotated[
+        str | None, typer.Option("--grid", help="ROWSxCOLUMNS at which to read `factors`.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write targets to a plain folder, one file an image, named by content key."""
@@ -241,15 +274,22 @@ def export_command(
 
 def view_command(
     store: StoreOption,
-    image: Annotated[str, typer.Option("--image", help="An image of the store, such as scan.nii.gz#axial=90.")],
+    image: Annotated[
+        str, typer.Option("--image", help="An image of the store, such as scan.nii.gz#axial=90.")
+    ],
     out: Annotated[str, typer.Option("--out", help="PNG file to write.")],
     patch: Annotated[
         str | None,
-        typer.Option("--patch", help="ROW,COLUMN from 0 whose similarities are shown; default the most attended."),
+        typer.Option(
+            "--patch",
+            help="ROW,COLUMN from 0 whose similarities are shown; default the most attended.",
+        ),
     ] = None,
     teacher: OfTeacherOption = None,
     fingerprint: FingerprintOption = None,
-    grid: Annotated[str | None, typer.Option("--grid", help="ROWSxCOLUMNS at which to read `factors`.")] = None,
+    grid: Annotated[
+        str | None, typer.Option("--grid", help="ROWSxCOLUMNS at which to read `factors`.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Draw one image's target: the image, the teacher's attention, and what is similar to one patch."""
@@ -264,11 +304,17 @@ def view_command(
     reference = parse_reference(image)
     if not reference.path.is_file():
         raise UserError(f"no image at {image}")
-    picture, chosen = draw_view(store, reference, place, teacher=teacher, fingerprint=fingerprint, grid=wanted)
+    picture, chosen = draw_view(
+        store, reference, place, teacher=teacher, fingerprint=fingerprint, grid=wanted
+    )
     try:
         picture.save(out, "PNG")
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+        raise UserError(
+            f"cannot write {out}: {error.strerror or error}; choose another --out"
+        ) from error
     report(
-        {"out": out, "patch": chosen}, json, [f"{out}: image, attention, similarity to patch {chosen[0]},{chosen[1]}"]
+        {"out": out, "patch": chosen},
+        json,
+        [f"{out}: image, attention, similarity to patch {chosen[0]},{chosen[1]}"],
     )

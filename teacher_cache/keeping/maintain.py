@@ -82,7 +82,9 @@ def _describe(namespace: Namespace) -> dict[str, Any]:
                 reader = SegmentReader(namespace, segment)
                 ranks.append(reader.small("rank"))
                 errors.append(reader.small("error"))
-            times.append(namespace.storage.modified(namespace.path("segments", segment, "manifest.json")))
+            times.append(
+                namespace.storage.modified(namespace.path("segments", segment, "manifest.json"))
+            )
         except DamagedSegment as error:
             damaged.append(str(error))
             continue
@@ -112,9 +114,16 @@ def _describe(namespace: Namespace) -> dict[str, Any]:
     }
     if ranks:
         rank, deviation = np.concatenate(ranks), np.concatenate(errors)
-        description["rank"] = {"smallest": int(rank.min()), "mean": float(rank.mean()), "largest": int(rank.max())}
+        description["rank"] = {
+            "smallest": int(rank.min()),
+            "mean": float(rank.mean()),
+            "largest": int(rank.max()),
+        }
         description["error"] = {
-            grid: {"mean": float(deviation[:, column].mean()), "largest": float(deviation[:, column].max())}
+            grid: {
+                "mean": float(deviation[:, column].mean()),
+                "largest": float(deviation[:, column].max()),
+            }
             for column, grid in enumerate(("native", "24x24"))
         }
     return description
@@ -143,7 +152,11 @@ def merge(sources: Iterable[str | Path], target: str | Path) -> list[Merged]:
     UserError
         If a source is no store or a quarantine record of it is damaged, or the target cannot be written.
     """
-    return [_merge_namespace(namespace, target) for source in sources for namespace in list_namespaces(source)]
+    return [
+        _merge_namespace(namespace, target)
+        for source in sources
+        for namespace in list_namespaces(source)
+    ]
 
 
 def _merge_namespace(source: Namespace, target: str | Path) -> Merged:
@@ -157,7 +170,9 @@ def _merge_namespace(source: Namespace, target: str | Path) -> Merged:
         if keys <= present:
             continue
         names = [*manifest.files, "manifest.json"]
-        files = {name: source.storage.read(source.path("segments", segment, name)) for name in names}
+        files = {
+            name: source.storage.read(source.path("segments", segment, name)) for name in names
+        }
         with _told(f"cannot write to the store {target}", "run merge again"):
             publish_files(into, segment, files)
         segments += 1
@@ -169,7 +184,9 @@ def _merge_namespace(source: Namespace, target: str | Path) -> Merged:
     return Merged(source.name, segments, records, known)
 
 
-def gc(root: str | Path, older_than: float = DAY, damaged: bool = False, dry_run: bool = False) -> list[Swept]:
+def gc(
+    root: str | Path, older_than: float = DAY, damaged: bool = False, dry_run: bool = False
+) -> list[Swept]:
     """Sweep strays and superseded duplicates, one result a namespace.
 
     Parameters
@@ -187,13 +204,19 @@ def gc(root: str | Path, older_than: float = DAY, damaged: bool = False, dry_run
         If there is no store, or it may not be changed.
     """
     with _told(f"cannot change the store {root}", "restore write access and run gc again"):
-        return [_sweep_namespace(one, older_than, damaged, dry_run) for one in list_namespaces(root)]
+        return [
+            _sweep_namespace(one, older_than, damaged, dry_run) for one in list_namespaces(root)
+        ]
 
 
-def _sweep_namespace(namespace: Namespace, older_than: float, damaged: bool, dry_run: bool) -> Swept:
+def _sweep_namespace(
+    namespace: Namespace, older_than: float, damaged: bool, dry_run: bool
+) -> Swept:
     strays: list[str] = []
     if not dry_run:
-        strays = namespace.storage.sweep(namespace.name) + namespace.storage.sweep(namespace.name, float(older_than))
+        strays = namespace.storage.sweep(namespace.name) + namespace.storage.sweep(
+            namespace.name, float(older_than)
+        )
     sound, broken = _soundness(namespace)
     freed = 0
     if damaged:
@@ -219,7 +242,9 @@ def _soundness(namespace: Namespace) -> tuple[list[str], list[str]]:
     return sound, broken
 
 
-def _drop_superseded(namespace: Namespace, segments: Sequence[str], dry_run: bool) -> tuple[list[str], int, int]:
+def _drop_superseded(
+    namespace: Namespace, segments: Sequence[str], dry_run: bool
+) -> tuple[list[str], int, int]:
     """Remove segments with superseded records; what is still read from them moves to a new segment first."""
     index = build_index(namespace, segments)
     live = _live(index)
@@ -233,7 +258,11 @@ def _drop_superseded(namespace: Namespace, segments: Sequence[str], dry_run: boo
             continue
         removed.append(segment)
         records += manifest.records - len(kept)
-        saved += sum(size for size, _ in manifest.files.values()) * (manifest.records - len(kept)) // manifest.records
+        saved += (
+            sum(size for size, _ in manifest.files.values())
+            * (manifest.records - len(kept))
+            // manifest.records
+        )
         if kept and not dry_run:
             rewritten.add(_rewrite(namespace, segment, kept))
     # Only now may anything go: what is left of one segment may equal another that was to be removed.
@@ -257,7 +286,10 @@ def _live(index: Index) -> set[tuple[int, int]]:
 
 
 def export(
-    store: TargetStore, folder: str | Path, form: Literal["npz", "safetensors"], keys: Iterable[bytes] | None = None
+    store: TargetStore,
+    folder: str | Path,
+    form: Literal["npz", "safetensors"],
+    keys: Iterable[bytes] | None = None,
 ) -> Iterator[Path]:
     """Write one file an image, named by its content key, with `similarity`, `attention`, `coverage`; yield each.
 
@@ -287,7 +319,9 @@ def _export(
     if description.exists():
         found = json.loads(description.read_text())
         if (found["fingerprint"], found["grid"]) != (identity["fingerprint"], identity["grid"]):
-            raise UserError(f"{out} holds targets of {found['fingerprint'][:12]}: choose an empty folder")
+            raise UserError(
+                f"{out} holds targets of {found['fingerprint'][:12]}: choose an empty folder"
+            )
     description.write_text(json.dumps(identity, indent=2) + "\n")
     for key in keys if keys is not None else store.keys():
         path = out / f"{key.hex()}.{form}"

@@ -101,15 +101,30 @@ def resample(
 
     def compare(key: bytes, record: Arrays) -> None:
         stored, fresh = opened[key], _target(record, identity)
-        similarity = np.abs(stored.similarity.astype(np.float32) - fresh.similarity.astype(np.float32)).max(initial=0)
-        attention = np.abs(stored.attention - fresh.attention).max(initial=0) / stored.attention.max(initial=1e-30)
+        similarity = np.abs(
+            stored.similarity.astype(np.float32) - fresh.similarity.astype(np.float32)
+        ).max(initial=0)
+        attention = np.abs(stored.attention - fresh.attention).max(
+            initial=0
+        ) / stored.attention.max(initial=1e-30)
         same = np.array_equal(stored.coverage, fresh.coverage)
         differences.append((float(similarity), float(attention), same, key))
 
-    flow = stream(loaded, identity, sample, by_key, compare, batch_size=batch_size, workers=workers, device=place)
+    flow = stream(
+        loaded,
+        identity,
+        sample,
+        by_key,
+        compare,
+        batch_size=batch_size,
+        workers=workers,
+        device=place,
+    )
     with closing(flow):
         failures = [
-            (by_key[key], str(error)) for key, error in track(flow, len(sample), "resampling", "images") if error
+            (by_key[key], str(error))
+            for key, error in track(flow, len(sample), "resampling", "images")
+            if error
         ]
     worst = max(differences, default=None)
     return Deviation(
@@ -136,5 +151,7 @@ def _target(record: Arrays, identity: Identity) -> Target:
     if identity.encoding == "matrix":
         return Target(record["similarity"], record["attention"], record["coverage"])
     grid = Grid(*identity.grid)
-    arrays: Mapping[str, np.ndarray] = {name: np.asarray(values)[None] for name, values in record.items()}
+    arrays: Mapping[str, np.ndarray] = {
+        name: np.asarray(values)[None] for name, values in record.items()
+    }
     return Target(*(values[0] for values in targets_of_factors(dict(arrays), grid, grid)))

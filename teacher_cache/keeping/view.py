@@ -53,7 +53,9 @@ def draw_view(
     target, (rows, columns) = opened[key], opened.grid
     chosen = divmod(int(target.attention.argmax()), columns) if patch is None else patch
     if not (0 <= chosen[0] < rows and 0 <= chosen[1] < columns):
-        raise UserError(f"the grid has rows 0 to {rows - 1} and columns 0 to {columns - 1}, not patch {chosen}")
+        raise UserError(
+            f"the grid has rows 0 to {rows - 1} and columns 0 to {columns - 1}, not patch {chosen}"
+        )
     reader = reader_of(opened.identity.preprocessing, opened.identity.geometry)
     base = reader.square(open_image(image), SIDE)
     similar = similarity_row(target, rows * columns, chosen[0] * columns + chosen[1])
@@ -69,7 +71,9 @@ def similarity_row(target: Target, patches: int, row: int) -> Values:
     """Return row `row` of S_e (N,) from the stored triangle; 1 at the patch itself."""
     others = np.arange(patches)
     low, high = np.minimum(others, row), np.maximum(others, row)
-    places = low * (2 * patches - low - 1) // 2 + high - low - 1  # rows before `low` hold patches-1, patches-2, ...
+    places = (
+        low * (2 * patches - low - 1) // 2 + high - low - 1
+    )  # rows before `low` hold patches-1, patches-2, ...
     values = np.ones(patches, dtype=np.float32)
     values[others != row] = target.similarity[places[others != row]]
     return values
@@ -77,7 +81,9 @@ def similarity_row(target: Target, patches: int, row: int) -> Values:
 
 def _heat(base: Image.Image, values: Values) -> Image.Image:
     """Lay `values` (rows, columns) in [0, 1] over the image, patch by patch: from none of the red to all of it."""
-    weight = np.asarray(Image.fromarray(values.astype(np.float32)).resize(base.size, Image.Resampling.NEAREST))
+    weight = np.asarray(
+        Image.fromarray(values.astype(np.float32)).resize(base.size, Image.Resampling.NEAREST)
+    )
     gray = np.asarray(base.convert("L"), dtype=np.float32)[..., None] * 0.6
     heat = np.stack([255 * weight, 160 * weight**3, np.zeros_like(weight)], -1)
     return Image.fromarray(np.clip(gray + 0.75 * heat, 0, 255).astype(np.uint8))

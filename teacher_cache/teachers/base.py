@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from shared.errors import UserError
 from shared.imaging.grid import Grid
 from shared.targets import Preprocessing
-from teacher_cache.teachers.checkpoints import find_weights, load_strictly, read_weights, weights_hash
+from teacher_cache.teachers.checkpoints import (
+    find_weights,
+    load_strictly,
+    read_weights,
+    weights_hash,
+)
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -89,9 +94,17 @@ TEACHERS = {
 }
 OPEN_FAMILIES = (
     TeacherInfo(
-        "open_clip:NAME[/TAG]", "any open_clip ViT", "open_clip's registry for TAG, or --weights", "see the weights"
+        "open_clip:NAME[/TAG]",
+        "any open_clip ViT",
+        "open_clip's registry for TAG, or --weights",
+        "see the weights",
     ),
-    TeacherInfo("timm:NAME", "any timm ViT with a CLS token", "timm's registry, or --weights", "see the weights"),
+    TeacherInfo(
+        "timm:NAME",
+        "any timm ViT with a CLS token",
+        "timm's registry, or --weights",
+        "see the weights",
+    ),
 )
 
 
@@ -120,7 +133,9 @@ def load_teacher(name: str, weights: str | None = None, grid: Grid | None = None
         return _biomedclip(TEACHERS[name], weights)
     if name == "dinov2-small":
         wanted = grid or Grid(24, 24)
-        return dinov2_small(wanted if min(wanted) >= 16 else Grid(2 * wanted.rows, 2 * wanted.columns), weights)
+        return dinov2_small(
+            wanted if min(wanted) >= 16 else Grid(2 * wanted.rows, 2 * wanted.columns), weights
+        )
     if family == "open_clip" and rest:
         return _open_clip(name, rest, weights)
     if family == "timm" and rest:
@@ -145,20 +160,28 @@ def _unimed(info: TeacherInfo, weights: str | None) -> Teacher:
     """UniMed-CLIP: a training checkpoint whose `visual.*` tensors are open_clip's own VisionTransformer."""
     published = info.source.partition(" ")[0]
     tensors = read_weights(find_weights(_need_weights(info, weights), (published,)))
-    return _open_clip_tower(info.name, info.architecture, _below(tensors, "visual.", info.name), info.licence)
+    return _open_clip_tower(
+        info.name, info.architecture, _below(tensors, "visual.", info.name), info.licence
+    )
 
 
 def _biomedclip(info: TeacherInfo, weights: str | None) -> Teacher:
     """BiomedCLIP: `visual.trunk.*` is a timm ViT-B/16, `visual.head.proj.weight` its projection."""
     import timm
 
-    path = find_weights(_need_weights(info, weights), ("open_clip_pytorch_model.bin", "open_clip_model.safetensors"))
+    path = find_weights(
+        _need_weights(info, weights), ("open_clip_pytorch_model.bin", "open_clip_model.safetensors")
+    )
     tensors = _below(read_weights(path), "visual.", info.name)
     trunk = _sized_timm(info.architecture, _below(tensors, "trunk.", info.name), timm)
     projection = tensors.get("head.proj.weight")
     if projection is None:
-        raise UserError(f"the weights are not those of {info.name}: the file lacks visual.head.proj.weight")
-    hashed = weights_hash({name: tensor for name, tensor in tensors.items() if name.startswith(("trunk.", "head."))})
+        raise UserError(
+            f"the weights are not those of {info.name}: the file lacks visual.head.proj.weight"
+        )
+    hashed = weights_hash(
+        {name: tensor for name, tensor in tensors.items() if name.startswith(("trunk.", "head."))}
+    )
 
     def project(tokens: Tensor) -> Tensor:
         normed: Tensor = trunk.norm(tokens)
@@ -180,13 +203,24 @@ def dinov2_small(native: Grid, weights: str | None = None) -> Teacher:
     import timm
     from timm.layers import resample_abs_pos_embed
 
-    from teacher_cache.teachers.vit_s_focus import MEAN, PATCH, POSITIONS, STD, encoder_file, read_tensors
+    from teacher_cache.teachers.vit_s_focus import (
+        MEAN,
+        PATCH,
+        POSITIONS,
+        STD,
+        encoder_file,
+        read_tensors,
+    )
 
     info = TEACHERS["dinov2-small"]
     if native.rows != native.columns:
-        raise UserError(f"teacher {info.name} sees squares: its grid {native} must have as many rows as columns")
+        raise UserError(
+            f"teacher {info.name} sees squares: its grid {native} must have as many rows as columns"
+        )
     if weights is not None and not Path(weights).is_file():
-        raise UserError(f"no ONNX file at {weights}: teacher {info.name} brings its weights, leave --weights out")
+        raise UserError(
+            f"no ONNX file at {weights}: teacher {info.name} brings its weights, leave --weights out"
+        )
     source = read_tensors(encoder_file() if weights is None else Path(weights))
     tensors = {name: torch.from_numpy(array) for name, array in _dinov2_to_timm(source).items()}
     hashed = weights_hash(tensors)
@@ -210,13 +244,18 @@ def _dinov2_to_timm(source: dict[str, Any]) -> dict[str, Any]:
         "norm.weight": source["layernorm.weight"],
         "norm.bias": source["layernorm.bias"],
     }
-    layers = 1 + max(int(name.split(".")[2]) for name in source if name.startswith("encoder.layer."))
+    layers = 1 + max(
+        int(name.split(".")[2]) for name in source if name.startswith("encoder.layer.")
+    )
     for layer in range(layers):
         old, new = f"encoder.layer.{layer}.", f"blocks.{layer}."
         tensors[f"{new}ls1.gamma"] = source[f"{old}layer_scale1.lambda1"]
         tensors[f"{new}ls2.gamma"] = source[f"{old}layer_scale2.lambda1"]
         for kind in ("weight", "bias"):
-            attention = [source[f"{old}attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
+            attention = [
+                source[f"{old}attention.attention.{part}.{kind}"]
+                for part in ("query", "key", "value")
+            ]
             tensors[f"{new}attn.qkv.{kind}"] = np.concatenate(attention)
             tensors[f"{new}attn.proj.{kind}"] = source[f"{old}attention.output.dense.{kind}"]
             for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
@@ -229,19 +268,33 @@ def _open_clip(name: str, rest: str, weights: str | None) -> Teacher:
 
     architecture, _, tag = rest.partition("/")
     if architecture not in open_clip.list_models():
-        raise UserError(f"open_clip knows no model {architecture!r}; `open_clip.list_models()` names them")
+        raise UserError(
+            f"open_clip knows no model {architecture!r}; `open_clip.list_models()` names them"
+        )
     if weights is not None:
-        tensors = read_weights(find_weights(weights, ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")))
+        tensors = read_weights(
+            find_weights(weights, ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
+        )
     elif tag:
-        tensors = _downloaded(name, lambda: open_clip.create_model(architecture, pretrained=tag)).state_dict()
+        tensors = _downloaded(
+            name, lambda: open_clip.create_model(architecture, pretrained=tag)
+        ).state_dict()
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
-        raise UserError(f"teacher {name} needs its weights: pass --weights FILE, or name a tag ({tags}) as {name}/TAG")
-    visual = _below(tensors, "visual.", name) if any(n.startswith("visual.") for n in tensors) else tensors
+        raise UserError(
+            f"teacher {name} needs its weights: pass --weights FILE, or name a tag ({tags}) as {name}/TAG"
+        )
+    visual = (
+        _below(tensors, "visual.", name)
+        if any(n.startswith("visual.") for n in tensors)
+        else tensors
+    )
     return _open_clip_tower(name, architecture, visual, "see the weights")
 
 
-def _open_clip_tower(name: str, architecture: str, tensors: dict[str, Tensor], licence: str) -> Teacher:
+def _open_clip_tower(
+    name: str, architecture: str, tensors: dict[str, Tensor], licence: str
+) -> Teacher:
     import open_clip
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
     from open_clip.transformer import VisionTransformer
@@ -249,11 +302,19 @@ def _open_clip_tower(name: str, architecture: str, tensors: dict[str, Tensor], l
     config = open_clip.get_model_config(architecture)
     vision = config["vision_cfg"] if config else {}
     if not config or "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
-        raise UserError(f"open_clip's {architecture} is not one of its own ViTs; timm:NAME serves those it wraps")
-    model = _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**vision), config.get("quick_gelu", False))
+        raise UserError(
+            f"open_clip's {architecture} is not one of its own ViTs; timm:NAME serves those it wraps"
+        )
+    model = _build_vision_tower(
+        config["embed_dim"], CLIPVisionCfg(**vision), config.get("quick_gelu", False)
+    )
     plain = isinstance(model, VisionTransformer) and model.attn_pool is None
-    if not plain or not all(isinstance(block.attn, nn.MultiheadAttention) for block in model.transformer.resblocks):
-        raise UserError(f"open_clip's {architecture} is not a plain ViT with a CLS token; choose one that is")
+    if not plain or not all(
+        isinstance(block.attn, nn.MultiheadAttention) for block in model.transformer.resblocks
+    ):
+        raise UserError(
+            f"open_clip's {architecture} is not a plain ViT with a CLS token; choose one that is"
+        )
     load_strictly(model, tensors, name)
     # Tokens first, as torch's attention works inside. Images first, it takes a path of its own on a CPU, which forms
     # every weight; kept off that one, it hands transposed tensors on, which cost the whole block a sixth of its speed.
@@ -291,7 +352,9 @@ def _timm(name: str, architecture: str, weights: str | None) -> Teacher:
         raise UserError(f"timm knows no model {architecture!r}; `timm.list_models()` names them")
     info = TeacherInfo(name, architecture, "", "see the weights")
     if weights is None:
-        model = _downloaded(name, lambda: timm.create_model(architecture, pretrained=True, num_classes=0))
+        model = _downloaded(
+            name, lambda: timm.create_model(architecture, pretrained=True, num_classes=0)
+        )
         tensors = model.state_dict()
     else:
         tensors = read_weights(find_weights(weights, ("model.safetensors", "pytorch_model.bin")))
@@ -319,7 +382,9 @@ def _check_timm(model: Any, architecture: str) -> None:
     from timm.layers.attention import Attention
     from timm.models.vision_transformer import VisionTransformer
 
-    plain = type(model) is VisionTransformer and all(type(block.attn) is Attention for block in model.blocks)
+    plain = type(model) is VisionTransformer and all(
+        type(block.attn) is Attention for block in model.blocks
+    )
     if not plain or model.cls_token is None:
         raise UserError(
             f"timm's {architecture} is not a plain ViT with a CLS token, from which the teacher's attention is read: "
@@ -347,11 +412,17 @@ def _finish(
     grid = Grid(*model.patch_embed.grid_size)
     preprocessing = Preprocessing(size=model.patch_embed.img_size[0], mean=mean, std=std)
     model.eval().requires_grad_(False)
-    return Teacher(info.name, info.architecture, model, grid, preprocessing, hashed, info.licence, project)
+    return Teacher(
+        info.name, info.architecture, model, grid, preprocessing, hashed, info.licence, project
+    )
 
 
 def _below(tensors: dict[str, Tensor], prefix: str, name: str) -> dict[str, Tensor]:
-    found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    found = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }
     if not found:
         raise UserError(f"the weights are not those of {name}: no tensor is called {prefix}*")
     return found

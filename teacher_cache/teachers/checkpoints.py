@@ -40,7 +40,11 @@ def find_weights(weights: str, hub_files: Iterable[str] = ()) -> Path:
                 f"{path} must hold one weights file ({', '.join(SUFFIXES)}), found {names}: name the file itself"
             )
         return preferred[0]
-    if weights.count("/") == 1 and path.suffix not in SUFFIXES and not weights.startswith((".", "/", "~")):
+    if (
+        weights.count("/") == 1
+        and path.suffix not in SUFFIXES
+        and not weights.startswith((".", "/", "~"))
+    ):
         return _fetch(weights, tuple(hub_files))
     raise UserError(f"no weights at {path}: --weights takes a file, a folder or a hub id")
 
@@ -49,7 +53,11 @@ def _fetch(repository: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    candidates = files or ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    candidates = files or (
+        "model.safetensors",
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.bin",
+    )
     reason = ""
     for name in candidates:
         try:
@@ -83,12 +91,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zip and pickle errors share no base
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be loaded as plain tensors ({type(error).__name__}: {reason})") from None
+        raise UserError(
+            f"{path} cannot be loaded as plain tensors ({type(error).__name__}: {reason})"
+        ) from None
     for name in ("state_dict", "model"):
         if isinstance(document, Mapping) and isinstance(document.get(name), Mapping):
             document = document[name]
             break
-    if not isinstance(document, Mapping) or not all(isinstance(tensor, Tensor) for tensor in document.values()):
+    if not isinstance(document, Mapping) or not all(
+        isinstance(tensor, Tensor) for tensor in document.values()
+    ):
         raise UserError(f"{path} holds no state_dict of tensors")
     return _without_wrapper({str(name): tensor for name, tensor in document.items()})
 
@@ -118,7 +130,11 @@ def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: s
     misshapen = [n for n in expected if n in tensors and tensors[n].shape != expected[n].shape]
     if missing or unexpected or misshapen:
         faults = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
-        faults += [f"has {unexpected[0]} and {len(unexpected) - 1} more that do not belong"] if unexpected else []
+        faults += (
+            [f"has {unexpected[0]} and {len(unexpected) - 1} more that do not belong"]
+            if unexpected
+            else []
+        )
         faults += [
             f"has {name} of shape {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
             for name in misshapen[:1]

@@ -17,7 +17,10 @@ FILE = "models/vit_s_focus.onnx"
 SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"  # of version 0.1.1
 
 LAYERS, HEADS, WIDTH, PATCH, POSITIONS = 12, 6, 384, 14, 37
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images it was trained on, RGB in [0, 1]
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of the images it was trained on, RGB in [0, 1]
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -42,29 +45,45 @@ def read_tensors(path: Path) -> dict[str, Array]:
         import onnx
         from onnx import numpy_helper
     except ImportError:
-        raise UserError("reading the ONNX weights needs the `onnx` package; `pip install 'medalign[demo]'`") from None
+        raise UserError(
+            "reading the ONNX weights needs the `onnx` package; `pip install 'medalign[demo]'`"
+        ) from None
 
     try:
         graph = onnx.load(str(path)).graph
     except Exception as error:  # protobuf's DecodeError has no public home
         raise UserError(f"{path} is not an ONNX file: {error}") from None
-    stored = {tensor.name: np.array(numpy_helper.to_array(tensor), dtype=np.float32) for tensor in graph.initializer}
+    stored = {
+        tensor.name: np.array(numpy_helper.to_array(tensor), dtype=np.float32)
+        for tensor in graph.initializer
+    }
     prefix = "backbone."
-    tensors = {name.removeprefix(prefix): array for name, array in stored.items() if name.startswith(prefix)}
+    tensors = {
+        name.removeprefix(prefix): array
+        for name, array in stored.items()
+        if name.startswith(prefix)
+    }
 
     products = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}
     for node in graph.node:
         if node.op_type != "Add":
             continue
-        bias = next((name for name in node.input if name.startswith(prefix) and name.endswith(".bias")), None)
+        bias = next(
+            (name for name in node.input if name.startswith(prefix) and name.endswith(".bias")),
+            None,
+        )
         product = next((name for name in node.input if name in products), None)
         if bias and product:
             name = bias.removeprefix(prefix).removesuffix("bias") + "weight"
             tensors[name] = np.ascontiguousarray(stored[products[product]].T)
 
     positions = [a for name, a in stored.items() if a.shape == (1, POSITIONS**2, WIDTH)]
-    first = [a for name, a in stored.items() if a.shape == (1, 1, WIDTH) and not name.startswith(prefix)]
+    first = [
+        a for name, a in stored.items() if a.shape == (1, 1, WIDTH) and not name.startswith(prefix)
+    ]
     if len(positions) != 1 or len(first) != 1 or len(tensors) != 4 + 1 + LAYERS * 18:
-        raise UserError(f"{path} is an ONNX file of another model; expected {FILE} of the package {PACKAGE}")
+        raise UserError(
+            f"{path} is an ONNX file of another model; expected {FILE} of the package {PACKAGE}"
+        )
     tensors["embeddings.position_embeddings"] = np.concatenate([first[0], positions[0]], axis=1)
     return tensors

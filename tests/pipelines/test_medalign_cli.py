@@ -8,7 +8,17 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 
-COMMANDS = ("demo", "demo-student", "generate", "evaluate", "compare", "report", "data", "cache", "student")
+COMMANDS = (
+    "demo",
+    "demo-student",
+    "generate",
+    "evaluate",
+    "compare",
+    "report",
+    "data",
+    "cache",
+    "student",
+)
 
 
 @pytest.mark.unit
@@ -29,5 +39,7 @@ def test_help_loads_no_model_library() -> None:
         "heavy = {'torch', 'transformers', 'deepspeed', 'peft', 'open_clip', 'timm', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(' '.join(sorted(heavy)) or 0)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.statistics import bootstrap_interval, detectable_difference, holm, mcnemar, paired_permutation
+from pipelines.statistics import (
+    bootstrap_interval,
+    detectable_difference,
+    holm,
+    mcnemar,
+    paired_permutation,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +34,9 @@ def test_clusters_widen_the_interval() -> None:
     values = [float(image % 2) for image in range(40) for _ in range(5)]
     images = [image for image in range(40) for _ in range(5)]
     alone, clustered = bootstrap_interval(values), bootstrap_interval(values, images)
-    assert (clustered.high - clustered.low) / (alone.high - alone.low) == pytest.approx(math.sqrt(5), rel=0.1)
+    assert (clustered.high - clustered.low) / (alone.high - alone.low) == pytest.approx(
+        math.sqrt(5), rel=0.1
+    )
     assert clustered.clusters == 40
 
 
@@ -47,10 +55,15 @@ def test_permutation_test_equals_brute_force_over_cluster_signs() -> None:
     a = [1, 1, 0, 1, 1, 0, 1, 1]
     b = [0, 1, 0, 0, 1, 1, 0, 0]
     images = ["x", "x", "y", "y", "z", "z", "w", "v"]
-    sums = [sum(i - j for i, j, image in zip(a, b, images, strict=True) if image == name) for name in "xyzwv"]
+    sums = [
+        sum(i - j for i, j, image in zip(a, b, images, strict=True) if image == name)
+        for name in "xyzwv"
+    ]
     observed = abs(sum(sums))
     flips = list(itertools.product((-1, 1), repeat=5))
-    expected = sum(abs(sum(s * f for s, f in zip(sums, flip, strict=True))) >= observed for flip in flips) / len(flips)
+    expected = sum(
+        abs(sum(s * f for s, f in zip(sums, flip, strict=True))) >= observed for flip in flips
+    ) / len(flips)
     test = paired_permutation(a, b, images)
     assert test.p == pytest.approx(expected)
     assert test.difference == pytest.approx((sum(a) - sum(b)) / 8)
@@ -60,7 +73,9 @@ def test_permutation_test_equals_brute_force_over_cluster_signs() -> None:
 def test_permutation_p_is_uniform_without_an_effect() -> None:
     generator = np.random.default_rng(0)
     p = [
-        paired_permutation(generator.normal(size=40).tolist(), generator.normal(size=40).tolist(), resamples=400).p
+        paired_permutation(
+            generator.normal(size=40).tolist(), generator.normal(size=40).tolist(), resamples=400
+        ).p
         for _ in range(300)
     ]
     assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.03)
@@ -98,7 +113,10 @@ def test_detectable_difference_is_found_with_the_promised_power() -> None:
     base = (base - base.mean()) / base.std(ddof=1)
     shift = detectable_difference(base.tolist())
     found = sum(
-        paired_permutation((generator.normal(size=100) + shift).tolist(), [0.0] * 100, resamples=300, seed=i).p <= 0.05
+        paired_permutation(
+            (generator.normal(size=100) + shift).tolist(), [0.0] * 100, resamples=300, seed=i
+        ).p
+        <= 0.05
         for i in range(200)
     )
     assert found / 200 == pytest.approx(0.8, abs=0.1)

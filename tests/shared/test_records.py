@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import UserError
-from shared.records import Record, Turn, front_images, image_root_of, load_records, strip_marks, write_records
+from shared.records import (
+    Record,
+    Turn,
+    front_images,
+    image_root_of,
+    load_records,
+    strip_marks,
+    write_records,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -17,7 +25,10 @@ LLAVA = {
     "id": "CXR2384_IM-0942_train0",
     "image": "CXR2384_IM-0942/0.png",
     "conversations": [
-        {"from": "human", "value": "<image>\nAnalyze the chest X-ray and generate a concise medical report."},
+        {
+            "from": "human",
+            "value": "<image>\nAnalyze the chest X-ray and generate a concise medical report.",
+        },
         {"from": "gpt", "value": "The heart size is normal ."},
     ],
 }
@@ -34,7 +45,9 @@ SLAKE = {
 
 def put(folder: Path, rows: list[Any], name: str = "data.json") -> Path:
     path = folder / name
-    text = json.dumps(rows) if path.suffix == ".json" else "\n".join(json.dumps(row) for row in rows)
+    text = (
+        json.dumps(rows) if path.suffix == ".json" else "\n".join(json.dumps(row) for row in rows)
+    )
     path.write_text(text)
     return path
 
@@ -43,7 +56,10 @@ def test_llava_conversation(tmp_path: Path) -> None:
     (record,) = load_records(put(tmp_path, [LLAVA]))
     assert record.id == LLAVA["id"]
     assert record.images == ("CXR2384_IM-0942/0.png",)
-    assert record.turns[0].text == "<image>\nAnalyze the chest X-ray and generate a concise medical report."
+    assert (
+        record.turns[0].text
+        == "<image>\nAnalyze the chest X-ray and generate a concise medical report."
+    )
     assert record.question == "Analyze the chest X-ray and generate a concise medical report."
     assert record.answer == "The heart size is normal ."
     assert record.answer_type is None
@@ -52,17 +68,42 @@ def test_llava_conversation(tmp_path: Path) -> None:
 
 def test_question_form_of_slake(tmp_path: Path) -> None:
     (record,) = load_records(put(tmp_path, [SLAKE], "slake.jsonl"))
-    assert (record.id, record.images, record.answer_type) == ("11934", ("xmlab102/source.jpg",), "OPEN")
-    assert record.turns == (Turn("human", "<image>\nWhat modality is used to take this image?"), Turn("gpt", "CT"))
+    assert (record.id, record.images, record.answer_type) == (
+        "11934",
+        ("xmlab102/source.jpg",),
+        "OPEN",
+    )
+    assert record.turns == (
+        Turn("human", "<image>\nWhat modality is used to take this image?"),
+        Turn("gpt", "CT"),
+    )
     assert record.extra == {"img_id": 102, "q_lang": "en"}
 
 
 def test_question_form_asks_as_the_authors_do(tmp_path: Path) -> None:
     rows = [
-        {"id": 1, "image": "a.png", "question": "Effusion?\n<image>", "question_type": "binary", "answer": "Yes."},
-        {"id": 2, "image": "a.png", "question": "Which?", "choices": "A: lung, B: liver", "answer": "A: lung"},
+        {
+            "id": 1,
+            "image": "a.png",
+            "question": "Effusion?\n<image>",
+            "question_type": "binary",
+            "answer": "Yes.",
+        },
+        {
+            "id": 2,
+            "image": "a.png",
+            "question": "Which?",
+            "choices": "A: lung, B: liver",
+            "answer": "A: lung",
+        },
         {"id": 3, "image": "a.png", "question": "Which?", "choices": "-", "answer": 3},
-        {"id": 4, "image": "a.png", "question": "Which?", "choices": ["left lung", "liver"], "answer_type": "CLOSED "},
+        {
+            "id": 4,
+            "image": "a.png",
+            "question": "Which?",
+            "choices": ["left lung", "liver"],
+            "answer_type": "CLOSED ",
+        },
     ]
     binary, chosen, blank, listed = load_records(put(tmp_path, rows))
     assert binary.turns[0].text == "<image>\nEffusion? Please answer Yes or No."
@@ -79,10 +120,16 @@ def test_foreign_answer_types_stay_extra(tmp_path: Path) -> None:
 
 
 def test_several_images_text_only_and_marks(tmp_path: Path) -> None:
-    turns = [{"from": "human", "value": "Compare <image> with <image> please"}, {"from": "gpt", "value": "same"}]
+    turns = [
+        {"from": "human", "value": "Compare <image> with <image> please"},
+        {"from": "gpt", "value": "same"},
+    ]
     rows = [
         {"id": "two", "image": ["a.png", "b.nii.gz#axial=3"], "conversations": turns},
-        {"id": "none", "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}]},
+        {
+            "id": "none",
+            "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}],
+        },
         {"image": "a.png", "conversations": [{"from": "human", "value": "unmarked"}]},
     ]
     two, none, unmarked = load_records(put(tmp_path, rows))
@@ -99,7 +146,9 @@ def test_front_images() -> None:
     assert strip_marks("a\n<image>\nb") == "a b"
 
 
-texts = st.text(st.characters(codec="utf-8"), max_size=30).filter(lambda text: "<image>" not in text)
+texts = st.text(st.characters(codec="utf-8"), max_size=30).filter(
+    lambda text: "<image>" not in text
+)
 
 
 @settings(deadline=None)
@@ -118,7 +167,9 @@ def test_written_records_come_back(
         turns += [Turn("human", front_images(question, images)), Turn("gpt", answer)]
     count = sum(images for _, _, images in pairs)
     names = tuple(f"{number}.png" for number in range(count))
-    record = Record("x", names, tuple(turns), answer_type, tuple(options), {"source": "here", "number": 3})
+    record = Record(
+        "x", names, tuple(turns), answer_type, tuple(options), {"source": "here", "number": 3}
+    )
     plain = Record("y", (), (Turn("human", "q"), Turn("gpt", "a")))
     path = tmp_path_factory.mktemp("round") / f"data{suffix}"
     write_records(path, [record, plain])
@@ -136,17 +187,36 @@ def test_written_records_come_back(
             {"id": "x", "conversations": [{"from": "gpt", "value": "a"}]},
             "turn 0 is from 'gpt'; human and gpt alternate",
         ),
-        ({"id": "x", "conversations": [{"from": "human", "value": "<image>"}]}, "1 <image> marks for 0 images"),
         (
-            {"id": "x", "image": ["a"] * 2, "conversations": [{"from": "human", "value": "<image>"}]},
+            {"id": "x", "conversations": [{"from": "human", "value": "<image>"}]},
+            "1 <image> marks for 0 images",
+        ),
+        (
+            {
+                "id": "x",
+                "image": ["a"] * 2,
+                "conversations": [{"from": "human", "value": "<image>"}],
+            },
             "1 <image> marks for 2",
         ),
-        ({"id": "x", "image": 3, "question": "q"}, "`image` must be a path or a list of paths, found a int"),
-        ({"id": "x", "image": {"bytes": "", "path": "a"}, "question": "q"}, "save embedded images as files first"),
+        (
+            {"id": "x", "image": 3, "question": "q"},
+            "`image` must be a path or a list of paths, found a int",
+        ),
+        (
+            {"id": "x", "image": {"bytes": "", "path": "a"}, "question": "q"},
+            "save embedded images as files first",
+        ),
         ({"id": "x", "question": 3}, "`question` must be text"),
         ({"id": "x", "question": "q", "answer": True}, "`answer` must be text or a number"),
         (
-            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "<image>"}], "image": "a"},
+            {
+                "conversations": [
+                    {"from": "human", "value": "q"},
+                    {"from": "gpt", "value": "<image>"},
+                ],
+                "image": "a",
+            },
             "an answer contains <image>",
         ),
     ],
@@ -185,7 +255,9 @@ def test_missing_images_are_counted(tmp_path: Path) -> None:
     path = put(tmp_path, [LLAVA, SLAKE])
     (tmp_path / "xmlab102").mkdir()
     (tmp_path / "xmlab102" / "source.jpg").touch()
-    with pytest.raises(UserError, match=r"1 records show images that are not there, first .*0\.png \(id CXR2384"):
+    with pytest.raises(
+        UserError, match=r"1 records show images that are not there, first .*0\.png \(id CXR2384"
+    ):
         load_records(path, tmp_path)
     assert image_root_of(path, None) == tmp_path
     assert image_root_of(path, "elsewhere") == Path("elsewhere")

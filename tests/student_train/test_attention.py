@@ -37,7 +37,9 @@ def batch(model, side="right", lengths=(40, 33), starts=(3, 6)):
         begin = offset + start + PATCHES
         spans.append(list(range(begin, begin + 5 + row)))
     rows = torch.tensor([spans[0] + spans[0][:1], spans[1]])
-    request = Request(torch.tensor([0, 1]), torch.stack(columns), torch.tensor([0, 1]), rows, torch.tensor([5, 6]))
+    request = Request(
+        torch.tensor([0, 1]), torch.stack(columns), torch.tensor([0, 1]), rows, torch.tensor([5, 6])
+    )
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(9))
     return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}, request
 
@@ -77,9 +79,13 @@ def test_rotation_acts_on_image_rows_at_the_input_of_layer_l(text):
     inputs, request = batch(model)
     _, tokens, _ = seen(model, channel, inputs, request)
     with torch.no_grad():
-        states = plain(**inputs, output_hidden_states=True).hidden_states[LAYER]  # the output of layer l - 1
+        states = plain(**inputs, output_hidden_states=True).hidden_states[
+            LAYER
+        ]  # the output of layer l - 1
     whole = torch.eye(HIDDEN) + model.rotation[str(LAYER)].matrix()
-    expected = torch.stack([(whole @ states[row][request.image_columns[row]].T).T for row in (0, 1)])
+    expected = torch.stack(
+        [(whole @ states[row][request.image_columns[row]].T).T for row in (0, 1)]
+    )
     torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -100,7 +106,9 @@ def test_the_tap_reads_what_eager_attention_has(kernel, side, text):
     channel = hooked(model)
     inputs, request = batch(model, side)
     _, _, attention = seen(model, channel, inputs, request)
-    torch.testing.assert_close(attention, expected_attention(model, inputs, request), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        attention, expected_attention(model, inputs, request), atol=1e-6, rtol=1e-4
+    )
 
 
 def test_padding_side_and_batch_do_not_matter():
@@ -112,11 +120,20 @@ def test_padding_side_and_batch_do_not_matter():
     torch.testing.assert_close(tokens, other_tokens, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(attention, other_attention, atol=1e-6, rtol=1e-4)
     inputs, request = right
-    alone = {"input_ids": inputs["input_ids"][1:, :33], "attention_mask": inputs["attention_mask"][1:, :33]}
+    alone = {
+        "input_ids": inputs["input_ids"][1:, :33],
+        "attention_mask": inputs["attention_mask"][1:, :33],
+    }
     single = Request(
-        torch.tensor([0]), request.image_columns[1:], torch.tensor([0]), request.span_rows[1:], request.span_lengths[1:]
+        torch.tensor([0]),
+        request.image_columns[1:],
+        torch.tensor([0]),
+        request.span_rows[1:],
+        request.span_lengths[1:],
     )
-    _, one, one_attention = seen(model, channel, alone | {"pixel_values": inputs["pixel_values"][1:]}, single)
+    _, one, one_attention = seen(
+        model, channel, alone | {"pixel_values": inputs["pixel_values"][1:]}, single
+    )
     torch.testing.assert_close(one[0], tokens[1], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(one_attention[0], attention[1], atol=1e-6, rtol=1e-4)
 
@@ -126,7 +143,13 @@ def test_cached_generation_equals_the_full_forward(beams):
     model = tiny_llava()
     hooked(model)
     inputs, _ = batch(model, "left")
-    options = {"do_sample": False, "num_beams": beams, "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
+    options = {
+        "do_sample": False,
+        "num_beams": beams,
+        "max_new_tokens": 6,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
     cached = model.generate(**inputs, **options, use_cache=True)
     full = model.generate(**inputs, **options, use_cache=False)
     assert torch.equal(cached, full)
@@ -148,15 +171,23 @@ def test_gradients_do_not_depend_on_checkpointing():
     for name, gradient in found.items():
         # A bias on all keys leaves the softmax alone: its gradient is zero but for rounding, hence the floor.
         scale = max(float(reference[name].abs().max()), 1.0)
-        torch.testing.assert_close(gradient, reference[name], atol=2e-6 * scale, rtol=1e-4, msg=name)
+        torch.testing.assert_close(
+            gradient, reference[name], atol=2e-6 * scale, rtol=1e-4, msg=name
+        )
 
 
 def gradients(model, channel, inputs, request):
     with observing(channel, request) as observed:
         logits = model(**inputs).logits
-    loss = logits.square().mean() + observed.tokens[LAYER].std() + (observed.attention[LAYER] ** 2).sum()
+    loss = (
+        logits.square().mean()
+        + observed.tokens[LAYER].std()
+        + (observed.attention[LAYER] ** 2).sum()
+    )
     loss.backward()
-    return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    return {
+        name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None
+    }
 
 
 def test_embeddings_need_positions():

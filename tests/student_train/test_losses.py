@@ -74,7 +74,9 @@ def test_visual_loss_is_the_equation(masked, seed, patches):
     tokens, similarity, _, _, coverage = case(seed, patches=patches)
     cover = coverage if masked else None
     found = visual_alignment_loss(*tensors(tokens, similarity, cover))
-    assert float(found) == pytest.approx(numpy_visual(tokens, similarity, cover), rel=1e-4, abs=1e-6)
+    assert float(found) == pytest.approx(
+        numpy_visual(tokens, similarity, cover), rel=1e-4, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -85,7 +87,9 @@ def test_attention_loss_is_the_equation(normalization, masked, seed):
     _, _, student, teacher, coverage = case(seed)
     cover = coverage if masked else None
     found = attention_alignment_loss(*tensors(student, teacher), normalization, *tensors(cover))
-    assert float(found) == pytest.approx(numpy_attention(student, teacher, normalization, cover), rel=1e-4, abs=1e-6)
+    assert float(found) == pytest.approx(
+        numpy_attention(student, teacher, normalization, cover), rel=1e-4, abs=1e-6
+    )
 
 
 def test_full_matrix_mean_equals_the_triangle():
@@ -102,11 +106,17 @@ def test_half_precision_targets_and_means_over_images():
     tokens, similarity, student, teacher, coverage = case(1)
     terms = visual_alignment_terms(*tensors(tokens, similarity.astype(np.float16), coverage))
     torch.testing.assert_close(
-        terms.mean(), visual_alignment_loss(*tensors(tokens, similarity, coverage)), atol=1e-3, rtol=1e-3
+        terms.mean(),
+        visual_alignment_loss(*tensors(tokens, similarity, coverage)),
+        atol=1e-3,
+        rtol=1e-3,
     )
-    parts = attention_alignment_terms(*tensors(student, teacher), "renormalized", *tensors(coverage))
+    parts = attention_alignment_terms(
+        *tensors(student, teacher), "renormalized", *tensors(coverage)
+    )
     torch.testing.assert_close(
-        parts.mean(), attention_alignment_loss(*tensors(student, teacher), "renormalized", *tensors(coverage))
+        parts.mean(),
+        attention_alignment_loss(*tensors(student, teacher), "renormalized", *tensors(coverage)),
     )
 
 
@@ -120,9 +130,12 @@ def test_masked_patches_have_no_say():
     louder = student.copy()
     louder[coverage == 0] = 5.0
     for normalization in ("renormalized", "softmax", "l2"):
-        first = attention_alignment_loss(*tensors(student, teacher), normalization, *tensors(coverage))
+        first = attention_alignment_loss(
+            *tensors(student, teacher), normalization, *tensors(coverage)
+        )
         torch.testing.assert_close(
-            first, attention_alignment_loss(*tensors(louder, teacher), normalization, *tensors(coverage))
+            first,
+            attention_alignment_loss(*tensors(louder, teacher), normalization, *tensors(coverage)),
         )
 
 

@@ -29,7 +29,9 @@ def weights(tmp_path_factory):
 
 
 def run(folder, store, weights, settings=GRID, **options):
-    return build(TEACHER, find_images(str(folder)), store, weights=weights, settings=settings, **options)
+    return build(
+        TEACHER, find_images(str(folder)), store, weights=weights, settings=settings, **options
+    )
 
 
 @pytest.mark.parametrize("geometry", ["pad", "crop"])
@@ -42,24 +44,44 @@ def test_targets_are_those_of_an_independent_evaluation(tmp_path, weights, geome
     for path in paths:
         pixels, _ = stream.prepare(ImageReference(path), teacher.preprocessing, geometry)
         found = stream.encode(teacher, pixels[None])
-        maps = [part.reshape(1, 10, 10, -1).permute(0, 3, 1, 2) for part in (found.tokens, found.attention[..., None])]
+        maps = [
+            part.reshape(1, 10, 10, -1).permute(0, 3, 1, 2)
+            for part in (found.tokens, found.attention[..., None])
+        ]
         if grid.rows >= 10:
-            maps = [torch.nn.functional.interpolate(m, tuple(grid), mode="bilinear", align_corners=False) for m in maps]
+            maps = [
+                torch.nn.functional.interpolate(
+                    m, tuple(grid), mode="bilinear", align_corners=False
+                )
+                for m in maps
+            ]
         else:
             maps = [torch.nn.functional.avg_pool2d(m, 2) for m in maps]
         tokens, attention = (m.flatten(2)[0].T for m in maps)
         unit = tokens / tokens.norm(dim=1, keepdim=True)
         target = store[content_key(path)]
-        square = square_from_triangle(torch.from_numpy(target.similarity.astype(np.float32))[None])[0]
+        square = square_from_triangle(torch.from_numpy(target.similarity.astype(np.float32))[None])[
+            0
+        ]
         assert (square - unit @ unit.T).abs().max() < 1e-3
         assert np.abs(target.attention - attention[:, 0].numpy()).max() < 1e-6
-        assert (target.coverage.min() < 255) == (geometry == "pad" and path.name not in ("image001.png",))
+        assert (target.coverage.min() < 255) == (
+            geometry == "pad" and path.name not in ("image001.png",)
+        )
 
 
-def test_a_second_build_encodes_nothing_and_a_new_image_alone_is_added(tmp_path, weights, monkeypatch):
+def test_a_second_build_encodes_nothing_and_a_new_image_alone_is_added(
+    tmp_path, weights, monkeypatch
+):
     image_folder(tmp_path / "images", 5)
     first = run(tmp_path / "images", tmp_path / "store", weights)
-    assert (first.images, first.distinct, first.found, first.encoded, first.failed) == (5, 5, 0, 5, 0)
+    assert (first.images, first.distinct, first.found, first.encoded, first.failed) == (
+        5,
+        5,
+        0,
+        5,
+        0,
+    )
     assert 0 < first.encoding_seconds < first.seconds
     assert first.as_json()["images_per_second"] == 5 / first.encoding_seconds
     before = records(tmp_path / "store")
@@ -99,7 +121,11 @@ def test_the_batch_size_does_not_matter_beyond_rounding(tmp_path, weights):
 
 
 def test_what_cannot_be_read_is_quarantined_once_and_the_rest_is_built(tmp_path, weights):
-    bad = {"empty.png": b"", "text.jpg": b"no image at all", "cut.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"}
+    bad = {
+        "empty.png": b"",
+        "text.jpg": b"no image at all",
+        "cut.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    }
     image_folder(tmp_path / "images", 3, **bad)
     for _ in range(2):
         result = run(tmp_path / "images", tmp_path / "store", weights, batch_size=2)
@@ -107,7 +133,9 @@ def test_what_cannot_be_read_is_quarantined_once_and_the_rest_is_built(tmp_path,
     assert {reference.path.name for reference, _ in result.left_out} == set(bad)
     [namespace] = list_namespaces(tmp_path / "store")
     listed = list(quarantined(namespace))
-    assert {record.key for record in listed} == {content_key(tmp_path / "images" / name) for name in bad}
+    assert {record.key for record in listed} == {
+        content_key(tmp_path / "images" / name) for name in bad
+    }
     assert all(record.reason and str(tmp_path) not in record.reason for record in listed)
     assert len(list((tmp_path / "store" / namespace.name / "quarantine").glob("*-*.json"))) == 3
 
@@ -123,7 +151,9 @@ def test_a_damaged_quarantine_record_stops_no_build(tmp_path, weights, capsys):
     record.unlink()
     run(tmp_path / "images", tmp_path / "store", weights)
     [namespace] = list_namespaces(tmp_path / "store")
-    assert [one.key for one in quarantined(namespace)] == [content_key(tmp_path / "images" / "text.jpg")]
+    assert [one.key for one in quarantined(namespace)] == [
+        content_key(tmp_path / "images" / "text.jpg")
+    ]
 
 
 def test_a_file_that_cannot_be_opened_is_told_but_not_quarantined(tmp_path, weights):
@@ -136,7 +166,9 @@ def test_a_file_that_cannot_be_opened_is_told_but_not_quarantined(tmp_path, weig
     assert not list(quarantined(namespace))
 
 
-def test_a_file_that_vanishes_after_it_was_named_does_not_end_the_build(tmp_path, weights, monkeypatch):
+def test_a_file_that_vanishes_after_it_was_named_does_not_end_the_build(
+    tmp_path, weights, monkeypatch
+):
     paths = image_folder(tmp_path / "images", 3)
     opened = stream.open_image
 
@@ -168,11 +200,19 @@ def test_lower_precisions_stay_close_and_apart(tmp_path, weights, dtype, toleran
     image_folder(tmp_path / "images", 3)
     run(tmp_path / "images", tmp_path / "store", weights)
     run(tmp_path / "images", tmp_path / "store", weights, Settings(grid=Grid(5, 5), dtype=dtype))
-    full, low = sorted(list_namespaces(tmp_path / "store"), key=lambda one: one.identity.dtype != "fp32")
+    full, low = sorted(
+        list_namespaces(tmp_path / "store"), key=lambda one: one.identity.dtype != "fp32"
+    )
     assert low.identity.dtype == dtype
-    expected, found = (TargetStore.open(tmp_path / "store", fingerprint=n.identity.fingerprint()) for n in (full, low))
+    expected, found = (
+        TargetStore.open(tmp_path / "store", fingerprint=n.identity.fingerprint())
+        for n in (full, low)
+    )
     for key in expected.keys():  # noqa: SIM118
-        assert np.abs(expected[key].similarity.astype("f4") - found[key].similarity.astype("f4")).max() <= tolerance
+        assert (
+            np.abs(expected[key].similarity.astype("f4") - found[key].similarity.astype("f4")).max()
+            <= tolerance
+        )
         assert np.abs(expected[key].attention - found[key].attention).max() <= tolerance / 10
 
 
@@ -206,7 +246,8 @@ def test_settings_follow_from_an_identity():
         assert (settings.tolerance == made.tolerance) or made.tolerance is None
         assert settings.precision == made.precision
         assert all(
-            getattr(settings, name) == getattr(made, name) for name in ("geometry", "dtype", "precision", "encoding")
+            getattr(settings, name) == getattr(made, name)
+            for name in ("geometry", "dtype", "precision", "encoding")
         )
 
 

@@ -14,7 +14,9 @@ from teacher_cache.sources import find_images
 from tests.fixtures.images import real_dicom_folder
 from tests.fixtures.tiny_teacher import TEACHER, tiny_weights
 
-NO_PICTURE = {"emri_small_jpeg_2k_lossless_too_short.dcm": "a truncated DICOM file: it ends inside its data"}
+NO_PICTURE = {
+    "emri_small_jpeg_2k_lossless_too_short.dcm": "a truncated DICOM file: it ends inside its data"
+}
 
 
 def real_files():
@@ -27,7 +29,9 @@ def test_real_dicom_files_all_go_into_the_store(tmp_path):
     weights = tiny_weights(tmp_path / "tiny.safetensors")
     references = real_files()
     assert len(references) >= 60
-    result = build(TEACHER, references, tmp_path / "store", weights=weights, settings=Settings(grid=Grid(5, 5)))
+    result = build(
+        TEACHER, references, tmp_path / "store", weights=weights, settings=Settings(grid=Grid(5, 5))
+    )
     assert {reference.path.name: reason for reference, reason in result.left_out} == NO_PICTURE
     assert result.encoded == result.distinct - 1 == len(TargetStore.open(tmp_path / "store"))
 

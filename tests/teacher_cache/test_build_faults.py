@@ -35,7 +35,12 @@ def python(*line, **options):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *(str(part) for part in line)]
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 
@@ -101,7 +106,9 @@ def test_disk_full(tmp_path, weights):
     expected = records(tmp_path / "quiet")
     with small_disk(tmp_path / "disk", "300k"):
         store = tmp_path / "disk" / "store"
-        line = arguments(tmp_path / "images", store, weights, "--segment-records", 2, "--batch-size", 1)
+        line = arguments(
+            tmp_path / "images", store, weights, "--segment-records", 2, "--batch-size", 1
+        )
         process = python("-m", "teacher_cache", *line)
         out, err = process.communicate()
         assert process.returncode == 1, (out, err)
@@ -123,7 +130,9 @@ def test_a_store_that_becomes_read_only_half_way(tmp_path, weights):
     image_folder(tmp_path / "images", 20)
     with small_disk(tmp_path / "disk", "20m"):
         store = tmp_path / "disk" / "store"
-        line = arguments(tmp_path / "images", store, weights, "--segment-records", 2, "--batch-size", 1)
+        line = arguments(
+            tmp_path / "images", store, weights, "--segment-records", 2, "--batch-size", 1
+        )
         from tests.fixtures import tiny_teacher
 
         gate = Gate(tmp_path / "gate").make()
@@ -146,7 +155,9 @@ def test_a_store_that_becomes_read_only_half_way(tmp_path, weights):
         assert json.loads(out)["found"] == len(held)
         assert held.items() <= records(store).items()
         # What is complete needs no writing, and what may not be swept is left.
-        stray = store.joinpath(next(store.glob("*/segments")), f".tmp-{socket.gethostname()}-12345-5")
+        stray = store.joinpath(
+            next(store.glob("*/segments")), f".tmp-{socket.gethostname()}-12345-5"
+        )
         stray.mkdir()
         assert mount(tmp_path / "disk", "remount,ro")
         again = build_once(str(tmp_path / "images"), store, weights)
@@ -173,7 +184,11 @@ def test_strays_of_this_host_of_others_and_of_the_future(tmp_path, weights):
         os.utime(folder, (time.time() - age, time.time() - age))
         return folder
 
-    own, foreign_old, foreign_new = stray(socket.gethostname(), 5), stray("elsewhere", 90_000), stray("elsewhere", 60)
+    own, foreign_old, foreign_new = (
+        stray(socket.gethostname(), 5),
+        stray("elsewhere", 90_000),
+        stray("elsewhere", 60),
+    )
     future = stray("fast-clock", -400_000)  # its host's clock is days ahead
     with temporary_folder(segments) as alive:
         build_once(str(tmp_path / "images"), tmp_path / "store", weights)

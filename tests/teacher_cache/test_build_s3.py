@@ -46,7 +46,9 @@ def test_a_build_into_a_bucket_is_killed_and_continued(tmp_path, monkeypatch):
         finished = build_once(str(tmp_path / "images"), STORE, weights)
         assert (finished.found, finished.encoded, finished.failed) == (len(held), 12 - len(held), 1)
         assert not [one for one in scan(STORE) if one.damage]
-        assert [record.reason[:12] for record in quarantined(list_namespaces(STORE)[0])] == ["not an image"]
+        assert [record.reason[:12] for record in quarantined(list_namespaces(STORE)[0])] == [
+            "not an image"
+        ]
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             assert pool.map(records, [STORE]) == [expected]
         assert records(STORE) == expected

@@ -76,7 +76,10 @@ def test_unreadable_images_fail_the_build_unless_they_are_allowed(tmp_path, weig
     assert code == 1
     assert "--allow-skips 2" in err
     assert json.loads(out)["encoded"] == 3
-    assert {row["image"].rsplit("/", 1)[1] for row in json.loads(out)["left_out"]} == {"bad.png", "worse.png"}
+    assert {row["image"].rsplit("/", 1)[1] for row in json.loads(out)["left_out"]} == {
+        "bad.png",
+        "worse.png",
+    }
     assert cache(*line, "--allow-skips", "1")[0] == 1
     assert cache(*line, "--allow-skips", "2")[0] == 0
     code, out, _ = cache("list", "--store", tmp_path / "store", "--quarantined", "--json")
@@ -99,7 +102,9 @@ def off_at_full_rank(paths, weights):
     return off
 
 
-def test_images_whose_factors_miss_the_tolerance_are_quarantined_and_the_rest_is_built(tmp_path, weights, cache):
+def test_images_whose_factors_miss_the_tolerance_are_quarantined_and_the_rest_is_built(
+    tmp_path, weights, cache
+):
     off = off_at_full_rank(image_folder(tmp_path / "images", 6), weights)
     ordered = sorted(off.values())
     assert ordered[2] < ordered[3]
@@ -114,12 +119,20 @@ def test_images_whose_factors_miss_the_tolerance_are_quarantined_and_the_rest_is
         assert (report["found"], report["encoded"], report["failed"]) == (found, 3 - found, 3)
         assert all("off by" in row["reason"] for row in report["left_out"])
     assert cache(*line, "--allow-skips", 3)[0] == 0
-    assert set(records(tmp_path / "store")) == {key for key, error in off.items() if error < tolerance}
-    listed = json.loads(cache("list", "--store", tmp_path / "store", "--quarantined", "--json")[1])["rows"]
-    assert {row["key"] for row in listed} == {key.hex() for key, error in off.items() if error > tolerance}
+    assert set(records(tmp_path / "store")) == {
+        key for key, error in off.items() if error < tolerance
+    }
+    listed = json.loads(cache("list", "--store", tmp_path / "store", "--quarantined", "--json")[1])[
+        "rows"
+    ]
+    assert {row["key"] for row in listed} == {
+        key.hex() for key, error in off.items() if error > tolerance
+    }
     assert all("more than the tolerance" in row["reason"] for row in listed)
     assert len(listed) == len(list(tmp_path.glob("store/*/quarantine/*-*.json"))) == 3
-    [described] = json.loads(cache("info", "--store", tmp_path / "store", "--json")[1])["namespaces"]
+    [described] = json.loads(cache("info", "--store", tmp_path / "store", "--json")[1])[
+        "namespaces"
+    ]
     assert (described["identity"]["precision"], described["quarantined"]) == ("u8", 3)
     assert described["error"]["native"]["largest"] <= tolerance
     assert cache("verify", "--store", tmp_path / "store")[0] == 0
@@ -150,7 +163,11 @@ def test_verify_reports_damage_and_deviation(tmp_path, store, weights, cache):
         "--json",
     )
     code, out, _ = cache(*line)
-    assert (code, json.loads(out)["resampled"]["records"], json.loads(out)["resampled"]["sound"]) == (0, 3, True)
+    assert (
+        code,
+        json.loads(out)["resampled"]["records"],
+        json.loads(out)["resampled"]["sound"],
+    ) == (0, 3, True)
     assert cache("verify", "--store", store, "--resample", 3)[0] == 1
     [shard] = store.glob("*/segments/*/similarity/c/*/*")
     data = bytearray(shard.read_bytes())
@@ -173,7 +190,12 @@ def test_merge_and_export(tmp_path, store, weights, cache):
     assert code == 0
     assert len(records(tmp_path / "joined")) == 6
     for form in ("npz", "safetensors"):
-        assert cache("export", "--store", tmp_path / "joined", "--out", tmp_path / form, "--format", form)[0] == 0
+        assert (
+            cache(
+                "export", "--store", tmp_path / "joined", "--out", tmp_path / form, "--format", form
+            )[0]
+            == 0
+        )
     for key, (similarity, attention, _) in records(tmp_path / "joined").items():
         with np.load(tmp_path / "npz" / f"{key.hex()}.npz") as arrays:
             assert arrays["similarity"].tobytes() == similarity
@@ -183,7 +205,9 @@ def test_merge_and_export(tmp_path, store, weights, cache):
     code, _, err = cache("export", "--store", tmp_path / "joined", "--out", image)
     assert (code, err.count("\n")) == (1, 1)
     assert f"cannot write to {image}: File exists" in err
-    code, _, err = cache("view", "--store", store, "--image", image, "--out", tmp_path / "no" / "view.png")
+    code, _, err = cache(
+        "view", "--store", store, "--image", image, "--out", tmp_path / "no" / "view.png"
+    )
     assert (code, err.count("\n")) == (1, 1)
     assert "choose another --out" in err
 
@@ -220,7 +244,11 @@ def test_view_draws_the_target(tmp_path, store, cache):
     # The chosen patch is the reddest in both maps.
     redness = (picture[..., 0] - picture[..., 2])[:, 384:].reshape(384, 2, 384)
     height = 384 // 5
-    there = redness[row * height + 20 : (row + 1) * height - 10, :, column * height + 20 : (column + 1) * height - 10]
+    there = redness[
+        row * height + 20 : (row + 1) * height - 10,
+        :,
+        column * height + 20 : (column + 1) * height - 10,
+    ]
     assert there.mean(axis=(0, 2)).min() > redness.mean()
     assert cache("view", "--store", store, "--image", image, "--out", out, "--patch", "9,9")[0] == 1
     assert "cache build" in cache("view", "--store", store, "--image", __file__, "--out", out)[2]
@@ -229,20 +257,43 @@ def test_view_draws_the_target(tmp_path, store, cache):
 def test_durations_and_sizes_for_people():
     from teacher_cache.options import size
 
-    assert [cli.duration(h) for h in (0.01, 0.5, 3, 72)] == ["36 seconds", "30.0 minutes", "3.0 hours", "3.0 days"]
-    assert [size(n) for n in (0, 999, 331_200, 5e9, 2e15)] == ["0 B", "999 B", "331.2 kB", "5.0 GB", "2000.0 TB"]
+    assert [cli.duration(h) for h in (0.01, 0.5, 3, 72)] == [
+        "36 seconds",
+        "30.0 minutes",
+        "3.0 hours",
+        "3.0 days",
+    ]
+    assert [size(n) for n in (0, 999, 331_200, 5e9, 2e15)] == [
+        "0 B",
+        "999 B",
+        "331.2 kB",
+        "5.0 GB",
+        "2000.0 TB",
+    ]
 
 
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
         (("info", "--store", "nowhere"), "no target store at nowhere"),
-        (("build", "--teacher", "dinov2-small", "--images", "nowhere", "--store", "s"), "no images at nowhere"),
-        (("build", "--teacher", "dinov2-small", "--images", ".", "--store", "s", "--grid", "24"), "24x24"),
+        (
+            ("build", "--teacher", "dinov2-small", "--images", "nowhere", "--store", "s"),
+            "no images at nowhere",
+        ),
+        (
+            ("build", "--teacher", "dinov2-small", "--images", ".", "--store", "s", "--grid", "24"),
+            "24x24",
+        ),
         (("verify", "--store", "nowhere", "--images", "x"), "--resample"),
         (("verify", "--store", "nowhere"), "no target store at nowhere"),
-        (("verify", "--store", "image000.png"), "cannot read the store image000.png: Not a directory"),
-        (("info", "--store", "image000.png"), "cannot read the store image000.png: Not a directory"),
+        (
+            ("verify", "--store", "image000.png"),
+            "cannot read the store image000.png: Not a directory",
+        ),
+        (
+            ("info", "--store", "image000.png"),
+            "cannot read the store image000.png: Not a directory",
+        ),
         (("gc", "--store", "image000.png"), "cannot read the store image000.png: Not a directory"),
     ],
 )
@@ -256,4 +307,9 @@ def test_errors_are_one_line_with_a_way_out(cache, monkeypatch, tmp_path, line, 
 
 def test_misuse_is_two(cache):
     assert cache("build", "--teacher", "dinov2-small")[0] == 2
-    assert cache("build", "--teacher", "x", "--images", "y", "--store", "z", "--geometry", "stretch")[0] == 2
+    assert (
+        cache("build", "--teacher", "x", "--images", "y", "--store", "z", "--geometry", "stretch")[
+            0
+        ]
+        == 2
+    )

@@ -32,14 +32,20 @@ def tiny(monkeypatch):
 
 def pixels_for(teacher, batch=3):
     generator = torch.Generator().manual_seed(4)
-    return torch.randn(batch, 3, teacher.preprocessing.size, teacher.preprocessing.size, generator=generator)
+    return torch.randn(
+        batch, 3, teacher.preprocessing.size, teacher.preprocessing.size, generator=generator
+    )
 
 
 def assert_parity(encoded, tokens, attention):
     torch.testing.assert_close(encoded.tokens.double(), tokens, **TOLERANCE)
     torch.testing.assert_close(encoded.attention.double(), attention, **TOLERANCE)
-    assert attention.std() > 0.2 * attention.mean()  # the weights are such that a uniform row would show
-    assert (encoded.attention.sum(1) < 1 + 1e-6).all()  # raw: beside the share of CLS itself, nothing renormalised
+    assert (
+        attention.std() > 0.2 * attention.mean()
+    )  # the weights are such that a uniform row would show
+    assert (
+        encoded.attention.sum(1) < 1 + 1e-6
+    ).all()  # raw: beside the share of CLS itself, nothing renormalised
     similarity = cosine_similarity_triangle(encoded.tokens).half().double()
     torch.testing.assert_close(similarity, cosine_similarity_triangle(tokens), atol=1e-3, rtol=0)
 
@@ -112,9 +118,15 @@ def test_open_clip_projection_is_norm_then_matrix(tiny, tmp_path):
     teacher = load_teacher("unimed-b", str(write_unimed(tmp_path / "model.pt", visual)))
     pixels = pixels_for(teacher)
     tokens, _ = open_clip_vit(visual, pixels, heads=4)
-    normed = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
-    expected = (normed * visual["ln_post.weight"] + visual["ln_post.bias"]) @ visual["proj"].double()
-    torch.testing.assert_close(encode(teacher, pixels, "projected").tokens.double(), expected, **TOLERANCE)
+    normed = (tokens - tokens.mean(-1, keepdim=True)) / (
+        tokens.var(-1, keepdim=True, unbiased=False) + 1e-5
+    ).sqrt()
+    expected = (normed * visual["ln_post.weight"] + visual["ln_post.bias"]) @ visual[
+        "proj"
+    ].double()
+    torch.testing.assert_close(
+        encode(teacher, pixels, "projected").tokens.double(), expected, **TOLERANCE
+    )
 
 
 VARIANTS = {
@@ -176,10 +188,14 @@ def test_dinov2_small_is_the_packaged_onnx_model():
     model = onnx.load(str(encoder_file()))
     block = "/backbone/encoder/layer.11/Add_1_output_0"
     softmax = next(
-        node.output[0] for node in model.graph.node if node.op_type == "Softmax" and "layer.11/" in node.name
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Softmax" and "layer.11/" in node.name
     )
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in (block, softmax))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     teacher = load_teacher("dinov2-small", grid=Grid(16, 16))
     pixels = pixels_for(teacher, batch=1)
     tokens, weights = session.run([block, softmax], {session.get_inputs()[0].name: pixels.numpy()})
@@ -188,10 +204,14 @@ def test_dinov2_small_is_the_packaged_onnx_model():
     assert np.abs(encoded.tokens.numpy() - tokens[:, 1:]).max() <= 1e-4 * max(1, scale)
     assert np.abs(encoded.attention.numpy() - weights[:, :, 0, 1:].mean(1)).max() <= 1e-4
     expected = cosine_similarity_triangle(torch.from_numpy(tokens[:, 1:].astype(np.float64)))
-    assert (cosine_similarity_triangle(encoded.tokens).half().double() - expected).abs().max() <= 1e-3
+    assert (
+        cosine_similarity_triangle(encoded.tokens).half().double() - expected
+    ).abs().max() <= 1e-3
 
 
-@pytest.mark.parametrize(("wanted", "native"), [((24, 24), (24, 24)), ((8, 8), (16, 16)), ((12, 12), (24, 24))])
+@pytest.mark.parametrize(
+    ("wanted", "native"), [((24, 24), (24, 24)), ((8, 8), (16, 16)), ((12, 12), (24, 24))]
+)
 def test_dinov2_small_runs_on_the_wanted_grid_or_twice_it(wanted, native):
     teacher = load_teacher("dinov2-small", grid=Grid(*wanted))
     assert teacher.grid == native

@@ -82,7 +82,9 @@ def test_a_plan_for_a_store_that_cannot_be_read_is_an_error(tmp_path, images, we
         GRID._replace(dtype="bf16"),
         GRID._replace(geometry="crop"),
     ],
-    ids=lambda settings: f"{settings.encoding}-{settings.precision}-{settings.dtype}-{settings.geometry}",
+    ids=lambda settings: (
+        f"{settings.encoding}-{settings.precision}-{settings.dtype}-{settings.geometry}"
+    ),
 )
 def test_a_sound_store_is_what_its_teacher_says(tmp_path, images, weights, settings):
     build(TEACHER, images, tmp_path / "store", weights=weights, settings=settings)
@@ -104,7 +106,9 @@ def test_a_wrong_record_is_found_and_named(tmp_path, images, weights, array):
             record = dict(true[key]._asdict())
             if number == 3:
                 wrong_key = key
-                record[array] = 255 - record[array] if array == "coverage" else np.roll(record[array], 1)
+                record[array] = (
+                    255 - record[array] if array == "coverage" else np.roll(record[array], 1)
+                )
             writer.add(key, record)
     found = resample(tmp_path / "false", images, 100, weights=weights)
     assert found.records == 7

@@ -28,7 +28,15 @@ from tests.fixtures.tiny_teacher import TEACHER, arguments, records, tiny_weight
 
 ROOT = Path(__file__).resolve().parents[2]
 HELD = tiny_teacher.__file__
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--nproc-per-node",
+    "2",
+    "--master-addr",
+    "127.0.0.1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,14 @@ def port(number):
 def undisturbed(tmp_path, weights):
     """Build the same images in one quiet process, one image a batch so that equal means equal in every bit."""
     images = find_images(str(tmp_path / "images"))
-    build(TEACHER, images, tmp_path / "quiet", weights=weights, settings=Settings(grid=Grid(5, 5)), batch_size=1)
+    build(
+        TEACHER,
+        images,
+        tmp_path / "quiet",
+        weights=weights,
+        settings=Settings(grid=Grid(5, 5)),
+        batch_size=1,
+    )
     return records(tmp_path / "quiet")
 
 
@@ -83,7 +98,14 @@ def test_two_ranks_share_the_work_and_fail_together_at_the_end(tmp_path, weights
     """An unreadable image ends no other rank; the first reports for all, and the exit code is not 0."""
     image_folder(tmp_path / "images", 10, **{"bad.png": b"bad"})
     line = arguments(
-        tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 2, "--json"
+        tmp_path / "images",
+        tmp_path / "store",
+        weights,
+        "--batch-size",
+        1,
+        "--segment-records",
+        2,
+        "--json",
     )
     process = start([*TORCHRUN, *port(0), "-m", "teacher_cache", *line])
     out, err = process.communicate()
@@ -112,32 +134,45 @@ def test_ranks_that_list_other_files_do_not_name_them_together(tmp_path):
     with pytest.raises(InterruptedError):
         distinct_images([ImageReference(path) for path in paths[:2]], 1, pair(0, first))
     with pytest.raises(UserError, match="do not see the same images"):
-        distinct_images([ImageReference(path) for path in paths], 1, pair(1, lambda numbers: numbers + sent[0]))
+        distinct_images(
+            [ImageReference(path) for path in paths], 1, pair(1, lambda numbers: numbers + sent[0])
+        )
 
 
 @pytest.mark.integration
 def test_each_file_is_read_by_one_rank_and_named_to_all(tmp_path):
     paths = image_folder(tmp_path / "images", 7, **{"copy.png": b"same", "other.png": b"same"})
     (tmp_path / "images" / "gone.png").symlink_to(tmp_path / "nowhere")
-    process = start([*TORCHRUN, *port(5), naming_ranks.__file__, str(tmp_path / "images"), str(tmp_path)])
+    process = start(
+        [*TORCHRUN, *port(5), naming_ranks.__file__, str(tmp_path / "images"), str(tmp_path)]
+    )
     _, err = process.communicate()
     assert process.returncode == 0, err
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert sorted(first["read"] + second["read"]) == sorted([*map(str, paths), str(tmp_path / "images" / "gone.png")])
+    assert sorted(first["read"] + second["read"]) == sorted(
+        [*map(str, paths), str(tmp_path / "images" / "gone.png")]
+    )
     assert abs(len(first["read"]) - len(second["read"])) <= 1
     for name in ("by_key", "repeated", "unopened"):
         assert first[name] == second[name]
     assert first["by_key"] == {content_key(path).hex(): str(path) for path in reversed(paths)}
-    assert first["repeated"] == [[str(tmp_path / "images" / "other.png"), content_key(paths[0]).hex()]]
+    assert first["repeated"] == [
+        [str(tmp_path / "images" / "other.png"), content_key(paths[0]).hex()]
+    ]
     assert first["unopened"] == [
-        [str(tmp_path / "images" / "gone.png"), "the file cannot be read: No such file or directory"]
+        [
+            str(tmp_path / "images" / "gone.png"),
+            "the file cannot be read: No such file or directory",
+        ]
     ]
 
 
 @pytest.mark.integration
 def test_a_killed_rank_loses_its_open_segment_and_the_next_build_finishes(tmp_path, weights):
     image_folder(tmp_path / "images", 24)
-    line = arguments(tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 2)
+    line = arguments(
+        tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 2
+    )
     gate = Gate(tmp_path / "gate").make()
     process = start([*TORCHRUN, *port(1), HELD, "5", str(gate.path), *line])
     try:
@@ -172,14 +207,19 @@ def rank_process(parent, rank):
 @pytest.mark.integration
 def test_sigterm_publishes_the_open_segment(tmp_path, weights):
     image_folder(tmp_path / "images", 12)
-    line = arguments(tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 3)
+    line = arguments(
+        tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 3
+    )
     gate = Gate(tmp_path / "gate").make()
     process = start([sys.executable, HELD, "5", str(gate.path), *line])
     wait_until(gate.held, process)
     process.terminate()
     process.communicate()
     assert process.returncode == 143
-    assert len(TargetStore.open(tmp_path / "store")) in (4, 5)  # three were a segment, a fifth may be under way
+    assert len(TargetStore.open(tmp_path / "store")) in (
+        4,
+        5,
+    )  # three were a segment, a fifth may be under way
     assert not [one for one in scan(tmp_path / "store") if one.damage]
     assert not list((tmp_path / "store").rglob(".tmp-*"))
 
@@ -187,7 +227,9 @@ def test_sigterm_publishes_the_open_segment(tmp_path, weights):
 @pytest.mark.integration
 def test_two_builds_into_one_store_at_once(tmp_path, weights):
     image_folder(tmp_path / "images", 12)
-    line = arguments(tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 3)
+    line = arguments(
+        tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1, "--segment-records", 3
+    )
     gate = Gate(tmp_path / "gate").make()
     both = [start([sys.executable, HELD, "2", str(gate.path), *line]) for _ in range(2)]
     wait_until(lambda: len(gate.held()) == 2, *both)

@@ -16,7 +16,15 @@ def folder(tmp_path):
     image_folder(tmp_path / "images", 3)
     deep = tmp_path / "images" / "deep"
     deep.mkdir()
-    for name in ("scan", "scan.dcm", ".hidden.png", "notes.txt", "table.csv", "DICOMDIR", "Thumbs.db"):
+    for name in (
+        "scan",
+        "scan.dcm",
+        ".hidden.png",
+        "notes.txt",
+        "table.csv",
+        "DICOMDIR",
+        "Thumbs.db",
+    ):
         (deep / name).write_bytes(encoded(colour_picture(), "PNG"))
     (tmp_path / "images" / ".thumbnails").mkdir()
     (tmp_path / "images" / ".thumbnails" / "a.png").write_bytes(b"x")
@@ -44,7 +52,11 @@ def test_a_file_whose_name_holds_a_mark(folder):
 
 
 def test_globs(folder):
-    assert names(find_images(str(folder / "image*.png"))) == ["image000.png", "image001.png", "image002.png"]
+    assert names(find_images(str(folder / "image*.png"))) == [
+        "image000.png",
+        "image001.png",
+        "image002.png",
+    ]
     assert names(find_images(str(folder / "**" / "scan*"))) == ["scan", "scan.dcm"]
 
 
@@ -53,11 +65,16 @@ def write_set(path, images):
         {
             "id": str(number),
             "image": image,
-            "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "This."}],
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat?"},
+                {"from": "gpt", "value": "This."},
+            ],
         }
         for number, image in enumerate(images)
     ]
-    path.write_text(json.dumps(records) if path.suffix == ".json" else "\n".join(map(json.dumps, records)))
+    path.write_text(
+        json.dumps(records) if path.suffix == ".json" else "\n".join(map(json.dumps, records))
+    )
     return str(path)
 
 
@@ -71,7 +88,9 @@ def test_a_data_set_file_names_each_image_once(folder, tmp_path, suffix):
 
 
 def test_images_that_a_data_set_lacks_are_counted_and_named(folder, tmp_path):
-    data = write_set(tmp_path / "set.json", ["image000.png", *(f"gone{number}.png" for number in range(5))])
+    data = write_set(
+        tmp_path / "set.json", ["image000.png", *(f"gone{number}.png" for number in range(5))]
+    )
     with pytest.raises(
         UserError, match=r"names 5 images that are not there \(first: .*gone0.*gone1.*gone2\.png\)"
     ) as e:

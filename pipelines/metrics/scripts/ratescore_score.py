@@ -15,7 +15,9 @@ def main() -> None:
     from RaTEScore.utils import sentence_split
 
     request = json.load(sys.stdin)
-    scorer = RaTEScore(bert_model=request["ner"], eval_model=request["encoder"], use_gpu=torch.cuda.is_available())
+    scorer = RaTEScore(
+        bert_model=request["ner"], eval_model=request["encoder"], use_gpu=torch.cuda.is_available()
+    )
     scores = []
     # One pair a call, and never a report without a sentence: in a list it would shift all that follow it, alone it is
     # an error. It has no entities, for which the package's score is 0.5.

@@ -5,4 +5,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-Arrays = Mapping[str, NDArray[Any]]  # by name, without the leading axis of a segment; `layout.arrays_of` lists them
+Arrays = Mapping[
+    str, NDArray[Any]
+]  # by name, without the leading axis of a segment; `layout.arrays_of` lists them

@@ -49,7 +49,9 @@ def encode_targets(
     if identity.encoding == "matrix":
         return _matrix_records(tokens, attention, boxes, Grid(*native), identity)
     if tuple(native) != identity.grid or identity.tolerance is None:
-        raise ValueError(f"factors are stored on the teacher's grid {native}, the identity says {identity.grid}")
+        raise ValueError(
+            f"factors are stored on the teacher's grid {native}, the identity says {identity.grid}"
+        )
     weights = attention.float().cpu().numpy()
     records: list[Arrays] = []
     for row, box in enumerate(boxes):

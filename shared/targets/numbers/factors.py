@@ -16,7 +16,9 @@ from torch import Tensor
 
 from shared.imaging.grid import Grid, interpolation_matrix
 
-REFERENCE_GRID = Grid(24, 24)  # the published students'; the error is stated there and at the native grid
+REFERENCE_GRID = Grid(
+    24, 24
+)  # the published students'; the error is stated there and at the native grid
 
 
 class InaccurateFactors(ValueError):
@@ -31,7 +33,9 @@ class Factors(NamedTuple):
     error: NDArray[np.float32]
 
 
-def factorise(tokens: Float[Tensor, "M b"], native: tuple[int, int], tolerance: float, precision: str) -> Factors:
+def factorise(
+    tokens: Float[Tensor, "M b"], native: tuple[int, int], tolerance: float, precision: str
+) -> Factors:
     """Find the smallest rank whose largest error of a similarity is within `tolerance`, stored values included.
 
     Parameters
@@ -52,14 +56,20 @@ def factorise(tokens: Float[Tensor, "M b"], native: tuple[int, int], tolerance: 
     """
     exact = tokens.double()
     projected = _project(exact)
-    reference = torch.from_numpy(interpolation_matrix(Grid(*native), REFERENCE_GRID)).to(tokens.device)
+    reference = torch.from_numpy(interpolation_matrix(Grid(*native), REFERENCE_GRID)).to(
+        tokens.device
+    )
     wanted = (_cosine(exact), _cosine(reference.double() @ exact))
 
     def attempt(rank: int) -> tuple[Tensor, Tensor, list[float]]:
         values, scale = _quantise(projected[:, :rank], precision)
         restored = values.float() * scale[:, None]
         have = (_cosine(restored), _cosine(reference @ restored))
-        return values, scale, [float((s - s_hat).abs().max()) for s, s_hat in zip(wanted, have, strict=True)]
+        return (
+            values,
+            scale,
+            [float((s - s_hat).abs().max()) for s, s_hat in zip(wanted, have, strict=True)],
+        )
 
     low, high = 1, projected.shape[1]
     best = attempt(high)
@@ -83,7 +93,9 @@ def factorise(tokens: Float[Tensor, "M b"], native: tuple[int, int], tolerance: 
 def _project(tokens: Tensor) -> Tensor:
     """E V: the features in the order of their right singular vectors, from the smaller of the two Gram matrices."""
     patches, width = tokens.shape
-    values, vectors = torch.linalg.eigh(tokens.T @ tokens if width <= patches else tokens @ tokens.T)
+    values, vectors = torch.linalg.eigh(
+        tokens.T @ tokens if width <= patches else tokens @ tokens.T
+    )
     right = tokens @ vectors if width <= patches else vectors * values.clamp(min=0).sqrt()
     ordered: Tensor = right.flip(1)
     return ordered

@@ -32,7 +32,9 @@ def square_from_triangle(triangle: Float[Tensor, "B pairs"]) -> Float[Tensor, "B
     """Rebuild the symmetric matrix with its unit diagonal, for figures; the losses never need it."""
     patches = patches_of_triangle(triangle.shape[1])
     rows, columns = torch.triu_indices(patches, patches, 1, device=triangle.device)
-    square = torch.eye(patches, dtype=triangle.dtype, device=triangle.device).repeat(triangle.shape[0], 1, 1)
+    square = torch.eye(patches, dtype=triangle.dtype, device=triangle.device).repeat(
+        triangle.shape[0], 1, 1
+    )
     square[:, rows, columns] = triangle
     square[:, columns, rows] = triangle
     return square

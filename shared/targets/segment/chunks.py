@@ -41,7 +41,9 @@ def decode_chunk(data: bytes | memoryview, spec: ArraySpec, out: NDArray[Any]) -
         current: Any = data
         for codec in reversed(spec.codecs):
             current = _decode(current, codec)
-        flat = current if isinstance(current, np.ndarray) else np.frombuffer(current, dtype=spec.dtype)
+        flat = (
+            current if isinstance(current, np.ndarray) else np.frombuffer(current, dtype=spec.dtype)
+        )
         out[...] = flat.view(spec.dtype).reshape(out.shape)
     except (RuntimeError, ValueError, TypeError) as error:
         raise DamagedChunk(f"array {spec.name}: {error}") from None
@@ -100,7 +102,9 @@ def _crc32c(data: bytes) -> bytes:
 def encode_shard(chunks: Sequence[bytes]) -> bytes:
     """Join inner chunks into one shard with its index at the end."""
     lengths = np.array([len(chunk) for chunk in chunks], dtype="<u8")
-    offsets = np.concatenate([np.zeros(1, "<u8"), np.cumsum(lengths)[:-1]]) if len(chunks) else lengths
+    offsets = (
+        np.concatenate([np.zeros(1, "<u8"), np.cumsum(lengths)[:-1]]) if len(chunks) else lengths
+    )
     index = np.stack([offsets, lengths], axis=1).astype("<u8").tobytes()
     return b"".join([*chunks, index, _crc32c(index)])
 

@@ -51,10 +51,16 @@ class ArraySpec(NamedTuple):
 
 
 def _spec(
-    name: str, dtype: str, shape: tuple[int, ...], axes: tuple[str, ...], codecs: tuple[Codec, ...] = ()
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    codecs: tuple[Codec, ...] = (),
 ) -> ArraySpec:
     sharded = bool(codecs)
-    return ArraySpec(name, np.dtype(dtype), shape, sharded, codecs or (BYTES, CRC32C), ("record", *axes))
+    return ArraySpec(
+        name, np.dtype(dtype), shape, sharded, codecs or (BYTES, CRC32C), ("record", *axes)
+    )
 
 
 def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
@@ -70,9 +76,17 @@ def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
         chain = exact if identity.precision == "f16" else quantised
         return (*common, _spec("similarity", "<f2", (triangle_length(patches),), ("pair",), chain))
     if identity.precision == "f16":
-        factors = _spec("factors", "<f2", (patches, -1), ("patch", "component"), (BYTES, shuffle(2), ZSTD, CRC32C))
+        factors = _spec(
+            "factors",
+            "<f2",
+            (patches, -1),
+            ("patch", "component"),
+            (BYTES, shuffle(2), ZSTD, CRC32C),
+        )
     else:
-        factors = _spec("factors", "|i1", (patches, -1), ("patch", "component"), (BYTES, ZSTD, CRC32C))
+        factors = _spec(
+            "factors", "|i1", (patches, -1), ("patch", "component"), (BYTES, ZSTD, CRC32C)
+        )
     return (
         *common,
         factors,

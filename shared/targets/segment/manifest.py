@@ -56,12 +56,17 @@ def read_manifest(namespace: Namespace, segment: str) -> Manifest:
         digest = document.pop("digest")
         if hashlib.sha256(canonical_json(document)).hexdigest() != digest or digest[:32] != segment:
             raise DamagedSegment(damage(namespace, segment, MANIFEST, "its digest differs"))
-        files = {str(name): (int(file["size"]), str(file["sha256"])) for name, file in document["files"].items()}
+        files = {
+            str(name): (int(file["size"]), str(file["sha256"]))
+            for name, file in document["files"].items()
+        }
         return Manifest(int(document["records"]), files)
     except FileNotFoundError:
         raise DamagedSegment(damage(namespace, segment, MANIFEST, "it is missing")) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedSegment(damage(namespace, segment, MANIFEST, f"unreadable ({error})")) from None
+        raise DamagedSegment(
+            damage(namespace, segment, MANIFEST, f"unreadable ({error})")
+        ) from None
 
 
 def check_segment(namespace: Namespace, segment: str, shards: bool = False) -> Manifest:
@@ -95,7 +100,9 @@ def _check_files(namespace: Namespace, segment: str, shards: bool) -> Manifest:
             raise DamagedSegment(damage(namespace, segment, name, "it is missing"))
         size, digest = manifest.files[name]
         if found[name] != size:
-            raise DamagedSegment(damage(namespace, segment, name, f"it has {found[name]} bytes, not {size}"))
+            raise DamagedSegment(
+                damage(namespace, segment, name, f"it has {found[name]} bytes, not {size}")
+            )
         if name in large and not shards:
             continue
         data = namespace.storage.read(namespace.path("segments", segment, name))
@@ -115,7 +122,11 @@ def read_keys(namespace: Namespace, segment: str, records: int) -> NDArray[np.ui
     spec = arrays_of(namespace.identity)[0]
     keys = np.empty((records, KEY_BYTES), dtype=np.uint8)
     try:
-        decode_chunk(namespace.storage.read(namespace.path("segments", segment, chunk_path(spec))), spec, keys)
+        decode_chunk(
+            namespace.storage.read(namespace.path("segments", segment, chunk_path(spec))),
+            spec,
+            keys,
+        )
     except (FileNotFoundError, DamagedChunk) as error:
         raise DamagedSegment(damage(namespace, segment, chunk_path(spec), str(error))) from None
     return keys
@@ -138,7 +149,9 @@ def keys_present(namespace: Namespace) -> tuple[set[bytes], list[str]]:
 def read_array_shape(namespace: Namespace, segment: str, spec: ArraySpec) -> tuple[int, ...]:
     """Read an array's shape, records first, from its zarr.json (checked by the manifest)."""
     return tuple(
-        json.loads(namespace.storage.read(namespace.path("segments", segment, spec.name, "zarr.json")))["shape"]
+        json.loads(
+            namespace.storage.read(namespace.path("segments", segment, spec.name, "zarr.json"))
+        )["shape"]
     )
 
 

@@ -7,9 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.targets.namespace import Namespace
-from shared.targets.segment.chunks import DamagedChunk, decode_chunk, decode_shard_index, shard_index_length
+from shared.targets.segment.chunks import (
+    DamagedChunk,
+    decode_chunk,
+    decode_shard_index,
+    shard_index_length,
+)
 from shared.targets.segment.layout import ArraySpec, arrays_of, chunk_path
-from shared.targets.segment.manifest import DamagedSegment, check_segment, damage, read_array_shape, read_keys
+from shared.targets.segment.manifest import (
+    DamagedSegment,
+    check_segment,
+    damage,
+    read_array_shape,
+    read_keys,
+)
 
 _COALESCE = 8 << 20  # bytes read at once where wanted chunks lie side by side
 
@@ -23,10 +34,16 @@ class SegmentReader:
         self._segment = segment
         self._records = manifest.records
         self._keys = read_keys(namespace, segment, manifest.records)
-        self._specs = {spec.name: spec for spec in arrays_of(namespace.identity) if spec.name != "key"}
-        self._sizes = {spec.name: manifest.files[chunk_path(spec)][0] for spec in self._specs.values()}
+        self._specs = {
+            spec.name: spec for spec in arrays_of(namespace.identity) if spec.name != "key"
+        }
+        self._sizes = {
+            spec.name: manifest.files[chunk_path(spec)][0] for spec in self._specs.values()
+        }
         self._shapes = {
-            spec.name: read_array_shape(namespace, segment, spec)[1:] if -1 in spec.shape else spec.shape
+            spec.name: read_array_shape(namespace, segment, spec)[1:]
+            if -1 in spec.shape
+            else spec.shape
             for spec in self._specs.values()
         }
         self._shards: dict[str, NDArray[np.uint64]] = {}
@@ -42,7 +59,10 @@ class SegmentReader:
 
     def record(self, row: int) -> dict[str, NDArray[Any]]:
         """Read the arrays of one record."""
-        out = {name: np.zeros((1, *self._shapes[name]), spec.dtype) for name, spec in self._specs.items()}
+        out = {
+            name: np.zeros((1, *self._shapes[name]), spec.dtype)
+            for name, spec in self._specs.items()
+        }
         self.read([row], [0], out)
         return {name: values[0] for name, values in out.items()}
 
@@ -56,7 +76,9 @@ class SegmentReader:
         """Shape of one record of an array."""
         return self._shapes[name]
 
-    def read(self, rows: Sequence[int], into: Sequence[int], out: Mapping[str, NDArray[Any]]) -> None:
+    def read(
+        self, rows: Sequence[int], into: Sequence[int], out: Mapping[str, NDArray[Any]]
+    ) -> None:
         """Decode the records at `rows` (ascending) of every array in `out` into its rows `into`.
 
         Raises
@@ -70,11 +92,17 @@ class SegmentReader:
                 if spec.sharded:
                     self._read_shard(spec, rows, into, target)
                 else:
-                    target[np.asarray(into, dtype=np.intp)] = self._read_small(spec)[np.asarray(rows, dtype=np.intp)]
+                    target[np.asarray(into, dtype=np.intp)] = self._read_small(spec)[
+                        np.asarray(rows, dtype=np.intp)
+                    ]
             except (DamagedChunk, FileNotFoundError) as error:
-                raise DamagedSegment(damage(self._namespace, self._segment, chunk_path(spec), str(error))) from None
+                raise DamagedSegment(
+                    damage(self._namespace, self._segment, chunk_path(spec), str(error))
+                ) from None
 
-    def _read_shard(self, spec: ArraySpec, rows: Sequence[int], into: Sequence[int], out: NDArray[Any]) -> None:
+    def _read_shard(
+        self, spec: ArraySpec, rows: Sequence[int], into: Sequence[int], out: NDArray[Any]
+    ) -> None:
         index = self._shard_index(spec)
         shape = self._shapes[spec.name]
         window = tuple(slice(0, size) for size in shape)
@@ -84,7 +112,9 @@ class SegmentReader:
             data = memoryview(self._read(spec, offset, end - offset))
             for row, place in zip(rows[start:stop], into[start:stop], strict=True):
                 begin, length = (int(value) for value in index[row])
-                decode_chunk(data[begin - offset : begin - offset + length], spec, out[place][window])
+                decode_chunk(
+                    data[begin - offset : begin - offset + length], spec, out[place][window]
+                )
 
     def _shard_index(self, spec: ArraySpec) -> NDArray[np.uint64]:
         if spec.name not in self._shards:

@@ -51,10 +51,14 @@ class SegmentWriter:
             raise ValueError(f"a key is {KEY_BYTES} bytes and added once, got {key.hex()}")
         if set(record) != set(self._chunks):
             raise ValueError(f"a record holds {sorted(self._chunks)}, got {sorted(record)}")
-        prepared = {name: _prepare(np.asarray(values), self._specs[name]) for name, values in record.items()}
+        prepared = {
+            name: _prepare(np.asarray(values), self._specs[name]) for name, values in record.items()
+        }
         for name, values in prepared.items():
             spec = self._specs[name]
-            self._chunks[name].append(encode_chunk(values, spec) if spec.sharded and -1 not in spec.shape else values)
+            self._chunks[name].append(
+                encode_chunk(values, spec) if spec.sharded and -1 not in spec.shape else values
+            )
         self._keys[key] = None
 
     def publish(self) -> str | None:
@@ -84,14 +88,19 @@ class SegmentWriter:
         shape: tuple[int, ...]
         for name, spec in self._specs.items():
             if name == "key":
-                values = np.frombuffer(b"".join(self._keys), dtype=np.uint8).reshape(count, KEY_BYTES)
+                values = np.frombuffer(b"".join(self._keys), dtype=np.uint8).reshape(
+                    count, KEY_BYTES
+                )
                 shape, data = values.shape, encode_chunk(values, spec)
             elif not spec.sharded:
                 stacked = np.stack(self._chunks[name])
                 shape, data = stacked.shape, encode_chunk(stacked, spec)
             elif -1 in spec.shape:
                 padded = _pad(self._chunks[name])
-                shape, data = padded.shape, encode_shard([encode_chunk(values, spec) for values in padded])
+                shape, data = (
+                    padded.shape,
+                    encode_shard([encode_chunk(values, spec) for values in padded]),
+                )
             else:
                 shape, data = (count, *spec.shape), encode_shard(self._chunks[name])
             files[f"{name}/zarr.json"] = encode_document(array_document(spec, shape))
@@ -138,5 +147,3 @@ def _pad(chunks: list[NDArray[Any]]) -> NDArray[Any]:
     for row, values in zip(padded, chunks, strict=True):
         row[:, : values.shape[1]] = values
     return padded
-
-

@@ -25,7 +25,11 @@ class LocalStorage:
         """Name the folders directly under `folder`, sorted, temporary ones left out; [] if there is none."""
         try:
             with os.scandir(self.root / folder) as entries:
-                return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+                return sorted(
+                    entry.name
+                    for entry in entries
+                    if entry.is_dir() and not entry.name.startswith(".")
+                )
         except FileNotFoundError:
             return []
 
@@ -35,7 +39,8 @@ class LocalStorage:
         found = {
             path.relative_to(base).as_posix(): path.stat().st_size
             for path in sorted(base.rglob("*"))
-            if path.is_file() and not path.name.startswith(".nfs")  # removed, but still open on an NFS client
+            if path.is_file()
+            and not path.name.startswith(".nfs")  # removed, but still open on an NFS client
         }
         if not found and not base.is_dir():
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(base))
@@ -69,7 +74,9 @@ class LocalStorage:
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
                     raise
-                if target.exists():  # no hard links here: a gap of microseconds, and both writers mean the same
+                if (
+                    target.exists()
+                ):  # no hard links here: a gap of microseconds, and both writers mean the same
                     return False
                 draft.rename(target)
         _sync_folder(target.parent)
@@ -115,7 +122,11 @@ class LocalStorage:
     def sweep(self, namespace: str, older_than: float | None = None) -> list[str]:
         """Remove what dead writers left in a namespace, and name it."""
         folders = (self.root / namespace / name for name in (".", "segments", "quarantine"))
-        return [str(path.relative_to(self.root)) for folder in folders for path in _sweep(folder, older_than)]
+        return [
+            str(path.relative_to(self.root))
+            for folder in folders
+            for path in _sweep(folder, older_than)
+        ]
 
 
 @contextmanager
@@ -226,5 +237,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-

@@ -35,9 +35,14 @@ class ObjectStorage:
             if not folder:  # a listing of everything would be long; namespaces are few
                 import obstore
 
-                prefixes = [str(path) for path in obstore.list_with_delimiter(self._store.store)["common_prefixes"]]
+                prefixes = [
+                    str(path)
+                    for path in obstore.list_with_delimiter(self._store.store)["common_prefixes"]
+                ]
                 return sorted(path for path in prefixes if self.exists(f"{path}{suffix}"))
-            paths = [path.removesuffix(suffix) for path in self._sizes(folder) if path.endswith(suffix)]
+            paths = [
+                path.removesuffix(suffix) for path in self._sizes(folder) if path.endswith(suffix)
+            ]
         return sorted(path for path in paths if path and "/" not in path)
 
     def sizes(self, folder: str) -> dict[str, int]:
@@ -115,7 +120,11 @@ class ObjectStorage:
                 if rest:
                     youngest[name] = max(youngest.get(name, 0.0), item["last_modified"].timestamp())
             now = self._server_time(namespace)
-        dead = [name for name, when in youngest.items() if name not in visible and now - when > older_than]
+        dead = [
+            name
+            for name, when in youngest.items()
+            if name not in visible and now - when > older_than
+        ]
         for name in sorted(dead):
             self.remove(join(folder, name))
         return [join(folder, name) for name in sorted(dead)]
@@ -132,7 +141,9 @@ class ObjectStorage:
             obstore.delete(self._store.store, probe)
 
     def _sizes(self, folder: str) -> dict[str, int]:
-        return {str(item["path"])[len(folder) + 1 :]: int(item["size"]) for item in self._list(folder)}
+        return {
+            str(item["path"])[len(folder) + 1 :]: int(item["size"]) for item in self._list(folder)
+        }
 
     def _list(self, folder: str) -> Iterator[Any]:
         import obstore
@@ -176,15 +187,21 @@ def _connect(location: str) -> Any:
     from zarr.storage import ObjectStore
 
     if not location.startswith(_SCHEMES):
-        raise UserError(f"cannot open a store at {location}: use a folder or one of {', '.join(_SCHEMES)}")
-    options: dict[str, Any] = {"retry_config": {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}}
+        raise UserError(
+            f"cannot open a store at {location}: use a folder or one of {', '.join(_SCHEMES)}"
+        )
+    options: dict[str, Any] = {
+        "retry_config": {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
+    }
     if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         options["client_options"] = {"allow_http": True}
     try:
         make: Callable[..., Any] = obstore.store.from_url
         return ObjectStore(make(location, **({} if location.startswith("memory://") else options)))
     except obstore.exceptions.BaseError as error:
-        raise UserError(f"cannot open a store at {location}: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"cannot open a store at {location}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _wait(operation: Coroutine[Any, Any, T]) -> T:

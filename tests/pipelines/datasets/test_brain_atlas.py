@@ -42,7 +42,10 @@ def records(atlas: Path) -> dict[str, list[Record]]:
 
 @pytest.fixture(scope="module")
 def names(atlas: Path) -> dict[str, int]:
-    return {name: int(number) for number, name in json.loads((atlas / "structures.json").read_text()).items()}
+    return {
+        name: int(number)
+        for number, name in json.loads((atlas / "structures.json").read_text()).items()
+    }
 
 
 def mask(atlas: Path, record: Record) -> np.ndarray[Any, Any]:
@@ -50,7 +53,9 @@ def mask(atlas: Path, record: Record) -> np.ndarray[Any, Any]:
 
 
 def both(records: dict[str, list[Record]], kind: str) -> list[Record]:
-    return [record for split in records.values() for record in split if record.extra["kind"] == kind]
+    return [
+        record for split in records.values() for record in split if record.extra["kind"] == kind
+    ]
 
 
 def test_presence_answers_agree_with_the_masks(
@@ -66,7 +71,9 @@ def test_presence_answers_agree_with_the_masks(
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_yes_and_no_balance_for_every_structure_and_plane(records: dict[str, list[Record]], split: str) -> None:
+def test_yes_and_no_balance_for_every_structure_and_plane(
+    records: dict[str, list[Record]], split: str
+) -> None:
     counts = Counter(
         (record.extra["plane"], record.extra["structure"], record.answer)
         for record in records[split]
@@ -75,16 +82,22 @@ def test_yes_and_no_balance_for_every_structure_and_plane(records: dict[str, lis
     for plane, structure, _ in list(counts):
         assert counts[plane, structure, "Yes"] == counts[plane, structure, "No"]
     assert len({structure for _, structure, _ in counts}) > 10
-    planes = Counter((r.extra["plane"], r.answer) for r in records[split] if r.extra["kind"] == "plane")
+    planes = Counter(
+        (r.extra["plane"], r.answer) for r in records[split] if r.extra["kind"] == "plane"
+    )
     assert all(abs(planes[plane, "Yes"] - planes[plane, "No"]) <= 1 for plane in PLANES)
 
 
 def test_every_beginning_of_the_file_is_balanced(records: dict[str, list[Record]]) -> None:
-    asked = [record.answer == "Yes" for record in records["test"] if record.extra["kind"] == "presence"]
+    asked = [
+        record.answer == "Yes" for record in records["test"] if record.extra["kind"] == "presence"
+    ]
     assert np.abs(np.cumsum(np.where(asked, 1, -1))).max() <= 1
 
 
-def test_half_of_the_noes_are_near_misses(atlas: Path, records: dict[str, list[Record]], names: dict[str, int]) -> None:
+def test_half_of_the_noes_are_near_misses(
+    atlas: Path, records: dict[str, list[Record]], names: dict[str, int]
+) -> None:
     """A slice without the structure, but among the closest such slices to one that shows it."""
     training = [record for record in records["train"] if record.extra["kind"] == "presence"]
     shown: dict[tuple[str, str], list[int]] = {}
@@ -128,22 +141,30 @@ def test_listed_structures_are_the_largest_in_order(
         assert len(listed) == 3
 
 
-def test_no_test_slice_has_a_neighbour_or_a_twin_in_training(atlas: Path, records: dict[str, list[Record]]) -> None:
+def test_no_test_slice_has_a_neighbour_or_a_twin_in_training(
+    atlas: Path, records: dict[str, list[Record]]
+) -> None:
     slices = {split: {record.extra["slice"] for record in records[split]} for split in records}
     for name in slices["test"]:
         plane, index = name.split("-")
         for offset in range(-GAP, GAP + 1):
             assert f"{plane}-{int(index) + offset:03d}" not in slices["train"]
     digests = {
-        split: {hashlib.sha256((atlas / r.images[0]).read_bytes()).hexdigest() for r in records[split]}
+        split: {
+            hashlib.sha256((atlas / r.images[0]).read_bytes()).hexdigest() for r in records[split]
+        }
         for split in records
     }
     assert not digests["train"] & digests["test"]
-    assert len(digests["train"]) == len({r.images[0] for r in records["train"]})  # the mirrored half is not there
+    assert len(digests["train"]) == len(
+        {r.images[0] for r in records["train"]}
+    )  # the mirrored half is not there
     assert len(slices["test"]) >= 60
 
 
-def test_conversations_ask_every_training_question_once(atlas: Path, records: dict[str, list[Record]]) -> None:
+def test_conversations_ask_every_training_question_once(
+    atlas: Path, records: dict[str, list[Record]]
+) -> None:
     joined = load_records(atlas / "conversations.json", atlas)
     asked = [
         (record.images, question.text.removeprefix("<image>\n"), answer.text)
@@ -175,8 +196,12 @@ def test_the_mixed_file_adds_a_conversation_in_words_about_each_training_slice(
         plane, _, listed = words.partition(" ")
         areas = np.bincount(mask(atlas, record).ravel(), minlength=len(names) + 1)
         assert plane == record.extra["plane"]
-        assert set(listed.split(", ")) == {name for name, number in names.items() if areas[number] >= LEAST_VISIBLE}
-        for question, answer in zip((first, *(t.text for t in record.turns[2::2])), record.turns[1::2], strict=True):
+        assert set(listed.split(", ")) == {
+            name for name, number in names.items() if areas[number] >= LEAST_VISIBLE
+        }
+        for question, answer in zip(
+            (first, *(t.text for t in record.turns[2::2])), record.turns[1::2], strict=True
+        ):
             asked = question.removeprefix("Is the ").removesuffix(" visible in this slice?")
             if asked in names:
                 assert answer.text == ("Yes" if areas[names[asked]] else "No")
@@ -199,7 +224,9 @@ def test_the_same_seed_gives_the_same_files(atlas: Path, tmp_path: Path) -> None
     prepare(tmp_path / "again", presence=4, test_presence=4, seed=3)
     prepare(tmp_path / "other", presence=4, seed=4)
     for path in sorted(path for path in atlas.rglob("*") if path.is_file()):
-        assert (tmp_path / "again" / path.relative_to(atlas)).read_bytes() == path.read_bytes(), path
+        assert (tmp_path / "again" / path.relative_to(atlas)).read_bytes() == path.read_bytes(), (
+            path
+        )
     assert (tmp_path / "other" / "train.json").read_bytes() != (atlas / "train.json").read_bytes()
 
 
@@ -239,7 +266,12 @@ def test_the_atlas_fits_the_template() -> None:
     slices, _ = load_slices()
 
     def on_brain(shift: int) -> float:
-        return float(np.mean(np.concatenate([np.roll(p.image, shift, (0, 1))[p.regions > 0] for p in slices]) > BRAIN))
+        return float(
+            np.mean(
+                np.concatenate([np.roll(p.image, shift, (0, 1))[p.regions > 0] for p in slices])
+                > BRAIN
+            )
+        )
 
     assert on_brain(0) > 0.94
     assert max(on_brain(10), on_brain(-10)) < on_brain(0) - 0.04

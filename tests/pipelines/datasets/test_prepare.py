@@ -29,7 +29,10 @@ def prepared(name, tmp_path, build=None, **options):
     build = build or REPLICAS[name][1]
     source, out = build(tmp_path / "source"), tmp_path / "out"
     about = prepare(name, source, out, allow_other_counts=True, **options)
-    records = {part: load_records(out / split["file"], about["image_root"]) for part, split in about["splits"].items()}
+    records = {
+        part: load_records(out / split["file"], about["image_root"])
+        for part, split in about["splits"].items()
+    }
     return about, records
 
 
@@ -38,14 +41,22 @@ def test_every_layout_becomes_sound_conversation_files_without_image_leakage(lay
     name, build = REPLICAS[layout]
     about, splits = prepared(name, tmp_path, build)
     root = Path(about["image_root"])
-    shown = {part: {content_key(root / image) for r in rs for image in r.images} for part, rs in splits.items()}
+    shown = {
+        part: {content_key(root / image) for r in rs for image in r.images}
+        for part, rs in splits.items()
+    }
     assert {"train", "test"} <= set(shown)
     assert not any(first & second for first, second in itertools.combinations(shown.values(), 2))
     for part, records in splits.items():
         described = about["splits"][part]
         assert described["records"] == len(records)
-        assert described["sha256"] == hashlib.sha256((tmp_path / "out" / described["file"]).read_bytes()).hexdigest()
-        assert all(record.answer and record.turns[0].text.startswith("<image>\n") for record in records)
+        assert (
+            described["sha256"]
+            == hashlib.sha256((tmp_path / "out" / described["file"]).read_bytes()).hexdigest()
+        )
+        assert all(
+            record.answer and record.turns[0].text.startswith("<image>\n") for record in records
+        )
         assert not check(tmp_path / "out" / described["file"], root)["problems"]
     assert about["licence"]
     assert about["access"]
@@ -58,14 +69,20 @@ def test_equal_releases_give_equal_files(layout, tmp_path):
     source = build(tmp_path / "source")
     first = prepare(name, source, tmp_path / "a", allow_other_counts=True)
     second = prepare(name, source, tmp_path / "b", allow_other_counts=True)
-    assert [s["sha256"] for s in first["splits"].values()] == [s["sha256"] for s in second["splits"].values()]
+    assert [s["sha256"] for s in first["splits"].values()] == [
+        s["sha256"] for s in second["splits"].values()
+    ]
 
 
 def test_slake_keeps_english_and_its_fields(tmp_path):
     about, splits = prepared("slake", tmp_path)
     assert [len(splits[part]) for part in ("train", "validation", "test")] == [9, 3, 6]
     first = splits["train"][0]
-    assert (first.id, first.images, first.answer_type) == ("11901", ("xmlab102/source.jpg",), "OPEN")
+    assert (first.id, first.images, first.answer_type) == (
+        "11901",
+        ("xmlab102/source.jpg",),
+        "OPEN",
+    )
     assert first.question == "What modality is used to take this image?"
     assert first.extra["location"] == "Lung"
     assert first.extra["modality"] == "CT"
@@ -73,7 +90,9 @@ def test_slake_keeps_english_and_its_fields(tmp_path):
     assert about["counts"]["test closed"]["found"] == 4
     assert about["counts"]["test yes/no"]["found"] == 2
     assert about["counts"]["train questions in both languages"]["found"] == 13
-    assert about["counts"]["train questions"]["found"] == 10  # the one with an empty answer counts, and is left out
+    assert (
+        about["counts"]["train questions"]["found"] == 10
+    )  # the one with an empty answer counts, and is left out
     assert about["notes"] == ["1 questions with an empty answer are left out"]
 
 
@@ -87,7 +106,10 @@ def test_slake_of_the_older_archive_says_validate(tmp_path):
 def test_vqa_rad_strips_types_keeps_numbers_and_drops_shared_images_from_training(tmp_path):
     about, splits = prepared("vqa-rad", tmp_path)
     assert [r.id for r in splits["test"]] == ["3", "4", "5"]
-    assert [r.id for r in splits["train"]] == ["0", "1"]  # question 2 shows an image of the test set
+    assert [r.id for r in splits["train"]] == [
+        "0",
+        "1",
+    ]  # question 2 shows an image of the test set
     assert [r.answer_type for r in splits["train"]] == ["CLOSED", "CLOSED"]
     assert about["shared_images"] == {"test+train": 1}
     assert about["splits"]["train"]["left_out"] == 1
@@ -113,7 +135,12 @@ def test_hub_form_of_vqa_rad_calls_yes_and_no_closed_and_stores_equal_images_onc
 
 
 @pytest.mark.parametrize(
-    "build", [replicas.path_vqa_json, replicas.path_vqa_pickles, lambda f: replicas.path_vqa_pickles(f, vqa=True)]
+    "build",
+    [
+        replicas.path_vqa_json,
+        replicas.path_vqa_pickles,
+        lambda f: replicas.path_vqa_pickles(f, vqa=True),
+    ],
 )
 def test_path_vqa_files_hold_the_same_questions_in_every_form(build, tmp_path):
     _, splits = prepared("path-vqa", tmp_path, build)
@@ -158,14 +185,26 @@ def test_other_pickles_are_refused_in_one_line(content, tmp_path):
 
 def test_iu_xray_vqa_is_split_by_patient_with_a_seed(tmp_path):
     about, splits = prepared("iu-xray-vqa", tmp_path)
-    patients = {part: {r.images[0].split("_")[0] for r in records} for part, records in splits.items()}
+    patients = {
+        part: {r.images[0].split("_")[0] for r in records} for part, records in splits.items()
+    }
     assert not patients["train"] & patients["test"]
     records = [r for part in splits.values() for r in part]
     assert {r.answer for r in records} == {"Yes", "No"}
     assert {r.extra["released_answer"] for r in records} == {
-        *("Yes.", "No", "- No.", "no", "No (based on the clear lungs).", "Yes, as the report implies.")
+        *(
+            "Yes.",
+            "No",
+            "- No.",
+            "no",
+            "No (based on the clear lungs).",
+            "Yes, as the report implies.",
+        )
     }
-    assert all(r.answer.lower() == r.extra["released_answer"].lstrip("- ").lower()[: len(r.answer)] for r in records)
+    assert all(
+        r.answer.lower() == r.extra["released_answer"].lstrip("- ").lower()[: len(r.answer)]
+        for r in records
+    )
     assert len({r.id for r in records}) == len(records) == 24
     assert "4 questions whose answer does not open with yes or no are left out" in about["notes"]
     assert 14 <= len(splits["train"]) <= 18
@@ -173,7 +212,9 @@ def test_iu_xray_vqa_is_split_by_patient_with_a_seed(tmp_path):
     assert {r.answer_type for r in splits["test"]} == {"CLOSED"}
     assert about["counts"]["released questions"] == {"found": 28, "published": 2573}
     assert about["counts"]["released yes/no"] == {"found": 24, "published": 2491}
-    other = prepare("iu-xray-vqa", tmp_path / "source", tmp_path / "other", seed=1, allow_other_counts=True)
+    other = prepare(
+        "iu-xray-vqa", tmp_path / "source", tmp_path / "other", seed=1, allow_other_counts=True
+    )
     assert other["splits"]["test"]["sha256"] != about["splits"]["test"]["sha256"]
 
 
@@ -182,8 +223,14 @@ def test_iu_xray_report_shows_the_frontal_view_and_keeps_the_report(tmp_path):
     assert [len(splits[part]) for part in ("train", "validation", "test")] == [3, 1, 2]
     first = splits["train"][0]
     assert first.images == ("CXR2384_IM-0942/0.png",)
-    assert first.answer == "The heart size and pulmonary vascularity appear within normal limits . XXXX 0 ."
-    assert first.turns[0].text == "<image>\nAnalyze the chest X-ray and generate a concise medical report."
+    assert (
+        first.answer
+        == "The heart size and pulmonary vascularity appear within normal limits . XXXX 0 ."
+    )
+    assert (
+        first.turns[0].text
+        == "<image>\nAnalyze the chest X-ray and generate a concise medical report."
+    )
     assert first.extra["task"] == "report"
     assert about["task"] == "report"
 
@@ -204,7 +251,10 @@ def test_mimic_says_what_it_left_out(tmp_path):
     reports = source / "mimic-cxr/2.0.0/mimic-cxr-reports/files/p10"
     (reports / "p10000037/s50414272.txt").write_text("FINAL REPORT\n COMPARISON: None.\n")
     about = prepare("mimic-cxr-report", source, tmp_path / "out", allow_other_counts=True)
-    assert "left out: 1 whose image is not here, 0 without a report file, 1 without findings" in about["notes"][1]
+    assert (
+        "left out: 1 whose image is not here, 0 without a report file, 1 without findings"
+        in about["notes"][1]
+    )
     records = load_records(tmp_path / "out/train.json")
     assert records[0].images == ("p10/p10000032/s50414267/02aa804e-ap-0.jpg",)
     assert [about["splits"][part]["records"] for part in ("train", "test")] == [2, 1]
@@ -222,7 +272,10 @@ def test_mimic_says_what_it_left_out(tmp_path):
         (" IMPRESSION: Stable.\n FINDINGS: Clear lungs.", "Clear lungs. Stable."),
         (" FINDINGS: ___\n IMPRESSION:\n", ""),
         ("FINAL REPORT\n No heading at all.", ""),
-        (" FINDINGS: Tube ends 2.5 cm above: see note.\n TECHNIQUE: AP.", "Tube ends 2.5 cm above: see note."),
+        (
+            " FINDINGS: Tube ends 2.5 cm above: see note.\n TECHNIQUE: AP.",
+            "Tube ends 2.5 cm above: see note.",
+        ),
     ],
 )
 def test_report_cleaner(text, cleaned):
@@ -252,12 +305,24 @@ MISSING = [
     ("slake", "imgs", r"no image folder; expected imgs, found test\.json"),
     ("slake", "validation.json", r"validation\.json or validate\.json"),
     ("slake", "imgs/xmlab106/source.jpg", r"1 of 6 images are not below .*xmlab106/source\.jpg"),
-    ("vqa-rad", "VQA_RAD Dataset Public.json", r"no question file; expected VQA_RAD Dataset Public\.json"),
+    (
+        "vqa-rad",
+        "VQA_RAD Dataset Public.json",
+        r"no question file; expected VQA_RAD Dataset Public\.json",
+    ),
     ("vqa-rad", "VQA_RAD Image Folder", r"no image folder"),
     ("path-vqa (JSON)", "val.json", r"no validation questions; expected val\.json"),
     ("path-vqa (JSON)", "images/test/test_0003.jpg", r"test/test_0003\.jpg"),
-    ("path-vqa (parquet)", "data/test-00000-of-00001-eb8844602202be60.parquet", r"no test-\*\.parquet beside"),
-    ("iu-xray-vqa", "iuxray_factuality.jsonl", r"no question file; expected iuxray_factuality\.jsonl"),
+    (
+        "path-vqa (parquet)",
+        "data/test-00000-of-00001-eb8844602202be60.parquet",
+        r"no test-\*\.parquet beside",
+    ),
+    (
+        "iu-xray-vqa",
+        "iuxray_factuality.jsonl",
+        r"no question file; expected iuxray_factuality\.jsonl",
+    ),
     ("iu-xray-report", "annotation.json", r"no annotation file"),
     ("mimic-cxr-report", "mimic-cxr-jpg/2.0.0/mimic-cxr-2.0.0-split.csv.gz", r"no split table"),
     ("mimic-cxr-report", "mimic-cxr", r"mimic-cxr-reports\.zip"),
@@ -315,7 +380,9 @@ def test_train_records_draws_with_the_seed(tmp_path):
     assert len(splits["train"]) == 4
     assert about["splits"]["train"]["left_out"] == 5
     with pytest.raises(UserError, match="there are 9"):
-        prepare("slake", tmp_path / "source", tmp_path / "b", allow_other_counts=True, train_records=10)
+        prepare(
+            "slake", tmp_path / "source", tmp_path / "b", allow_other_counts=True, train_records=10
+        )
 
 
 def test_split_groups_depends_on_groups_and_seed_alone():
@@ -336,7 +403,9 @@ def test_check_reports_what_is_wrong(tmp_path):
     rows[3]["image"] = "nowhere.jpg"
     rows[4]["image"] = "xmlab106/source.jpg"
     replicas.write_json(tmp_path / "bad.json", rows)
-    problems = "\n".join(check(tmp_path / "bad.json", root, against=tmp_path / "out/test.json")["problems"])
+    problems = "\n".join(
+        check(tmp_path / "bad.json", root, against=tmp_path / "out/test.json")["problems"]
+    )
     assert "names 2 records" in problems
     assert "source.jpg cannot be read" in problems
     assert "nowhere.jpg cannot be opened: No such file" in problems
@@ -345,18 +414,32 @@ def test_check_reports_what_is_wrong(tmp_path):
 
 def test_commands_print_terms_counts_and_hashes(tmp_path):
     source = replicas.slake(tmp_path / "source")
-    arguments = ["prepare", "slake", "--source", str(source), "--out", str(tmp_path / "out"), "--allow-other-counts"]
+    arguments = [
+        "prepare",
+        "slake",
+        "--source",
+        str(source),
+        "--out",
+        str(tmp_path / "out"),
+        "--allow-other-counts",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "licence: CC BY 4.0" in result.output
     assert "1061  differs" in result.output
     assert str(tmp_path / "out/train.json") in result.output
     listed = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)["sets"]
-    assert {row["name"] for row in listed} == {name for name, _ in REPLICAS.values()} | {"brain-atlas"}
-    checked = CliRunner().invoke(app, ["check", str(tmp_path / "out/test.json"), "--image-root", str(source / "imgs")])
+    assert {row["name"] for row in listed} == {name for name, _ in REPLICAS.values()} | {
+        "brain-atlas"
+    }
+    checked = CliRunner().invoke(
+        app, ["check", str(tmp_path / "out/test.json"), "--image-root", str(source / "imgs")]
+    )
     assert checked.exit_code == 0
     assert "no problems" in checked.output
-    wrong = CliRunner().invoke(app, ["check", str(tmp_path / "out/test.json"), "--image-root", str(tmp_path)])
+    wrong = CliRunner().invoke(
+        app, ["check", str(tmp_path / "out/test.json"), "--image-root", str(tmp_path)]
+    )
     assert isinstance(wrong.exception, UserError)
     unknown = CliRunner().invoke(app, ["prepare", "slak", "--source", "x", "--out", "y"])
     assert "did you mean slake?" in str(unknown.exception)

@@ -59,20 +59,30 @@ def test_two_steps_then_an_answer(name: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command("student", "train", str(tmp_path / "recipe.yaml"))
 
-    history = [row for row in json.loads((run / "trainer_state.json").read_text())["log_history"] if "loss_lm" in row]
+    history = [
+        row
+        for row in json.loads((run / "trainer_state.json").read_text())["log_history"]
+        if "loss_lm" in row
+    ]
     assert [row["step"] for row in history] == [1, 2]
     assert all(row["loss_vis"] > 0 and row["loss_att"] > 0 for row in history)
     lora = load_file(run / "adapter_model.safetensors")
-    assert len(lora) == 2 * 7 * 4  # A and B of seven linear layers in each of four blocks: none is lost
+    assert (
+        len(lora) == 2 * 7 * 4
+    )  # A and B of seven linear layers in each of four blocks: none is lost
     assert all(tensor.abs().sum() > 0 for tensor in lora.values())
     (rotation,) = load_file(run / "rotation.safetensors").values()
     assert rotation.shape == (32, 32)
     assert rotation.abs().sum() > 0
 
     question = ("--image", str(tmp_path / "images" / images[0]), "--question", "What is shown?")
-    printed = command("generate", "--run", str(run), *question, "--decode", "greedy", "--max-new-tokens", "6")
+    printed = command(
+        "generate", "--run", str(run), *question, "--decode", "greedy", "--max-new-tokens", "6"
+    )
     model, processor = student_train.load(run)
     inputs = processor.encode("What is shown?", [tmp_path / "images" / images[0]])
     with torch.no_grad():
-        tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)[
+            0, inputs["input_ids"].shape[1] :
+        ]
     assert printed.strip() == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()

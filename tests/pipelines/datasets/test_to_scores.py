@@ -13,9 +13,27 @@ from tests.fixtures.runs import write_run
 pytestmark = pytest.mark.integration
 
 SCORES = {
-    "slake": {"open_recall", "open_recall_strict", "closed_accuracy", "closed_accuracy_strict", "closed_yes_no"},
-    "vqa-rad": {"open_recall", "open_recall_strict", "closed_accuracy", "closed_accuracy_strict", "closed_yes_no"},
-    "path-vqa": {"open_recall", "open_recall_strict", "closed_accuracy", "closed_accuracy_strict", "closed_yes_no"},
+    "slake": {
+        "open_recall",
+        "open_recall_strict",
+        "closed_accuracy",
+        "closed_accuracy_strict",
+        "closed_yes_no",
+    },
+    "vqa-rad": {
+        "open_recall",
+        "open_recall_strict",
+        "closed_accuracy",
+        "closed_accuracy_strict",
+        "closed_yes_no",
+    },
+    "path-vqa": {
+        "open_recall",
+        "open_recall_strict",
+        "closed_accuracy",
+        "closed_accuracy_strict",
+        "closed_yes_no",
+    },
     "iu-xray-vqa": {"closed_accuracy", "closed_accuracy_strict", "closed_yes_no"},
     "omnimedvqa": {"choice_accuracy", "choice_accuracy_strict"},
     "iu-xray-report": {"bleu", "rouge_l"},
@@ -39,13 +57,35 @@ def test_from_release_to_scores(layout, run, tmp_path):
     name, build = REPLICAS[layout]
     source, out, results = build(tmp_path / "source"), tmp_path / "out", tmp_path / "evaluation"
     about = json.loads(
-        command("data", "prepare", name, "--source", source, "--out", out, "--allow-other-counts", "--json")
+        command(
+            "data",
+            "prepare",
+            name,
+            "--source",
+            source,
+            "--out",
+            out,
+            "--allow-other-counts",
+            "--json",
+        )
     )
     test, root = out / "test.json", about["image_root"]
-    assert "no problems" in command("data", "check", test, "--image-root", root, "--against", out / "train.json")
+    assert "no problems" in command(
+        "data", "check", test, "--image-root", root, "--against", out / "train.json"
+    )
     result = json.loads(
         command(
-            *("evaluate", "--run", run / "lora", "--data", test, "--image-root", root, "--out", results),
+            *(
+                "evaluate",
+                "--run",
+                run / "lora",
+                "--data",
+                test,
+                "--image-root",
+                root,
+                "--out",
+                results,
+            ),
             *("--decode", "greedy", "--max-new-tokens", "4", "--json"),
         )
     )
@@ -62,9 +102,16 @@ def test_from_release_to_scores(layout, run, tmp_path):
     assert result["data"]["sha256"] == split["sha256"]
     assert result["data"]["set"] == name
     if about["task"] == "report":
-        shown = json.loads(command("report", "metrics", results, "--metrics", "bleu,rouge,radgraph", "--json"))
+        shown = json.loads(
+            command("report", "metrics", results, "--metrics", "bleu,rouge,radgraph", "--json")
+        )
         (found,) = shown["rows"].values()
         assert found["scores"]["bleu"]["value"] == pytest.approx(row["scores"]["bleu"]["value"])
         assert set(found["not_computed"]) == {"radgraph"}
-    command("report", "tables", "--out", tmp_path / "tables", "--results", f"llava-med/{name}={results}")
-    assert f"n={split['records']}" in Path(tmp_path / "tables/tables.md").read_text() or about["task"] == "vqa"
+    command(
+        "report", "tables", "--out", tmp_path / "tables", "--results", f"llava-med/{name}={results}"
+    )
+    assert (
+        f"n={split['records']}" in Path(tmp_path / "tables/tables.md").read_text()
+        or about["task"] == "vqa"
+    )

@@ -44,17 +44,26 @@ def test_the_seed_decides_what_is_drawn(model: Any, name: str) -> None:
 @pytest.mark.parametrize("images", [0, 2])
 def test_no_image_and_two_images_both_work(model: Any, name: str, images: int) -> None:
     method = decoding(name)
-    decoded = method.decode(model, prompts(model, ("a", "b"), images=images), LIMITS, method.settings, 0)
+    decoded = method.decode(
+        model, prompts(model, ("a", "b"), images=images), LIMITS, method.settings, 0
+    )
     assert all(len(one) <= LIMITS.max_new_tokens for one in decoded)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_is_left_as_it_was(model: Any, name: str) -> None:
-    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    hooks = [
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    ]
     configs = [layer.self_attn.config for layer in model.get_decoder().layers]
     own = model.generation_config
     method = decoding(name)
     method.decode(model, prompts(model), LIMITS, method.settings, 0)
-    assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()] == hooks
-    assert all(layer.self_attn.config is one for layer, one in zip(model.get_decoder().layers, configs, strict=True))
+    assert [
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    ] == hooks
+    assert all(
+        layer.self_attn.config is one
+        for layer, one in zip(model.get_decoder().layers, configs, strict=True)
+    )
     assert model.generation_config is own

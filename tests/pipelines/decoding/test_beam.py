@@ -26,7 +26,9 @@ def model(request: pytest.FixtureRequest) -> Any:
     return model
 
 
-def plain_beam_search(model: Any, batch: Prompts, ends: tuple[int, ...], length_penalty: float) -> list[list[int]]:
+def plain_beam_search(
+    model: Any, batch: Prompts, ends: tuple[int, ...], length_penalty: float
+) -> list[list[int]]:
     """Answers of `generate` alone, in one call from the prompt's first token on; the image token is suppressed."""
     config = GenerationConfig(
         max_new_tokens=LONGEST,
@@ -40,7 +42,10 @@ def plain_beam_search(model: Any, batch: Prompts, ends: tuple[int, ...], length_
     with torch.no_grad():
         output = model.generate(**batch.model_inputs(), generation_config=config)
     new = output[:, batch.ids.shape[1] :].tolist()
-    return [row[: next((place for place, token in enumerate(row) if token in ends), len(row))] for row in new]
+    return [
+        row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
+        for row in new
+    ]
 
 
 @pytest.mark.parametrize("length_penalty", [1.0, 0.0, -0.5, 2.0])
@@ -53,7 +58,9 @@ def test_ending_early_changes_no_answer(model: Any, length_penalty: float) -> No
         with counted(model) as plainly:
             expected = plain_beam_search(model, batch, ends, length_penalty)
         with counted(model) as early:
-            found = method.decode(model, prefilled(model, batch), Limits(LONGEST, ends), method.settings, 0)
+            found = method.decode(
+                model, prefilled(model, batch), Limits(LONGEST, ends), method.settings, 0
+            )
         assert found == expected
         saved += plainly["calls"] - (early["calls"] - 1)  # prefilling here takes a call of its own
     assert saved >= 0
@@ -81,4 +88,7 @@ def test_no_continuation_scores_above_what_is_attainable(length_penalty: float) 
         logs = -torch.rand(9, generator=generator).cumsum(0) * torch.rand(1, generator=generator)
         for start in range(9):
             bound = attainable(float(logs[start]), start + 1, 9, length_penalty)
-            assert all(float(logs[end]) / (end + 1) ** length_penalty <= bound + 1e-6 for end in range(start, 9))
+            assert all(
+                float(logs[end]) / (end + 1) ** length_penalty <= bound + 1e-6
+                for end in range(start, 9)
+            )

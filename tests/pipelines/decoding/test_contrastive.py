@@ -70,7 +70,9 @@ def views(model: Any, batch: Any) -> dict[str, Any]:
 
     with watching(model, range(4), read), torch.no_grad():
         model(**batch.model_inputs())
-    blind = avisc.blind_tokens(torch.stack([weights[i] for i in range(4)]), batch.image_mask, avisc.Settings())
+    blind = avisc.blind_tokens(
+        torch.stack([weights[i] for i in range(4)]), batch.image_mask, avisc.Settings()
+    )
     return {
         "vcd": vcd.noisy_view(model, batch, 500, 0),
         "damro": damro.outlier_view(model, batch, 5, "drop"),
@@ -106,14 +108,20 @@ def test_contrast_pass_with_cache_equals_full_forwards(model: Any) -> None:
                 ids = torch.cat([one.ids[0], new[row, :step]])
                 inputs = one.model_inputs()
                 extra = {"mm_encoder_outputs": inputs["mm_encoder_outputs"]} if one.features else {}
-                assert torch.allclose(logits[row], last_logits(model, ids, **extra), atol=2e-3), (name, step)
+                assert torch.allclose(logits[row], last_logits(model, ids, **extra), atol=2e-3), (
+                    name,
+                    step,
+                )
 
 
 def test_rotation_touches_the_text_only_view_nowhere() -> None:
     """W acts on image positions alone: without images the rotated student is the plain one."""
     plain, rotated = lively_student(), lively_student(rotated=True)
     batch = prompts(plain)
-    text = [ContrastPass(one, batch.without_images()).logits(batch.ids[:, :0]) for one in (plain, rotated)]
+    text = [
+        ContrastPass(one, batch.without_images()).logits(batch.ids[:, :0])
+        for one in (plain, rotated)
+    ]
     assert torch.equal(text[0], text[1])
     full = [ContrastPass(one, batch).logits(batch.ids[:, :0]) for one in (plain, rotated)]
     assert not torch.allclose(full[0], full[1], atol=1e-2)
@@ -124,7 +132,9 @@ def test_rotation_touches_the_text_only_view_nowhere() -> None:
 Step = Callable[[Tensor, int], Tensor]  # (new tokens, step) -> scores
 
 
-def by_hand(model: Any, scores: Step, seed: int | None, item: str, temperature: float = 1.0) -> list[int]:
+def by_hand(
+    model: Any, scores: Step, seed: int | None, item: str, temperature: float = 1.0
+) -> list[int]:
     generator = None if seed is None else item_generator(seed, item)
     new: list[int] = []
     for step in range(LIMITS.max_new_tokens):
@@ -149,7 +159,12 @@ def plausible_by_hand(combined: Tensor, main: Tensor, beta: float) -> Tensor:
 @pytest.mark.parametrize("sample", [False, True])
 def test_vcd_by_hand(model: Any, sample: bool) -> None:
     batch = prompts(model)
-    answers = run(decoding("vcd", overrides={"sample": sample, "alpha": 1.5, "beta": 0.2}), model, batch, seed=7)
+    answers = run(
+        decoding("vcd", overrides={"sample": sample, "alpha": 1.5, "beta": 0.2}),
+        model,
+        batch,
+        seed=7,
+    )
     betas = 1 / (1 + np.exp(-np.linspace(-6, 6, 1000))) * (0.5e-2 - 1e-5) + 1e-5
     kept = float(np.prod(1 - betas[:501]))
     for row, item in enumerate("ab"):
@@ -157,7 +172,9 @@ def test_vcd_by_hand(model: Any, sample: bool) -> None:
         noise = torch.randn(pixels.shape[1:], generator=item_generator(7, f"{item}\x00noise"))
         noisy = math.sqrt(kept) * pixels + math.sqrt(1 - kept) * noise
 
-        def scores(new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, noisy: Any = noisy) -> Tensor:
+        def scores(
+            new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, noisy: Any = noisy
+        ) -> Tensor:
             main = last_logits(model, torch.cat([ids, new]), pixels)
             other = last_logits(model, torch.cat([ids, new]), noisy)
             return plausible_by_hand(2.5 * main - 1.5 * other, main, 0.2)
@@ -168,13 +185,17 @@ def test_vcd_by_hand(model: Any, sample: bool) -> None:
 @pytest.mark.parametrize("confidence", [None, 0.5])
 def test_m3id_by_hand(model: Any, confidence: float | None) -> None:
     batch = prompts(model)
-    method = decoding("m3id", overrides={"decay": 0.3, "temperature": 0.7, "confidence": confidence})
+    method = decoding(
+        "m3id", overrides={"decay": 0.3, "temperature": 0.7, "confidence": confidence}
+    )
     answers = run(method, model, batch, seed=1)
     for row, item in enumerate("ab"):
         ids, pixels = unpadded(batch, row)
         text = ids[ids != model.config.image_token_id]
 
-        def scores(new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, text: Tensor = text) -> Tensor:
+        def scores(
+            new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, text: Tensor = text
+        ) -> Tensor:
             main = torch.log_softmax(last_logits(model, torch.cat([ids, new]), pixels), 0)
             bare = torch.log_softmax(last_logits(model, torch.cat([text, new])), 0)
             gamma = math.exp(-0.3 * (step + 1))
@@ -190,7 +211,9 @@ def eager_attentions(model: Any, ids: Tensor, pixels: Tensor) -> list[Tensor]:
     model.set_attn_implementation("eager")
     try:
         with torch.no_grad():
-            return list(model(input_ids=ids[None], pixel_values=pixels, output_attentions=True).attentions)
+            return list(
+                model(input_ids=ids[None], pixel_values=pixels, output_attentions=True).attentions
+            )
     finally:
         model.set_attn_implementation("sdpa")
 
@@ -198,7 +221,9 @@ def eager_attentions(model: Any, ids: Tensor, pixels: Tensor) -> list[Tensor]:
 def test_avisc_by_hand() -> None:
     model = lively_student()
     batch = prompts(model)
-    answers = run(decoding("avisc", overrides={"sample": False, "lam": 0.3, "gamma": 0.6}), model, batch)
+    answers = run(
+        decoding("avisc", overrides={"sample": False, "lam": 0.3, "gamma": 0.6}), model, batch
+    )
     for row in range(2):
         ids, pixels = unpadded(batch, row)
         image = ids == model.config.image_token_id
@@ -219,7 +244,11 @@ def test_avisc_by_hand() -> None:
         embeddings[image] = features
 
         def scores(
-            new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, view: Tensor = embeddings
+            new: Tensor,
+            step: int,
+            ids: Tensor = ids,
+            pixels: Any = pixels,
+            view: Tensor = embeddings,
         ) -> Tensor:
             main = last_logits(model, torch.cat([ids, new]), pixels)
             given = torch.cat([view, model.get_input_embeddings()(new)])
@@ -239,7 +268,9 @@ def test_damro_by_hand(others: str) -> None:
     for row, item in enumerate("ab"):
         ids, pixels = unpadded(batch, row)
         with torch.no_grad():
-            states = tower(pixels, output_hidden_states=True).hidden_states[-3]  # enters the block the student reads
+            states = tower(pixels, output_hidden_states=True).hidden_states[
+                -3
+            ]  # enters the block the student reads
             attention = tower.encoder.layers[-2].self_attn
             normed = tower.encoder.layers[-2].layer_norm1(states)
             query, key = attention.q_proj(normed)[0], attention.k_proj(normed)[0]
@@ -256,7 +287,11 @@ def test_damro_by_hand(others: str) -> None:
             embeddings = embeddings[stay]
 
         def scores(
-            new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, view: Tensor = embeddings
+            new: Tensor,
+            step: int,
+            ids: Tensor = ids,
+            pixels: Any = pixels,
+            view: Tensor = embeddings,
         ) -> Tensor:
             main = last_logits(model, torch.cat([ids, new]), pixels)
             given = torch.cat([view, model.get_input_embeddings()(new)])
@@ -274,14 +309,28 @@ def test_pai_by_hand(model: Any, boost_first: bool) -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 
     batch = prompts(model)
-    overrides = {"alpha": 0.6, "gamma": 1.7, "start_layer": 1, "end_layer": 3, "boost_first": boost_first}
+    overrides = {
+        "alpha": 0.6,
+        "gamma": 1.7,
+        "start_layer": 1,
+        "end_layer": 3,
+        "boost_first": boost_first,
+    }
     answers = run(decoding("pai", overrides=overrides), model, batch)
     state: dict[str, Any] = {}
 
     def boosted(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **unused: Any
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        scaling: float,
+        **unused: Any,
     ) -> Any:
-        key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (key, value))
+        key, value = (
+            one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (key, value)
+        )
         logits = query @ key.transpose(2, 3) * scaling
         if state["first"] is not None and 1 <= module.layer_idx < 3:
             part = logits[:, :, state["first"] :, state["image"]]
@@ -314,7 +363,12 @@ def test_pai_by_hand(model: Any, boost_first: bool) -> None:
         start = len(ids) - 1 if boost_first else len(ids)
 
         def scores(
-            new: Tensor, step: int, ids: Tensor = ids, pixels: Any = pixels, text: Tensor = text, start: int = start
+            new: Tensor,
+            step: int,
+            ids: Tensor = ids,
+            pixels: Any = pixels,
+            text: Tensor = text,
+            start: int = start,
         ) -> Tensor:
             main = torch.log_softmax(hooked(torch.cat([ids, new]), pixels, start), 0)
             bare = torch.log_softmax(hooked(torch.cat([text, new]), None, None), 0)

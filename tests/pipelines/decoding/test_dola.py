@@ -42,7 +42,10 @@ def test_dola_by_hand(model: Any, norm: bool, penalty: float) -> None:
             sequence = torch.cat([ids, torch.tensor(new, dtype=torch.long)])
             with torch.no_grad():
                 output = model(
-                    input_ids=sequence[None], pixel_values=pixels, output_hidden_states=True, use_cache=False
+                    input_ids=sequence[None],
+                    pixel_values=pixels,
+                    output_hidden_states=True,
+                    use_cache=False,
                 )
             last = torch.log_softmax(output.logits[0, -1].double(), 0)
             early, divergence = {}, {}
@@ -51,14 +54,21 @@ def test_dola_by_hand(model: Any, norm: bool, penalty: float) -> None:
                 state = model.get_decoder().norm(state) if norm else state
                 early[layer] = torch.log_softmax(model.lm_head(state).detach().double(), 0)
                 mean = (last.exp() + early[layer].exp()) / 2
-                sides = [torch.nn.functional.kl_div(one, mean, reduction="none").mean() for one in (last, early[layer])]
+                sides = [
+                    torch.nn.functional.kl_div(one, mean, reduction="none").mean()
+                    for one in (last, early[layer])
+                ]
                 divergence[layer] = float(sides[0] + sides[1]) / 2
             premature = max(layers, key=lambda layer: divergence[layer])
             chosen_layers.add(premature)
             scores = last - early[premature]
             scores[last < last.max() + math.log(0.3)] = -math.inf
-            for token in set(sequence.tolist()):  # as in CTRL: towards minus infinity whatever the sign
-                scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
+            for token in set(
+                sequence.tolist()
+            ):  # as in CTRL: towards minus infinity whatever the sign
+                scores[token] = (
+                    scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
+                )
             scores[model.config.image_token_id] = -math.inf
             token = int(scores.argmax())
             if token in LIMITS.end_ids:
@@ -82,7 +92,9 @@ def test_rows_choose_their_own_layer() -> None:
     logits = 3 * torch.randn(4, 50, generator=generator)
     early = 3 * torch.randn(4, 3, 50, generator=generator)
     together = contrasted_layers(logits, early, 0.1)
-    alone = torch.cat([contrasted_layers(logits[i : i + 1], early[i : i + 1], 0.1) for i in range(4)])
+    alone = torch.cat(
+        [contrasted_layers(logits[i : i + 1], early[i : i + 1], 0.1) for i in range(4)]
+    )
     assert torch.allclose(together, alone, atol=1e-6)
 
 

@@ -24,7 +24,8 @@ def test_presets_name_real_settings_and_types(preset: str, name: str) -> None:
 
 def test_the_authors_values() -> None:
     llava, huatuo = (
-        {one.name: one.settings for one in decodings(["all"], f"authors-{m}")} for m in ("llava-med", "huatuo")
+        {one.name: one.settings for one in decodings(["all"], f"authors-{m}")}
+        for m in ("llava-med", "huatuo")
     )
     assert (llava["opera"].scale, llava["opera"].threshold) == (25.0, 25)
     assert (huatuo["opera"].scale, huatuo["opera"].threshold) == (50.0, 15)
@@ -44,7 +45,8 @@ def test_equal_draws_only_where_there_is_no_choice() -> None:
 
 def test_overrides_are_yaml_values() -> None:
     dola, vcd = decodings(
-        ["dola", "vcd"], overrides=["dola.candidate_layers=[1, 3]", "vcd.alpha=0.5", "vcd.sample=false"]
+        ["dola", "vcd"],
+        overrides=["dola.candidate_layers=[1, 3]", "vcd.alpha=0.5", "vcd.sample=false"],
     )
     assert dola.settings.candidate_layers == (1, 3)
     assert (vcd.settings.alpha, vcd.settings.sample) == (0.5, False)
@@ -60,6 +62,8 @@ def test_overrides_are_yaml_values() -> None:
         (["vcd"], "published", ["opera.scale=1"], "not among the methods"),
     ],
 )
-def test_errors_name_the_nearest(names: list[str], preset: str, overrides: list[str], message: str) -> None:
+def test_errors_name_the_nearest(
+    names: list[str], preset: str, overrides: list[str], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         decodings(names, preset, overrides)

@@ -30,7 +30,12 @@ def test_without_a_penalty_it_is_beam_search(model: Any, length_penalty: float) 
     for ends in ((3,), (3, 40, 80)):  # several end tokens: more answers end early
         limits = Limits(10, ends)
         plain = decoding("beam", overrides={"num_beams": 4, "length_penalty": length_penalty})
-        overrides = {"penalty": 0.0, "candidates": vocabulary, "num_beams": 4, "length_penalty": length_penalty}
+        overrides = {
+            "penalty": 0.0,
+            "candidates": vocabulary,
+            "num_beams": 4,
+            "length_penalty": length_penalty,
+        }
         method = decoding("opera", overrides=overrides | {"threshold": 99})
         assert method.decode(model, batch, limits, method.settings, 0) == plain.decode(
             model, batch, limits, plain.settings, 0
@@ -42,28 +47,45 @@ def plain_forward(model: Any, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tens
     decoder, last = model.get_decoder(), model.get_decoder().layers[-1].self_attn
     with torch.no_grad():
         states: dict[str, Any] = {}
-        handle = last.register_forward_pre_hook(lambda module, args, kwargs: states.update(kwargs), with_kwargs=True)
-        logits = model(input_ids=ids[None], pixel_values=pixels, use_cache=False).logits[0, -1].float()
+        handle = last.register_forward_pre_hook(
+            lambda module, args, kwargs: states.update(kwargs), with_kwargs=True
+        )
+        logits = (
+            model(input_ids=ids[None], pixel_values=pixels, use_cache=False).logits[0, -1].float()
+        )
         handle.remove()
         from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
         hidden = states["hidden_states"]
         shape = (1, hidden.shape[1], -1, last.head_dim)
-        query, key = (proj(hidden).view(shape).transpose(1, 2) for proj in (last.q_proj, last.k_proj))
+        query, key = (
+            proj(hidden).view(shape).transpose(1, 2) for proj in (last.q_proj, last.k_proj)
+        )
         query, key = apply_rotary_pos_emb(query, key, *states["position_embeddings"])
-        key = key.repeat_interleave(decoder.config.num_attention_heads // decoder.config.num_key_value_heads, 1)
+        key = key.repeat_interleave(
+            decoder.config.num_attention_heads // decoder.config.num_key_value_heads, 1
+        )
         scores = query @ key.transpose(2, 3) * last.scaling
-        scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -torch.inf)
+        scores = scores.masked_fill(
+            torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -torch.inf
+        )
         largest = torch.softmax(scores, -1)[0].amax(0)
     return logits, largest / largest.sum(1, keepdim=True)
 
 
 def search_by_hand(
-    model: Any, ids: Tensor, pixels: Tensor, limits: Limits, settings: opera.Settings, log: list[int]
+    model: Any,
+    ids: Tensor,
+    pixels: Tensor,
+    limits: Limits,
+    settings: opera.Settings,
+    log: list[int],
 ) -> list[int]:
     image = ids == model.config.image_token_id
     length = len(ids)
-    beams: list[tuple[list[int], float, list[int]]] = [([], 0.0, [])]  # tokens, score, history of named columns
+    beams: list[tuple[list[int], float, list[int]]] = [
+        ([], 0.0, [])
+    ]  # tokens, score, history of named columns
     finished: list[tuple[float, list[int]]] = []
     saved: dict[int, Any] = {}
     chosen: dict[int, list[tuple[int, int]]] = {}
@@ -75,7 +97,9 @@ def search_by_hand(
         options = []  # (score, beam, token)
         histories = []
         for number, (tokens, score, history) in enumerate(beams):
-            logits, _ = plain_forward(model, torch.cat([ids, torch.tensor(tokens, dtype=torch.long)]), pixels)
+            logits, _ = plain_forward(
+                model, torch.cat([ids, torch.tensor(tokens, dtype=torch.long)]), pixels
+            )
             logits[model.config.image_token_id] = -torch.inf
             for beam, token in excluded.get(step, ()):
                 if beam == number:
@@ -83,7 +107,9 @@ def search_by_hand(
             values, candidates = logits.topk(settings.candidates)
             penalised, named = [], []
             for value, token in zip(values.tolist(), candidates.tolist(), strict=True):
-                _, rows = plain_forward(model, torch.cat([ids, torch.tensor([*tokens, token])]), pixels)
+                _, rows = plain_forward(
+                    model, torch.cat([ids, torch.tensor([*tokens, token])]), pixels
+                )
                 window = settings.scale * rows[length:, length:].double()
                 columns = [1e-7 * float(window[j:, j].prod()) for j in range(len(window))]
                 named.append(columns.index(max(columns)))
@@ -92,11 +118,16 @@ def search_by_hand(
                     phi = -float(rows[-1, :length][image].sum())
                 penalised.append(value - settings.penalty * phi)
             logs = torch.log_softmax(torch.tensor(penalised), 0).tolist()
-            options += [(score + log_p, number, token) for log_p, token in zip(logs, candidates.tolist(), strict=True)]
+            options += [
+                (score + log_p, number, token)
+                for log_p, token in zip(logs, candidates.tolist(), strict=True)
+            ]
             histories.append([*history, int(torch.tensor(named).mode().values)])
         everything = torch.tensor([history[-settings.history :] for history in histories])
         common = int(everything.flatten().mode().values)
-        if common >= settings.short_window and bool(((everything == common).sum(1) > settings.threshold).all()):
+        if common >= settings.short_window and bool(
+            ((everything == common).sum(1) > settings.threshold).all()
+        ):
             for target in (common + 1, common):
                 if target < step and returns[target] < settings.candidates:
                     break
@@ -132,9 +163,18 @@ def search_by_hand(
 
 CASES = {
     "as published, longer than the short window": (opera.Settings(num_beams=3, candidates=3), 13),
-    "strong penalty": (opera.Settings(num_beams=3, candidates=4, short_window=3, scale=200.0, penalty=5.0), 9),
-    "going back": (opera.Settings(num_beams=2, candidates=2, short_window=1, threshold=1, scale=30.0), 10),
-    "going back again and again": (opera.Settings(num_beams=2, candidates=3, short_window=0, threshold=1), 8),
+    "strong penalty": (
+        opera.Settings(num_beams=3, candidates=4, short_window=3, scale=200.0, penalty=5.0),
+        9,
+    ),
+    "going back": (
+        opera.Settings(num_beams=2, candidates=2, short_window=1, threshold=1, scale=30.0),
+        10,
+    ),
+    "going back again and again": (
+        opera.Settings(num_beams=2, candidates=3, short_window=0, threshold=1),
+        8,
+    ),
 }
 
 

@@ -102,15 +102,23 @@ def test_affordable_steps_fit_the_budget_or_are_the_least(spent: float, sample: 
 @pytest.mark.unit
 def test_the_arms_differ_in_the_three_terms_alone(tmp_path: Path) -> None:
     lora, medalign, _ = pipeline.arms_and_scores(tmp_path, SHORT, "bf16", 10)
-    recipes = [load_recipe(pipeline.RECIPE, stage.command[3:]).model_dump() for stage in (lora, medalign)]
+    recipes = [
+        load_recipe(pipeline.RECIPE, stage.command[3:]).model_dump() for stage in (lora, medalign)
+    ]
     different = {key for key in recipes[0] if recipes[0][key] != recipes[1][key]}
     assert different == {"output", "losses", "rotation", "targets"}
     # What `medalign evaluate --run` asks where no --data is given.
-    assert {recipe["evaluation"]["data"] for recipe in recipes} == {str(tmp_path / "atlas" / "test.json")}
+    assert {recipe["evaluation"]["data"] for recipe in recipes} == {
+        str(tmp_path / "atlas" / "test.json")
+    }
     assert recipes[0]["losses"]["alpha"] == recipes[0]["losses"]["beta"] == 0
     assert recipes[1]["losses"]["alpha"] > 0
     assert recipes[1]["losses"]["beta"] > 0
-    assert {key for key in recipes[0]["losses"] if recipes[0]["losses"][key] != recipes[1]["losses"][key]} == {
+    assert {
+        key
+        for key in recipes[0]["losses"]
+        if recipes[0]["losses"][key] != recipes[1]["losses"][key]
+    } == {
         "alpha",
         "beta",
     }
@@ -118,7 +126,9 @@ def test_the_arms_differ_in_the_three_terms_alone(tmp_path: Path) -> None:
 
 @pytest.mark.unit
 def test_every_printed_command_names_a_program_of_the_project(tmp_path: Path) -> None:
-    stages = pipeline.preparation(tmp_path, SHORT, "fp32") + pipeline.arms_and_scores(tmp_path, SHORT, "fp32", 10)
+    stages = pipeline.preparation(tmp_path, SHORT, "fp32") + pipeline.arms_and_scores(
+        tmp_path, SHORT, "fp32", 10
+    )
     assert {stage.command[0] for stage in stages} == {"cache", "student", "medalign"}
 
 
@@ -138,7 +148,9 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
         assert (folder / name).exists(), name
     scores = json.loads((folder / "scores.json").read_text())
     assert [row["adapter"] for row in scores["rows"]] == ["LoRA", "MEDALIGN"]
-    assert all(len(score["interval"]) == 2 for row in scores["rows"] for score in row["scores"].values())
+    assert all(
+        len(score["interval"]) == 2 for row in scores["rows"] for score in row["scores"].values()
+    )
     assert scores["comparisons"]
     [again] = [stage for stage in scores["demo"]["stages"] if stage["name"] == "cache again"]
     assert again["output"]["encoded"] == 0

@@ -27,7 +27,9 @@ def vision_tower(layers: int) -> Any:
         use_mask_token=False,
     )
     model = Dinov2Model(config).eval()
-    state = {student._vision_name(k): torch.from_numpy(v) for k, v in student._tower(layers).items()}
+    state = {
+        student._vision_name(k): torch.from_numpy(v) for k, v in student._tower(layers).items()
+    }
     model.load_state_dict(state, strict=True)
     return model
 
@@ -41,28 +43,38 @@ def test_vision_features_equal_those_of_onnx_runtime(layers: int, tmp_path: Path
 
     model = onnx.load(str(vit_s_focus.encoder_file()))
     norm = (
-        "backbone.layernorm.weight" if layers == vit_s_focus.LAYERS else f"backbone.encoder.layer.{layers}.norm1.weight"
+        "backbone.layernorm.weight"
+        if layers == vit_s_focus.LAYERS
+        else f"backbone.encoder.layer.{layers}.norm1.weight"
     )
     # The export spells a norm out: ((x - mean) / deviation) * weight + bias.
     producer = {node.output[0]: node for node in model.graph.node}
     [scaled] = [node for node in model.graph.node if norm in node.input]
     divided = producer[next(name for name in scaled.input if name != norm)]
     inner = producer[divided.input[0]].input[0]
-    model.graph.output.append(onnx.helper.make_tensor_value_info(inner, onnx.TensorProto.FLOAT, None))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info(inner, onnx.TensorProto.FLOAT, None)
+    )
     onnx.save(model, str(tmp_path / "opened.onnx"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(tmp_path / "opened.onnx", options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "opened.onnx", options, providers=["CPUExecutionProvider"]
+    )
     pixels = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     [expected] = session.run([inner], {"input_image": pixels})
     with torch.no_grad():
-        found = vision_tower(layers)(torch.from_numpy(pixels), output_hidden_states=True).hidden_states[layers]
+        found = vision_tower(layers)(
+            torch.from_numpy(pixels), output_hidden_states=True
+        ).hidden_states[layers]
     assert np.abs(found.numpy() - expected).max() < 1e-3 * np.abs(expected).max()
     assert np.abs(found.numpy() - expected).mean() < 1e-5
 
 
 @pytest.mark.unit
-def test_a_missing_package_and_another_file_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_and_another_file_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=r"no-such-package.*requirements-weights"):
         packaged_file("no_such_package", "weights.onnx", "0" * 64)
     (tmp_path / "fake_weights").mkdir()
@@ -83,13 +95,22 @@ def test_another_onnx_file_is_refused(tmp_path: Path) -> None:
 def test_ridge_is_the_penalised_least_squares_solution() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 7, generator=generator) + 3
-    targets = features @ torch.randn(7, 4, generator=generator) + 5 + 0.1 * torch.randn(200, 4, generator=generator)
+    targets = (
+        features @ torch.randn(7, 4, generator=generator)
+        + 5
+        + 0.1 * torch.randn(200, 4, generator=generator)
+    )
     weight, bias = student.ridge(features, targets)
     # The same problem as ordinary least squares over centred data with sqrt(penalty) rows added.
-    x, y = features.double() - features.double().mean(0), targets.double() - targets.double().mean(0)
+    x, y = (
+        features.double() - features.double().mean(0),
+        targets.double() - targets.double().mean(0),
+    )
     penalty = student.RIDGE * float((x**2).sum(0).mean())
     stacked = torch.cat([x, penalty**0.5 * torch.eye(7, dtype=torch.float64)])
-    expected = torch.linalg.lstsq(stacked, torch.cat([y, torch.zeros(7, 4, dtype=torch.float64)])).solution
+    expected = torch.linalg.lstsq(
+        stacked, torch.cat([y, torch.zeros(7, 4, dtype=torch.float64)])
+    ).solution
     assert torch.allclose(weight.double(), expected.T, atol=1e-5)
     assert torch.allclose(features.mean(0) @ weight.T + bias, targets.mean(0), atol=1e-4)
     assert student.explained_variance(features @ weight.T + bias, targets) > 0.99
@@ -101,7 +122,9 @@ def test_patch_shares_tell_what_fills_a_patch(tmp_path: Path) -> None:
     grid, patch = student.GRID, vit_s_focus.PATCH
     mask = np.zeros((grid * patch, grid * patch // 2), dtype=np.uint8)
     mask[: grid * patch // 2] = 5
-    mask[grid * patch // 2 :, : grid * patch // 4 + patch // 2] = 9  # half a patch more than a quarter of the square
+    mask[grid * patch // 2 :, : grid * patch // 4 + patch // 2] = (
+        9  # half a patch more than a quarter of the square
+    )
     Image.fromarray(mask).save(tmp_path / "mask.png")
     found = student.patch_shares(tmp_path / "mask.png", [5, 7, 9]).reshape(grid, grid, 3)
     half, quarter = grid // 2, grid // 4
@@ -117,7 +140,9 @@ def test_a_word_that_names_share_counts_less() -> None:
     """Two names of two words, one of them common: its weight is a half of the other's."""
 
     def tokenizer(name: str, add_special_tokens: bool) -> Any:
-        return SimpleNamespace(input_ids=[{"angular": 0, "lingual": 1, "gyrus": 2}[word] for word in name.split()])
+        return SimpleNamespace(
+            input_ids=[{"angular": 0, "lingual": 1, "gyrus": 2}[word] for word in name.split()]
+        )
 
     embed = torch.eye(3)
     found = student.name_embeddings(["angular gyrus", "lingual gyrus"], tokenizer, embed)
@@ -146,7 +171,9 @@ def test_the_language_model_equals_the_gguf_file(language: tuple[Any, Any]) -> N
     model, tokenizer = language
     package, file, digest = student.LANGUAGE_MODEL
     path = packaged_file(package, file, digest)
-    original = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    original = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
     whole = student.assemble(model, tokenizer)
     ids = tokenizer("The hippocampus lies in the", return_tensors="pt").input_ids
     with torch.no_grad():
@@ -171,9 +198,14 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
     fit = student.build_student(tmp_path / "atlas", tmp_path / "student")
     assert 0.4 < fit.explained_test < fit.explained_train < 1
     base = load_base(str(tmp_path / "student"))
-    assert (base.grid.rows, base.grid.columns, base.template.name) == (student.GRID, student.GRID, "chatml")
+    assert (base.grid.rows, base.grid.columns, base.template.name) == (
+        student.GRID,
+        student.GRID,
+        "chatml",
+    )
     names = {
-        int(number): name for number, name in json.loads((tmp_path / "atlas" / "structures.json").read_text()).items()
+        int(number): name
+        for number, name in json.loads((tmp_path / "atlas" / "structures.json").read_text()).items()
     }
     embed = base.model.get_input_embeddings().weight.detach()
     vectors = student.name_embeddings(list(names.values()), base.tokenizer, embed)
@@ -181,7 +213,9 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
 
     read = image_reader(base.image_processor, base.image_size)
     matches, visible = [], []
-    for name in sorted({record["slice"] for record in json.loads((tmp_path / "atlas" / "test.json").read_text())}):
+    for name in sorted(
+        {record["slice"] for record in json.loads((tmp_path / "atlas" / "test.json").read_text())}
+    ):
         pixels = read(ImageReference(tmp_path / "atlas" / "images" / f"{name}.png", None))
         with torch.no_grad():
             tokens = base.model.model.get_image_features(pixel_values=pixels[None]).pooler_output[0]
@@ -190,6 +224,7 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
     match, shown = torch.stack(matches), torch.stack(visible).bool()
     # Share of all pairs of one shown and one not shown (of the same structure) that the better match orders rightly.
     ordered = [
-        (match[shown[:, k], k][:, None] > match[~shown[:, k], k][None]).float().flatten() for k in range(len(names))
+        (match[shown[:, k], k][:, None] > match[~shown[:, k], k][None]).float().flatten()
+        for k in range(len(names))
     ]
     assert torch.cat(ordered).mean() > 0.75  # chance: 0.5

@@ -17,7 +17,13 @@ from pipelines.evaluation.commands import table_lines
 from pipelines.evaluation.compare import compare
 from pipelines.evaluation.generate import generate_answer
 from pipelines.evaluation.run import evaluate, find_arms, sampled
-from pipelines.evaluation.scores import Row, Scored, comparison_pairs, identical_outputs, item_scores
+from pipelines.evaluation.scores import (
+    Row,
+    Scored,
+    comparison_pairs,
+    identical_outputs,
+    item_scores,
+)
 from shared.errors import UserError
 from shared.records import Record, Turn, load_records, write_records
 from tests.fixtures.runs import write_run
@@ -56,8 +62,17 @@ def data_of(run: Path) -> Path:
 
 def scores_of(result: dict[str, Any]) -> Any:
     """The part of a result that no kill, batch or rank may change."""
-    rows = [{key: row[key] for key in ("method", "adapter", "decoding", "scores")} for row in result["rows"]]
-    return [rows, result["comparisons"], result["identical_outputs"], result["power"], result["data"]]
+    rows = [
+        {key: row[key] for key in ("method", "adapter", "decoding", "scores")}
+        for row in result["rows"]
+    ]
+    return [
+        rows,
+        result["comparisons"],
+        result["identical_outputs"],
+        result["power"],
+        result["data"],
+    ]
 
 
 def answer_files(out: Path) -> dict[str, str]:
@@ -65,7 +80,9 @@ def answer_files(out: Path) -> dict[str, str]:
 
 
 def test_the_full_table(small_run: Path, tmp_path: Path) -> None:
-    result = evaluate(small_run, data_of(small_run), methods=["all"], out=tmp_path, max_new_tokens=6)
+    result = evaluate(
+        small_run, data_of(small_run), methods=["all"], out=tmp_path, max_new_tokens=6
+    )
     names = [row["method"] for row in result["rows"]]
     assert names == [*(f"LoRA + {name}" for name in NAMES), "MEDALIGN + beam"]
     for row in result["rows"]:
@@ -90,14 +107,20 @@ def test_the_full_table(small_run: Path, tmp_path: Path) -> None:
     assert "MEDALIGN + beam - LoRA + beam" in text
 
 
-def test_nothing_is_answered_twice(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = evaluate(small_run, data_of(small_run), methods=["greedy", "vcd"], out=tmp_path, max_new_tokens=4)
+def test_nothing_is_answered_twice(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate(
+        small_run, data_of(small_run), methods=["greedy", "vcd"], out=tmp_path, max_new_tokens=4
+    )
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("the journal holds every answer")
 
     monkeypatch.setattr(answers_module, "_decode", refuse)
-    again = evaluate(small_run, data_of(small_run), methods=["greedy", "vcd"], out=tmp_path, max_new_tokens=4)
+    again = evaluate(
+        small_run, data_of(small_run), methods=["greedy", "vcd"], out=tmp_path, max_new_tokens=4
+    )
     assert scores_of(again) == scores_of(first)
     with pytest.raises(AssertionError, match="every answer"):  # another setting is another answer
         evaluate(small_run, data_of(small_run), methods=["greedy"], out=tmp_path, max_new_tokens=5)
@@ -109,20 +132,41 @@ def test_batch_size_changes_no_answer(small_run: Path, tmp_path: Path, name: str
     for size in (1, 5):
         out = tmp_path / str(size)
         result = evaluate(
-            small_run, data_of(small_run), methods=[name], out=out, batch_size=size, max_new_tokens=4, seed=9
+            small_run,
+            data_of(small_run),
+            methods=[name],
+            out=out,
+            batch_size=size,
+            max_new_tokens=4,
+            seed=9,
         )
         found.append((scores_of(result), answer_files(out)))
     assert found[0] == found[1]
 
 
 def command(run: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-c", PROGRAM, "--run", str(run), "--out", str(out), "--max-new-tokens", "6", *more]
+    return [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "--run",
+        str(run),
+        "--out",
+        str(out),
+        "--max-new-tokens",
+        "6",
+        *more,
+    ]
 
 
 def test_a_killed_run_continues_to_the_same_table(small_run: Path, tmp_path: Path) -> None:
     """kill -9 in the middle, a torn line on top, then the same command again."""
     calm = evaluate(
-        small_run, data_of(small_run), methods=["nucleus", "opera", "m3id"], out=tmp_path / "calm", max_new_tokens=6
+        small_run,
+        data_of(small_run),
+        methods=["nucleus", "opera", "m3id"],
+        out=tmp_path / "calm",
+        max_new_tokens=6,
     )
     broken = tmp_path / "broken"
     more = ("--decode", "nucleus,opera,m3id", "--batch-size", "2")
@@ -133,7 +177,9 @@ def test_a_killed_run_continues_to_the_same_table(small_run: Path, tmp_path: Pat
     kept = journal.read_bytes()
     assert not (broken / "result.json").exists()
     journal.write_bytes(kept[:-7])  # as if the kill had come inside the last write
-    done = subprocess.run(command(small_run, broken, *more, "--json"), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command(small_run, broken, *more, "--json"), capture_output=True, text=True, check=True
+    )
     assert journal.read_bytes().startswith(kept[: kept[:-7].rfind(b"\n") + 1])
     assert scores_of(json.loads(done.stdout)) == scores_of(json.loads(json.dumps(calm)))
     assert answer_files(broken) == answer_files(tmp_path / "calm")
@@ -141,7 +187,11 @@ def test_a_killed_run_continues_to_the_same_table(small_run: Path, tmp_path: Pat
 
 def test_ranks_share_the_items(small_run: Path, tmp_path: Path) -> None:
     alone = evaluate(
-        small_run, data_of(small_run), methods=["nucleus", "beam"], out=tmp_path / "alone", max_new_tokens=6
+        small_run,
+        data_of(small_run),
+        methods=["nucleus", "beam"],
+        out=tmp_path / "alone",
+        max_new_tokens=6,
     )
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
@@ -157,12 +207,17 @@ def test_ranks_share_the_items(small_run: Path, tmp_path: Path) -> None:
         str(script),
     ]
     arguments = command(small_run, tmp_path / "shared", "--decode", "nucleus,beam")[3:]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
+        "OMP_NUM_THREADS": "1",
+    }
     subprocess.run([*launcher, *arguments], check=True, capture_output=True, env=environment)
     result = json.loads((tmp_path / "shared" / "result.json").read_text())
     assert scores_of(result) == scores_of(json.loads(json.dumps(alone)))
     assert answer_files(tmp_path / "shared") == answer_files(tmp_path / "alone")
-    written = [len(path.read_text().splitlines()) for path in (tmp_path / "shared" / "journal").iterdir()]
+    written = [
+        len(path.read_text().splitlines()) for path in (tmp_path / "shared" / "journal").iterdir()
+    ]
     assert written == [24, 24]
 
 
@@ -170,29 +225,45 @@ def test_identical_answers_raise_the_alarm(small_run: Path, tmp_path: Path) -> N
     twin = tmp_path / "twin"
     shutil.copytree(small_run / "lora", twin)
     arms = {"one": small_run / "lora", "two": twin}
-    result = evaluate(arms, data_of(small_run), methods=["greedy"], out=tmp_path / "out", max_new_tokens=4)
+    result = evaluate(
+        arms, data_of(small_run), methods=["greedy"], out=tmp_path / "out", max_new_tokens=4
+    )
     assert result["identical_outputs"] == [["one + greedy", "two + greedy"]]
-    assert "ALARM: one + greedy and two + greedy gave byte-identical answers" in list(table_lines(result))
+    assert "ALARM: one + greedy and two + greedy gave byte-identical answers" in list(
+        table_lines(result)
+    )
 
 
 def test_compare_pairs_two_evaluations(small_run: Path, tmp_path: Path) -> None:
     for arm in ("lora", "medalign"):
         evaluate(
-            small_run / arm, data_of(small_run), methods=["greedy", "nucleus"], out=tmp_path / arm, max_new_tokens=4
+            small_run / arm,
+            data_of(small_run),
+            methods=["greedy", "nucleus"],
+            out=tmp_path / arm,
+            max_new_tokens=4,
         )
     result = compare(tmp_path / "medalign", tmp_path / "lora")
-    assert [(one["a"], one["b"]) for one in result["comparisons"] if one["score"] == "open_recall"] == [
+    assert [
+        (one["a"], one["b"]) for one in result["comparisons"] if one["score"] == "open_recall"
+    ] == [
         ("A: MEDALIGN + greedy", "B: LoRA + greedy"),
         ("A: MEDALIGN + nucleus", "B: LoRA + nucleus"),
     ]
-    crossed = compare(tmp_path / "medalign", tmp_path / "lora", "MEDALIGN + greedy", "LoRA + nucleus")
-    assert {(one["a"], one["b"]) for one in crossed["comparisons"]} == {("A: MEDALIGN + greedy", "B: LoRA + nucleus")}
+    crossed = compare(
+        tmp_path / "medalign", tmp_path / "lora", "MEDALIGN + greedy", "LoRA + nucleus"
+    )
+    assert {(one["a"], one["b"]) for one in crossed["comparisons"]} == {
+        ("A: MEDALIGN + greedy", "B: LoRA + nucleus")
+    }
     with pytest.raises(UserError, match="there is no row 'greedy'"):
         compare(tmp_path / "medalign", tmp_path / "lora", "greedy")
     records = load_records(data_of(small_run))
     other = small_run / "data" / "other.json"
     write_records(other, records[:6])
-    evaluate(small_run / "lora", other, methods=["greedy"], out=tmp_path / "other", max_new_tokens=4)
+    evaluate(
+        small_run / "lora", other, methods=["greedy"], out=tmp_path / "other", max_new_tokens=4
+    )
     with pytest.raises(UserError, match="different test sets"):
         compare(tmp_path / "lora", tmp_path / "other")
     with pytest.raises(UserError, match="run `medalign evaluate` first"):
@@ -201,7 +272,10 @@ def test_compare_pairs_two_evaluations(small_run: Path, tmp_path: Path) -> None:
 
 def test_generate_is_one_answer_of_the_evaluation(small_run: Path, tmp_path: Path) -> None:
     evaluate(small_run, data_of(small_run), methods=["beam"], out=tmp_path, max_new_tokens=6)
-    lines = [json.loads(line) for line in (tmp_path / "answers" / "medalign-beam.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "answers" / "medalign-beam.jsonl").read_text().splitlines()
+    ]
     image = str(small_run / "data" / "1.png")
     answer = generate_answer(small_run, image, lines[3]["question"], max_new_tokens=6)
     assert answer == lines[3]["prediction"]
@@ -221,9 +295,15 @@ def test_states_are_saved_for_figures(small_run: Path, tmp_path: Path) -> None:
         save_layers=(0, 2, 3),
         save_items=["0-0"],
     )
-    states = {arm: load_file(tmp_path / "states" / arm / "0-0.safetensors") for arm in ("lora", "medalign")}
+    states = {
+        arm: load_file(tmp_path / "states" / arm / "0-0.safetensors")
+        for arm in ("lora", "medalign")
+    }
     for one in states.values():
-        assert set(one) == {"ids", *(f"{kind}.{layer}" for kind in ("hidden", "attention") for layer in (0, 2, 3))}
+        assert set(one) == {
+            "ids",
+            *(f"{kind}.{layer}" for kind in ("hidden", "attention") for layer in (0, 2, 3)),
+        }
         assert one["attention.2"].shape == (16,)
         assert 0 < float(one["attention.2"].sum()) < 1
     # Layer 0 sees embeddings, which no adapter touches; what enters layer 2 is rotated in one arm alone.
@@ -248,7 +328,14 @@ def test_errors_name_the_way_out(small_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no reference answer, first id q"):
         evaluate(small_run, small_run / "data" / "open.json", out=tmp_path)
     talk = Record(
-        "t", ("0.png",), (Turn("human", "<image>\nWhat?"), Turn("gpt", "a"), Turn("human", "And?"), Turn("gpt", "b"))
+        "t",
+        ("0.png",),
+        (
+            Turn("human", "<image>\nWhat?"),
+            Turn("gpt", "a"),
+            Turn("human", "And?"),
+            Turn("gpt", "b"),
+        ),
     )
     write_records(small_run / "data" / "talk.json", [talk])
     with pytest.raises(UserError, match="several questions, first id t"):
@@ -259,20 +346,32 @@ def test_which_scores_an_item_has() -> None:
     def record(answer: str, kind: Any, options: tuple[str, ...] = ()) -> Record:
         return Record("1", (), (Turn("human", "?"), Turn("gpt", answer)), kind, options)
 
-    assert set(item_scores(record("left lung", "OPEN"), "x")) == {"open_recall", "open_recall_strict"}
+    assert set(item_scores(record("left lung", "OPEN"), "x")) == {
+        "open_recall",
+        "open_recall_strict",
+    }
     closed = {"closed_accuracy", "closed_accuracy_strict"}
     assert set(item_scores(record("left", "CLOSED"), "x")) == closed
     report = Record("1", (), record("clear lungs", None).turns, extra={"task": "report"})
     assert set(item_scores(report, "x")) == {"bleu", "rouge_l"}
-    omni = Record("1", (), record("Yes", "CLOSED").turns, "CLOSED", ("Yes", "No"), {"option_A": "Yes"})
+    omni = Record(
+        "1", (), record("Yes", "CLOSED").turns, "CLOSED", ("Yes", "No"), {"option_A": "Yes"}
+    )
     assert set(item_scores(omni, "Yes")) == {"choice_accuracy", "choice_accuracy_strict"}
-    assert set(item_scores(record("Yes", "CLOSED", ("yes", "no")), "x")) == closed | {"closed_yes_no"}
+    assert set(item_scores(record("Yes", "CLOSED", ("yes", "no")), "x")) == closed | {
+        "closed_yes_no"
+    }
     assert set(item_scores(record("yes", None), "x")) == closed | {"closed_yes_no"}
-    assert set(item_scores(record("ct", None, ("ct", "mri")), "x")) == {"choice_accuracy", "choice_accuracy_strict"}
+    assert set(item_scores(record("ct", None, ("ct", "mri")), "x")) == {
+        "choice_accuracy",
+        "choice_accuracy_strict",
+    }
 
 
 def test_a_limit_is_a_sample_in_the_files_order() -> None:
-    records = [Record(str(number), (), (Turn("human", "?"), Turn("gpt", "a"))) for number in range(100)]
+    records = [
+        Record(str(number), (), (Turn("human", "?"), Turn("gpt", "a"))) for number in range(100)
+    ]
     few = [int(record.id) for record in sampled(records, 20)]
     assert few == sorted(set(few))
     assert len(few) == 20
@@ -287,5 +386,7 @@ def test_which_rows_are_compared() -> None:
     both = [*full[:2], Row("M greedy", "M", {"method": "greedy"}), full[2]]
     assert comparison_pairs(both) == [("M greedy", "L greedy"), ("M beam", "L beam")]
     assert comparison_pairs(rows) == [("L beam", "L greedy")]
-    twins = {name: Scored(texts, [], []) for name, texts in (("a", ["x"]), ("b", ["y"]), ("c", ["x"]))}
+    twins = {
+        name: Scored(texts, [], []) for name, texts in (("a", ["x"]), ("b", ["y"]), ("c", ["x"]))
+    }
     assert identical_outputs(twins) == [["a", "c"]]

@@ -59,7 +59,13 @@ def test_a_broken_line_before_the_last_is_named(tmp_path: Path) -> None:
 
 
 def test_the_key_depends_on_everything() -> None:
-    base = {"model": "m", "adapter": "a", "decoding": {"method": "vcd", "alpha": 1.0}, "item": "1", "prompt": "?"}
+    base = {
+        "model": "m",
+        "adapter": "a",
+        "decoding": {"method": "vcd", "alpha": 1.0},
+        "item": "1",
+        "prompt": "?",
+    }
     keys = {answer_key(**base)}
     for change in (
         {"model": "n"},
@@ -70,7 +76,9 @@ def test_the_key_depends_on_everything() -> None:
     ):
         keys.add(answer_key(**(base | change)))
     assert len(keys) == 6
-    assert answer_key(**(base | {"decoding": {"alpha": 1.0, "method": "vcd"}})) == answer_key(**base)
+    assert answer_key(**(base | {"decoding": {"alpha": 1.0, "method": "vcd"}})) == answer_key(
+        **base
+    )
 
 
 @pytest.mark.integration
@@ -81,7 +89,9 @@ def test_answers_appended_before_a_kill_are_on_disk(tmp_path: Path) -> None:
         "for number in range(10**6):\n"
         "    journal.append([(str(number), {'text': 'x' * 50})]); print(number, flush=True)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     seen = [int(process.stdout.readline()) for _ in range(20)]
     process.send_signal(signal.SIGKILL)

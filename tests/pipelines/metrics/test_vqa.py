@@ -15,7 +15,10 @@ pytestmark = pytest.mark.unit
         ("The left lung.", "left lung"),  # article and final period
         ("x-ray", "x ray"),  # a mark between letters becomes a blank
         ("CT - scan", "ct scan"),  # a mark beside a blank is deleted
-        ("well-known - fact", "wellknown fact"),  # decided on the whole text: every such mark is deleted
+        (
+            "well-known - fact",
+            "wellknown fact",
+        ),  # decided on the whole text: every such mark is deleted
         ("1,000 x-rays", "1000 xrays"),  # digit,digit anywhere deletes every mark
         ("3.5 cm.", "3.5 cm"),  # a period before a digit stays
         ("ten None Zero three", "10 0 0 3"),
@@ -41,7 +44,12 @@ def test_normalisation_cases(text: str, expected: str) -> None:
         ("", "lung", 0, 0),
         ("lung", "", 0, 0),
         ("liver", "left lung", 0, 0),
-        ("lung lung lung", "left lung", 3 / 4, 1 / 2),  # repeating a word inflates the authors' recall
+        (
+            "lung lung lung",
+            "left lung",
+            3 / 4,
+            1 / 2,
+        ),  # repeating a word inflates the authors' recall
         ("x-ray", "x ray", 1, 1),
         ("2", "two", 1, 1),
         ("left, right", "right left", 1, 1),
@@ -83,7 +91,13 @@ def test_closed_cases(prediction: str, reference: str, authors: bool, strict: bo
 @pytest.mark.parametrize(
     ("prediction", "reference", "options", "authors", "strict"),
     [
-        ("MRI", "MRI", ["CT", "MRI", "X-ray"], False, True),  # the reference is lower-cased, so "mri" shares no letter
+        (
+            "MRI",
+            "MRI",
+            ["CT", "MRI", "X-ray"],
+            False,
+            True,
+        ),  # the reference is lower-cased, so "mri" shares no letter
         ("mri", "mri", ["ct", "mri", "x-ray"], True, True),
         ("The modality is mri.", "mri", ["ct", "mri"], True, True),
         ("B", "mri", ["ct", "mri"], False, True),  # "B" resembles no option, letter by letter
@@ -91,22 +105,38 @@ def test_closed_cases(prediction: str, reference: str, authors: bool, strict: bo
         ("B. it is", "mri", ["ct", "mri"], False, True),
         ("ct or mri", "mri", ["ct", "mri"], True, False),  # naming two is no answer
         ("left lung", "left lung", ["lung", "left lung"], True, True),
-        ("zzz", "qqq", ["ct", "mri"], True, False),  # both resemble nothing: the authors count a hit
+        (
+            "zzz",
+            "qqq",
+            ["ct", "mri"],
+            True,
+            False,
+        ),  # both resemble nothing: the authors count a hit
         ("E", "ct", ["ct", "mri"], False, False),
         ("", "ct", ["ct", "mri"], False, False),
     ],
 )
-def test_choice_cases(prediction: str, reference: str, options: list[str], authors: bool, strict: bool) -> None:
+def test_choice_cases(
+    prediction: str, reference: str, options: list[str], authors: bool, strict: bool
+) -> None:
     assert choice_correct(prediction, reference, options) is authors
     assert choice_correct(prediction, reference, options, rule="strict") is strict
 
 
 def test_yes_no_subset() -> None:
-    assert [is_yes_no(text) for text in ("Yes", "no.", "left", "yes and no", "")] == [True, True, False, False, False]
+    assert [is_yes_no(text) for text in ("Yes", "no.", "left", "yes and no", "")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 @given(st.text(), st.text())
-def test_recall_is_a_share_and_one_for_the_reference_itself(prediction: str, reference: str) -> None:
+def test_recall_is_a_share_and_one_for_the_reference_itself(
+    prediction: str, reference: str
+) -> None:
     for rule in ("authors", "strict"):
         assert 0.0 <= open_recall(prediction, reference, rule=rule) <= 1.0
         assert open_recall(reference, reference, rule=rule) in (0.0, 1.0)

@@ -43,12 +43,20 @@ def test_recipe_holds_the_authors_values(model: str, name: str) -> None:
     assert recipe.model.vision_weights == ("openai" if model == "llava-med" else "checkpoint")
     assert recipe.model.template == ("vicuna_v1" if model == "llava-med" else "huatuo_v1")
     assert recipe.train.epochs == EPOCHS[name]
-    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (64 if "report" in name else 32, 16, 0.05)
+    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (
+        64 if "report" in name else 32,
+        16,
+        0.05,
+    )
     assert (recipe.losses.alpha, recipe.losses.beta) == WEIGHTS.get((model, name), (1.0, 0.03))
     assert recipe.losses.attention_normalization == "l2"
     assert recipe.losses.layers == (LAYERS.get((model, name), 20),)
     assert recipe.train.batch_size * recipe.train.accumulation * 4 == 32
-    assert (recipe.train.learning_rate, recipe.train.schedule, recipe.train.warmup_ratio) == (2e-4, "cosine", 0.03)
+    assert (recipe.train.learning_rate, recipe.train.schedule, recipe.train.warmup_ratio) == (
+        2e-4,
+        "cosine",
+        0.03,
+    )
     assert (recipe.train.precision, recipe.train.seed, recipe.data.max_length) == ("bf16", 4, 1024)
     assert recipe.targets.teacher == "unimed-l"
     assert recipe.evaluation.methods == ["beam"]

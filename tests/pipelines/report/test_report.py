@@ -12,7 +12,14 @@ import pytest
 from pipelines.evaluation.scores import item_scores
 from pipelines.report import page as report
 from pipelines.report.figures import AttentionRow, attention_figure, loss_curves, similarity_figure
-from pipelines.report.page import best_constant, divergence, full_matrix, render, renormalized, write_report
+from pipelines.report.page import (
+    best_constant,
+    divergence,
+    full_matrix,
+    render,
+    renormalized,
+    write_report,
+)
 from pipelines.report.words import demo_summary
 from shared.errors import UserError
 from shared.records import Record, Turn, load_records, write_records
@@ -35,7 +42,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = load_records(data)
     nasty = Turn("human", "<image>\nIs <script>alert(1)</script> & 'this' shown?")
     kinds = [
-        Record(one.id, one.images, (nasty, one.turns[1]) if i == 0 else one.turns, one.answer_type, (), {"kind": "k"})
+        Record(
+            one.id,
+            one.images,
+            (nasty, one.turns[1]) if i == 0 else one.turns,
+            one.answer_type,
+            (),
+            {"kind": "k"},
+        )
         for i, one in enumerate(records)
     ]
     write_records(data, kinds)
@@ -85,15 +99,23 @@ def test_the_template_has_no_unknown_names() -> None:
 @pytest.mark.unit
 def test_a_score_that_equals_another_is_shown_once() -> None:
     one, other = {"value": 0.5, "n": 4}, {"value": 0.25, "n": 4}
-    rows = [{"scores": {"closed_accuracy": one, "closed_accuracy_strict": one, "open_recall": other}}]
+    rows = [
+        {"scores": {"closed_accuracy": one, "closed_accuracy_strict": one, "open_recall": other}}
+    ]
     assert set(report.distinct_scores(rows)) == {"open_recall", "closed_accuracy"}
 
 
 @pytest.mark.unit
 def test_the_best_constant_answer() -> None:
-    records = [record("presence", answer, identifier=str(i)) for i, answer in enumerate(["Yes", "Yes", "Yes", "No"])]
+    records = [
+        record("presence", answer, identifier=str(i))
+        for i, answer in enumerate(["Yes", "Yes", "Yes", "No"])
+    ]
     assert best_constant(records) == 0.75
-    words = [record("box", answer, identifier=str(i)) for i, answer in enumerate(["left lobe", "right lobe", "insula"])]
+    words = [
+        record("box", answer, identifier=str(i))
+        for i, answer in enumerate(["left lobe", "right lobe", "insula"])
+    ]
     constant = best_constant(words)
     assert constant == pytest.approx((1 + 0.5 + 0) / 3)
     assert all(item_scores(one, "insula")["open_recall_strict"] <= 1 for one in words)
@@ -120,7 +142,10 @@ def test_figures_are_well_formed_and_their_ids_unique() -> None:
     picture = np.zeros((56, 56, 3), np.uint8)
     figures = [
         loss_curves(
-            {"LoRA": [{"step": 1, "loss_lm": 2.0}], "MEDALIGN": [{"step": 1, "loss_lm": 2.0, "loss_vis": 0.1}]}
+            {
+                "LoRA": [{"step": 1, "loss_lm": 2.0}],
+                "MEDALIGN": [{"step": 1, "loss_lm": 2.0, "loss_vis": 0.1}],
+            }
         ),
         attention_figure([AttentionRow("axial-080", picture, maps, {"start": 0.5})]),
         similarity_figure(picture, np.eye(16), (4, 4), 5, np.ones(16, bool)),
@@ -145,14 +170,30 @@ def test_the_words_follow_from_the_numbers(full: bool) -> None:
         "batch_size": 8,
         "precision": "bf16",
     }
-    learned = {"text": "box", "constant": 0.2, "values": [{}, {"low": 0.5, "value": 0.6, "high": 0.7}]}
-    unlearned = {"text": "presence (x)", "constant": 0.5, "values": [{}, {"low": 0.45, "value": 0.55, "high": 0.65}]}
-    test = {"score": "open_recall", "difference": 0.1, "p_holm": 0.2, "detectable": 0.12, "a": "M", "b": "L"}
+    learned = {
+        "text": "box",
+        "constant": 0.2,
+        "values": [{}, {"low": 0.5, "value": 0.6, "high": 0.7}],
+    }
+    unlearned = {
+        "text": "presence (x)",
+        "constant": 0.5,
+        "values": [{}, {"low": 0.45, "value": 0.55, "high": 0.65}],
+    }
+    test = {
+        "score": "open_recall",
+        "difference": 0.1,
+        "p_holm": 0.2,
+        "detectable": 0.12,
+        "a": "M",
+        "b": "L",
+    }
     text = " ".join(demo_summary(demo, [test], [learned, unlearned]))
     assert "40 steps" in text
     assert "100 planned" in text
     assert re.search(
-        r"better than the best constant answer\): box \(60%\)\. Not learned so far: presence \(55%\)", text
+        r"better than the best constant answer\): box \(60%\)\. Not learned so far: presence \(55%\)",
+        text,
     )
     assert "No paired test tells the two arms apart" in text
     assert "12 points" in text

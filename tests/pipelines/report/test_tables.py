@@ -33,13 +33,20 @@ def test_the_papers_numbers_are_the_printed_ones():
 
 def test_vcd_and_damro_are_the_same_in_tables_1_and_3_and_not_in_2():
     one, two, three = make_tables()
-    same = [cells[one.columns.index("VCD")].paper == cells[one.columns.index("DAMRO")].paper for *_, cells in one.rows]
+    same = [
+        cells[one.columns.index("VCD")].paper == cells[one.columns.index("DAMRO")].paper
+        for *_, cells in one.rows
+    ]
     assert all(same)
-    other = [cells[two.columns.index("VCD")].paper == cells[two.columns.index("DAMRO")].paper for *_, cells in two.rows]
+    other = [
+        cells[two.columns.index("VCD")].paper == cells[two.columns.index("DAMRO")].paper
+        for *_, cells in two.rows
+    ]
     assert not any(other)
     for model in ("HuatuoGPT-Vision-7B", "LLaVA-Med-1.5"):
         vcd, damro = (
-            [c.paper for g, n, cells in three.rows for c in cells if (g, n) == (model, m)] for m in ("VCD", "DAMRO")
+            [c.paper for g, n, cells in three.rows for c in cells if (g, n) == (model, m)]
+            for m in ("VCD", "DAMRO")
         )
         assert vcd == damro
     assert "VCD and DAMRO are identical" in " ".join(one.notes)
@@ -68,25 +75,40 @@ def evaluation(tmp_path):
 
 
 def row(adapter, method, **scores):
-    return {"method": f"{adapter} + {method}", "adapter": adapter, "decoding": {"method": method}, "scores": scores}
+    return {
+        "method": f"{adapter} + {method}",
+        "adapter": adapter,
+        "decoding": {"method": method},
+        "scores": scores,
+    }
 
 
 def test_our_scores_stand_in_their_cells(evaluation):
     folder = evaluation(
         [
-            row("LoRA", "beam", open_recall=score(0.8, 645), closed_accuracy=score(0.5), closed_yes_no=score(0.9, 355)),
+            row(
+                "LoRA",
+                "beam",
+                open_recall=score(0.8, 645),
+                closed_accuracy=score(0.5),
+                closed_yes_no=score(0.9, 355),
+            ),
             row("MEDALIGN", "beam", open_recall=score(0.85)),
             row("MEDALIGN", "greedy", open_recall=score(0.1)),  # not a column of the paper
         ]
     )
     one, two, three = make_tables([f"llava-med/slake={folder}"])
     model = "LLaVA-Med-1.5"
-    assert cell(three, model, "Beam", "SLAKE Open").ours == Ours(0.8, 0.75, pytest.approx(0.85), 645)
+    assert cell(three, model, "Beam", "SLAKE Open").ours == Ours(
+        0.8, 0.75, pytest.approx(0.85), 645
+    )
     assert cell(three, model, "Beam", "SLAKE Close").ours.n == 355
     assert cell(three, model, "MEDALIGN", "SLAKE Open").ours.value == 0.85
     assert cell(three, model, "MEDALIGN", "SLAKE Close").ours is None
     assert sum(c.ours is not None for *_, cells in three.rows for c in cells) == 3
-    assert any("LLaVA-Med-1.5, slake: 12 items (sha256 abababababab)" in note for note in three.notes)
+    assert any(
+        "LLaVA-Med-1.5, slake: 12 items (sha256 abababababab)" in note for note in three.notes
+    )
     assert not any("sha256" in note for table in (one, two) for note in table.notes)
     assert "80.00 [75.0, 85.0] n=645" in markdown([three])
     assert "80.00 [75.0, 85.0] n=645" in latex([three])
@@ -95,7 +117,9 @@ def test_our_scores_stand_in_their_cells(evaluation):
 
 def test_report_metrics_beside_an_evaluation_are_found(evaluation):
     scores = {"chexbert": score(0.5), "radgraph": score(0.2), "chexbert_f1_14_micro": score(0.3)}
-    folder = evaluation([row("LoRA", "vcd", bleu=score(0.1), rouge_l=score(0.3))], {"lora-vcd": scores})
+    folder = evaluation(
+        [row("LoRA", "vcd", bleu=score(0.1), rouge_l=score(0.3))], {"lora-vcd": scores}
+    )
     one, *_ = make_tables([f"huatuogpt-vision/iu-xray-report={folder}"])
     assert cell(one, "IU-Xray", "BLEU", "VCD").ours.value == 0.1
     assert cell(one, "IU-Xray", "CheXbert similarity", "VCD").ours.value == 0.5
@@ -103,7 +127,9 @@ def test_report_metrics_beside_an_evaluation_are_found(evaluation):
 
 
 def test_multiple_choice_fills_omnimedvqa(evaluation):
-    folder = evaluation([row("LoRA", "pai", choice_accuracy=score(0.7), closed_accuracy=score(0.1))])
+    folder = evaluation(
+        [row("LoRA", "pai", choice_accuracy=score(0.7), closed_accuracy=score(0.1))]
+    )
     *_, three = make_tables([f"llava-med/omnimedvqa={folder}"])
     assert cell(three, "LLaVA-Med-1.5", "PAI", "OmniMedVQA Close").ours.value == 0.7
 
@@ -143,7 +169,9 @@ def test_columns_are_called_what_they_are():
 def test_command_writes_three_files_and_refuses_unknown_places(tmp_path, evaluation):
     folder = evaluation([row("LoRA", "beam", open_recall=score(0.8))])
     out = tmp_path / "tables"
-    result = CliRunner().invoke(app, ["tables", "--out", str(out), "--results", f"llava-med/slake={folder}"])
+    result = CliRunner().invoke(
+        app, ["tables", "--out", str(out), "--results", f"llava-med/slake={folder}"]
+    )
     assert result.exit_code == 0, result.output
     assert {path.name for path in out.iterdir()} == {"tables.html", "tables.md", "tables.tex"}
     for wrong in ("slake", "llava-med/slak=x", "gpt/slake=x"):

@@ -29,7 +29,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Four images; one store holds targets of the first two, the other of all."""
     folder = tmp_path_factory.mktemp("compute")
     llava_hf(folder / "base")
-    references = [ImageReference(folder / "images" / name) for name in write_images(folder / "images", 4)]
+    references = [
+        ImageReference(folder / "images" / name) for name in write_images(folder / "images", 4)
+    ]
     settings = Settings(grid=Grid(4, 4))
     build("dinov2-small", references[:2], folder / "half", settings=settings, device="cpu")
     build("dinov2-small", references, folder / "full", settings=settings, device="cpu")
@@ -63,7 +65,9 @@ def test_computed_targets_equal_the_built_ones(run: dict[str, Any]) -> None:
     store = TargetStore.open(run["folder"] / "full", grid=(4, 4))
     for reference, computed in zip(run["references"], compute(run["references"]), strict=True):
         built = store[content_key(*reference)]
-        np.testing.assert_allclose(np.float32(computed.similarity), np.float32(built.similarity), atol=2e-3)
+        np.testing.assert_allclose(
+            np.float32(computed.similarity), np.float32(built.similarity), atol=2e-3
+        )
         np.testing.assert_allclose(computed.attention, built.attention, atol=1e-6)
         np.testing.assert_array_equal(computed.coverage, built.coverage)
 
@@ -83,7 +87,9 @@ def test_a_run_computes_what_its_store_lacks(run: dict[str, Any]) -> None:
 
     def first(name: str) -> dict[str, float]:
         state = json.loads((run["folder"] / name / "trainer_state.json").read_text())
-        return {key: value for key, value in state["log_history"][0].items() if key.startswith("loss")}
+        return {
+            key: value for key, value in state["log_history"][0].items() if key.startswith("loss")
+        }
 
     assert first("run")["loss_vis"] > 0
     assert first("run") == pytest.approx(first("full-run"), rel=1e-4)
@@ -93,7 +99,9 @@ def teacher_bytes() -> int:
     """Bytes of the weights of every timm model alive in this process: teachers are timm's, students never."""
     gc.collect()
     found = [
-        one for one in gc.get_objects() if issubclass(type(one), nn.Module) and type(one).__module__[:5] == "timm."
+        one
+        for one in gc.get_objects()
+        if issubclass(type(one), nn.Module) and type(one).__module__[:5] == "timm."
     ]
     weights = {id(weight): weight.nbytes for one in found for weight in one.parameters()}
     return sum(weights.values())
@@ -150,7 +158,9 @@ def test_only_where_the_recipe_asks() -> None:
         target_computer(load_recipe(None, [*off[:2], "targets.teacher=[a, b]"]))
     assert scorer(load_recipe(None)) is None
     assert scorer(load_recipe(None, [*EVALUATED, "train.best_metric=eval_loss"])) is None
-    with pytest.raises(UserError, match="best_metric=accuracy is no score; there are eval_loss, open_recall"):
+    with pytest.raises(
+        UserError, match="best_metric=accuracy is no score; there are eval_loss, open_recall"
+    ):
         scorer(load_recipe(None, [*EVALUATED, "train.best_metric=accuracy"]))
 
 

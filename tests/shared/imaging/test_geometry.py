@@ -43,7 +43,9 @@ def test_pad_is_the_students_square(width, height):
     assert np.array_equal(np.asarray(square(image, 28, "pad", MEAN)), np.asarray(resized))
 
 
-@pytest.mark.parametrize(("width", "height"), [(500, 300), (300, 500), (336, 336), (31, 800), (337, 336), (20, 24)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(500, 300), (300, 500), (336, 336), (31, 800), (337, 336), (20, 24)]
+)
 def test_crop_is_torchvisions_resize_and_centre_crop(width, height):
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
@@ -77,7 +79,16 @@ def test_crop_covers_everything(width, height):
 
 
 def test_coverage_of_a_wide_image_by_hand():
-    assert coverage(content_box(400, 200, "pad"), Grid(4, 2)).tolist() == [0, 0, 255, 255, 255, 255, 0, 0]
+    assert coverage(content_box(400, 200, "pad"), Grid(4, 2)).tolist() == [
+        0,
+        0,
+        255,
+        255,
+        255,
+        255,
+        0,
+        0,
+    ]
     assert coverage(content_box(100, 400, "pad"), Grid(1, 4)).tolist() == [0, 128, 128, 0]
 
 
@@ -85,9 +96,13 @@ def test_coverage_of_a_wide_image_by_hand():
 @given(st.integers(1, 16), st.integers(1, 16), st.integers(0, 16), st.integers(0, 16))
 def test_growing_is_torchs_bilinear(rows, columns, more_rows, more_columns):
     target = Grid(rows + more_rows, columns + more_columns)
-    tokens = torch.randn(rows * columns, 5, generator=torch.Generator().manual_seed(rows * 17 + columns))
+    tokens = torch.randn(
+        rows * columns, 5, generator=torch.Generator().manual_seed(rows * 17 + columns)
+    )
     laid_out = tokens.T.reshape(1, 5, rows, columns)
-    expected = torch.nn.functional.interpolate(laid_out, tuple(target), mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.interpolate(
+        laid_out, tuple(target), mode="bilinear", align_corners=False
+    )
     found = torch.from_numpy(interpolation_matrix(Grid(rows, columns), target)) @ tokens
     torch.testing.assert_close(found, expected.reshape(5, -1).T, atol=2e-5, rtol=1e-5)
 
@@ -96,8 +111,12 @@ def test_growing_is_torchs_bilinear(rows, columns, more_rows, more_columns):
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))
 def test_shrinking_by_whole_factors_is_the_area_mean(rows, columns, by_rows, by_columns):
     source = Grid(rows * by_rows, columns * by_columns)
-    tokens = torch.randn(source.size, 3, generator=torch.Generator().manual_seed(rows + 31 * columns))
-    expected = torch.nn.functional.avg_pool2d(tokens.T.reshape(1, 3, *source), (by_rows, by_columns))
+    tokens = torch.randn(
+        source.size, 3, generator=torch.Generator().manual_seed(rows + 31 * columns)
+    )
+    expected = torch.nn.functional.avg_pool2d(
+        tokens.T.reshape(1, 3, *source), (by_rows, by_columns)
+    )
     found = torch.from_numpy(interpolation_matrix(source, Grid(rows, columns))) @ tokens
     torch.testing.assert_close(found, expected.reshape(3, -1).T, atol=2e-6, rtol=1e-5)
 
@@ -118,14 +137,18 @@ def test_the_same_grid_is_the_identity():
     np.testing.assert_array_equal(interpolation_matrix(Grid(6, 7), Grid(6, 7)), np.eye(42))
 
 
-@pytest.mark.parametrize(("text", "grid"), [("24x24", (24, 24)), ("8X12", (8, 12)), ("1x1", (1, 1))])
+@pytest.mark.parametrize(
+    ("text", "grid"), [("24x24", (24, 24)), ("8X12", (8, 12)), ("1x1", (1, 1))]
+)
 def test_grids_are_read(text, grid):
     assert Grid.parse(text) == grid
     assert Grid.parse(str(Grid(*grid))) == grid
     assert Grid(*grid).size == grid[0] * grid[1]
 
 
-@pytest.mark.parametrize("text", ["24", "x24", "24x", "0x4", "24x-1", "2.5x4", "axb", "", "24x24x2"])
+@pytest.mark.parametrize(
+    "text", ["24", "x24", "24x", "0x4", "24x-1", "2.5x4", "axb", "", "24x24x2"]
+)
 def test_what_is_no_grid_is_told(text):
     with pytest.raises(UserError, match="ROWSxCOLUMNS"):
         Grid.parse(text)

@@ -44,7 +44,9 @@ LOSSY = {
 def opened(tmp_path, data, name="image.bin", part=None, **options):
     path = tmp_path / name
     path.write_bytes(data)
-    return np.asarray(open_image(path if part is None else parse_reference(f"{path}#{part}"), **options))
+    return np.asarray(
+        open_image(path if part is None else parse_reference(f"{path}#{part}"), **options)
+    )
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -86,7 +88,9 @@ def test_floating_point_tiff_with_holes(tmp_path):
 
 def test_palette_gray_and_bilevel(tmp_path):
     palette = RGB.quantize(32)
-    assert np.array_equal(opened(tmp_path, encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    assert np.array_equal(
+        opened(tmp_path, encoded(palette, "PNG")), np.asarray(palette.convert("RGB"))
+    )
     gray = Image.fromarray(picture())
     assert np.array_equal(opened(tmp_path, encoded(gray, "PNG"))[..., 1], picture())
     bits = gray.convert("1")
@@ -144,10 +148,14 @@ def test_exif_rotation(tmp_path, orientation):
         8: np.rot90(stored, 1),
     }[orientation]
     assert np.array_equal(found, upright)
-    assert np.array_equal(found, np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "image.bin"))))
+    assert np.array_equal(
+        found, np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "image.bin")))
+    )
 
 
-@pytest.mark.parametrize(("form", "options"), [("GIF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PNG", {})])
+@pytest.mark.parametrize(
+    ("form", "options"), [("GIF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PNG", {})]
+)
 def test_frames(tmp_path, form, options):
     frames = [colour_picture(seed=seed).quantize(64).convert("RGB") for seed in range(3)]
     data = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
@@ -167,7 +175,8 @@ def png_header(width, height):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
     body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -230,7 +239,11 @@ def test_a_flat_deep_plane_is_refused_since_it_may_be_a_failed_decoding(tmp_path
 @pytest.mark.parametrize("kind", [*LOSSLESS, *(f"lossy {kind}" for kind in LOSSY), "sixteen bits"])
 def test_a_truncated_file_is_refused_or_complete_never_another_picture(tmp_path, kind):
     sixteen = encoded(Image.fromarray(picture().astype(np.uint16) * 200), "PNG")
-    data = sixteen if kind == "sixteen bits" else {**LOSSLESS, **{f"lossy {k}": v for k, v in LOSSY.items()}}[kind]
+    data = (
+        sixteen
+        if kind == "sixteen bits"
+        else {**LOSSLESS, **{f"lossy {k}": v for k, v in LOSSY.items()}}[kind]
+    )
     whole = opened(tmp_path, data)
     refused = 0
     for share in (0.01, 0.05, 0.2, 0.4, 0.5, 0.6, 0.75, 0.9, 0.97, 0.99, 0.999):
@@ -269,7 +282,11 @@ def test_bit_flips_never_crash(tmp_path, kind):
     data = bytearray(LOSSLESS[kind])
     random = np.random.default_rng(5)
     for place in random.integers(0, len(data), 60):
-        flipped = bytes(data[:place]) + bytes([data[place] ^ (1 << random.integers(8))]) + bytes(data[place + 1 :])
+        flipped = (
+            bytes(data[:place])
+            + bytes([data[place] ^ (1 << random.integers(8))])
+            + bytes(data[place + 1 :])
+        )
         with contextlib.suppress(UnreadableImage):
             assert opened(tmp_path, flipped).ndim == 3
 
@@ -278,7 +295,9 @@ def test_threads_leave_the_warning_filters_alone(tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(LOSSLESS["png"])
     before = list(warnings.filters)
-    threads = [threading.Thread(target=lambda: [open_image(path) for _ in range(20)]) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: [open_image(path) for _ in range(20)]) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -290,7 +309,10 @@ def test_content_key_vector(tmp_path):
     """The vector of docs/architecture.md: anyone can check it with `sha256sum`."""
     path = tmp_path / "a.bin"
     path.write_bytes(b"abc")
-    assert content_key(path).hex() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        content_key(path).hex()
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
     assert content_key(path, "frame=12") == hashlib.sha256(b"abc\0frame=12").digest()
     copy = tmp_path / "renamed.png"
     copy.write_bytes(b"abc")

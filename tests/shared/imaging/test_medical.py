@@ -37,10 +37,18 @@ def test_without_a_window_the_images_own_range(tmp_path, pixels, preamble, big_e
 
 def test_monochrome1_is_inverted(tmp_path):
     plain = opened(tmp_path, dicom_bytes(DEEP))
-    assert np.abs(opened(tmp_path, dicom_bytes(DEEP, "MONOCHROME1")).astype(int) - (255 - plain)).max() <= 1
+    assert (
+        np.abs(opened(tmp_path, dicom_bytes(DEEP, "MONOCHROME1")).astype(int) - (255 - plain)).max()
+        <= 1
+    )
     window = {"WindowCenter": 600, "WindowWidth": 900}
     plain = opened(tmp_path, dicom_bytes(DEEP, **window))
-    assert np.abs(opened(tmp_path, dicom_bytes(DEEP, "MONOCHROME1", **window)).astype(int) - (255 - plain)).max() <= 1
+    assert (
+        np.abs(
+            opened(tmp_path, dicom_bytes(DEEP, "MONOCHROME1", **window)).astype(int) - (255 - plain)
+        ).max()
+        <= 1
+    )
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
@@ -49,7 +57,12 @@ def test_windows_equal_pydicoms(tmp_path, function, center, width):
     """pydicom maps to the stored type's range, here -32768 x 1.5 + 10 to 32767 x 1.5 + 10."""
     from pydicom.pixels import apply_windowing
 
-    elements = {"RescaleSlope": 1.5, "RescaleIntercept": 10, "WindowCenter": center, "WindowWidth": width}
+    elements = {
+        "RescaleSlope": 1.5,
+        "RescaleIntercept": 10,
+        "WindowCenter": center,
+        "WindowWidth": width,
+    }
     data = dicom_bytes(DEEP, VOILUTFunction=function, **elements)
     found = opened(tmp_path, data)
     dataset = pydicom.dcmread(tmp_path / "image")
@@ -76,7 +89,9 @@ def test_voi_lut(tmp_path):
     table = (np.arange(256) ** 1.5).astype(np.uint16)
     item.LUTData = table.tolist()
     item.add_new("LUTData", "US", table.tolist())
-    found = opened(tmp_path, dicom_bytes(GRAY, VOILUTSequence=[item], WindowCenter=1, WindowWidth=1))
+    found = opened(
+        tmp_path, dicom_bytes(GRAY, VOILUTSequence=[item], WindowCenter=1, WindowWidth=1)
+    )
     assert np.abs(found[..., 0] - np.minimum(table[GRAY] / 4095, 1) * 255).max() <= 0.5
 
 
@@ -122,7 +137,9 @@ def test_functional_groups_of_enhanced_objects(tmp_path):
         return item
 
     frames = np.stack([DEEP, DEEP])
-    per_frame = dicom_bytes(frames, PerFrameFunctionalGroupsSequence=[group(600, 900, 1), group(1200, 1800, 2)])
+    per_frame = dicom_bytes(
+        frames, PerFrameFunctionalGroupsSequence=[group(600, 900, 1), group(1200, 1800, 2)]
+    )
     expected = opened(tmp_path, dicom_bytes(DEEP, WindowCenter=600, WindowWidth=900))
     assert np.array_equal(opened(tmp_path, per_frame, "frame=0"), expected)
     assert np.abs(opened(tmp_path, per_frame, "frame=1").astype(int) - expected).max() <= 1
@@ -146,7 +163,9 @@ def test_palette_colour(tmp_path, big_endian, entry_bits):
         # Words either way: 8-bit entries lie two in a word.
         words = scaled.astype("<u2") if entry_bits == 16 else scaled.astype("u1").view("<u2")
         elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, entry_bits]
-        elements[f"{name}PaletteColorLookupTableData"] = words.astype(">u2" if big_endian else "<u2").tobytes()
+        elements[f"{name}PaletteColorLookupTableData"] = words.astype(
+            ">u2" if big_endian else "<u2"
+        ).tobytes()
     found = opened(tmp_path, dicom_bytes(GRAY, "PALETTE COLOR", big_endian=big_endian, **elements))
     assert np.array_equal(found, rgb.T[GRAY].astype(np.uint8))
 
@@ -214,7 +233,8 @@ def volume():
 
 def slices(tmp_path, data, name):
     return {
-        part: opened(tmp_path, data, part, name)[..., 0] for part in ("axial=12", "coronal=10", "sagittal=8", "axial=3")
+        part: opened(tmp_path, data, part, name)[..., 0]
+        for part in ("axial=12", "coronal=10", "sagittal=8", "axial=3")
     }
 
 
@@ -264,11 +284,27 @@ BROKEN_NIFTI = {
     "another part": ("frame=1", nifti_bytes(volume(), np.eye(4)), "append #axial=N"),
     "a slice beyond": ("axial=14", nifti_bytes(volume(), np.eye(4)), "has 14 axial slices"),
     "time": ("axial=0", nifti_bytes(np.stack([volume()] * 2, -1), np.eye(4)), "three dimensions"),
-    "flat": ("axial=0", nifti_bytes(np.full((4, 4, 4), 3, np.float32), np.eye(4)), "no two different"),
-    "nothing finite": ("axial=0", nifti_bytes(np.full((4, 4, 4), np.nan, np.float32), np.eye(4)), "no two different"),
+    "flat": (
+        "axial=0",
+        nifti_bytes(np.full((4, 4, 4), 3, np.float32), np.eye(4)),
+        "no two different",
+    ),
+    "nothing finite": (
+        "axial=0",
+        nifti_bytes(np.full((4, 4, 4), np.nan, np.float32), np.eye(4)),
+        "no two different",
+    ),
     "truncated": ("axial=0", nifti_bytes(volume(), np.eye(4))[:2000], "broken NIfTI"),
-    "truncated gzip": ("axial=0", nifti_bytes(volume(), np.eye(4), packed=True)[:2500], "broken NIfTI"),
-    "pair": ("axial=0", nifti_bytes(volume(), np.eye(4)).replace(b"n+1\0", b"ni1\0", 1), r"\.hdr/\.img pair"),
+    "truncated gzip": (
+        "axial=0",
+        nifti_bytes(volume(), np.eye(4), packed=True)[:2500],
+        "broken NIfTI",
+    ),
+    "pair": (
+        "axial=0",
+        nifti_bytes(volume(), np.eye(4)).replace(b"n+1\0", b"ni1\0", 1),
+        r"\.hdr/\.img pair",
+    ),
 }
 
 

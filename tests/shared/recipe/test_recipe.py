@@ -15,16 +15,33 @@ pytestmark = pytest.mark.unit
 
 def test_defaults_are_the_authors() -> None:
     recipe = load_recipe(None)
-    assert (recipe.train.learning_rate, recipe.train.warmup_ratio, recipe.train.weight_decay) == (2e-4, 0.03, 0.0)
-    assert (recipe.train.schedule, recipe.train.precision, recipe.train.seed) == ("cosine", "bf16", 4)
-    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets) == (32, 16, 0.05, "all-linear")
+    assert (recipe.train.learning_rate, recipe.train.warmup_ratio, recipe.train.weight_decay) == (
+        2e-4,
+        0.03,
+        0.0,
+    )
+    assert (recipe.train.schedule, recipe.train.precision, recipe.train.seed) == (
+        "cosine",
+        "bf16",
+        4,
+    )
+    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets) == (
+        32,
+        16,
+        0.05,
+        "all-linear",
+    )
     assert (recipe.losses.alpha, recipe.losses.layers, recipe.data.max_length) == (1.0, (20,), 1024)
     assert recipe.rotation.kind == "full"
 
 
-@pytest.mark.parametrize(("normalization", "beta"), [("renormalized", 0.00125), ("l2", 0.03), ("softmax", 0.03)])
+@pytest.mark.parametrize(
+    ("normalization", "beta"), [("renormalized", 0.00125), ("l2", 0.03), ("softmax", 0.03)]
+)
 def test_beta_belongs_to_the_normalization(normalization: str, beta: float) -> None:
-    assert load_recipe(None, [f"losses.attention_normalization={normalization}"]).losses.beta == beta
+    assert (
+        load_recipe(None, [f"losses.attention_normalization={normalization}"]).losses.beta == beta
+    )
     both = load_recipe(None, [f"losses.attention_normalization={normalization}", "losses.beta=0.5"])
     assert both.losses.beta == 0.5
     assert load_recipe(None, ["losses.beta=0"]).losses.beta == 0.0
@@ -32,8 +49,12 @@ def test_beta_belongs_to_the_normalization(normalization: str, beta: float) -> N
 
 def test_file_overrides_and_saved_copy(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text("model:\n  name: huatuogpt-vision-7b\ntrain:\n  epochs: 12\nlosses:\ntargets: {teacher: [a, b]}\n")
-    recipe = load_recipe(path, ["losses.layer=[16, 20]", "train.epochs=3", "deepspeed=zero3", "data.train=a=b.json"])
+    path.write_text(
+        "model:\n  name: huatuogpt-vision-7b\ntrain:\n  epochs: 12\nlosses:\ntargets: {teacher: [a, b]}\n"
+    )
+    recipe = load_recipe(
+        path, ["losses.layer=[16, 20]", "train.epochs=3", "deepspeed=zero3", "data.train=a=b.json"]
+    )
     assert recipe.model.name == "huatuogpt-vision-7b"
     assert recipe.losses.layers == (16, 20)
     assert recipe.train.epochs == 3.0
@@ -54,7 +75,10 @@ def test_scientific_numbers_without_a_point() -> None:
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("train.learnig_rate=1", r"unknown key `train\.learnig_rate`; did you mean `train\.learning_rate`\?"),
+        (
+            "train.learnig_rate=1",
+            r"unknown key `train\.learnig_rate`; did you mean `train\.learning_rate`\?",
+        ),
         ("trian.epochs=1", r"unknown key `trian`; did you mean `train`\?"),
         ("lora.epochs=1", r"unknown key `lora\.epochs`; did you mean `train\.epochs`\?"),
         ("layer=20", r"unknown key `layer`; did you mean `losses\.layer`\?"),
@@ -74,7 +98,10 @@ def test_scientific_numbers_without_a_point() -> None:
         ("train.epochs=yes", r"`train\.epochs` is True: input should be a number"),
         ("train.warmup_ratio=.nan", r"`train\.warmup_ratio` is nan"),
         ("targets.teacher=[]", r"`targets\.teacher` is \[\]"),
-        ("train.eval_steps=5", r"the recipe: train\.eval_steps is set, but data\.validation is not"),
+        (
+            "train.eval_steps=5",
+            r"the recipe: train\.eval_steps is set, but data\.validation is not",
+        ),
         ("train.best_metric=eval_loss", r"train\.best_metric needs evaluations"),
         ("train.early_stopping=3", r"train\.early_stopping needs train\.best_metric"),
     ],
@@ -142,4 +169,6 @@ def test_the_page_about_the_recipe_is_up_to_date() -> None:
     from shared.recipe.docs import page
 
     written = Path(__file__).resolve().parents[3] / "docs" / "recipe.md"
-    assert written.read_text(encoding="utf-8") == page(), "run: python -m shared.recipe.docs > docs/recipe.md"
+    assert written.read_text(encoding="utf-8") == page(), (
+        "run: python -m shared.recipe.docs > docs/recipe.md"
+    )

@@ -28,7 +28,9 @@ def features(batch, grid, width=24, rank=10, seed=0):
     """Features of natural shape: smooth, of low rank plus noise, a few patches with large norms."""
     random = torch.Generator().manual_seed(seed)
     size = grid[0] * grid[1]
-    tokens = torch.randn(batch, size, rank, generator=random) @ torch.randn(rank, width, generator=random)
+    tokens = torch.randn(batch, size, rank, generator=random) @ torch.randn(
+        rank, width, generator=random
+    )
     tokens += 0.2 * torch.randn(batch, size, width, generator=random)
     tokens[:, 3] *= 50
     return tokens, torch.rand(batch, size, generator=random) / size
@@ -38,7 +40,9 @@ def independent_similarity(tokens, native, grid):
     """Eq. 2 and 3 written out with torch's own interpolation, in float64 (only where the grid grows)."""
     batch, _, width = tokens.shape
     square = tokens.double().reshape(batch, *native, width).permute(0, 3, 1, 2)
-    square = torch.nn.functional.interpolate(square, size=grid, mode="bilinear", align_corners=False)
+    square = torch.nn.functional.interpolate(
+        square, size=grid, mode="bilinear", align_corners=False
+    )
     flat = square.flatten(2).transpose(1, 2)
     return torch.nn.functional.cosine_similarity(flat[:, :, None], flat[:, None, :], dim=-1)
 
@@ -53,7 +57,9 @@ def write(root, tokens, attention, boxes, native, **changes):
 @given(st.integers(2, 9), st.integers(1, 5), st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
 def test_triangle_is_the_upper_half_of_the_cosine_matrix(patches, width, seed):
-    tokens = torch.randn(2, patches, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    tokens = torch.randn(
+        2, patches, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     triangle = cosine_similarity_triangle(tokens)
     assert triangle.shape == (2, triangle_length(patches))
     assert patches_of_triangle(triangle.shape[1]) == patches
@@ -103,9 +109,13 @@ def test_factors_serve_any_grid_within_their_error(tmp_path, precision, grid):
     order = torch.tensor([2, 0, 3, 1])
     operator = torch.from_numpy(interpolation_matrix(Grid(*native), Grid(*grid)))
     wanted = cosine_similarity_triangle(operator @ tokens[order]).numpy()
-    assert np.abs(batch.similarity - wanted).max() <= 0.03  # 0.02 is kept at the native grid and at 24x24
+    assert (
+        np.abs(batch.similarity - wanted).max() <= 0.03
+    )  # 0.02 is kept at the native grid and at 24x24
     np.testing.assert_allclose(batch.attention, (attention[order] @ operator.T).numpy(), atol=1e-7)
-    np.testing.assert_array_equal(batch.coverage, [coverage(boxes[number], Grid(*grid)) for number in order])
+    np.testing.assert_array_equal(
+        batch.coverage, [coverage(boxes[number], Grid(*grid)) for number in order]
+    )
     stored = store.arrays([key(number) for number in range(4)])
     assert (stored["error"] <= 0.02).all()
     assert (stored["error"] > 0).all()
@@ -141,7 +151,9 @@ def test_reading_factors_needs_no_torch(tmp_path):
         "import sys; from shared.targets import TargetStore; store = TargetStore.open(sys.argv[1], grid=(6, 6)); "
         "assert store[next(store.keys())].similarity.shape == (630,); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, tmp_path / "store"], check=True, cwd=Path(__file__).parents[3])
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "store"], check=True, cwd=Path(__file__).parents[3]
+    )
 
 
 def test_plain_zarr_reads_u8_as_floats(tmp_path):
@@ -150,11 +162,15 @@ def test_plain_zarr_reads_u8_as_floats(tmp_path):
     store = TargetStore.open(tmp_path)
     (segment,) = store.namespace.segments()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3 specification")
+        warnings.filterwarnings(
+            "ignore", message="Numcodecs codecs are not in the Zarr version 3 specification"
+        )
         group = zarr.open_group(tmp_path / store.namespace.name / "segments" / segment, mode="r")
         similarity = group["similarity"][:]
     assert similarity.dtype == np.float16
-    np.testing.assert_array_equal(similarity, store.batch([key(number) for number in range(3)]).similarity)
+    np.testing.assert_array_equal(
+        similarity, store.batch([key(number) for number in range(3)]).similarity
+    )
 
 
 def test_plain_zarr_reads_factors(tmp_path):
@@ -165,7 +181,9 @@ def test_plain_zarr_reads_factors(tmp_path):
     (segment,) = store.namespace.segments()
     stored = store.arrays([key(number) for number in range(3)])
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3 specification")
+        warnings.filterwarnings(
+            "ignore", message="Numcodecs codecs are not in the Zarr version 3 specification"
+        )
         group = zarr.open_group(tmp_path / store.namespace.name / "segments" / segment, mode="r")
         for name, values in stored.items():
             read = group[name][:]

@@ -69,7 +69,10 @@ FAULTS = {
 }
 
 
-STORES = {"matrix": (matrix_record, {}), "factors": (factors_record, {"encoding": "factors", "tolerance": 0.01})}
+STORES = {
+    "matrix": (matrix_record, {}),
+    "factors": (factors_record, {"encoding": "factors", "tolerance": 0.01}),
+}
 
 
 @pytest.mark.parametrize("encoding", STORES)
@@ -84,7 +87,9 @@ def test_every_damage_to_every_kind_of_file_is_detected(tmp_path, fault, encodin
     files = sorted(path for path in (tmp_path / "store").rglob("*") if path.is_file())
     arrays = {spec.name for spec in arrays_of(namespace.identity)}
     assert {path.name for path in files} >= {"zarr.json", "manifest.json", "0"}
-    assert {path.relative_to(tmp_path / "store").parts[3] for path in files if "c" in path.parts} == arrays
+    assert {
+        path.relative_to(tmp_path / "store").parts[3] for path in files if "c" in path.parts
+    } == arrays
     undetected = []
     for path in files:
         original = path.read_bytes()
@@ -119,7 +124,9 @@ def test_a_flip_that_a_read_does_not_touch_harms_no_other_record(tmp_path):
         failures = 0
         for number in range(6):
             try:
-                np.testing.assert_array_equal(store[key(number)].similarity, matrix_record(number)["similarity"])
+                np.testing.assert_array_equal(
+                    store[key(number)].similarity, matrix_record(number)["similarity"]
+                )
             except UserError:
                 failures += 1
         assert failures == 1
@@ -223,7 +230,9 @@ except UserError as error:
 def test_a_write_that_fails_half_way(tmp_path):
     """The system refuses to write on in the middle of a file, as a full disk does."""
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "store")]
-    result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 1, result.stderr
     assert "cannot write to the store" in result.stdout
     assert "run the same build again" in result.stdout
@@ -264,7 +273,9 @@ def test_a_store_made_read_only_half_way(tmp_path):
             parent.chmod(0o755)
     (tmp_path / "place").mkdir()
     command = [sys.executable, "-c", READ_ONLY, str(tmp_path / "place" / "store")]
-    result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 1, result.stderr
     assert "cannot write to the store" in result.stdout
     assert read_all(tmp_path / "place" / "store", range(6))
@@ -274,7 +285,9 @@ def test_only_what_is_certainly_dead_is_swept_by_a_build(tmp_path):
     namespace = make(tmp_path / "store")
     segments = tmp_path / "store" / namespace.path("segments")
     foreign = segments / ".tmp-otherhost-17-abcdef"
-    namesake = segments / f".tmp-{socket.gethostname()}-2-17-abcdef"  # the host `node-2` is not the host `node`
+    namesake = (
+        segments / f".tmp-{socket.gethostname()}-2-17-abcdef"
+    )  # the host `node-2` is not the host `node`
     own = segments / f".tmp-{socket.gethostname()}-17-abcdef"
     for folder in (foreign, namesake, own):
         (folder / "half").mkdir(parents=True)
@@ -289,7 +302,9 @@ def test_only_what_is_certainly_dead_is_swept_by_a_build(tmp_path):
         (swept,) = gc(tmp_path / "store", older_than=-1)
         assert live.exists()
         assert not foreign.exists()
-        assert set(swept.strays) == {str(one.relative_to(tmp_path / "store")) for one in (foreign, namesake)}
+        assert set(swept.strays) == {
+            str(one.relative_to(tmp_path / "store")) for one in (foreign, namesake)
+        }
     assert read_all(tmp_path / "store", range(6))
 
 
@@ -302,9 +317,14 @@ def test_age_is_measured_by_the_file_system_not_by_this_clock(tmp_path, monkeypa
         when = time.time() - age
         os.utime(folder, (when, when))
     real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + 365 * 86400)  # this machine's clock is a year ahead
+    monkeypatch.setattr(
+        time, "time", lambda: real() + 365 * 86400
+    )  # this machine's clock is a year ahead
     gc(tmp_path / "store", older_than=3600)
-    assert {path.name for path in segments.glob(".tmp-*")} == {".tmp-otherhost-1-young", ".tmp-otherhost-1-future"}
+    assert {path.name for path in segments.glob(".tmp-*")} == {
+        ".tmp-otherhost-1-young",
+        ".tmp-otherhost-1-future",
+    }
     assert read_all(tmp_path / "store", range(6))
 
 
@@ -315,7 +335,9 @@ def test_a_store_survives_gc_while_it_is_open(tmp_path):
     (swept,) = gc(tmp_path / "store")
     assert swept.records == 2
     for number in range(6):
-        np.testing.assert_array_equal(store[key(number)].similarity, matrix_record(number)["similarity"])
+        np.testing.assert_array_equal(
+            store[key(number)].similarity, matrix_record(number)["similarity"]
+        )
     assert gc(tmp_path / "store")[0].superseded == []
 
 
@@ -338,7 +360,9 @@ def test_a_reader_that_opens_while_gc_moves_records(tmp_path, monkeypatch):
     assert calls
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"key": "00", "reason": "", "time": ""}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1]", b'{"key": "00", "reason": "", "time": ""}']
+)
 def test_a_damaged_quarantine_record_is_named_and_harms_no_record(tmp_path, content):
     namespace = make(tmp_path / "store")
     [record] = (tmp_path / "store" / namespace.name / "quarantine").glob("*-*.json")

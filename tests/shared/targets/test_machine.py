@@ -50,14 +50,18 @@ class Machine(RuleBasedStateMachine):
         import zarr
 
         # A build that makes a damaged segment's very records again replaces it; killed in between, it leaves neither.
-        replaced = self.broken - {checked.path.rsplit("/", 1)[1] for checked in scan(self.root) if checked.damage}
+        replaced = self.broken - {
+            checked.path.rsplit("/", 1)[1] for checked in scan(self.root) if checked.damage
+        }
         self.broken -= replaced
         for segment in replaced - set(self.namespace.segments()):
             self._forget(segment)
         for segment in self.namespace.segments():
             if segment in self.broken or any(segment in places for places in self.held.values()):
                 continue
-            stored = zarr.open_array(self.root / self.namespace.path("segments", segment, "key"), mode="r")[:]
+            stored = zarr.open_array(
+                self.root / self.namespace.path("segments", segment, "key"), mode="r"
+            )[:]
             names = {key(number): number for number in range(12)}
             for row in stored:
                 self.held.setdefault(names[row.tobytes()], set()).add(segment)
@@ -127,11 +131,15 @@ class Machine(RuleBasedStateMachine):
     def corrupt(self, data):
         segment = data.draw(st.sampled_from(sorted(set().union(*self.held.values()))))
         folder = self.root / self.namespace.path("segments", segment)
-        path = data.draw(st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file())))
+        path = data.draw(
+            st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file()))
+        )
         content = bytearray(path.read_bytes())
         how = data.draw(st.sampled_from(["flip", "cut", "empty", "delete"]))
         if how == "flip":
-            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(
+                st.integers(0, 7)
+            )
             path.write_bytes(content)
         elif how == "delete":
             path.unlink()
@@ -171,9 +179,13 @@ CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_to
 
 
 class TestMachine(Machine.TestCase):
-    settings = settings(max_examples=5, stateful_step_count=12, deadline=None, suppress_health_check=CHECKS)
+    settings = settings(
+        max_examples=5, stateful_step_count=12, deadline=None, suppress_health_check=CHECKS
+    )
 
 
 @pytest.mark.slow
 class TestMachineLong(Machine.TestCase):
-    settings = settings(max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=CHECKS)
+    settings = settings(
+        max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=CHECKS
+    )

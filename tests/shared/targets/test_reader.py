@@ -28,9 +28,14 @@ def cache(tmp_path, monkeypatch):
 def test_workers_read_after_the_parent_has_read(tmp_path, context):
     write_records(tmp_path / "store", range(8), segment_records=3)
     store = TargetStore.open(tmp_path / "store")
-    np.testing.assert_array_equal(store[key(0)].similarity, matrix_record(0)["similarity"])  # the parent reads first
+    np.testing.assert_array_equal(
+        store[key(0)].similarity, matrix_record(0)["similarity"]
+    )  # the parent reads first
     loader = DataLoader(
-        TargetDataset(store, [5, 0, 7, 2]), num_workers=1, multiprocessing_context=context, batch_size=None
+        TargetDataset(store, [5, 0, 7, 2]),
+        num_workers=1,
+        multiprocessing_context=context,
+        batch_size=None,
     )
     seen = []
     for number, similarity in loader:

@@ -66,7 +66,9 @@ BOUNDS = {
 
 
 @pytest.mark.parametrize(("encoding", "precision", "grid"), BOUNDS)
-def test_what_an_encoding_does_to_the_visual_loss(features, tmp_path, monkeypatch, encoding, precision, grid):
+def test_what_an_encoding_does_to_the_visual_loss(
+    features, tmp_path, monkeypatch, encoding, precision, grid
+):
     monkeypatch.setenv("MEDALIGN_CACHE", str(tmp_path / "cache"))
     kind = identity(encoding, precision, NATIVE if encoding == "factors" else Grid(*grid))
     with TargetWriter(tmp_path / "store", kind) as writer:

@@ -49,7 +49,9 @@ def test_records_read_back_and_plain_zarr_finds_them(root):
     namespace = write_records(root, range(6))
     assert_holds(TargetStore.open(root, teacher="dinov2-small"), range(6))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3 specification")
+        warnings.filterwarnings(
+            "ignore", message="Numcodecs codecs are not in the Zarr version 3 specification"
+        )
         group = zarr.open_group(ObjectStorage(root)._store, path=namespace.name, mode="r")
         assert group.attrs["medalign"]["format"] == 1
         first = group[f"segments/{namespace.segments()[0]}"]
@@ -167,7 +169,9 @@ def test_a_killed_writer_leaves_only_whole_segments(root, server):
 
 
 @pytest.mark.parametrize("files", [1, 2])
-def test_a_namespace_that_is_half_made_is_said_to_be_and_finished_by_the_next_writer(root, server, files):
+def test_a_namespace_that_is_half_made_is_said_to_be_and_finished_by_the_next_writer(
+    root, server, files
+):
     killed_writer(root, server, files)
     [damage] = [checked.damage for checked in scan(root) if checked.damage is not None]
     assert "the same `cache build` writes it again" in damage

@@ -51,7 +51,9 @@ def test_plain_zarr_reads_the_same_arrays(tmp_path):
     assert root.attrs["medalign"]["identity"] == identity().document()
     found = {}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3 specification")
+        warnings.filterwarnings(
+            "ignore", message="Numcodecs codecs are not in the Zarr version 3 specification"
+        )
         for segment in (tmp_path / "store" / namespace.name / "segments").iterdir():
             if not segment.is_dir():
                 continue
@@ -174,7 +176,10 @@ def test_an_edited_size_is_noticed_on_first_use(tmp_path):
 def test_values_that_are_not_finite_are_refused(tmp_path):
     record = matrix_record(0)
     record["attention"][3] = np.nan
-    with TargetWriter(tmp_path / "store", identity()) as writer, pytest.raises(ValueError, match="finite"):
+    with (
+        TargetWriter(tmp_path / "store", identity()) as writer,
+        pytest.raises(ValueError, match="finite"),
+    ):
         writer.add(key(0), record)
 
 
@@ -188,10 +193,19 @@ def test_quarantine_keeps_the_latest_reason(tmp_path):
 
 def test_the_fingerprint_is_stable():
     """The golden value names every store there is: a change of it orphans them."""
-    assert identity().fingerprint() == "f65c5ce84bdb87811adc8449d2a2138fd4a4a9bd68f8aa7b1a79fbef5fe8ffc3"
+    assert (
+        identity().fingerprint()
+        == "f65c5ce84bdb87811adc8449d2a2138fd4a4a9bd68f8aa7b1a79fbef5fe8ffc3"
+    )
     assert identity().namespace() == f"dinov2-small-{identity().fingerprint()[:12]}"
     assert identity(precision="f16").fingerprint() == identity().fingerprint()
     factors = identity(encoding="factors", tolerance=0.01)
-    assert factors.fingerprint() == "0676c2aec8d27ae5e8fdae89c4ca6df4eb2f3ec55bbb87fdc820113410ab22fd"
+    assert (
+        factors.fingerprint() == "0676c2aec8d27ae5e8fdae89c4ca6df4eb2f3ec55bbb87fdc820113410ab22fd"
+    )
     assert factors == identity(encoding="factors", tolerance=0.01, precision="u8")
-    assert identity(teacher="open_clip:ViT-L-14/openai").namespace().startswith("open_clip-ViT-L-14-openai-")
+    assert (
+        identity(teacher="open_clip:ViT-L-14/openai")
+        .namespace()
+        .startswith("open_clip-ViT-L-14-openai-")
+    )

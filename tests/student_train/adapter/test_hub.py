@@ -19,7 +19,13 @@ from tests.fixtures.hub import TOKEN, faults_of_card, running_hub
 from tests.fixtures.student_runs import changed, recipe, write_run
 
 pytestmark = pytest.mark.integration
-ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "rotation.safetensors", "recipe.yaml", "README.md"}
+ADAPTER = {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "rotation.safetensors",
+    "recipe.yaml",
+    "README.md",
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,39 +55,69 @@ def hub(monkeypatch):
 def test_a_run_uploads_its_adapter_at_the_end(values, tmp_path):
     path = tmp_path / "recipe.yaml"
     output = tmp_path / "run"
-    path.write_text(yaml.safe_dump(changed(values, output=str(output), train__max_steps=2, train__save_steps=1)))
-    command = [sys.executable, "-m", "student_train", "train", str(path), "train.push_to_hub=clinic/adapter"]
+    path.write_text(
+        yaml.safe_dump(changed(values, output=str(output), train__max_steps=2, train__save_steps=1))
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "student_train",
+        "train",
+        str(path),
+        "train.push_to_hub=clinic/adapter",
+    ]
     with running_hub() as hub:
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+        }
         environment.pop("HF_HUB_OFFLINE", None)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert hub.visibility == {"clinic/adapter": "private"}
     arrived = hub.files["clinic/adapter"]
-    assert arrived.keys() == {*ADAPTER, "trainer_state.json"}  # no checkpoint, no log, no sample answers
+    assert arrived.keys() == {
+        *ADAPTER,
+        "trainer_state.json",
+    }  # no checkpoint, no log, no sample answers
     assert all((output / name).read_bytes() == data for name, data in arrived.items())
     assert (output / "checkpoint-2").is_dir()
     assert "uploaded: clinic/adapter (private)" in done.stdout
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own call of its HTTP client
+@pytest.mark.filterwarnings(
+    "ignore:Use 'content=:DeprecationWarning"
+)  # huggingface_hub's own call of its HTTP client
 def test_an_export_is_uploaded_whole_and_fetched_by_its_id(adapter, tmp_path, hub, monkeypatch):
     merged = tmp_path / "merged"
-    done = CliRunner().invoke(app, ["export", str(adapter), "--to", str(merged), "--push-to-hub", "merged"])
+    done = CliRunner().invoke(
+        app, ["export", str(adapter), "--to", str(merged), "--push-to-hub", "merged"]
+    )
     assert done.exit_code == 0, done.output
     arrived = hub.files["me/merged"]  # a bare name goes to the token's own account
-    assert {"model.safetensors", "config.json", "rotation.safetensors", "recipe.yaml", "README.md"} <= arrived.keys()
+    assert {
+        "model.safetensors",
+        "config.json",
+        "rotation.safetensors",
+        "recipe.yaml",
+        "README.md",
+    } <= arrived.keys()
     assert all((merged / name).read_bytes() == data for name, data in arrived.items())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     fetched, ours = load_base("me/merged"), load_base(str(merged))
     assert (fetched.template, fetched.grid) == (ours.template, ours.grid)
     state = ours.model.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in fetched.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, state[name]) for name, tensor in fetched.model.state_dict().items()
+    )
 
 
 def test_a_refused_upload_is_one_line(adapter, hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(UserError, match=r"upload of .* to clinic/adapter failed .*the folder itself is complete") as no:
+    with pytest.raises(
+        UserError, match=r"upload of .* to clinic/adapter failed .*the folder itself is complete"
+    ) as no:
         push(adapter, "clinic/adapter")
     assert "\n" not in str(no.value)
     assert not hub.files

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.unit
 
 
 def order(count, step, multiple=1, seed=4, epoch=0, segments=None):
-    sampler = EpochOrder(np.random.default_rng(0).integers(20, 90, count), seed, step, multiple, segments)
+    sampler = EpochOrder(
+        np.random.default_rng(0).integers(20, 90, count), seed, step, multiple, segments
+    )
     sampler.set_epoch(epoch)
     return list(sampler)
 
@@ -61,7 +63,9 @@ def test_one_turn_is_one_span_even_around_another_image():
 
 def sample(name, length, columns, questions, patches=4, targets=True):
     target = Targets(
-        np.full((1, 6), 0.5, np.float16), np.ones((1, patches), np.float32), np.full((1, patches), 255, np.uint8)
+        np.full((1, 6), 0.5, np.float16),
+        np.ones((1, patches), np.float32),
+        np.full((1, patches), 255, np.uint8),
     )
     return {
         "id": name,
@@ -104,7 +108,9 @@ def test_the_last_row_only():
 
 
 def test_images_without_targets_are_shown_but_ask_nothing():
-    batch = Collator(0, 4)([sample("a", 12, [2], [[[6]]], targets=False), sample("b", 12, [3], [[[8]]])])
+    batch = Collator(0, 4)(
+        [sample("a", 12, [2], [[[6]]], targets=False), sample("b", 12, [3], [[[8]]])]
+    )
     assert batch["pixel_values"].shape[0] == 2
     assert request_of(batch).image_sample.tolist() == [1]
     batch = Collator(0, 4)([sample("a", 12, [2], [[[6]]], targets=False)])

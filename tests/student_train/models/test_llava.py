@@ -45,7 +45,9 @@ def test_loads_with_its_template_and_saves_again(folder: Path, tmp_path: Path) -
     assert not base.model.training
     assert base.model.dtype == torch.float32
     # Answers end at the template's end token, not at the checkpoint's own.
-    assert base.model.generation_config.eos_token_id == base.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert base.model.generation_config.eos_token_id == base.tokenizer.convert_tokens_to_ids(
+        "<|im_end|>"
+    )
     save_base(base, tmp_path / "saved")
     again = load_base(str(tmp_path / "saved"), torch.bfloat16)
     assert again.model.dtype == torch.bfloat16
@@ -72,7 +74,8 @@ def test_template_is_never_guessed(copy: Path) -> None:
 def test_tokenizer_without_the_image_token(copy: Path) -> None:
     edit(copy / "config.json", image_token_index=5)
     with pytest.raises(
-        UserError, match=r"the tokenizer lacks the image token: .* id 5, but there it is the ordinary token"
+        UserError,
+        match=r"the tokenizer lacks the image token: .* id 5, but there it is the ordinary token",
     ):
         load_base(str(copy))
     edit(copy / "config.json", image_token_index=600)
@@ -94,7 +97,11 @@ def test_lost_and_foreign_weights(copy: Path) -> None:
     save_file(lost, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"1 weights are missing, first .*linear_1\.weight"):
         load_base(str(copy))
-    save_file(weights | {"model.extra.weight": torch.ones(1)}, copy / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        weights | {"model.extra.weight": torch.ones(1)},
+        copy / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(UserError, match=r"1 weights are unexpected, first model\.extra\.weight"):
         load_base(str(copy))
 
@@ -103,7 +110,9 @@ def test_lost_and_foreign_weights(copy: Path) -> None:
 def test_truncated_and_missing_weights(copy: Path) -> None:
     content = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(content[:-100])
-    with pytest.raises(UserError, match=rf"not whole: it has {len(content) - 100} of {len(content)} bytes"):
+    with pytest.raises(
+        UserError, match=rf"not whole: it has {len(content) - 100} of {len(content)} bytes"
+    ):
         load_base(str(copy))
     (copy / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no weights"):
@@ -138,9 +147,15 @@ def test_code_in_a_checkpoint_is_not_run(copy: Path) -> None:
             r"model\.name=llava-med is no named model, folder or hub id; did you mean llava-med-1\.5",
         ),
         (ModelSection(name="tinyllama"), r"named models are llava-med-1\.5, huatuogpt-vision-7b"),
-        (ModelSection(name="somebody/something"), r"cannot fetch somebody/something from the hub .*model\.path"),
+        (
+            ModelSection(name="somebody/something"),
+            r"cannot fetch somebody/something from the hub .*model\.path",
+        ),
         (ModelSection(name="llava-med-1.5"), r"cannot fetch microsoft/llava-med-v1\.5-mistral-7b"),
-        (ModelSection(name="some", path="/x"), r"model\.path goes with a named model \(llava-med-1\.5"),
+        (
+            ModelSection(name="some", path="/x"),
+            r"model\.path goes with a named model \(llava-med-1\.5",
+        ),
     ],
 )
 def test_places_that_hold_no_model(section: ModelSection, line: str) -> None:
@@ -150,7 +165,9 @@ def test_places_that_hold_no_model(section: ModelSection, line: str) -> None:
 
 
 @pytest.mark.integration
-def test_hub_id_from_the_hub_librarys_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_from_the_hub_librarys_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The tests are offline: a snapshot that was fetched before is found by the model's id, and pinned by commit."""
     import huggingface_hub.constants
 
@@ -165,7 +182,10 @@ def test_hub_id_from_the_hub_librarys_cache(folder: Path, tmp_path: Path, monkey
     assert (
         base.model.name_or_path == "somebody/small-llava"
     )  # what an adapter names as its base: no path of this machine
-    assert load_base(ModelSection(name="somebody/small-llava", revision=commit)).template == base.template
+    assert (
+        load_base(ModelSection(name="somebody/small-llava", revision=commit)).template
+        == base.template
+    )
     with pytest.raises(UserError, match="cannot fetch somebody/small-llava"):
         load_base(ModelSection(name="somebody/small-llava", revision="f" * 40))
     with pytest.raises(UserError, match=r"model\.revision=main is for hub ids"):
@@ -209,7 +229,9 @@ def test_pixels_equal_llavas_preprocessing(width: int, height: int) -> None:
     side = max(width, height)
     padded = Image.new("RGB", (side, side), (122, 116, 104))
     padded.paste(image, ((side - width) // 2, (side - height) // 2))
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}
+    )
     expected = torch.as_tensor(np.asarray(processor(padded)["pixel_values"][0]))
     got = image_reader(processor, 56).pixels(image)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)

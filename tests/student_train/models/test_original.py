@@ -52,7 +52,9 @@ def test_every_published_weight_has_its_place(
     grown = expected_shapes(config)
     changed = {name for name in expected if expected[name] != grown[name]}
     assert changed == (
-        {"model.language_model.embed_tokens.weight", "lm_head.weight"} if rows != shape.vocabulary else set()
+        {"model.language_model.embed_tokens.weight", "lm_head.weight"}
+        if rows != shape.vocabulary
+        else set()
     )
     assert config.image_seq_length == 576
     assert config.text_config.rope_parameters["rope_theta"] == 1e6
@@ -84,8 +86,12 @@ def reference_logits(state: dict[str, torch.Tensor], original: dict[str, Any], t
                          image_size=56, patch_size=14, hidden_act="quick_gelu")
     )  # fmt: skip
     prefix = "model.vision_tower.vision_tower.vision_model."
-    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    vision.load_state_dict(own if tower is None else {k.removeprefix("vision_model."): v for k, v in tower.items()})
+    own = {
+        key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)
+    }
+    vision.load_state_dict(
+        own if tower is None else {k.removeprefix("vision_model."): v for k, v in tower.items()}
+    )
     mistral = original["model_type"] == "llava_mistral"
     text_config = (MistralConfig if mistral else Qwen2Config)(
         hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
@@ -95,7 +101,11 @@ def reference_logits(state: dict[str, torch.Tensor], original: dict[str, Any], t
     )  # fmt: skip
     text = (MistralForCausalLM if mistral else Qwen2ForCausalLM)(text_config)
     text.load_state_dict(
-        {key: tensor for key, tensor in state.items() if "vision_tower" not in key and "mm_" not in key}
+        {
+            key: tensor
+            for key, tensor in state.items()
+            if "vision_tower" not in key and "mm_" not in key
+        }
     )
     vision.eval(), text.eval()
     with torch.no_grad():
@@ -104,21 +114,34 @@ def reference_logits(state: dict[str, torch.Tensor], original: dict[str, Any], t
             features, state["model.mm_projector.0.weight"], state["model.mm_projector.0.bias"]
         )
         image = torch.nn.functional.linear(
-            torch.nn.functional.gelu(hidden), state["model.mm_projector.2.weight"], state["model.mm_projector.2.bias"]
+            torch.nn.functional.gelu(hidden),
+            state["model.mm_projector.2.weight"],
+            state["model.mm_projector.2.bias"],
         )
         embed = text.get_input_embeddings()
-        embeddings = torch.cat([embed(torch.tensor([before])), image, embed(torch.tensor([after]))], dim=1)
+        embeddings = torch.cat(
+            [embed(torch.tensor([before])), image, embed(torch.tensor([after]))], dim=1
+        )
         return text(inputs_embeds=embeddings).logits  # type: ignore[no-any-return]
 
 
-def ours(section: ModelSection, pixels: torch.Tensor) -> tuple[torch.Tensor, list[int], list[int], Any]:
+def ours(
+    section: ModelSection, pixels: torch.Tensor
+) -> tuple[torch.Tensor, list[int], list[int], Any]:
     base = load_base(section)
     encoded = encode_prompt(
-        "Is it a lung?", base.template, base.tokenizer, base.image_tokens, base.image_token_id, images=1
+        "Is it a lung?",
+        base.template,
+        base.tokenizer,
+        base.image_tokens,
+        base.image_token_id,
+        images=1,
     )
     ids = torch.tensor([encoded.input_ids])
     with torch.no_grad():
-        logits = base.model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
+        logits = base.model(
+            input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)
+        ).logits
     start, end = encoded.images[0]
     return logits, encoded.input_ids[:start], encoded.input_ids[end:], base
 
@@ -126,14 +149,18 @@ def ours(section: ModelSection, pixels: torch.Tensor) -> tuple[torch.Tensor, lis
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["llava-med-1.5", "huatuogpt-vision-7b"])
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_small_checkpoint_equals_an_independent_assembly(name: str, form: str, tmp_path: Path) -> None:
+def test_small_checkpoint_equals_an_independent_assembly(
+    name: str, form: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "checkpoint"
     state = (llava_med_original if name == "llava-med-1.5" else huatuo_original)(folder, form)
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(5))
     logits, before, after, base = ours(ModelSection(name=name, path=str(folder)), pixels)
     original = json.loads((folder / "config.json").read_text())
     expected = reference_logits(state, original, None, before, after, pixels)
-    torch.testing.assert_close(logits[..., : original["vocab_size"]], expected, atol=2e-5, rtol=2e-4)
+    torch.testing.assert_close(
+        logits[..., : original["vocab_size"]], expected, atol=2e-5, rtol=2e-4
+    )
     assert len(before) == (34 if name == "llava-med-1.5" else 33)
     assert base.image_token_id == (32000 if name == "llava-med-1.5" else 568)
     assert base.tokenizer.convert_tokens_to_ids("<image>") == base.image_token_id
@@ -150,7 +177,10 @@ def test_openai_vision_weights(form: Any, tmp_path: Path) -> None:
     tower = form(tmp_path / "clip")
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(5))
     section = ModelSection(
-        name="llava-med-1.5", path=str(folder), vision_weights="openai", vision_path=str(tmp_path / "clip")
+        name="llava-med-1.5",
+        path=str(folder),
+        vision_weights="openai",
+        vision_path=str(tmp_path / "clip"),
     )
     logits, before, after, _ = ours(section, pixels)
     original = json.loads((folder / "config.json").read_text())
@@ -161,8 +191,13 @@ def test_openai_vision_weights(form: Any, tmp_path: Path) -> None:
     name = "vision_model.encoder.layers.0.mlp.fc1.weight"
     for file in (tmp_path / "clip").glob("*model.*"):
         file.unlink()
-    save_file({key: value for key, value in tower.items() if key != name}, tmp_path / "clip" / "model.safetensors")
-    with pytest.raises(UserError, match=r"no CLIP with a vision tower: it lacks .*layers\.0\.mlp\.fc1\.weight"):
+    save_file(
+        {key: value for key, value in tower.items() if key != name},
+        tmp_path / "clip" / "model.safetensors",
+    )
+    with pytest.raises(
+        UserError, match=r"no CLIP with a vision tower: it lacks .*layers\.0\.mlp\.fc1\.weight"
+    ):
         load_base(section)
 
 
@@ -191,7 +226,11 @@ def test_saved_base_loads_as_a_transformers_folder(tmp_path: Path) -> None:
     save_base(base, tmp_path / "b")
     again = load_base(str(tmp_path / "b"))
     assert again.template == base.template
-    assert (again.image_token_id, again.grid, again.image_size) == (base.image_token_id, base.grid, base.image_size)
+    assert (again.image_token_id, again.grid, again.image_size) == (
+        base.image_token_id,
+        base.grid,
+        base.image_size,
+    )
     for (name, tensor), (other, value) in zip(
         base.model.state_dict().items(), again.model.state_dict().items(), strict=True
     ):
@@ -265,9 +304,15 @@ def edit_config(folder: Path, **changes: Any) -> None:
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end is True"),
         ({"mm_vision_tower": "someone/siglip"}, "vision tower 'someone/siglip' is neither"),
         ({"hidden_size": "remove"}, "lacks hidden_size"),
-        ({"num_hidden_layers": 5}, r"12 weights are missing, first model\.language_model\.layers\.4"),
+        (
+            {"num_hidden_layers": 5},
+            r"12 weights are missing, first model\.language_model\.layers\.4",
+        ),
         ({"num_hidden_layers": 3}, r"12 weights have no place in this model"),
-        ({"intermediate_size": 64}, r"down_proj\.weight is \(32, 48\), but its config\.json makes it \(32, 64\)"),
+        (
+            {"intermediate_size": 64},
+            r"down_proj\.weight is \(32, 48\), but its config\.json makes it \(32, 64\)",
+        ),
         ({"model_type": "llava_phi"}, "no loader for model_type 'llava_phi'"),
         ({"model_type": "remove"}, "names no model_type"),
     ],
@@ -285,18 +330,28 @@ def test_checkpoint_without_a_tower(tmp_path: Path) -> None:
     llava_med_original(folder)
     weights = {}
     for shard in folder.glob("*-of-*"):
-        weights |= {key: value for key, value in load_file(shard).items() if "vision_tower" not in key}
+        weights |= {
+            key: value for key, value in load_file(shard).items() if "vision_tower" not in key
+        }
         shard.unlink()
     (folder / "model.safetensors.index.json").unlink()
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"brings no vision tower; set model\.vision_weights=openai"):
+    with pytest.raises(
+        UserError, match=r"brings no vision tower; set model\.vision_weights=openai"
+    ):
         load_base(str(folder))
     clip_tower(tmp_path / "clip")
-    load_base(ModelSection(name=str(folder), vision_weights="openai", vision_path=str(tmp_path / "clip")))
+    load_base(
+        ModelSection(name=str(folder), vision_weights="openai", vision_path=str(tmp_path / "clip"))
+    )
 
 
 @pytest.mark.unit
 def test_huatuo_has_no_other_tower(tmp_path: Path) -> None:
     huatuo_original(tmp_path / "a")
     with pytest.raises(UserError, match="applies to LLaVA-Med only"):
-        load_base(ModelSection(name="huatuogpt-vision-7b", path=str(tmp_path / "a"), vision_weights="openai"))
+        load_base(
+            ModelSection(
+                name="huatuogpt-vision-7b", path=str(tmp_path / "a"), vision_weights="openai"
+            )
+        )

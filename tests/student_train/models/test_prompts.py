@@ -69,7 +69,9 @@ def test_image_starts_at_33_for_huatuo(qwen: Any) -> None:
     assert encoded.images == [Span(33, 33 + 576)]
 
 
-@pytest.mark.skipif(QWEN not in os.environ, reason=f"{QWEN} names no folder with Qwen's published tokenizer.json")
+@pytest.mark.skipif(
+    QWEN not in os.environ, reason=f"{QWEN} names no folder with Qwen's published tokenizer.json"
+)
 def test_the_whole_qwen_table_says_the_same(qwen: Any) -> None:
     """Qwen2, 2.5 and 3 share one table of merges; the special tokens behind it differ and play no part here."""
     from transformers import Qwen2Tokenizer
@@ -79,7 +81,9 @@ def test_the_whole_qwen_table_says_the_same(qwen: Any) -> None:
     encoded = encode_prompt("What is it?", TEMPLATES["huatuo_v1"], whole, 576, IMAGE, images=1)
     assert encoded.images == [Span(33, 33 + 576)]
     cut = encode_prompt("What is it?", TEMPLATES["huatuo_v1"], qwen, 576, IMAGE, images=1)
-    assert whole.convert_ids_to_tokens(encoded.input_ids[:33]) == qwen.convert_ids_to_tokens(cut.input_ids[:33])
+    assert whole.convert_ids_to_tokens(encoded.input_ids[:33]) == qwen.convert_ids_to_tokens(
+        cut.input_ids[:33]
+    )
 
 
 def test_vicuna_ids_equal_llavas_piecewise_rule(mistral: Any, sentencepiece: Any) -> None:
@@ -114,22 +118,31 @@ def test_chatml_is_the_chat_template(qwen: Any) -> None:
     turns = talk("Is it?", "Yes", "Sure?", "No")
     system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     text = f"<|im_start|>system\n{system}<|im_end|>\n" + "".join(
-        f"<|im_start|>{'assistant' if turn.role == 'gpt' else 'user'}\n{turn.text}<|im_end|>\n" for turn in turns
+        f"<|im_start|>{'assistant' if turn.role == 'gpt' else 'user'}\n{turn.text}<|im_end|>\n"
+        for turn in turns
     )
     encoded = encode_conversation(turns, TEMPLATES["chatml"], qwen, PATCHES, IMAGE)
     assert encoded.input_ids == qwen(text.removesuffix("\n")).input_ids
-    assert qwen.decode([token for token in encoded.labels if token != IGNORED]) == "Yes<|im_end|>No<|im_end|>"
+    assert (
+        qwen.decode([token for token in encoded.labels if token != IGNORED])
+        == "Yes<|im_end|>No<|im_end|>"
+    )
     assert encoded.images == []
     assert encoded.questions == []
 
 
 def test_official_templates(mistral: Any, qwen: Any) -> None:
-    encoded = encode_prompt("Is it?", TEMPLATES["mistral_instruct"], mistral, PATCHES, IMAGE, images=1)
+    encoded = encode_prompt(
+        "Is it?", TEMPLATES["mistral_instruct"], mistral, PATCHES, IMAGE, images=1
+    )
     assert mistral.decode(encoded.input_ids[: encoded.images[0].start]) == "<s> [INST] "
     assert mistral.decode(encoded.input_ids[encoded.images[0].end :]).strip() == "Is it? [/INST]"
     encoded = encode_prompt("Is it?", TEMPLATES["huatuo"], qwen, PATCHES, IMAGE, images=2)
     text = "<|user|>\n" + "I" * PATCHES + "\n" + "I" * PATCHES + "\nIs it?\n<|assistant|>\n"
-    assert "".join("I" if token == IMAGE else qwen.decode([token]) for token in encoded.input_ids) == text
+    assert (
+        "".join("I" if token == IMAGE else qwen.decode([token]) for token in encoded.input_ids)
+        == text
+    )
 
 
 def test_several_images_and_their_rows(qwen: Any) -> None:
@@ -142,14 +155,20 @@ def test_several_images_and_their_rows(qwen: Any) -> None:
         rows = [place for one in questions for place in range(one.start, one.end)]
         other = {place for one in encoded.images for place in range(one.start, one.end)}
         assert rows == [
-            place for place in range(span.end, len(encoded.input_ids)) if place not in other and place not in answers
+            place
+            for place in range(span.end, len(encoded.input_ids))
+            if place not in other and place not in answers
         ]
-    assert all(encoded.input_ids[place] == IMAGE for span in (first, second, third) for place in range(*span))
+    assert all(
+        encoded.input_ids[place] == IMAGE
+        for span in (first, second, third)
+        for place in range(*span)
+    )
 
 
-words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(
-    lambda text: bool(text.strip()) and "<" not in text and "[" not in text
-)
+words = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20
+).filter(lambda text: bool(text.strip()) and "<" not in text and "[" not in text)
 
 
 @settings(max_examples=60, deadline=None)
@@ -157,7 +176,9 @@ words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), m
     pairs=st.lists(st.tuples(words, words, st.integers(0, 2)), min_size=1, max_size=3),
     name=st.sampled_from(["vicuna_v1", "mistral_instruct", "huatuo_v1", "huatuo", "chatml"]),
 )
-def test_any_conversation(pairs: list[tuple[str, str, int]], name: str, mistral: Any, qwen: Any) -> None:
+def test_any_conversation(
+    pairs: list[tuple[str, str, int]], name: str, mistral: Any, qwen: Any
+) -> None:
     """Training ids begin with the ids of the generation prompt, and nothing but the answers is labelled."""
     tokenizer = mistral if name in ("vicuna_v1", "mistral_instruct") else qwen
     turns = []
@@ -169,7 +190,10 @@ def test_any_conversation(pairs: list[tuple[str, str, int]], name: str, mistral:
     assert encoded.input_ids[: len(prompt.input_ids)] == prompt.input_ids
     assert encoded.labels[len(prompt.input_ids) :] == encoded.input_ids[len(prompt.input_ids) :]
     assert encoded.images[: len(prompt.images)] == prompt.images
-    assert all(label in (IGNORED, token) for label, token in zip(encoded.labels, encoded.input_ids, strict=True))
+    assert all(
+        label in (IGNORED, token)
+        for label, token in zip(encoded.labels, encoded.input_ids, strict=True)
+    )
     assert len(encoded.images) == sum(images for _, _, images in pairs)
     assert encoded.input_ids.count(IMAGE) == PATCHES * len(encoded.images)
     assert set(prompt.labels) == {IGNORED}
@@ -191,16 +215,27 @@ def test_truncation_cuts_only_the_last_answer(mistral: Any) -> None:
     length = len(whole.input_ids)
     answer = sum(label != IGNORED for label in whole.labels)
     assert encode_conversation(turns, template, mistral, PATCHES, IMAGE, max_length=length) == whole
-    cut = encode_conversation(turns, template, mistral, PATCHES, IMAGE, max_length=length - 3, truncation="answer")
+    cut = encode_conversation(
+        turns, template, mistral, PATCHES, IMAGE, max_length=length - 3, truncation="answer"
+    )
     assert cut.input_ids == whole.input_ids[:-3]
     assert cut.labels == whole.labels[:-3]
     assert cut.images == whole.images
     with pytest.raises(
-        UserError, match=rf"{length} tokens \(5 of images.*data\.max_length={length - 3}.*truncation=answer"
+        UserError,
+        match=rf"{length} tokens \(5 of images.*data\.max_length={length - 3}.*truncation=answer",
     ):
         encode_conversation(turns, template, mistral, PATCHES, IMAGE, max_length=length - 3)
     with pytest.raises(UserError, match="do not fit") as caught:
-        encode_conversation(turns, template, mistral, PATCHES, IMAGE, max_length=length - answer, truncation="answer")
+        encode_conversation(
+            turns,
+            template,
+            mistral,
+            PATCHES,
+            IMAGE,
+            max_length=length - answer,
+            truncation="answer",
+        )
     assert "truncation" not in str(caught.value)
 
 
@@ -223,7 +258,9 @@ def test_prompt_must_end_with_a_question(mistral: Any) -> None:
     with pytest.raises(UserError, match="end with a question"):
         encode_prompt(talk("Is it?", "yes"), TEMPLATES["vicuna_v1"], mistral, PATCHES, IMAGE)
     with pytest.raises(UserError, match="the 2 images given"):
-        encode_prompt(talk("<image>Is it?"), TEMPLATES["vicuna_v1"], mistral, PATCHES, IMAGE, images=2)
+        encode_prompt(
+            talk("<image>Is it?"), TEMPLATES["vicuna_v1"], mistral, PATCHES, IMAGE, images=2
+        )
 
 
 def test_unknown_template_and_foreign_tokenizer(mistral: Any, qwen: Any, tmp_path: Path) -> None:

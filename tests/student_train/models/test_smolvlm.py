@@ -25,7 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ids_of(base: Any, *questions: str) -> torch.Tensor:
     rows = [
-        encode_prompt(text, base.template, base.tokenizer, base.image_tokens, base.image_token_id, images=1).input_ids
+        encode_prompt(
+            text, base.template, base.tokenizer, base.image_tokens, base.image_token_id, images=1
+        ).input_ids
         for text in questions
     ]
     return torch.tensor(rows)
@@ -53,7 +55,9 @@ def test_images_reach_the_model_as_transformers_wants_them(folder: Path) -> None
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     own = SmolVLMForConditionalGeneration.from_pretrained(folder).eval()
     with torch.no_grad():
-        expected = own(input_ids=ids, pixel_values=pixels.unsqueeze(1)).logits  # one image in each row
+        expected = own(
+            input_ids=ids, pixel_values=pixels.unsqueeze(1)
+        ).logits  # one image in each row
         got = base.model(input_ids=ids, pixel_values=pixels).logits
         swapped = base.model(input_ids=ids, pixel_values=pixels.flip(0)).logits
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
@@ -86,7 +90,9 @@ def test_trains_saves_and_answers(folder: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     output = train(make_recipe(values))
     model, processor = student_train.load(output)
-    inputs = processor.encode(["What is shown?", "Where?"], [[tmp_path / "images" / name] for name in images[:2]])
+    inputs = processor.encode(
+        ["What is shown?", "Where?"], [[tmp_path / "images" / name] for name in images[:2]]
+    )
     assert model.get_base_model().rotation["2"].weight.abs().sum() > 0
     with torch.no_grad():
         tuned = model(**inputs).logits

@@ -40,7 +40,9 @@ def history(output):
 
 
 def test_evaluation_losses_and_sample_answers(values, tmp_path):
-    output = train(recipe(values, output=str(tmp_path / "run"), train__eval_steps=1, train__sample_answers=2))
+    output = train(
+        recipe(values, output=str(tmp_path / "run"), train__eval_steps=1, train__sample_answers=2)
+    )
     rows = [row for row in history(output) if "eval_loss" in row]
     assert len(rows) == 3
     for row in rows:
@@ -53,15 +55,24 @@ def test_evaluation_losses_and_sample_answers(values, tmp_path):
 
 def test_evaluations_do_not_change_the_training(values, tmp_path):
     plain = train(recipe(values, output=str(tmp_path / "plain"), lora__dropout=0.2))
-    watched = train(recipe(values, output=str(tmp_path / "watched"), lora__dropout=0.2, train__eval_steps=1))
-    curves = [[row["loss"] for row in history(output) if "loss_lm" in row] for output in (plain, watched)]
+    watched = train(
+        recipe(values, output=str(tmp_path / "watched"), lora__dropout=0.2, train__eval_steps=1)
+    )
+    curves = [
+        [row["loss"] for row in history(output) if "loss_lm" in row] for output in (plain, watched)
+    ]
     assert curves[0] == curves[1]
 
 
 def test_the_evaluation_batch_does_not_matter(values, tmp_path):
     results = []
     for size in (1, 3):
-        settings = {"train__batch_size": size, "train__accumulation": 1, "train__eval_steps": 1, "train__max_steps": 1}
+        settings = {
+            "train__batch_size": size,
+            "train__accumulation": 1,
+            "train__eval_steps": 1,
+            "train__max_steps": 1,
+        }
         settings |= {"train__learning_rate": 1e-12, "train__sample_answers": 0}
         output = train(recipe(values, output=str(tmp_path / f"run{size}"), **settings))
         results.append(next(row for row in history(output) if "eval_loss" in row))
@@ -125,7 +136,14 @@ def test_export_merges_lora_and_keeps_w(values, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "lora", [{"rslora": True}, {"dora": True}, {"init": "pissa"}, {"init": "olora"}, {"init": "pissa", "rslora": True}]
+    "lora",
+    [
+        {"rslora": True},
+        {"dora": True},
+        {"init": "pissa"},
+        {"init": "olora"},
+        {"init": "pissa", "rslora": True},
+    ],
 )
 def test_variants_of_lora_load_on_the_untouched_base(values, tmp_path, lora, monkeypatch):
     from student_train.run import trainer
@@ -138,11 +156,17 @@ def test_variants_of_lora_load_on_the_untouched_base(values, tmp_path, lora, mon
         save_model(self, *args, **kwargs)
 
     monkeypatch.setattr(trainer.AlignmentTrainer, "save_model", keeping)
-    output = train(recipe(values, output=str(tmp_path / "run"), lora={"r": 4, "alpha": 8, "dropout": 0.0, **lora}))
+    output = train(
+        recipe(
+            values, output=str(tmp_path / "run"), lora={"r": 4, "alpha": 8, "dropout": 0.0, **lora}
+        )
+    )
     model, processor = student_train.load(output)
     batch = processor.encode(["What is shown?"], [[f"{values['data']['image_root']}/image0.png"]])
     with torch.no_grad():
-        torch.testing.assert_close(model(**batch).logits, kept["model"].eval()(**batch).logits, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            model(**batch).logits, kept["model"].eval()(**batch).logits, atol=2e-4, rtol=1e-3
+        )
 
 
 def test_inspect(values, tmp_path):
@@ -168,7 +192,9 @@ def test_a_dry_run_checks_everything_and_writes_nothing(values, tmp_path, deepsp
         dry_run(recipe(values, output=str(tmp_path / "run"), losses__layer=12))
 
 
-def test_a_dry_run_says_what_does_not_fit_and_looks_at_resuming(values, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_says_what_does_not_fit_and_looks_at_resuming(
+    values, tmp_path, monkeypatch, capsys
+):
     asked = recipe(values, output=str(tmp_path / "run"), train__max_steps=2, train__save_steps=1)
     dry_run(asked)
     assert "warning" not in capsys.readouterr().err
@@ -216,11 +242,17 @@ def test_several_teachers_and_layers_are_averaged(values, tmp_path):
     ],
 )
 def test_weights_follow_their_schedule(values, tmp_path, schedule, expected):
-    settings = {"losses__alpha_schedule": schedule, "losses__schedule_ratio": 0.5, "train__max_steps": 4}
+    settings = {
+        "losses__alpha_schedule": schedule,
+        "losses__schedule_ratio": 0.5,
+        "train__max_steps": 4,
+    }
     output = train(recipe(values, output=str(tmp_path / "run"), **settings, train__epochs=2.0))
     rows = [row for row in history(output) if "loss_lm" in row]
     for row, alpha in zip(rows, expected, strict=True):
-        assert row["loss"] == pytest.approx(row["loss_lm"] + alpha * row["loss_vis"] + 0.1 * row["loss_att"], rel=1e-5)
+        assert row["loss"] == pytest.approx(
+            row["loss_lm"] + alpha * row["loss_vis"] + 0.1 * row["loss_att"], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,12 @@ def test_a_loss_that_is_not_finite_names_its_samples(values, tmp_path):
     state = load_file(base / "model.safetensors")
     next(state[name] for name in state if name.endswith("lm_head.weight"))[0, 0] = torch.nan
     save_file(state, base / "model.safetensors", {"format": "pt"})
-    line = fails(values, r"not finite at step 0 \(loss_lm nan.* samples r\d+, r\d+", tmp_path, model__name=str(base))
+    line = fails(
+        values,
+        r"not finite at step 0 \(loss_lm nan.* samples r\d+, r\d+",
+        tmp_path,
+        model__name=str(base),
+    )
     assert "train.learning_rate" in line
 
 
@@ -65,7 +70,12 @@ def test_a_gradient_that_is_not_finite_names_its_samples(values, tmp_path, deeps
     # Logits of -inf where no label is: the loss stays finite, its gradient does not.
     next(state[name] for name in state if name.endswith("lm_head.weight"))[0, 0] = torch.inf
     save_file(state, base / "model.safetensors", {"format": "pt"})
-    settings = {"model__name": str(base), "deepspeed": deepspeed, "train__max_steps": 1, "train__save_steps": 1}
+    settings = {
+        "model__name": str(base),
+        "deepspeed": deepspeed,
+        "train__max_steps": 1,
+        "train__save_steps": 1,
+    }
     line = r"the gradient is not finite at step 0, samples r\d+, r\d+, r\d+, r\d+;"
     if deepspeed == "zero0":  # tells no norm
         line = "trained weights are not finite at step 1, first "
@@ -79,12 +89,19 @@ def test_images_that_the_store_lacks(values, tmp_path):
     write_images(folder, 4, seed=7)  # four of the six are other pictures now
     store = write_store(tmp_path / "store", Path(values["data"]["image_root"]), names)
     line = fails(
-        values, "the store lacks 4 of 6 images", tmp_path, data__image_root=str(folder), targets__store=str(store)
+        values,
+        "the store lacks 4 of 6 images",
+        tmp_path,
+        data__image_root=str(folder),
+        targets__store=str(store),
     )
     for name in names[:3]:
         assert str(folder / name) in line
     assert names[3] not in line
-    assert f"cache build --teacher dinov2-small --images {values['data']['train']} --image-root {folder}" in line
+    assert (
+        f"cache build --teacher dinov2-small --images {values['data']['train']} --image-root {folder}"
+        in line
+    )
     assert f"--store {store}" in line
     assert "--grid 4x4" in line
 
@@ -94,7 +111,11 @@ def test_a_stated_number_of_images_may_be_skipped(values, tmp_path):
     names = write_images(folder, 6)
     (folder / names[0]).write_bytes((folder / names[0]).read_bytes() + b"other")
     store = write_store(tmp_path / "store", Path(values["data"]["image_root"]), names)
-    skip = {"data__image_root": str(folder), "targets__store": str(store), "targets__on_missing": "skip"}
+    skip = {
+        "data__image_root": str(folder),
+        "targets__store": str(store),
+        "targets__on_missing": "skip",
+    }
     fails(values, r"lacks 1 of 6 images \(targets.allow_missing=0\)", tmp_path, **skip)
     train(recipe(values, output=str(tmp_path / "run"), **skip, targets__allow_missing=1, **SHORT))
 
@@ -121,7 +142,9 @@ def test_missing_targets_are_computed_by_a_callable(values, tmp_path):
 
     full = train(recipe(values, output=str(tmp_path / "full")))
     settings = {"targets__store": str(half), "targets__on_missing": "compute"}
-    computed = train(recipe(values, output=str(tmp_path / "computed"), **settings), compute_targets=compute)
+    computed = train(
+        recipe(values, output=str(tmp_path / "computed"), **settings), compute_targets=compute
+    )
     assert sorted(asked) == names[3:]
     assert losses(full) == losses(computed)
     fails(values, "medalign student train", tmp_path, **settings)
@@ -143,7 +166,9 @@ def test_an_image_that_is_not_there(values, tmp_path):
     fails(values, r"1 of 7 images are not there: .*gone.png \(record r3\)", tmp_path, **change)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
+@pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create:UserWarning"
+)  # on a machine of one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_is_broken(values, tmp_path, workers):
     folder = tmp_path / "images"
@@ -163,9 +188,13 @@ def test_an_image_that_is_broken(values, tmp_path, workers):
 def test_records_that_cannot_be_learned_from(values, tmp_path):
     change = rewritten(values, tmp_path, lambda rows: rows[5]["conversations"].pop())
     fails(values, "record r5: .*without an answer", tmp_path, **change)
-    change = rewritten(values, tmp_path, lambda rows: rows[5]["conversations"][1].update(value="word " * 300))
+    change = rewritten(
+        values, tmp_path, lambda rows: rows[5]["conversations"][1].update(value="word " * 300)
+    )
     fails(values, "record r5: .*do not fit data.max_length", tmp_path, **change)
-    train(recipe(values, output=str(tmp_path / "cut"), **change, data__truncation="answer", **SHORT))
+    train(
+        recipe(values, output=str(tmp_path / "cut"), **change, data__truncation="answer", **SHORT)
+    )
 
 
 def test_nothing_left_to_learn(values, tmp_path, monkeypatch):
@@ -200,12 +229,24 @@ def test_a_deepspeed_configuration_that_is_not_there(values, tmp_path):
 
 
 def test_a_tracker_that_is_not_there(values, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlflow", None)  # what `import mlflow` meets where it is not installed
-    fails(values, "mlflow, which cannot be imported .*pip install mlflow", tmp_path, train__report_to=["mlflow"])
+    monkeypatch.setitem(
+        sys.modules, "mlflow", None
+    )  # what `import mlflow` meets where it is not installed
+    fails(
+        values,
+        "mlflow, which cannot be imported .*pip install mlflow",
+        tmp_path,
+        train__report_to=["mlflow"],
+    )
 
 
 def test_quantised_weights_without_a_gpu(values, tmp_path):
-    fails(values, "zero3-quantized quantises frozen weights.*use zero3", tmp_path, deepspeed="zero3-quantized")
+    fails(
+        values,
+        "zero3-quantized quantises frozen weights.*use zero3",
+        tmp_path,
+        deepspeed="zero3-quantized",
+    )
 
 
 def test_quantization_without_its_library(values, tmp_path):
@@ -236,8 +277,14 @@ def without(name, key):
             "weights 1 missing, first .*layers.1",
         ),
         (without("rotation.safetensors", "2.weight"), "weights 1 missing, first 2.weight"),
-        (lambda folder: (folder / "rotation.safetensors").unlink(), "holds no rotation.safetensors"),
-        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "holds no adapter_model.safetensors"),
+        (
+            lambda folder: (folder / "rotation.safetensors").unlink(),
+            "holds no rotation.safetensors",
+        ),
+        (
+            lambda folder: (folder / "adapter_model.safetensors").unlink(),
+            "holds no adapter_model.safetensors",
+        ),
         (lambda folder: (folder / "recipe.yaml").unlink(), "holds no recipe.yaml"),
         (
             lambda folder: (folder / "adapter_model.safetensors").write_bytes(
@@ -256,7 +303,9 @@ def test_a_damaged_adapter_is_refused(adapter, tmp_path, change, match):
 def test_an_unexpected_weight_is_refused(adapter, tmp_path):
     def change(folder):
         state = load_file(folder / "adapter_model.safetensors")
-        state["base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_A.weight"] = torch.zeros(4, 32)
+        state["base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_A.weight"] = (
+            torch.zeros(4, 32)
+        )
         save_file(state, folder / "adapter_model.safetensors")
 
     with pytest.raises(UserError, match=r"1 unexpected, first .*layers\.9"):

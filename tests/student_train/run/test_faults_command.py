@@ -57,10 +57,16 @@ def shards(folder):
     """Cut the weights into two shards, of which the second is lost."""
     state = load_file(folder / "model.safetensors")
     names = sorted(state)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    parts = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
     for file, part in parts.items():
         save_file({name: state[name] for name in part}, folder / file, {"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
+    index = {
+        "metadata": {},
+        "weight_map": {name: file for file, part in parts.items() for name in part},
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model.safetensors").unlink()
     (folder / "model-00002-of-00002.safetensors").unlink()
@@ -72,7 +78,9 @@ def truncate(path):
 
 def without_image_token(folder):
     config = json.loads((folder / "config.json").read_text())
-    config["image_token_index" if "image_token_index" in config else "image_token_id"] = 5  # an ordinary letter
+    config["image_token_index" if "image_token_index" in config else "image_token_id"] = (
+        5  # an ordinary letter
+    )
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -86,7 +94,11 @@ def broken_image(values, tmp_path):
 
 def other_grid(values, tmp_path):
     names = [f"image{number}.png" for number in range(6)]
-    return {"targets__store": str(write_store(tmp_path / "store", Path(values["data"]["image_root"]), names, grid=3))}
+    return {
+        "targets__store": str(
+            write_store(tmp_path / "store", Path(values["data"]["image_root"]), names, grid=3)
+        )
+    }
 
 
 def answer(text):
@@ -95,14 +107,29 @@ def answer(text):
 
 FAULTS = {
     "nan loss": (lambda v, t: base(v, t, weight(torch.nan)), "not finite at step 0"),
-    "infinite weight": (lambda v, t: base(v, t, weight(torch.inf)), "gradient is not finite at step 0"),
-    "image missing": (lambda v, t: records(v, t, lambda rows: rows[3].update(image="gone.png")), "record r3"),
+    "infinite weight": (
+        lambda v, t: base(v, t, weight(torch.inf)),
+        "gradient is not finite at step 0",
+    ),
+    "image missing": (
+        lambda v, t: records(v, t, lambda rows: rows[3].update(image="gone.png")),
+        "record r3",
+    ),
     "image broken": (broken_image, "image2.png"),
-    "no answer": (lambda v, t: records(v, t, lambda rows: rows[5]["conversations"].pop()), "record r5: "),
+    "no answer": (
+        lambda v, t: records(v, t, lambda rows: rows[5]["conversations"].pop()),
+        "record r5: ",
+    ),
     "empty answer": (lambda v, t: records(v, t, answer(" ")), "record r5: an answer is empty"),
-    "answer too long": (lambda v, t: records(v, t, answer("word " * 300)), "do not fit data.max_length"),
+    "answer too long": (
+        lambda v, t: records(v, t, answer("word " * 300)),
+        "do not fit data.max_length",
+    ),
     "shard missing": (lambda v, t: base(v, t, shards), "model-00002-of-00002.safetensors"),
-    "shard truncated": (lambda v, t: base(v, t, lambda f: truncate(f / "model.safetensors")), "model.safetensors"),
+    "shard truncated": (
+        lambda v, t: base(v, t, lambda f: truncate(f / "model.safetensors")),
+        "model.safetensors",
+    ),
     "no image token": (lambda v, t: base(v, t, without_image_token), "lacks the image token"),
     "layer 0": (lambda v, t: {"losses__layer": 0}, "losses.layer"),
     "layer L": (lambda v, t: {"losses__layer": 4}, "l must be in 1..3"),
@@ -117,7 +144,9 @@ def test_a_run_with_a_fault_ends_in_one_line(values, tmp_path, fault):
     path.write_text(yaml.safe_dump(changed(values, output=str(output), **change(values, tmp_path))))
     done = student("train", path)
     refused(done, line)
-    assert not any((output / name).exists() for name in ("adapter_model.safetensors", "adapter_config.json"))
+    assert not any(
+        (output / name).exists() for name in ("adapter_model.safetensors", "adapter_config.json")
+    )
 
 
 def refused(done, line):
@@ -130,8 +159,13 @@ def refused(done, line):
 
 def test_an_adapter_on_a_base_of_another_width(values, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(changed(values, output=str(tmp_path / "run"), train__max_steps=1)))
+    path.write_text(
+        yaml.safe_dump(changed(values, output=str(tmp_path / "run"), train__max_steps=1))
+    )
     assert student("train", path).returncode == 0
     other = write_tiny_student(tmp_path / "wide", hidden=64)
-    refused(student("export", tmp_path / "run", "--to", tmp_path / "merged", "--base", other), "this base model needs")
+    refused(
+        student("export", tmp_path / "run", "--to", tmp_path / "merged", "--base", other),
+        "this base model needs",
+    )
     assert not (tmp_path / "merged").exists()

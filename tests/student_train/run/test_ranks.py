@@ -30,13 +30,21 @@ ROOT = Path(__file__).parents[3]
 def values(tmp_path_factory):
     # 11 records, the last two text-only: fillers are needed, and ranks meet micro-batches with and without an image.
     values = write_run(tmp_path_factory.mktemp("ranks"), records=11, text_only=2)
-    return changed(values, train__max_steps=4, train__save_steps=2, train__epochs=2.0, train__keep_checkpoints=9)
+    return changed(
+        values,
+        train__max_steps=4,
+        train__save_steps=2,
+        train__epochs=2.0,
+        train__keep_checkpoints=9,
+    )
 
 
 @pytest.fixture(scope="module")
 def reference(values, tmp_path_factory):
     """One rank, no DeepSpeed, the same effective batch of 4."""
-    return train(recipe(values, output=str(tmp_path_factory.mktemp("one") / "run"), deepspeed="none"))
+    return train(
+        recipe(values, output=str(tmp_path_factory.mktemp("one") / "run"), deepspeed="none")
+    )
 
 
 def free_port():
@@ -52,12 +60,25 @@ def launch(values, folder, ranks=2, resume=False, **changes):
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         changes["deepspeed"] = str(folder.with_suffix(".json"))
         Path(changes["deepspeed"]).write_text(json.dumps(config))
-    settings = {"output": str(folder), "train__batch_size": 1, "train__accumulation": 4 // ranks, **changes}
+    settings = {
+        "output": str(folder),
+        "train__batch_size": 1,
+        "train__accumulation": 4 // ranks,
+        **changes,
+    }
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(changed(values, **settings)))
     port = free_port()
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
-    command += [str(ROOT / "tests/fixtures/launch_training.py"), str(path)] + (["--resume"] if resume else [])
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={ranks}",
+        f"--master-port={port}",
+    ]
+    command += [str(ROOT / "tests/fixtures/launch_training.py"), str(path)] + (
+        ["--resume"] if resume else []
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr.partition("Traceback")[2][:6000]
@@ -67,12 +88,16 @@ def launch(values, folder, ranks=2, resume=False, **changes):
 def losses(output):
     rows = json.loads((output / "trainer_state.json").read_text())["log_history"]
     return [
-        [row[name] for name in ("step", "loss", "loss_lm", "loss_vis", "loss_att")] for row in rows if "loss_lm" in row
+        [row[name] for name in ("step", "loss", "loss_lm", "loss_vis", "loss_att")]
+        for row in rows
+        if "loss_lm" in row
     ]
 
 
 def tensors(output):
-    return load_file(output / "adapter_model.safetensors") | load_file(output / "rotation.safetensors")
+    return load_file(output / "adapter_model.safetensors") | load_file(
+        output / "rotation.safetensors"
+    )
 
 
 def cut(whole, copy):
@@ -85,9 +110,13 @@ def cut(whole, copy):
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks(values, reference, tmp_path, stage):
     whole = launch(values, tmp_path / "whole", deepspeed=stage)
-    torch.testing.assert_close(torch.tensor(losses(whole)), torch.tensor(losses(reference)), atol=1e-6, rtol=2e-4)
+    torch.testing.assert_close(
+        torch.tensor(losses(whole)), torch.tensor(losses(reference)), atol=1e-6, rtol=2e-4
+    )
     found, expected = tensors(whole), tensors(reference)
-    assert {name: tensor.shape for name, tensor in found.items()} == {name: one.shape for name, one in expected.items()}
+    assert {name: tensor.shape for name, tensor in found.items()} == {
+        name: one.shape for name, one in expected.items()
+    }
     model, processor = student_train.load(whole)
     images = [[f"{values['data']['image_root']}/image{number}.png"] for number in (0, 1)]
     with torch.no_grad():
@@ -104,7 +133,9 @@ def test_two_ranks(values, reference, tmp_path, stage):
 def test_resume_on_one_rank_what_two_began(values, tmp_path, stage):
     whole = launch(values, tmp_path / "whole", deepspeed=stage)
     part = launch(values, cut(whole, tmp_path / "part"), ranks=1, deepspeed=stage, resume=True)
-    torch.testing.assert_close(torch.tensor(losses(part)), torch.tensor(losses(whole)), atol=1e-6, rtol=2e-4)
+    torch.testing.assert_close(
+        torch.tensor(losses(part)), torch.tensor(losses(whole)), atol=1e-6, rtol=2e-4
+    )
     found = tensors(part)
     for name, tensor in tensors(whole).items():
         torch.testing.assert_close(found[name], tensor, atol=2e-4, rtol=2e-3)
@@ -113,17 +144,32 @@ def test_resume_on_one_rank_what_two_began(values, tmp_path, stage):
 def test_resume_on_two_ranks_what_one_began(values, tmp_path):
     whole = launch(values, tmp_path / "whole", ranks=1, deepspeed="zero2")
     part = launch(values, cut(whole, tmp_path / "part"), ranks=2, deepspeed="zero2", resume=True)
-    torch.testing.assert_close(torch.tensor(losses(part)), torch.tensor(losses(whole)), atol=1e-6, rtol=2e-4)
+    torch.testing.assert_close(
+        torch.tensor(losses(part)), torch.tensor(losses(whole)), atol=1e-6, rtol=2e-4
+    )
 
 
 def test_sigterm_under_a_launcher_saves_a_checkpoint_of_all_ranks(values, tmp_path):
     path = tmp_path / "run.yaml"
-    settings = {"output": str(tmp_path / "run"), "deepspeed": "zero2", "train__max_steps": 2000, "train__save_steps": 0}
+    settings = {
+        "output": str(tmp_path / "run"),
+        "deepspeed": "zero2",
+        "train__max_steps": 2000,
+        "train__save_steps": 0,
+    }
     path.write_text(yaml.safe_dump(changed(values, **settings, train__batch_size=1)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        f"--master-port={free_port()}",
+    ]
     command += ["-m", "student_train", "train", str(path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for line in process.stderr:
         if line.startswith("step 2/"):
             break

@@ -20,7 +20,12 @@ from tests.fixtures.student_runs import changed, recipe, write_run
 pytestmark = pytest.mark.integration
 # Dropout, two epochs of three steps, a checkpoint in the middle of the second: everything that draws is on.
 MANY = 4000  # steps whose lines fill the pipe that nobody reads: a run cannot end before the signal comes
-SETTINGS = {"train__epochs": 2.0, "train__save_steps": 4, "train__keep_checkpoints": 5, "lora__dropout": 0.2}
+SETTINGS = {
+    "train__epochs": 2.0,
+    "train__save_steps": 4,
+    "train__keep_checkpoints": 5,
+    "lora__dropout": 0.2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,9 @@ def losses(output):
 
 
 def tensors(output):
-    return load_file(output / "adapter_model.safetensors") | load_file(output / "rotation.safetensors")
+    return load_file(output / "adapter_model.safetensors") | load_file(
+        output / "rotation.safetensors"
+    )
 
 
 def cut(whole, copy, step=4):
@@ -56,7 +63,9 @@ def assert_same(first, second):
     assert all(torch.equal(tensor, other[name]) for name, tensor in found.items())
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
+@pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create:UserWarning"
+)  # on a machine of one core
 @pytest.mark.parametrize(("deepspeed", "workers"), [("none", 0), ("zero2", 0), ("none", 2)])
 def test_resumed_is_uninterrupted(values, tmp_path, deepspeed, workers):
     settings = {**SETTINGS, "deepspeed": deepspeed, "data__workers": workers}
@@ -72,7 +81,9 @@ def test_resuming_is_refused_where_it_would_be_another_run(values, tmp_path):
     with pytest.raises(UserError, match=r"train.learning_rate=0.01, the recipe now says 0.02"):
         train(recipe(values, output=str(whole), **SETTINGS, train__learning_rate=0.02), resume=True)
     for checkpoint in whole.glob("checkpoint-*"):
-        (checkpoint / "trainer_state.json").unlink()  # written last: without it the checkpoint is not whole
+        (
+            checkpoint / "trainer_state.json"
+        ).unlink()  # written last: without it the checkpoint is not whole
     with pytest.raises(UserError, match="no whole checkpoint"):
         train(recipe(values, output=str(whole), **SETTINGS), resume=True)
     with pytest.raises(UserError, match="no run to resume"):
@@ -80,11 +91,18 @@ def test_resuming_is_refused_where_it_would_be_another_run(values, tmp_path):
 
 
 def test_sigterm_saves_a_checkpoint_and_names_the_command_that_resumes(values, tmp_path):
-    settings = {**SETTINGS, "train__max_steps": MANY, "train__save_steps": 0, "output": str(tmp_path / "run")}
+    settings = {
+        **SETTINGS,
+        "train__max_steps": MANY,
+        "train__save_steps": 0,
+        "output": str(tmp_path / "run"),
+    }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(changed(values, **settings)))
     student = shutil.which("student", path=Path(sys.executable).parent)
-    process = subprocess.Popen([student, "train", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [student, "train", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for line in process.stderr:
         if line.startswith("step 2/"):
             break
@@ -98,7 +116,9 @@ def test_sigterm_saves_a_checkpoint_and_names_the_command_that_resumes(values, t
     step = int(checkpoint.name.rpartition("-")[2])
     assert 2 <= step < MANY
     # The command works: stop the continuation too, a few steps later.
-    command = next(line for line in out.splitlines() if line.startswith("resume with: ")).removeprefix("resume with: ")
+    command = next(
+        line for line in out.splitlines() if line.startswith("resume with: ")
+    ).removeprefix("resume with: ")
     process = subprocess.Popen(
         [student, *command.split()[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -35,7 +35,10 @@ def tensorboard_curves(folder: Path) -> Curves:
 
     [events] = (folder / "run" / "runs").glob("*")
     found = EventAccumulator(str(events)).Reload()
-    return {tag: [(one.step, one.value) for one in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    return {
+        tag: [(one.step, one.value) for one in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+    }
 
 
 def offline_records(data: bytes) -> Iterator[bytes]:
@@ -45,7 +48,9 @@ def offline_records(data: bytes) -> Iterator[bytes]:
         if (left := -place % 32768) < 7:  # a block's rest that holds no record's head is padding
             place += left
             continue
-        _, length, kind = struct.unpack_from("<IHB", data, place)  # checksum; 1 whole, 2 first, 3 middle, 4 last
+        _, length, kind = struct.unpack_from(
+            "<IHB", data, place
+        )  # checksum; 1 whole, 2 first, 3 middle, 4 last
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):
@@ -61,7 +66,10 @@ def wandb_curves(folder: Path) -> Curves:
     for data in offline_records(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
-        row = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        row = {
+            ".".join(item.nested_key) or item.key: json.loads(item.value_json)
+            for item in record.history.item
+        }
         for name, value in row.items():
             curves.setdefault(name, []).append((row["train/global_step"], value))
     return curves
@@ -87,14 +95,23 @@ def named(tracker: str, name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the readers; the run is a process of its own
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # of the readers; the run is a process of its own
 @pytest.mark.parametrize(
-    ("tracker", "read"), [("tensorboard", tensorboard_curves), ("wandb", wandb_curves), ("mlflow", mlflow_curves)]
+    ("tracker", "read"),
+    [("tensorboard", tensorboard_curves), ("wandb", wandb_curves), ("mlflow", mlflow_curves)],
 )
-def test_a_tracker_holds_the_curves_of_the_run(values: Any, tmp_path: Path, tracker: str, read: Any) -> None:
+def test_a_tracker_holds_the_curves_of_the_run(
+    values: Any, tmp_path: Path, tracker: str, read: Any
+) -> None:
     pytest.importorskip(tracker)
     path = tmp_path / "recipe.yaml"
-    changes = {"train__report_to": [tracker], "train__run_name": "three terms", "deepspeed": "zero2"}
+    changes = {
+        "train__report_to": [tracker],
+        "train__run_name": "three terms",
+        "deepspeed": "zero2",
+    }
     path.write_text(yaml.safe_dump(changed(values, output=str(tmp_path / "run"), **changes)))
     environment = os.environ | {
         "WANDB_MODE": "offline",
@@ -106,7 +123,9 @@ def test_a_tracker_holds_the_curves_of_the_run(values: Any, tmp_path: Path, trac
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert (f"go to {tracker}" in done.stderr) == (tracker != "tensorboard")
-    question = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])["question"]
+    question = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])[
+        "question"
+    ]
     assert question in done.stderr
     for file in [*tmp_path.glob("wandb/**/*"), *tmp_path.glob("mlflow.db")]:
         assert not file.is_file() or question.encode() not in file.read_bytes(), file

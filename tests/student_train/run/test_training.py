@@ -27,7 +27,9 @@ def history(output):
 
 
 def logits_of(model, processor, images):
-    batch = processor.encode(["What is shown?", "Where is the longer question looking?"], [[images[0]], [images[1]]])
+    batch = processor.encode(
+        ["What is shown?", "Where is the longer question looking?"], [[images[0]], [images[1]]]
+    )
     with torch.no_grad():
         return model(**batch).logits[:, -3:]
 
@@ -82,7 +84,9 @@ def test_what_is_written_and_logged(values, tmp_path):
     rows = [row for row in history(output) if "loss_lm" in row]
     assert len(rows) == 3
     for row in rows:
-        assert row["loss"] == pytest.approx(row["loss_lm"] + row["loss_vis"] + 0.1 * row["loss_att"], rel=1e-5)
+        assert row["loss"] == pytest.approx(
+            row["loss_lm"] + row["loss_vis"] + 0.1 * row["loss_att"], rel=1e-5
+        )
         assert row["loss_vis"] > 0
         assert row["loss_att"] > 0
     assert rows[-1]["loss_lm"] < rows[0]["loss_lm"]
@@ -102,7 +106,13 @@ def test_bfloat16_keeps_a_float32_adapter(values, tmp_path, deepspeed):
     settings = {"train__learning_rate": 1e-5, "train__save_steps": 0}
     full = train(recipe(values, output=str(tmp_path / "full"), **settings))
     half = train(
-        recipe(values, output=str(tmp_path / "half"), train__precision="bf16", deepspeed=deepspeed, **settings)
+        recipe(
+            values,
+            output=str(tmp_path / "half"),
+            train__precision="bf16",
+            deepspeed=deepspeed,
+            **settings,
+        )
     )
     for row, other in zip(history(full), history(half), strict=True):
         for name in ("loss_lm", "loss_vis", "loss_att"):
@@ -140,7 +150,13 @@ def gradients(monkeypatch):
 
     def created(self, model=None):
         def look(*_):
-            seen.update({name: one.grad.clone() for name, one in self.model.named_parameters() if one.requires_grad})
+            seen.update(
+                {
+                    name: one.grad.clone()
+                    for name, one in self.model.named_parameters()
+                    if one.requires_grad
+                }
+            )
 
         optimizer = create(self, model)
         optimizer.register_step_pre_hook(look)
@@ -184,7 +200,9 @@ def test_eight_times_one_is_one_times_eight(tmp_path, alpha, beta, normalization
             assert other[term] == pytest.approx(row[term], rel=2e-4, abs=1e-7), term
         assert found.keys() == expected.keys()
         for name, gradient in found.items():
-            torch.testing.assert_close(gradient, expected[name], atol=1e-5 * largest, rtol=1e-3, msg=name)
+            torch.testing.assert_close(
+                gradient, expected[name], atol=1e-5 * largest, rtol=1e-3, msg=name
+            )
 
 
 def test_text_only_records_train_and_say_nothing_about_images(values, tmp_path):
@@ -199,10 +217,20 @@ def test_the_projector_warm_up_is_a_base_for_the_next_run(values, tmp_path):
     from student_train.models import load_base
 
     first = train(
-        recipe(values, output=str(tmp_path / "warm"), train__tune="projector", targets__store=None, deepspeed="zero2")
+        recipe(
+            values,
+            output=str(tmp_path / "warm"),
+            train__tune="projector",
+            targets__store=None,
+            deepspeed="zero2",
+        )
     )
     before, after = load_base(recipe(values).model).model, load_base(str(first)).model
-    moved = {name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])}
+    moved = {
+        name
+        for name, tensor in after.state_dict().items()
+        if not torch.equal(tensor, before.state_dict()[name])
+    }
     assert moved
     assert all(".multi_modal_projector." in name for name in moved)
     second = train(recipe(values, output=str(tmp_path / "run"), model={"name": str(first)}))
@@ -213,31 +241,52 @@ def test_the_command_line(values, tmp_path):
     import yaml
 
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(changed(values, output=str(tmp_path / "run"), deepspeed="zero2")))
-    command = [sys.executable, "-m", "student_train", "train", str(path), "train.max_steps=1", "--json"]
+    path.write_text(
+        yaml.safe_dump(changed(values, output=str(tmp_path / "run"), deepspeed="zero2"))
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "student_train",
+        "train",
+        str(path),
+        "train.max_steps=1",
+        "--json",
+    ]
     plain = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(command, env=plain, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     ours = ("first step done ", "step 1/1 ")
-    assert all(line.startswith(ours) for line in done.stderr.splitlines()), done.stderr  # no library's chatter
+    assert all(line.startswith(ours) for line in done.stderr.splitlines()), (
+        done.stderr
+    )  # no library's chatter
     assert json.loads(done.stdout[done.stdout.index("{") :])["output"] == str(tmp_path / "run")
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 1
     assert "already holds a run" in again.stderr
     assert "Traceback" not in again.stderr
-    typo = subprocess.run([*command[:5], "train.epoch=2"], capture_output=True, text=True, check=False)
+    typo = subprocess.run(
+        [*command[:5], "train.epoch=2"], capture_output=True, text=True, check=False
+    )
     assert "did you mean `train.epochs`" in typo.stderr
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
+@pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create:UserWarning"
+)  # on a machine of one core
 def test_two_runs_of_one_seed_are_equal_and_workers_do_not_matter(values, tmp_path):
     from safetensors.torch import load_file
 
     results = []
     for name, workers in (("a", 0), ("b", 2)):
-        output = train(recipe(values, output=str(tmp_path / name), data__workers=workers, lora__dropout=0.1))
+        output = train(
+            recipe(values, output=str(tmp_path / name), data__workers=workers, lora__dropout=0.1)
+        )
         results.append(
-            (load_file(output / "adapter_model.safetensors"), [row["loss"] for row in history(output) if "loss" in row])
+            (
+                load_file(output / "adapter_model.safetensors"),
+                [row["loss"] for row in history(output) if "loss" in row],
+            )
         )
     assert results[0][1] == results[1][1]
     for name, tensor in results[0][0].items():

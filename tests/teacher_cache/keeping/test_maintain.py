@@ -29,7 +29,9 @@ def write_factors(root, count, precision="u8"):
     with TargetWriter(root, kind, segment_records=3) as writer:
         for number in range(count):
             rank = 1 + number  # each segment is as wide as its widest record
-            tokens = torch.randn(1, 12, rank, generator=random) @ torch.randn(rank, 16, generator=random)
+            tokens = torch.randn(1, 12, rank, generator=random) @ torch.randn(
+                rank, 16, generator=random
+            )
             (record,) = encode_targets(tokens, torch.rand(1, 12), [Box(0, 0, 1, 1)], (3, 4), kind)
             writer.add(key(number), record)
     return writer.namespace
@@ -46,7 +48,11 @@ def test_info_counts_and_sizes(tmp_path):
     assert described["quarantined"] == 1
     assert described["damaged"] == []
     assert described["fingerprint"] == identity().fingerprint()
-    on_disk = sum(path.stat().st_size for path in (tmp_path / "store").rglob("segments/*/*/**/*") if path.is_file())
+    on_disk = sum(
+        path.stat().st_size
+        for path in (tmp_path / "store").rglob("segments/*/*/**/*")
+        if path.is_file()
+    )
     groups = len(namespace.segments()) * len(
         (tmp_path / "store" / namespace.name / "quarantine/zarr.json").read_bytes()
     )
@@ -57,13 +63,21 @@ def test_info_counts_and_sizes(tmp_path):
 def test_info_tells_ranks_and_errors_of_factors(tmp_path):
     write_factors(tmp_path / "store", 5)
     (described,) = info(tmp_path / "store")
-    assert 1 <= described["rank"]["smallest"] <= described["rank"]["mean"] <= described["rank"]["largest"] <= 12
+    assert (
+        1
+        <= described["rank"]["smallest"]
+        <= described["rank"]["mean"]
+        <= described["rank"]["largest"]
+        <= 12
+    )
     assert 0 < described["error"]["24x24"]["mean"] <= described["error"]["24x24"]["largest"] <= 0.1
 
 
 def test_info_reports_damage_and_goes_on(tmp_path):
     namespace = write_records(tmp_path / "store", range(8))
-    (tmp_path / "store" / namespace.path("segments", namespace.segments()[0], "manifest.json")).unlink()
+    (
+        tmp_path / "store" / namespace.path("segments", namespace.segments()[0], "manifest.json")
+    ).unlink()
     (described,) = info(tmp_path / "store")
     assert described["records"] == 4
     assert len(described["damaged"]) == 1
@@ -74,7 +88,9 @@ def test_listing_names_every_record_once_as_live(tmp_path):
     write_records(tmp_path / "store", range(2, 5))
     rows = list(listing(namespace))
     assert len(rows) == 7
-    assert sorted(row.key for row in rows if not row.superseded) == sorted(key(number).hex() for number in range(5))
+    assert sorted(row.key for row in rows if not row.superseded) == sorted(
+        key(number).hex() for number in range(5)
+    )
 
 
 @pytest.mark.parametrize("precision", ["f16", "u8"])
@@ -106,7 +122,9 @@ def test_gc_of_factors_keeps_values_where_widths_differ(tmp_path):
         assert one.name == namespace.name
     merge([tmp_path / "other"], tmp_path / "store")
     gc(tmp_path / "store")
-    after = TargetStore.open(tmp_path / "store", grid=(5, 5)).batch([key(number) for number in range(6)])
+    after = TargetStore.open(tmp_path / "store", grid=(5, 5)).batch(
+        [key(number) for number in range(6)]
+    )
     np.testing.assert_array_equal(before.similarity, after.similarity)
 
 
@@ -132,7 +150,10 @@ def test_export_writes_one_file_an_image(tmp_path, form):
     found = dict(np.load(path)) if form == "npz" else load_file(path)
     for name, values in matrix_record(1).items():
         np.testing.assert_array_equal(found[name], values)
-    assert json.loads((tmp_path / "out" / "identity.json").read_text())["fingerprint"] == identity().fingerprint()
+    assert (
+        json.loads((tmp_path / "out" / "identity.json").read_text())["fingerprint"]
+        == identity().fingerprint()
+    )
     stamps = [one.stat().st_mtime_ns for one in paths]
     assert [one.stat().st_mtime_ns for one in export(store, tmp_path / "out", form)] == stamps
     write_records(tmp_path / "second", range(1), geometry="crop")

@@ -49,7 +49,11 @@ def test_unimed_by_file_folder_and_hub_id(tiny, tmp_path, hub):
     hub_layout(hub, "someone/unimed", "unimed_clip_vit_b16.pt", file)
     by_hub = load_teacher("unimed-b", "someone/unimed")
     assert by_file.weights == by_folder.weights == by_hub.weights
-    assert (by_file.grid, by_file.preprocessing.size, by_file.licence) == ((4, 4), 64, "CC BY-NC 4.0")
+    assert (by_file.grid, by_file.preprocessing.size, by_file.licence) == (
+        (4, 4),
+        64,
+        "CC BY-NC 4.0",
+    )
     assert not by_file.model.training
     assert not any(parameter.requires_grad for parameter in by_file.model.parameters())
 
@@ -67,7 +71,11 @@ def test_biomedclip_by_file_folder_and_hub_id(tiny, tmp_path, hub):
 @pytest.mark.parametrize("form", ["safetensors", "bare names", "with visual."])
 def test_open_clip_models(tiny, tmp_path, form):
     visual = open_clip_visual()
-    named = visual if form == "bare names" else {f"visual.{name}": tensor for name, tensor in visual.items()}
+    named = (
+        visual
+        if form == "bare names"
+        else {f"visual.{name}": tensor for name, tensor in visual.items()}
+    )
     file = tmp_path / ("model.safetensors" if form == "safetensors" else "model.pt")
     save_file(named, file) if form == "safetensors" else torch.save(named, file)
     teacher = load_teacher("open_clip:ViT-B-16-quickgelu", str(file))
@@ -87,11 +95,18 @@ def test_timm_models_leave_the_classifier_out(tmp_path):
 def test_the_hash_is_of_the_tensors_not_of_the_file(tiny, tmp_path):
     visual = open_clip_visual()
     first = load_teacher("unimed-b", str(write_unimed(tmp_path / "a.pt", visual)))
-    bare = load_teacher("unimed-b", str(write_unimed(tmp_path / "b.pt", visual, wrapper="", optimizer=False)))
-    backwards = write_unimed(tmp_path / "c.pt", dict(reversed(visual.items())), wrapper="module._orig_mod.")
+    bare = load_teacher(
+        "unimed-b", str(write_unimed(tmp_path / "b.pt", visual, wrapper="", optimizer=False))
+    )
+    backwards = write_unimed(
+        tmp_path / "c.pt", dict(reversed(visual.items())), wrapper="module._orig_mod."
+    )
     assert first.weights == bare.weights == load_teacher("unimed-b", str(backwards)).weights
     visual["proj"][0, 0] += 1e-3
-    assert load_teacher("unimed-b", str(write_unimed(tmp_path / "d.pt", visual))).weights != first.weights
+    assert (
+        load_teacher("unimed-b", str(write_unimed(tmp_path / "d.pt", visual))).weights
+        != first.weights
+    )
 
 
 def test_hash_vector():
@@ -99,7 +114,9 @@ def test_hash_vector():
     import hashlib
 
     tensors = {"b": torch.tensor([1, 2], dtype=torch.int16), "a": torch.tensor([[0.5]])}
-    text = b"a\0torch.float32\0(1, 1)\0" + b"\0\0\0\x3f" + b"b\0torch.int16\0(2,)\0" + b"\x01\0\x02\0"
+    text = (
+        b"a\0torch.float32\0(1, 1)\0" + b"\0\0\0\x3f" + b"b\0torch.int16\0(2,)\0" + b"\x01\0\x02\0"
+    )
     assert weights_hash(tensors) == hashlib.sha256(text).hexdigest()
 
 
@@ -140,7 +157,9 @@ def test_a_folder_must_hold_one_candidate(tmp_path):
 def test_other_models_weights_are_told_by_name(tiny, tmp_path):
     visual = open_clip_visual()
     file = write_unimed(tmp_path / "a.pt", visual)
-    with pytest.raises(UserError, match=r"no tensor is called trunk\.\*|no tensor is called visual"):
+    with pytest.raises(
+        UserError, match=r"no tensor is called trunk\.\*|no tensor is called visual"
+    ):
         load_teacher("biomedclip", str(file))
     torch.save(biomedclip_state(timm_trunk()), tmp_path / "b.bin")
     with pytest.raises(UserError, match="lacks class_embedding"):
@@ -162,7 +181,9 @@ class Exploit:
         return (exec, ("raise SystemExit('code ran')",))
 
 
-@pytest.mark.parametrize("kind", ["torch", "pickle", "inside", "truncated", "text", "list", "safetensors"])
+@pytest.mark.parametrize(
+    "kind", ["torch", "pickle", "inside", "truncated", "text", "list", "safetensors"]
+)
 def test_files_that_would_run_code_or_are_broken(tiny, tmp_path, kind):
     file = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.pt")
     if kind == "torch":
@@ -190,7 +211,11 @@ def test_timm_models_whose_attention_is_another_are_refused(monkeypatch, archite
     import timm
 
     create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **{**options, "pretrained": False}))
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda name, **options: create(name, **{**options, "pretrained": False}),
+    )
     with pytest.raises(UserError, match="not a plain ViT with a CLS token"):
         load_teacher(f"timm:{architecture}")
 
