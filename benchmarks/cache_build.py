@@ -1,16 +1,22 @@
-"""Stage one's speed: `cache build` over the bare forward pass, over the authors' recipe, and two ranks over one.
+"""Stage one's speed.
 
-    python -m benchmarks.cache_build [--images 32] [--rounds 3] [--rank-images 64] [--out docs/performance-build.md]
+`cache build` over the bare forward pass, over the authors' recipe, and two ranks over one.
+
+    python -m benchmarks.cache_build [--images 32] [--rounds 3] [--rank-images 64] [--out
+    docs/performance-build.md]
 
 - **bare**: the encoder's forward pass alone, batches of 8 already in memory.
-- **build**: from image files to published segments: hash, decode, square, encode, interpolate, similarity, compress,
+- **build**: from image files to published segments: hash, decode, square, encode, interpolate,
+  similarity, compress,
   flush; without loading the model.
-- **recipe**: the authors' notebooks as described: two passes over the files with batch 1, the attention weights of
+- **recipe**: the authors' notebooks as described: two passes over the files with batch 1, the
+  attention weights of
   every layer kept, the whole float32 matrix, two pickles.
 
-One torch thread each; the three take turns, and a ratio is the median over rounds. Processor seconds count every thread
-of the process and hardly depend on other load; wall seconds show what the overlap gains on top where a core is free.
-Two ranks against one are wall seconds of `torchrun` (as the build reports them), so they need two free cores.
+One torch thread each; the three take turns, and a ratio is the median over rounds. Processor
+seconds count every thread of the process and hardly depend on other load; wall seconds show what
+the overlap gains on top where a core is free. Two ranks against one are wall seconds of `torchrun`
+(as the build reports them), so they need two free cores.
 """
 
 import argparse
@@ -230,7 +236,8 @@ def table(
 ) -> str:
     """Write what was measured as Markdown."""
     lines = [
-        "| encoder | images/s: bare | build | recipe | figure | processor time | wall time | goal |",
+        "| encoder | images/s: bare | build | recipe | figure | processor time | wall time | goal "
+        "|",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in measured.items():
@@ -294,9 +301,11 @@ def main() -> None:
         ranks(options.rank_images, options.rank_rounds) if options.rank_rounds else {1: [], 2: []}
     )
     head = (
-        f"{datetime.now(UTC):%Y-%m-%d}, {processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}, fp32, "
+        f"{datetime.now(UTC):%Y-%m-%d}, {processor_name()}, {os.cpu_count()} cores, torch "
+        f"{torch.__version__}, fp32, "
         f"`python -m benchmarks.cache_build {' '.join(sys.argv[1:])}`; {options.images} images, "
-        f"{options.rounds} rounds in turn, median (smallest to largest); load average before {before:.1f}.\n\n"
+        f"{options.rounds} rounds in turn, median (smallest to largest); load average before "
+        f"{before:.1f}.\n\n"
     )
     text = head + table(measured, options.images, rates)
     print(text)

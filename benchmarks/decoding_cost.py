@@ -1,11 +1,14 @@
-"""What each decoding method costs over greedy decoding: forward passes and seconds per generated token, side by side.
+"""What each decoding method costs over greedy decoding.
+
+Forward passes and seconds per generated token, side by side.
 
     python benchmarks/decoding_cost.py [--student FOLDER] [--tokens 16] [--rounds 3] [--out FILE]
 
-The demo's student (SmolLM2-135M, 8 x 8 patches; LoRA of rank 16 and W in place, not merged) answers questions of about
-110 tokens. No answer ends early: every method generates the same number of tokens, so that the ratios compare the
-methods and not the lengths of what they say. Rounds run through all methods in turn; a ratio is the median over rounds.
-One thread and processor seconds: other load hardly changes them, and on an idle machine they are wall seconds.
+The demo's student (SmolLM2-135M, 8 x 8 patches; LoRA of rank 16 and W in place, not merged) answers
+questions of about 110 tokens. No answer ends early: every method generates the same number of
+tokens, so that the ratios compare the methods and not the lengths of what they say. Rounds run
+through all methods in turn; a ratio is the median over rounds. One thread and processor seconds:
+other load hardly changes them, and on an idle machine they are wall seconds.
 """
 
 import argparse
@@ -103,18 +106,24 @@ def table(found: dict[tuple[str, int], Any], tokens: int, rounds: int, command: 
     lines = [
         "# Cost of the decoding methods",
         "",
-        f"Measured {datetime.now(UTC).date()} with `{command}`: {rounds} rounds of {tokens} new tokens, "
+        f"Measured {datetime.now(UTC).date()} with `{command}`: {rounds} rounds of {tokens} new "
+        "tokens, "
         f"one thread on {platform.machine()} with {os.cpu_count()} cores, processor seconds, "
         f"torch {torch.__version__}, transformers {transformers.__version__}, float32.",
         "",
-        "The demo's student with LoRA and W in place. Ratios are over greedy decoding at batch 1 in the same round, "
-        "medians over the rounds. The seconds hold the prompt's prefill, which an evaluation makes once for all "
-        "methods, and whatever else a method runs (the contrast pass's own prefill, the vision tower on noisy pixels). "
-        "A forward pass is one call of the language model after that prefill, whatever the number of rows: beam search "
+        "The demo's student with LoRA and W in place. Ratios are over greedy decoding at batch 1 "
+        "in the same round, "
+        "medians over the rounds. The seconds hold the prompt's prefill, which an evaluation makes "
+        "once for all "
+        "methods, and whatever else a method runs (the contrast pass's own prefill, the vision "
+        "tower on noisy pixels). "
+        "A forward pass is one call of the language model after that prefill, whatever the number "
+        "of rows: beam search "
         "runs 5 rows, OPERA 5 rows of 5 candidates. "
         "Prompts are encoded before the clock starts. Published settings.",
         "",
-        "| method | forward passes per token | over greedy | seconds per token, batch 1 | over greedy | goal | "
+        "| method | forward passes per token | over greedy | seconds per token, batch 1 | over "
+        "greedy | goal | "
         "speed of batch 8 over batch 1 |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -137,7 +146,8 @@ def table(found: dict[tuple[str, int], Any], tokens: int, rounds: int, command: 
             gain = f"{statistics.median(one / eight for one, eight in pairs):.1f}"
         seconds = statistics.median(entry["seconds"])
         lines.append(
-            f"| {name} | {entry['passes']:.2f} | {passes:.2f} | {seconds:.4f} | {ratio:.2f} | {goal} | {gain} |"
+            f"| {name} | {entry['passes']:.2f} | {passes:.2f} | {seconds:.4f} | {ratio:.2f} | "
+            f"{goal} | {gain} |"
         )
     return "\n".join(lines) + "\n"
 

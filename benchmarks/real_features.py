@@ -1,6 +1,7 @@
 """Features of real medical images from the packaged ViT-S/14, for the benchmarks and tests of the store.
 
-Images: twelve distinct DICOM files of the package pydicom-data (radiographs, MR, CT, ultrasound), eight MNI152 slices.
+Images: twelve distinct DICOM files of the package pydicom-data (radiographs, MR, CT, ultrasound),
+eight MNI152 slices.
 """
 
 from importlib.util import find_spec
@@ -59,7 +60,10 @@ def real_images(limit: int | None = None) -> list[str]:
 
 
 def real_features(grid: Grid, limit: int | None = None) -> Features:
-    """Encode the images by a teacher whose own grid is `grid` (`pad` geometry): 14x14 patches are 196 x 196 pixels."""
+    """Encode the images by a teacher whose own grid is `grid` (`pad` geometry).
+
+    14x14 patches are 196 x 196 pixels.
+    """
     teacher = dinov2_small(grid)
     prepared = [
         prepare(parse_reference(text), teacher.preprocessing, "pad") for text in real_images(limit)

@@ -1,9 +1,12 @@
-"""One pass of BLEU, ROUGE-L and METEOR over 1,000 pairs of reports: CPU seconds, first without and then with the cache.
+"""One pass of BLEU, ROUGE-L and METEOR over 1,000 pairs of reports.
+
+CPU seconds, first without and then with the cache.
 
     OMP_NUM_THREADS=1 python benchmarks/report_metrics.py [PAIRS]
 
-Reports are drawn with a seed from 40 sentences of chest radiography, four to eight a report; a prediction keeps about
-half of its reference's sentences. METEOR runs where NLTK finds WordNet (NLTK_DATA).
+Reports are drawn with a seed from 40 sentences of chest radiography, four to eight a report; a
+prediction keeps about half of its reference's sentences. METEOR runs where NLTK finds WordNet
+(NLTK_DATA).
 """
 
 import os
@@ -65,7 +68,8 @@ def main() -> None:
                 f"{key} {100 * found['value']:.2f}" for key, found in result["scores"].items()
             )
             print(
-                f"{name:7} {first:6.2f} s CPU ({first_wall:.1f} s wall), cached {second:.2f} s CPU   {shown}"
+                f"{name:7} {first:6.2f} s CPU ({first_wall:.1f} s wall), cached {second:.2f} s CPU "
+                f"  {shown}"
             )
 
 

@@ -1,4 +1,6 @@
-"""What distillation costs on top of plain LoRA: step time, peak memory, data wait, batch gain, time to the first step.
+"""What distillation costs on top of plain LoRA.
+
+Step time, peak memory, data wait, batch gain, time to the first step.
 
     python -m benchmarks.step_cost step --layers 3 --pairs 3       # the real width: d 4096, 32/8 heads, 576 patches
     python -m benchmarks.step_cost memory
@@ -61,8 +63,9 @@ def measure_steps(sizes: dict[str, int], arms: list[str], pairs: int) -> dict[st
 def measure_memory(whole: int = 32) -> dict[str, Any]:
     """Peak resident memory of each arm (GiB) after two steps at 2 and 3 layers, carried to `whole` by its slope.
 
-    What is compared is memory in use. glibc by itself keeps pieces below 32 MiB that were freed, as many as the order
-    of sizes happens to leave, so it is told to give back all above 64 KiB; the pair is measured without that as well.
+    What is compared is memory in use. glibc by itself keeps pieces below 32 MiB that were freed, as
+    many as the order of sizes happens to leave, so it is told to give back all above 64 KiB; the
+    pair is measured without that as well.
     """
     found: dict[str, Any] = {}
     carried = {}
@@ -164,9 +167,12 @@ def measure_data(records: int = 256) -> dict[str, Any]:
 
 
 def measure_batch(rounds: int) -> dict[str, Any]:
-    """Measure samples per second at batch 1 and 8, three-term loss, rounds interleaved: the demo's student and LoRA.
+    """Measure samples per second at batch 1 and 8, three-term loss, rounds interleaved.
 
-    Tokens of a sample: 64 patches and the text of one question of the demo, or of a conversation of eight.
+    The demo's student and LoRA.
+
+    Tokens of a sample: 64 patches and the text of one question of the demo, or of a conversation of
+    eight.
     """
     found: dict[str, Any] = {}
     sizes = small()
@@ -221,7 +227,10 @@ print(json.dumps({name: marks[number + 1][1] - marks[number][1] for number, (nam
 
 
 def measure_start() -> dict[str, Any]:
-    """Measure `student train` of one step on a tiny student under ZeRO-2: what there is to wait for besides weights."""
+    """Measure `student train` of one step on a tiny student under ZeRO-2.
+
+    What there is to wait for besides weights.
+    """
     import yaml
 
     from tests.fixtures.student_runs import changed, write_run

@@ -1,8 +1,11 @@
-"""Size, encoding and decoding time of codec chains over targets of real images: why layout.py has the chains it has.
+"""Size, encoding and decoding time of codec chains over targets of real images.
+
+Why layout.py has the chains it has.
 
     OMP_NUM_THREADS=1 python -m benchmarks.store_codecs
 
-Every chain ends in the checksum that the store uses. Times are CPU time per record, one thread, best of three passes.
+Every chain ends in the checksum that the store uses. Times are CPU time per record, one thread,
+best of three passes.
 """
 
 import time
@@ -39,7 +42,10 @@ def identity(encoding: str, precision: str, grid: Grid) -> Identity:
 
 
 def records_of(features: Features, encoding: str, precision: str) -> tuple[Identity, list[Arrays]]:
-    """Encode image by image, as a build does: one whose factors cannot keep the tolerance is told and left out."""
+    """Encode image by image, as a build does.
+
+    One whose factors cannot keep the tolerance is told and left out.
+    """
     kind = identity(encoding, precision, features.grid)
     records: list[Arrays] = []
     for i in range(len(features.boxes)):
@@ -54,7 +60,8 @@ def records_of(features: Features, encoding: str, precision: str) -> tuple[Ident
             )
         except InaccurateFactors as error:
             print(
-                f"\nimage {i + 1} of {len(features.boxes)} at {features.grid}, {precision}, is refused: {error}"
+                f"\nimage {i + 1} of {len(features.boxes)} at {features.grid}, {precision}, is "
+                f"refused: {error}"
             )
     return kind, records
 
@@ -126,7 +133,8 @@ def table(title: str, arrays: list[Any], element: int) -> None:
 def totals(rows: list[tuple[str, Identity, list[Arrays]]]) -> None:
     print("\n### Whole records as the store writes them\n")
     print(
-        "| encoding | bytes an image | of float32 squares | encode ms | decode ms |\n|---|---|---|---|---|"
+        "| encoding | bytes an image | of float32 squares | encode ms | decode ms "
+        "|\n|---|---|---|---|---|"
     )
     for name, kind, records in rows:
         size = encode = decode = 0.0
@@ -174,7 +182,8 @@ def main() -> None:
         ("`factors` u8 (int8), tolerance 0.01", small, small_records),
         ("`factors` f16, tolerance 0.01", half, half_records),
     ]
-    # A 14x14 teacher is a ViT-B/16 at 224 pixels; of those no weights come in a package, so the ViT-S/14 stands in.
+    # A 14x14 teacher is a ViT-B/16 at 224 pixels; of those no weights come in a package, so the
+    # ViT-S/14 stands in.
     for native in (Grid(14, 14), Grid(28, 28)):
         features = real_features(native)
         for precision in ("u8", "f16"):

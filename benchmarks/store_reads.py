@@ -1,10 +1,13 @@
-"""Reads per second of the target store, against np.memmap, LMDB and the bare codec; opening 400,000 records; memory.
+"""Reads per second of the target store, against np.memmap, LMDB and the bare codec.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.store_reads [--records 512] [--synthetic 400000] [--folder DIR]
+Opening 400,000 records; memory.
 
-Rates are records per second of CPU time of one thread, page cache warm, all in this one run: on a busy machine the
-clock on the wall would measure the neighbours. Opening and rebuilding are given in both. The records are those of real
-images, repeated under other keys.
+    OMP_NUM_THREADS=1 python -m benchmarks.store_reads [--records 512] [--synthetic 400000]
+    [--folder DIR]
+
+Rates are records per second of CPU time of one thread, page cache warm, all in this one run: on a
+busy machine the clock on the wall would measure the neighbours. Opening and rebuilding are given in
+both. The records are those of real images, repeated under other keys.
 """
 
 import argparse
@@ -52,7 +55,10 @@ def rate(count: int, work: Callable[[], Any], repeats: int = 3) -> float:
 
 
 class Packed:
-    """All chunks of a record joined, as one value of a plain key-value file; decoding gives what the store gives."""
+    """All chunks of a record joined, as one value of a plain key-value file.
+
+    Decoding gives what the store gives.
+    """
 
     def __init__(self, kind: Identity, records: list[Arrays]) -> None:
         self.kind = kind
@@ -198,7 +204,8 @@ def child(store: Path, reads: int) -> dict[str, Any]:
 
 def memory(folder: Path, names: Iterable[str]) -> None:
     print(
-        "\n| encoding, 24x24 | MiB above an empty process, after 10,000 random reads | of which imports |"
+        "\n| encoding, 24x24 | MiB above an empty process, after 10,000 random reads | of which "
+        "imports |"
     )
     print("|---|---|---|")
     for name in names:
@@ -239,7 +246,8 @@ def reading(folder: Path, count: int) -> None:
         "factors-f16": ("factors", "f16"),
     }
     print(
-        "| encoding | bare decode | store, streamed | store, random | np.memmap | LMDB | plain zarr |"
+        "| encoding | bare decode | store, streamed | store, random | np.memmap | LMDB | plain "
+        "zarr |"
     )
     print("|---|---|---|---|---|---|---|")
     for label, (encoding, precision) in kinds.items():

@@ -1,7 +1,9 @@
-"""What `benchmarks.step_cost` compares: plain LoRA, the three terms, the authors' way; and their inputs.
+"""What `benchmarks.step_cost` compares: plain LoRA, the three terms, the authors' way.
 
-Weights are random: the cost does not depend on their values. The vision tower is a token one (width 64), since a real
-one costs all arms the same and would only make the ratios look better.
+And their inputs.
+
+Weights are random: the cost does not depend on their values. The vision tower is a token one (width
+64), since a real one costs all arms the same and would only make the ratios look better.
 """
 
 from typing import Any
@@ -13,7 +15,8 @@ from shared.recipe import Recipe, make_recipe
 
 PATCHES, TEXT, ANSWER = 576, 124, 30
 AUTHORS_LORA = {"r": 32, "alpha": 16, "dropout": 0.05}
-# LoRA alone; the three terms; the same with train.gradient_checkpointing; eager attention with all weights kept.
+# LoRA alone; the three terms; the same with train.gradient_checkpointing; eager attention with all
+# weights kept.
 ARMS = ("lora", "medalign", "checkpointed", "authors")
 
 

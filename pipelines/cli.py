@@ -1,7 +1,9 @@
-"""The command `medalign`: what spans both stages; `medalign cache` and `medalign student` are the stages' own commands.
+"""The command `medalign`: what spans both stages.
 
-Every command's body lives in the module of its own room; those modules import nothing heavy before they are called, so
-that `medalign --help` answers at once.
+`medalign cache` and `medalign student` are the stages' own commands.
+
+Every command's body lives in the module of its own room; those modules import nothing heavy before
+they are called, so that `medalign --help` answers at once.
 """
 
 import typer

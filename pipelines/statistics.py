@@ -1,4 +1,7 @@
-"""Intervals, paired tests and their correction: questions about one image are not independent, so images are drawn."""
+"""Intervals, paired tests and their correction.
+
+Questions about one image are not independent, so images are drawn.
+"""
 
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
@@ -30,7 +33,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Mean of `values` with a percentile bootstrap interval that resamples whole clusters (images).
 
-    `clusters` gives the image of each value; None makes every value its own. Raises ValueError where there is none.
+    `clusters` gives the image of each value; None makes every value its own. Raises ValueError
+    where there is none.
     """
     sums, counts = _by_cluster(values, clusters)
     weights = _multiplicities(len(sums), resamples, seed)
@@ -42,7 +46,10 @@ def bootstrap_interval(
 
 
 class PairedTest(NamedTuple):
-    """Two methods over the same items: mean(a) - mean(b), its interval and the test's two-sided p value."""
+    """Two methods over the same items.
+
+    Mean(a) - mean(b), its interval and the test's two-sided p value.
+    """
 
     difference: float
     low: float
@@ -61,9 +68,12 @@ def paired_permutation(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> PairedTest:
-    """Paired permutation test of mean(a) = mean(b): the signs of whole clusters' differences are exchanged.
+    """Paired permutation test of mean(a) = mean(b).
 
-    All 2**C sign patterns where C <= 12 clusters differ at all, else `resamples` random ones and p = (k + 1) / (R + 1).
+    The signs of whole clusters' differences are exchanged.
+
+    All 2**C sign patterns where C <= 12 clusters differ at all, else `resamples` random ones and p
+    = (k + 1) / (R + 1).
     """
     if len(a) != len(b):
         raise ValueError(f"a paired test needs equal lengths, not {len(a)} and {len(b)}")
@@ -116,8 +126,9 @@ def detectable_difference(
 ) -> float:
     """Smallest mean difference a two-sided test at `level` finds with `power`, from the clustered standard error.
 
-    The standard error is that of the ratio estimator, sqrt(C / (C - 1) sum_c (d_c - n_c mean)^2) / n. Two methods that
-    (nearly) always agree make it 0, which says nothing about the set: then the error of one differing cluster is used.
+    The standard error is that of the ratio estimator, sqrt(C / (C - 1) sum_c (d_c - n_c mean)^2) /
+    n. Two methods that (nearly) always agree make it 0, which says nothing about the set: then the
+    error of one differing cluster is used.
     """
     from scipy.stats import norm
 
@@ -134,7 +145,10 @@ def detectable_difference(
 def _by_cluster(
     values: Sequence[float] | NDArray[np.float64], clusters: Sequence[Hashable] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum and count of the values of each cluster, in order of first appearance; both float64 (C,)."""
+    """Sum and count of the values of each cluster, in order of first appearance.
+
+    Both float64 (C,).
+    """
     if len(values) == 0:
         raise ValueError("no values to summarise")
     if clusters is None:

@@ -1,1 +1,4 @@
-"""What both stages agree on: grids, geometry, image reading, content keys, the target store, recipes."""
+"""What both stages agree on.
+
+Grids, geometry, image reading, content keys, the target store, recipes.
+"""

@@ -1,4 +1,7 @@
-"""How every command speaks: one-line errors with the way out, progress with rate and ETA, machine-readable reports."""
+"""How every command speaks.
+
+One-line errors with the way out, progress with rate and ETA, machine-readable reports.
+"""
 
 import json
 import os
@@ -32,7 +35,9 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def run(app: typer.Typer, name: str) -> None:
-    """Run a Typer application as the console script `name`: `UserError` becomes one line and exit code 1.
+    """Run a Typer application as the console script `name`.
+
+    `UserError` becomes one line and exit code 1.
 
     `--debug` anywhere on the command line (or `MEDALIGN_DEBUG=1`) shows the traceback as well.
     """
@@ -80,7 +85,9 @@ class _RateColumn(ProgressColumn):
 
 
 def progress() -> Progress:
-    """Progress bars on standard error with count, rate, elapsed time and ETA; `add_task(..., unit=...)` names the rate.
+    """Progress bars on standard error with count, rate, elapsed time and ETA.
+
+    `add_task(..., unit=...)` names the rate.
 
     Where standard error is no terminal, `track` prints a plain line now and then instead.
     """
@@ -96,7 +103,10 @@ def progress() -> Progress:
 
 
 def track(items: Iterable[T], total: int, description: str, unit: str = "items") -> Iterator[T]:
-    """Yield `items` under a progress bar; in a log file, a line now and then with rate and time left."""
+    """Yield `items` under a progress bar.
+
+    In a log file, a line now and then with rate and time left.
+    """
     with progress() as bars:
         task = bars.add_task(description, total=total, unit=unit)
         begin = shown = time.monotonic()
@@ -104,7 +114,8 @@ def track(items: Iterable[T], total: int, description: str, unit: str = "items")
             yield item
             bars.advance(task)
             now = time.monotonic()
-            # Every few seconds at first, then every tenth of the time so far: ten days of work fill no disk with lines.
+            # Every few seconds at first, then every tenth of the time so far: ten days of work fill
+            # no disk with lines.
             if not stderr.is_terminal and now - shown > max(5.0, 0.1 * (now - begin)):
                 shown, rate = now, count / (now - begin)
                 left = timedelta(seconds=round((total - count) / rate))

@@ -26,7 +26,9 @@ def is_main_process() -> bool:
 
 
 def choose_device(wanted: str = "auto", option: str = "--device cuda") -> str:
-    """Return the torch device of this process: `cpu`, or `cuda:N`, for each rank of a machine its own.
+    """Return the torch device of this process.
+
+    `cpu`, or `cuda:N`, for each rank of a machine its own.
 
     Parameters
     ----------

@@ -2,9 +2,11 @@
 
 `.json` (a list), `.jsonl` (one record a line) and `.parquet` hold either
 
-- LLaVA conversations: `{"id", "image": str | [str, ...], "conversations": [{"from": "human" | "gpt", "value"}, ...]}`,
+- LLaVA conversations: `{"id", "image": str | [str, ...], "conversations": [{"from": "human" |
+  "gpt", "value"}, ...]}`,
   text-only where `image` is absent, with an optional `answer_type` of OPEN or CLOSED, or
-- the MedHEval question form: `{"qid" | "id", "image" | "img_name" | "image_name", "question", "answer"}`, with an
+- the MedHEval question form: `{"qid" | "id", "image" | "img_name" | "image_name", "question",
+  "answer"}`, with an
   optional `choices` and `question_type`, as the authors' evaluation reads it.
 
 `<image>` marks move to the front of their turn, as in the authors' preparation.
@@ -41,7 +43,8 @@ class Record:
     id
         As in the file; its position where the file has none.
     images
-        One reference a `<image>` mark, in order, relative to the image root (`scan.nii.gz#axial=90`).
+        One reference a `<image>` mark, in order, relative to the image root
+        (`scan.nii.gz#axial=90`).
     turns
         Alternating, human first; the last answer may be missing in a file of questions.
     answer_type
@@ -104,7 +107,10 @@ def load_records(path: str | Path, image_root: str | Path | None = None) -> list
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Write LLaVA conversations (`.json`, `.jsonl` or `.parquet`); `load_records` gives the same records back."""
+    """Write LLaVA conversations (`.json`, `.jsonl` or `.parquet`).
+
+    `load_records` gives the same records back.
+    """
     path, records = Path(path), list(records)
     rows = [_row(record) for record in records]
     if path.suffix == ".json":
@@ -128,12 +134,17 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
 
 
 def image_root_of(data: str | Path, image_root: str | Path | None) -> Path:
-    """Return the folder that image paths of `data` are relative to: `image_root`, or the data file's own folder."""
+    """Return the folder that image paths of `data` are relative to.
+
+    `image_root`, or the data file's own folder.
+    """
     return Path(data).parent if image_root is None else Path(image_root)
 
 
 def front_images(text: str, images: int | None = None) -> str:
-    r"""Move the `<image>` marks to the front: `"What is <image> this?"` becomes `"<image>\nWhat is this?"`.
+    r"""Move the `<image>` marks to the front.
+
+    `"What is <image> this?"` becomes `"<image>\nWhat is this?"`.
 
     `images` sets their number; by default it stays.
     """
@@ -142,7 +153,10 @@ def front_images(text: str, images: int | None = None) -> str:
 
 
 def strip_marks(text: str) -> str:
-    """Remove `<image>` marks and the white space around them; text without a mark stays as it is."""
+    """Remove `<image>` marks and the white space around them.
+
+    Text without a mark stays as it is.
+    """
     if IMAGE_MARK not in text:
         return text
     pieces = [piece.strip() for piece in text.split(IMAGE_MARK)]
@@ -165,7 +179,8 @@ def _rows(path: Path) -> Iterable[tuple[str, object]]:
             import pyarrow.parquet
 
             table = pyarrow.parquet.read_table(path)
-            # A column that only some records use reads as None elsewhere: there the field is absent.
+            # A column that only some records use reads as None elsewhere: there the field is
+            # absent.
             for number, row in enumerate(table.to_pylist()):
                 yield (
                     f"row {number}",
@@ -211,7 +226,8 @@ def _record(row: object, where: str, number: int) -> Record:
         turns = _question_form(fields, where)
     else:
         raise UserError(
-            f"{where}: neither `conversations` nor `question`; found {', '.join(map(str, row)) or 'nothing'}"
+            f"{where}: neither `conversations` nor `question`; found "
+            f"{', '.join(map(str, row)) or 'nothing'}"
         )
     return Record(
         name, images, _match_images(turns, len(images), where), answer_type, options, fields
@@ -238,7 +254,10 @@ def _images(fields: dict[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _answer_type(value: object, fields: dict[str, Any]) -> AnswerType | None:
-    """Read OPEN or CLOSED past blanks and case (VQA-RAD has "CLOSED "); another scheme stays an extra field."""
+    """Read OPEN or CLOSED past blanks and case (VQA-RAD has "CLOSED ").
+
+    Another scheme stays an extra field.
+    """
     text = value.strip().upper() if isinstance(value, str) else None
     if text in ("OPEN", "CLOSED"):
         return cast("AnswerType", text)
@@ -263,14 +282,18 @@ def _conversation(value: object, where: str) -> tuple[Turn, ...]:
         expected: Literal["human", "gpt"] = "gpt" if position % 2 else "human"
         if turn.get("from") != expected:
             raise UserError(
-                f"{where}: turn {position} is from {turn.get('from')!r}; human and gpt alternate, human first"
+                f"{where}: turn {position} is from {turn.get('from')!r}; human and gpt alternate, "
+                "human first"
             )
         turns.append(Turn(expected, turn["value"]))
     return tuple(turns)
 
 
 def _question_form(fields: dict[str, Any], where: str) -> tuple[Turn, ...]:
-    """Ask as the authors' evaluation does: with the choices, or with the request for a yes or no."""
+    """Ask as the authors' evaluation does.
+
+    With the choices, or with the request for a yes or no.
+    """
     question, answer, choices = (
         fields.pop("question"),
         fields.pop("answer", None),
@@ -295,7 +318,10 @@ def _question_form(fields: dict[str, Any], where: str) -> tuple[Turn, ...]:
 
 
 def _match_images(turns: tuple[Turn, ...], images: int, where: str) -> tuple[Turn, ...]:
-    """Give every image its mark, in front of its turn; a record with images and no mark shows them first."""
+    """Give every image its mark, in front of its turn.
+
+    A record with images and no mark shows them first.
+    """
     marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
     if any(IMAGE_MARK in turn.text for turn in turns if turn.role == "gpt"):
         raise UserError(f"{where}: an answer contains {IMAGE_MARK}; only questions show images")

@@ -1,18 +1,22 @@
-"""What the losses see of the language model: hooks that rotate the image tokens and read layer l's question attention.
+"""What the losses see of the language model.
 
-Nothing is renamed or replaced, so a checkpoint of the hooked model has the keys of the plain one. Three hooks:
+Hooks that rotate the image tokens and read layer l's question attention.
+
+Nothing is renamed or replaced, so a checkpoint of the hooked model has the keys of the plain one.
+Three hooks:
 
 1. before the multimodal model: remember where the image tokens are (`input_ids == image_token_id`);
 2. before decoder layer l: rotate those positions (Eq. 1) and keep the rotated tokens;
-3. inside layer l's attention, through transformers' `AttentionInterface`: after the layer's own kernel (SDPA, eager,
+3. inside layer l's attention, through transformers' `AttentionInterface`: after the layer's own
+kernel (SDPA, eager,
    FlashAttention) has run, compute the question rows again from the same query and key.
 
-In the third, the softmax is over every visible key, and of the mean over heads and rows only the image columns are
-kept: R x T numbers a head instead of T x T, in one layer instead of all.
+In the third, the softmax is over every visible key, and of the mean over heads and rows only the
+image columns are kept: R x T numbers a head instead of T x T, in one layer instead of all.
 
-A `Channel` carries the request of one forward pass to the hooks and the results back. It stays until the
-next forward, because gradient checkpointing runs layer l again during the backward pass; checkpointing must be
-non-reentrant, since the results are side outputs of the checkpointed layer.
+A `Channel` carries the request of one forward pass to the hooks and the results back. It stays
+until the next forward, because gradient checkpointing runs layer l again during the backward pass;
+checkpointing must be non-reentrant, since the results are side outputs of the checkpointed layer.
 """
 
 import copy
@@ -47,7 +51,10 @@ class Request(NamedTuple):
 
 @dataclass
 class Channel:
-    """The side channel of one model: what its hooks are asked for, and what they found, by layer."""
+    """The side channel of one model.
+
+    What its hooks are asked for, and what they found, by layer.
+    """
 
     image_token_id: int
     request: Request | None = None
@@ -63,7 +70,10 @@ class Channel:
 
 @dataclass
 class Observed:
-    """Results of one forward pass: rotated image tokens (P, N, d) and question attention (I, N), by layer."""
+    """Results of one forward pass.
+
+    Rotated image tokens (P, N, d) and question attention (I, N), by layer.
+    """
 
     tokens: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)
@@ -82,12 +92,15 @@ def language_model(model: nn.Module) -> nn.Module:
 def install(
     model: nn.Module, rotations: nn.ModuleDict, layers: tuple[int, ...], image_token_id: int
 ) -> Channel:
-    """Install the hooks on `model`, a plain image-text model with or without PEFT layers inside; return their channel.
+    """Install the hooks on `model`, a plain image-text model with or without PEFT layers inside.
+
+    Return their channel.
 
     Parameters
     ----------
     model
-        Such as `LlavaForConditionalGeneration`; its `.model` merges image features into the embeddings.
+        Such as `LlavaForConditionalGeneration`; its `.model` merges image features into the
+        embeddings.
     rotations
         Layer number as text -> `Rotation`; may be empty.
     layers
@@ -119,7 +132,10 @@ def install(
 
 @contextmanager
 def observing(channel: Channel, request: Request) -> Iterator[Observed]:
-    """Ask the forward passes inside the block for `request`; the results are in the yielded object."""
+    """Ask the forward passes inside the block for `request`.
+
+    The results are in the yielded object.
+    """
     observed = Observed()
     channel.request, channel.tokens, channel.attention = (
         request,
@@ -129,7 +145,8 @@ def observing(channel: Channel, request: Request) -> Iterator[Observed]:
     try:
         yield observed
     finally:
-        # The request itself stays: checkpointing recomputes layer l in the backward pass and must do the same work.
+        # The request itself stays: checkpointing recomputes layer l in the backward pass and must
+        # do the same work.
         channel.tokens = channel.attention = None
 
 
@@ -158,7 +175,8 @@ def question_attention(
     query, key
         (B, H, T, c) and (B, H_k, T, c) with H a multiple of H_k, rotary embedding applied.
     attention_mask
-        What the kernel was given: None (causal), (B, T) of 1 for real tokens, or (B, 1, T, T), bool or additive.
+        What the kernel was given: None (causal), (B, T) of 1 for real tokens, or (B, 1, T, T), bool
+        or additive.
     scaling
         Factor on the logits.
     window
@@ -186,7 +204,8 @@ def question_attention(
         share = (real / (heads * request.span_lengths.unsqueeze(1))).repeat(
             1, heads
         )  # (I, H R), sums to 1
-        # Mean first, columns afterwards: picking N of T numbers is then done once instead of H R times.
+        # Mean first, columns afterwards: picking N of T numbers is then done once instead of H R
+        # times.
         mean = torch.bmm(share.unsqueeze(1), weights).squeeze(1)  # (I, T)
         return mean.gather(1, request.image_columns[request.span_image])
 
@@ -194,7 +213,10 @@ def question_attention(
 def _hidden_keys(
     mask: Tensor | None, sample: Tensor, rows: Tensor, length: int, window: int | None
 ) -> Tensor:
-    """Which keys each question row may not see, (I, 1, R, T): True, or an additive term where the mask is one."""
+    """Which keys each question row may not see, (I, 1, R, T).
+
+    True, or an additive term where the mask is one.
+    """
     if mask is not None and mask.ndim == 4:
         rows_of_mask = mask[sample.unsqueeze(1), 0, rows, :length].unsqueeze(1)
         return rows_of_mask.float() if mask.is_floating_point() else ~rows_of_mask.bool()
@@ -236,7 +258,10 @@ class _Locate:
 
 
 def _encode_nothing(module: nn.Module, side: int, device: torch.device) -> None:
-    """Run tower and projector on an empty image: ZeRO-3 gathers their weights on all ranks at once, or hangs."""
+    """Run tower and projector on an empty image.
+
+    ZeRO-3 gathers their weights on all ranks at once, or hangs.
+    """
     dtype = next(one.dtype for one in module.parameters() if one.is_floating_point())
     with torch.no_grad():
         module.get_image_features(torch.zeros(1, 3, side, side, dtype=dtype, device=device))  # type: ignore[operator]
@@ -253,7 +278,10 @@ class _Leave:
 
 
 class _Guard:
-    """Before the language model: refuse a direct call that would leave image tokens where the last batch had them."""
+    """Before the language model.
+
+    Refuse a direct call that would leave image tokens where the last batch had them.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -289,11 +317,12 @@ class _Rotate:
         # A decoding step carries no image: the rotated keys and values are in the cache already.
         if mask is None or mask.shape != hidden.shape[:2]:
             return None
-        # While training, W takes part even without an image: its gradient is awaited on all ranks, and ZeRO-3 gathers
-        # it on all of them at once.
+        # While training, W takes part even without an image: its gradient is awaited on all ranks,
+        # and ZeRO-3 gathers it on all of them at once.
         always = module.training or self.channel.spare_image > 0
         if self.rotation is not None and (always or bool(mask.any())):
-            # By whole rows: indexing element by element costs several times as much, most of all in the backward pass.
+            # By whole rows: indexing element by element costs several times as much, most of all in
+            # the backward pass.
             rows, flat = mask.to(hidden.device).flatten().nonzero().squeeze(1), hidden.flatten(0, 1)
             rotated = self.rotation(flat.index_select(0, rows)).to(hidden.dtype)
             hidden = flat.index_copy(0, rows, rotated).view_as(hidden)
@@ -318,7 +347,10 @@ class _Tap(NamedTuple):
 
 
 def _tap(attention: nn.Module, channel: Channel, layer: int) -> None:
-    """Send one attention module through `_tapped_attention`; masks and all other layers keep the model's own kernel."""
+    """Send one attention module through `_tapped_attention`.
+
+    Masks and all other layers keep the model's own kernel.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(TAPPED, _tapped_attention)
@@ -360,7 +392,10 @@ def _read(
     mask: Tensor | None,
     kwargs: dict[str, Any],
 ) -> None:
-    """Compute the question attention; during a recomputation for the backward pass the result is not kept."""
+    """Compute the question attention.
+
+    During a recomputation for the backward pass the result is not kept.
+    """
     request = channel.request
     if request is None or not len(request.span_image) or query.shape[2] == 1:
         return

@@ -52,8 +52,9 @@ def train(
 ) -> None:
     """Fine-tune by a recipe; works alone and under `torchrun` or `deepspeed`.
 
-    Writes an adapter folder to the recipe's `output`, which `student_train.load` and `medalign evaluate` read. Stopped
-    by SIGTERM or Ctrl-C it saves a checkpoint and prints the command that goes on from it.
+    Writes an adapter folder to the recipe's `output`, which `student_train.load` and `medalign
+    evaluate` read. Stopped by SIGTERM or Ctrl-C it saves a checkpoint and prints the command that
+    goes on from it.
     """
     run_training(recipe, overrides, resume, dry_run, as_json)
 
@@ -66,7 +67,10 @@ def run_training(
     as_json: bool,
     callables: "Callable[[Recipe], Callables] | None" = None,
 ) -> None:
-    """Do what `train` says; `callables` gives, for a recipe, the teacher and the scores that only `pipelines` has."""
+    """Do what `train` says.
+
+    `callables` gives, for a recipe, the teacher and the scores that only `pipelines` has.
+    """
     from shared.recipe import load_recipe
 
     recipe = load_recipe(path, overrides or [])

@@ -1,8 +1,10 @@
-"""The two alignment losses of MEDALIGN (Eq. 3 to 5), on plain tensors; everything is computed in float32.
+"""The two alignment losses of MEDALIGN (Eq. 3 to 5), on plain tensors.
 
-Both take one row per image and are means over the images. The training step needs sums instead (it divides by the
-images of the whole optimiser step, which may be several micro-batches on several ranks): `visual_alignment_terms`
-and `attention_alignment_terms` give one value per image.
+Everything is computed in float32.
+
+Both take one row per image and are means over the images. The training step needs sums instead (it
+divides by the images of the whole optimiser step, which may be several micro-batches on several
+ranks): `visual_alignment_terms` and `attention_alignment_terms` give one value per image.
 """
 
 from functools import lru_cache
@@ -21,7 +23,9 @@ def visual_alignment_loss(
     similarity: Float[Tensor, "images pairs"],
     coverage: Shaped[Tensor, "images patches"] | None = None,
 ) -> Float[Tensor, ""]:
-    """L_vis (Eq. 3, 4): mean over the N x N entries of (S_e - S_x)^2, S_x the cosine similarities of `tokens`.
+    """L_vis (Eq. 3, 4).
+
+    Mean over the N x N entries of (S_e - S_x)^2, S_x the cosine similarities of `tokens`.
 
     Parameters
     ----------
@@ -30,8 +34,8 @@ def visual_alignment_loss(
     similarity
         The teacher's S_e as its strict upper triangle in row-major order, pairs = N(N-1)/2.
     coverage
-        Share of each patch that shows image; patches of coverage 0 leave the loss, which then is the sum over visible
-        pairs i != j divided by (number of visible patches)^2.
+        Share of each patch that shows image; patches of coverage 0 leave the loss, which then is
+        the sum over visible pairs i != j divided by (number of visible patches)^2.
 
     Raises
     ------
@@ -52,16 +56,17 @@ def attention_alignment_loss(
     Parameters
     ----------
     student
-        Layer l's softmax attention, mean over heads and question rows, image columns only; raw weights.
+        Layer l's softmax attention, mean over heads and question rows, image columns only; raw
+        weights.
     teacher
         The teacher's CLS attention on the same patches; raw weights, any scale.
     normalization
-        `renormalized`: both divided by their sum. `softmax`: Eq. 5 to the letter, softmax over the raw weights, the
-        teacher's divided by their maximum first. `l2`: the authors' code, both divided by their Euclidean norm and the
-        sum divided by N; no divergence, can be negative.
+        `renormalized`: both divided by their sum. `softmax`: Eq. 5 to the letter, softmax over the
+        raw weights, the teacher's divided by their maximum first. `l2`: the authors' code, both
+        divided by their Euclidean norm and the sum divided by N; no divergence, can be negative.
     coverage
-        Share of each patch that shows image; patches of coverage 0 leave the loss, and both vectors are normalised over
-        the visible ones.
+        Share of each patch that shows image; patches of coverage 0 leave the loss, and both vectors
+        are normalised over the visible ones.
 
     Raises
     ------
@@ -85,7 +90,8 @@ def visual_alignment_terms(
         )
     with torch.autocast(tokens.device.type, enabled=False):
         products: Tensor = _Gram.apply(tokens.float())
-        # Scaled by the norms here, on N x N numbers: normalising the N x d tokens would copy them, forward and back.
+        # Scaled by the norms here, on N x N numbers: normalising the N x d tokens would copy them,
+        # forward and back.
         scale = products.diagonal(dim1=1, dim2=2).clamp_min(1e-24).rsqrt()
         cosines = (products * scale.unsqueeze(2) * scale.unsqueeze(1)).flatten(1)
         index = _triangle_index(patches, tokens.device).expand(len(tokens), -1)
@@ -126,7 +132,10 @@ def attention_alignment_terms(
 
 
 class _Gram(torch.autograd.Function):
-    """X X^T of rows (P, N, d); backward takes one product, (G + G^T) X, where autograd would take two of that size."""
+    """X X^T of rows (P, N, d).
+
+    Backward takes one product, (G + G^T) X, where autograd would take two of that size.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -144,7 +153,10 @@ def _divide(values: Tensor, scale: Tensor) -> Tensor:
 
 
 def _relative_entropy(q: Tensor, p: Tensor, visible: Tensor) -> Tensor:
-    """Sum of q (log q - log p) over visible patches; 0 log 0 is 0, and an underflown p counts as the smallest float."""
+    """Sum of q (log q - log p) over visible patches.
+
+    0 log 0 is 0, and an underflown p counts as the smallest float.
+    """
     tiny = torch.finfo(torch.float32).tiny
     terms = torch.xlogy(q, q.clamp_min(tiny)) - q * p.clamp_min(tiny).log()
     return terms.masked_fill(~visible, 0.0).sum(1)

@@ -1,17 +1,22 @@
-"""The trainable rotation (Eq. 1): x' = x + W x on the image tokens that enter decoder layer l; W is zero at the start.
+"""The trainable rotation (Eq. 1): x' = x + W x on the image tokens that enter decoder layer l.
+
+W is zero at the start.
 
 For token rows that is `x' = x + x @ W.T`, W stored (out, in). Three parametrisations of W:
 
 - `full`: the (d, d) matrix itself, as in the paper;
 - `low_rank`: W = U V^T with U, V (d, r);
-- `orthogonal`: I + W = (I - A)(I + A)^-1, the Cayley transform of the skew-symmetric A = U V^T - V U^T. With
-  B = [U, -V] and C = [V, U] (d, 2r) one has A = B C^T, and by Woodbury W = -2 B (I + C^T B)^-1 C^T: only a
-  (2r, 2r) system is solved.
+- `orthogonal`: I + W = (I - A)(I + A)^-1, the Cayley transform of the skew-symmetric A = U V^T - V
+  U^T. With
+  B = [U, -V] and C = [V, U] (d, 2r) one has A = B C^T, and by Woodbury W = -2 B (I + C^T B)^-1 C^T:
+  only a (2r, 2r) system is solved.
 
-In the last two U is zero at the start and V is drawn like LoRA's A, so W is zero and its gradient is not.
+In the last two U is zero at the start and V is drawn like LoRA's A, so W is zero and its gradient
+is not.
 
-Dtype: the parameters are float32 whatever the model's dtype (an optimiser step of 1e-4 vanishes in bfloat16); the
-product is taken in the tokens' dtype. Under ZeRO-3, which wants one dtype, DeepSpeed keeps the float32 master itself.
+Dtype: the parameters are float32 whatever the model's dtype (an optimiser step of 1e-4 vanishes in
+bfloat16); the product is taken in the tokens' dtype. Under ZeRO-3, which wants one dtype, DeepSpeed
+keeps the float32 master itself.
 """
 
 import math

@@ -1,14 +1,19 @@
-"""The student under training: a base model with LoRA (PEFT), rotations and the attention tap; its adapter on disk.
+"""The student under training: a base model with LoRA (PEFT), rotations and the attention tap.
+
+Its adapter on disk.
 
 An adapter folder holds
 
-- `adapter_config.json`, `adapter_model.safetensors`: PEFT's own files, whose LoRA part bare PEFT loads;
-- `rotation.safetensors`: W of every distillation layer (`<layer>.weight`, or `<layer>.u` and `<layer>.v`), which bare
+- `adapter_config.json`, `adapter_model.safetensors`: PEFT's own files, whose LoRA part bare PEFT
+  loads;
+- `rotation.safetensors`: W of every distillation layer (`<layer>.weight`, or `<layer>.u` and
+  `<layer>.v`), which bare
   PEFT would drop without a word, so `load` is the way to use the folder;
 - `recipe.yaml`: the resolved recipe, which names the base model.
 
-`load` is strict: a weight that is missing, unexpected or of another shape is an error. The authors' loader is not, and
-loses 11 LoRA pairs around layer l, whose modules were renamed after the adapter was made; here nothing is renamed.
+`load` is strict: a weight that is missing, unexpected or of another shape is an error. The authors'
+loader is not, and loses 11 LoRA pairs around layer l, whose modules were renamed after the adapter
+was made; here nothing is renamed.
 """
 
 import json
@@ -38,7 +43,8 @@ class Student:
     model: Any  # PeftModel
     channel: Channel
     layers: tuple[int, ...]
-    # PiSSA and OLoRA move a part of the base weights into A and B; the pairs they began with, to undo that on saving.
+    # PiSSA and OLoRA move a part of the base weights into A and B; the pairs they began with, to
+    # undo that on saving.
     initial: dict[str, Tensor] | None = None
 
 
@@ -116,12 +122,16 @@ def check_layers(model: Any, layers: tuple[int, ...]) -> None:
     for layer in layers:
         if not 1 <= layer < count:
             raise UserError(
-                f"losses.layer={layer}: this model has {count} decoder layers, so l must be in 1..{count - 1}"
+                f"losses.layer={layer}: this model has {count} decoder layers, so l must be in "
+                f"1..{count - 1}"
             )
 
 
 def lora_targets(model: Any, lora: LoraSection) -> str:
-    """Return PEFT's target pattern: the wanted linear layers of the decoder, never the head, projector or tower."""
+    """Return PEFT's target pattern.
+
+    The wanted linear layers of the decoder, never the head, projector or tower.
+    """
     decoder = language_model(model)
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     linear = [
@@ -137,7 +147,8 @@ def lora_targets(model: Any, lora: LoraSection) -> str:
         if unknown:
             names = ", ".join(name.rpartition(".")[2] for name in linear)
             raise UserError(
-                f"lora.targets: the decoder has no linear layer {', '.join(unknown)}; it has {names}"
+                f"lora.targets: the decoder has no linear layer {', '.join(unknown)}; it has "
+                f"{names}"
             )
         linear = [name for name in linear if name.rpartition(".")[2] in wanted]
     alternatives = "|".join(name.replace(".", r"\.") for name in linear)
@@ -145,7 +156,9 @@ def lora_targets(model: Any, lora: LoraSection) -> str:
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return every trainable parameter by name, whole and on the CPU; under ZeRO-3 all ranks must call it together.
+    """Return every trainable parameter by name, whole and on the CPU.
+
+    Under ZeRO-3 all ranks must call it together.
 
     Where DeepSpeed holds a float32 master of a 16-bit parameter, the master is returned.
     """
@@ -175,7 +188,9 @@ def _whole(parameter: nn.Parameter) -> Tensor:
 def save_adapter(
     student: Student, recipe: Recipe, folder: Path, state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write the adapter folder; `state` is `trainable_state(student.model)` where it was gathered before.
+    """Write the adapter folder.
+
+    `state` is `trainable_state(student.model)` where it was gathered before.
 
     Every file appears whole under its name, the LoRA weights last.
     """
@@ -225,7 +240,8 @@ def load_adapter(model: Any, image_token_id: int, folder: Path, recipe: Recipe) 
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder} holds no {name}: not an adapter folder, or its run was stopped before the end"
+                f"{folder} holds no {name}: not an adapter folder, or its run was stopped before "
+                "the end"
             )
     layers = recipe.losses.layers
     check_layers(model, layers)
@@ -264,7 +280,8 @@ def _fill_rotations(rotations: nn.ModuleDict, folder: Path) -> None:
     if not len(rotations):
         if path.is_file():
             raise UserError(
-                f"{path} is there, but the recipe beside it says rotation.kind=none; they are not of one run"
+                f"{path} is there, but the recipe beside it says rotation.kind=none; they are not "
+                "of one run"
             )
         return
     if not path.is_file():
@@ -311,7 +328,8 @@ def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: 
     for name in sorted(expected):
         if expected[name].shape != found[name].shape:
             raise UserError(
-                f"{path}: {name} is {tuple(found[name].shape)}, but this base model needs {tuple(expected[name].shape)}"
+                f"{path}: {name} is {tuple(found[name].shape)}, but this base model needs "
+                f"{tuple(expected[name].shape)}"
             )
 
 
@@ -326,7 +344,8 @@ def _as_plain_lora(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Write an adapter that began as a part of the base weights as one of twice the rank on the untouched base.
 
-    The base under training was W0 - s B0 A0, so s B A on it is s (B A - B0 A0) on W0: A stacked on A0, B beside -B0.
+    The base under training was W0 - s B0 A0, so s B A on it is s (B A - B0 A0) on W0: A stacked on
+    A0, B beside -B0.
     """
     plain = {}
     for name, tensor in lora.items():

@@ -1,8 +1,8 @@
 """Building a store: what is asked for, what is missing, who encodes it, and what came of it.
 
-The store is the only state: an interrupted build is continued by the same command, which computes what is missing.
-Under `torchrun` every rank names a share of the files, takes the missing keys it owns and writes its own segments; the
-ranks meet twice, once the files are named and at the end.
+The store is the only state: an interrupted build is continued by the same command, which computes
+what is missing. Under `torchrun` every rank names a share of the files, takes the missing keys it
+owns and writes its own segments; the ranks meet twice, once the files are named and at the end.
 """
 
 import time
@@ -45,11 +45,13 @@ class Settings(NamedTuple):
 
 
 class BuildResult(NamedTuple):
-    """What a build did: `images` asked for, of them `distinct`; of those `found` before, now `encoded`, or `failed`.
+    """What a build did: `images` asked for, of them `distinct`.
 
-    `left_out` names the failed ones with the reason. Under `torchrun` the counts are those of all ranks, the names only
-    this rank's. `seconds` is the whole time; `encoding_seconds` that part in which images were encoded and written,
-    without naming them and loading the teacher.
+    Of those `found` before, now `encoded`, or `failed`.
+
+    `left_out` names the failed ones with the reason. Under `torchrun` the counts are those of all
+    ranks, the names only this rank's. `seconds` is the whole time; `encoding_seconds` that part in
+    which images were encoded and written, without naming them and loading the teacher.
     """
 
     namespace: str
@@ -64,11 +66,17 @@ class BuildResult(NamedTuple):
 
     @property
     def images_per_second(self) -> float | None:
-        """Rate of encoding and writing, which is what a longer build would go at; None where nothing was encoded."""
+        """Rate of encoding and writing, which is what a longer build would go at.
+
+        None where nothing was encoded.
+        """
         return self.encoded / self.encoding_seconds if self.encoded else None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for `--json`; images that were left out are named by the path the user gave."""
+        """Plain values for `--json`.
+
+        Images that were left out are named by the path the user gave.
+        """
         left_out = [
             {"image": str(reference), "reason": reason} for reference, reason in self.left_out
         ]
@@ -133,7 +141,8 @@ def build(
 ) -> BuildResult:
     """Encode every image that the store lacks, and write its target.
 
-    An image that cannot be read, or for which `factors` cannot keep the tolerance, is left out and quarantined.
+    An image that cannot be read, or for which `factors` cannot keep the tolerance, is left out and
+    quarantined.
 
     Parameters
     ----------
@@ -151,7 +160,8 @@ def build(
     Raises
     ------
     UserError
-        Missing weights, a store that cannot be written, a projection that the teacher does not have.
+        Missing weights, a store that cannot be written, a projection that the teacher does not
+        have.
     """
     begin = time.perf_counter()
     ranks = Ranks.of_environment()
@@ -207,7 +217,10 @@ def build(
 
 
 def _known_reasons(namespace: Namespace) -> dict[bytes, str]:
-    """Why which image is quarantined already, so that no reason is written twice; a damaged record stops no build."""
+    """Why which image is quarantined already, so that no reason is written twice.
+
+    A damaged record stops no build.
+    """
     try:
         return {record.key: record.reason for record in quarantined(namespace)}
     except UserError as error:
@@ -216,7 +229,10 @@ def _known_reasons(namespace: Namespace) -> dict[bytes, str]:
 
 
 def missing_keys(namespace: Namespace, keys: Iterable[bytes]) -> list[bytes]:
-    """Return those of `keys` of which the namespace has no sound record, in order; damaged segments are warned of."""
+    """Return those of `keys` of which the namespace has no sound record, in order.
+
+    Damaged segments are warned of.
+    """
     try:
         return TargetStore.open(namespace.storage.location, identity=namespace.identity).missing(
             keys

@@ -30,8 +30,10 @@ from teacher_cache.options import (
 app = typer.Typer(
     name="cache",
     help=(
-        "Stage one: run the teacher once per image and keep its targets in a store that every run shares.\n\n"
-        "Start with `teachers`, then `plan`, `build` and `verify`. Exit code 0: done; 1: an error, in one line that "
+        "Stage one: run the teacher once per image and keep its targets in a store that every run "
+        "shares.\n\n"
+        "Start with `teachers`, then `plan`, `build` and `verify`. Exit code 0: done; 1: an error, "
+        "in one line that "
         "names the way out (add --debug for the traceback); 2: a mistyped command."
     ),
     no_args_is_help=True,
@@ -77,8 +79,9 @@ def plan_command(
 ) -> None:
     """Say what a build would do: records, duplicates, bytes, hours. Writes nothing.
 
-    Bytes and hours come from a short probe: a few of the images are encoded into a temporary folder.
-    Options are those of `cache build`; with --store, images that the store has already are counted apart.
+    Bytes and hours come from a short probe: a few of the images are encoded into a temporary
+    folder. Options are those of `cache build`; with --store, images that the store has already are
+    counted apart.
     """
     from shared.imaging.grid import Grid
     from teacher_cache.building import Settings
@@ -97,7 +100,8 @@ def plan_command(
         device=device,
     )
     lines = [
-        f"{found.images} images, {found.distinct} distinct; {found.found} are in the store, {found.missing} to encode",
+        f"{found.images} images, {found.distinct} distinct; {found.found} are in the store, "
+        f"{found.missing} to encode",
         *(f"  {repeated} is {first}" for repeated, first in found.duplicates[:10]),
     ]
     if len(found.duplicates) > 10:
@@ -141,9 +145,9 @@ def build_command(
 ) -> None:
     """Encode the images that the store lacks; the same command continues an interrupted build.
 
-    An image that cannot be read is named, quarantined by its content key and left out, and the rest is built.
-    The exit code is then 1, unless --allow-skips accepts that many.
-    Options that change the numbers (teacher, weights, grid, encoding, ...) make another namespace in the store.
+    An image that cannot be read is named, quarantined by its content key and left out, and the rest
+    is built. The exit code is then 1, unless --allow-skips accepts that many. Options that change
+    the numbers (teacher, weights, grid, encoding, ...) make another namespace in the store.
     """
     from shared.imaging.grid import Grid
     from teacher_cache.building import Settings, build
@@ -168,14 +172,17 @@ def build_command(
     if speaks:
         rate = f" at {result.images_per_second:.2f} images/s" if result.images_per_second else ""
         lines = [
-            f"{result.images} images, {result.distinct} distinct: {result.found} were in the store, "
-            f"{result.encoded} encoded{rate}, {result.failed} left out; {result.seconds:.1f} s in all",
+            f"{result.images} images, {result.distinct} distinct: {result.found} were in the "
+            "store, "
+            f"{result.encoded} encoded{rate}, {result.failed} left out; {result.seconds:.1f} s in "
+            "all",
             f"namespace {result.namespace} in {store}",
         ]
         report(result.as_json(), json, lines)
     if speaks and result.failed > allow_skips:
         raise UserError(
-            f"{result.failed} images could not be cached, for the reasons above; every other image is in the store. "
+            f"{result.failed} images could not be cached, for the reasons above; every other image "
+            "is in the store. "
             f"Mend or remove them, or accept that with --allow-skips {result.failed}"
         )
 

@@ -1,4 +1,7 @@
-"""Which different images are asked for: every file named by its content, by all ranks of a build together."""
+"""Which different images are asked for.
+
+Every file named by its content, by all ranks of a build together.
+"""
 
 import errno
 import hashlib
@@ -20,7 +23,10 @@ ALONE = Ranks(0, 1, 0)
 
 
 class Distinct(NamedTuple):
-    """Images by content: the first reference of each key, in order; the repeated ones; files that cannot be opened."""
+    """Images by content: the first reference of each key, in order; the repeated ones.
+
+    Files that cannot be opened.
+    """
 
     by_key: dict[bytes, ImageReference]
     repeated: list[tuple[ImageReference, bytes]]
@@ -58,13 +64,17 @@ def _check_same(wanted: list[ImageReference], ranks: Ranks) -> None:
     words = np.frombuffer(digest, np.uint32).astype(np.int64)
     if ranks.meets and (ranks.sum(words) != ranks.world * words).any():
         raise UserError(
-            "the ranks do not see the same images, perhaps because files came or went while they were listed: start "
+            "the ranks do not see the same images, perhaps because files came or went while they "
+            "were listed: start "
             "the build again"
         )
 
 
 def _rows_of(wanted: list[ImageReference], workers: int, ranks: Ranks) -> NDArray[np.uint8]:
-    """Key and error number of each file of this rank's share, (files, 33); zeros for the others'."""
+    """Key and error number of each file of this rank's share, (files, 33).
+
+    Zeros for the others'.
+    """
     rows = np.zeros((len(wanted), KEY_BYTES + 1), dtype=np.uint8)
     share = range(ranks.rank, len(wanted), ranks.world) if ranks.meets else range(len(wanted))
     keys = content_keys([wanted[place] for place in share], workers)

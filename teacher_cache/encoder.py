@@ -1,7 +1,8 @@
 """One pass of the teacher for both targets: E_v and E_a of its last block.
 
-Every block runs on fused attention, which never forms the weights. Of the last block only the CLS row is wanted:
-softmax(q_cls K^T / sqrt(c)) is one 1 x (M+1) product a head, computed from that block's own normalised input.
+Every block runs on fused attention, which never forms the weights. Of the last block only the CLS
+row is wanted: softmax(q_cls K^T / sqrt(c)) is one 1 x (M+1) product a head, computed from that
+block's own normalised input.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +15,10 @@ from teacher_cache.teachers.base import Teacher
 
 
 class Encoded(NamedTuple):
-    """E_v (B, M, b), the last block's patch tokens before the final norm; E_a (B, M), its CLS attention, head mean."""
+    """E_v (B, M, b), the last block's patch tokens before the final norm.
+
+    E_a (B, M), its CLS attention, head mean.
+    """
 
     tokens: Tensor
     attention: Tensor
@@ -31,12 +35,14 @@ def encode(
     pixels
         Normalised as `teacher.preprocessing` says, on the model's device and in its dtype.
     features
-        `block`, or `projected`: after the final norm and projection, as the authors did for BiomedCLIP.
+        `block`, or `projected`: after the final norm and projection, as the authors did for
+        BiomedCLIP.
 
     Returns
     -------
     Encoded
-        Tokens in the model's dtype, attention in float32; raw weights, not renormalised over the patches.
+        Tokens in the model's dtype, attention in float32; raw weights, not renormalised over the
+        patches.
     """
     block, attention = _last_block(teacher.model)
     caught: dict[str, Tensor] = {}

@@ -1,4 +1,7 @@
-"""What a build would do, before it runs: records, duplicates, bytes on disk, hours. Writes nothing to the store."""
+"""What a build would do, before it runs: records, duplicates, bytes on disk, hours.
+
+Writes nothing to the store.
+"""
 
 import tempfile
 import time
@@ -29,9 +32,11 @@ class Plan(NamedTuple):
     duplicates
         References whose image is another's, byte by byte: (the repeated one, the first one).
     left_out
-        Files that cannot be opened, and images of the probe that a build would quarantine, with the reason.
+        Files that cannot be opened, and images of the probe that a build would quarantine, with the
+        reason.
     probed, images_per_second, bytes_per_record
-        What the probe encoded and found; the last two None where it could encode none of its images.
+        What the probe encoded and found; the last two None where it could encode none of its
+        images.
     bytes, hours
         Expected for the missing ones.
     """
@@ -76,8 +81,8 @@ def plan(
     Parameters
     ----------
     store
-        The store that the build is meant for; None, or one that is not there, counts every image as missing. The
-        others are those of `build`.
+        The store that the build is meant for; None, or one that is not there, counts every image as
+        missing. The others are those of `build`.
 
     Raises
     ------
@@ -92,7 +97,8 @@ def plan(
     namespace = find_namespace(store, identity) if store is not None else None
     missing = list(by_key) if namespace is None else missing_keys(namespace, by_key)
 
-    # Spread over the list, for neighbours are often of one size. One image goes first, untimed, to warm up.
+    # Spread over the list, for neighbours are often of one size. One image goes first, untimed, to
+    # warm up.
     count = min(len(missing), 2 * batch_size)
     sample = [missing[number * len(missing) // count] for number in range(count)]
 

@@ -18,7 +18,10 @@ Number = TypeVar("Number", bound=np.integer)
 
 
 class Ranks(NamedTuple):
-    """Which of how many processes this one is: RANK, WORLD_SIZE and LOCAL_RANK of the environment."""
+    """Which of how many processes this one is.
+
+    RANK, WORLD_SIZE and LOCAL_RANK of the environment.
+    """
 
     rank: int
     world: int
@@ -32,13 +35,17 @@ class Ranks(NamedTuple):
     def owned(self, keys: Sequence[bytes]) -> list[bytes]:
         """Return the content keys that are this rank's.
 
-        Ownership follows from the key alone, so ranks that see the store at different moments still agree.
+        Ownership follows from the key alone, so ranks that see the store at different moments still
+        agree.
         """
         return [key for key in keys if int.from_bytes(key[:8], "big") % self.world == self.rank]
 
     @property
     def meets(self) -> bool:
-        """Whether the ranks can talk; those of an array job, without a common address, work each for itself."""
+        """Whether the ranks can talk.
+
+        Those of an array job, without a common address, work each for itself.
+        """
         return self.world > 1 and "MASTER_ADDR" in os.environ
 
     @property
@@ -63,10 +70,12 @@ class Ranks(NamedTuple):
                 distributed.destroy_process_group()
 
     def sum(self, numbers: NDArray[Number]) -> NDArray[Number]:
-        """Sum an array over all ranks; every rank must call this, with one shape, and waits there for the others.
+        """Sum an array over all ranks.
 
-        At the end of a build it keeps a rank that ends with an error from ending the others: `torchrun` stops all when
-        one fails. Processes that do not meet return their own numbers.
+        Every rank must call this, with one shape, and waits there for the others.
+
+        At the end of a build it keeps a rank that ends with an error from ending the others:
+        `torchrun` stops all when one fails. Processes that do not meet return their own numbers.
         """
         if not self.meets:
             return numbers

@@ -30,8 +30,9 @@ def find_images(images: str, image_root: str | None = None) -> list[ImageReferen
     Parameters
     ----------
     images
-        A folder (searched through; hidden files, a folder's indexes, and text and tables by their ending, are passed
-        over), a glob, one file (`scan.nii.gz#axial=90` for one slice), or a data set file (.json, .jsonl, .parquet).
+        A folder (searched through; hidden files, a folder's indexes, and text and tables by their
+        ending, are passed over), a glob, one file (`scan.nii.gz#axial=90` for one slice), or a data
+        set file (.json, .jsonl, .parquet).
     image_root
         Folder that the paths of a data set file are relative to; its own folder by default.
 
@@ -82,7 +83,8 @@ def _of_data_set(path: Path, image_root: str | None) -> list[ImageReference]:
     if missing:
         first = ", ".join(str(reference) for reference in missing[:3])
         raise UserError(
-            f"{path} names {len(missing)} images that are not there (first: {first}); pass their folder as --image-root"
+            f"{path} names {len(missing)} images that are not there (first: {first}); pass their "
+            "folder as --image-root"
         )
     if not found:
         raise UserError(f"{path} names no images: its records are text only")

@@ -62,8 +62,8 @@ def stream(
     Yields
     ------
     tuple
-        The key and None once `add` has taken its record, or the key and why its image has none: it cannot be read, or
-        `factors` cannot keep the tolerance for it.
+        The key and None once `add` has taken its record, or the key and why its image has none: it
+        cannot be read, or `factors` cannot keep the tolerance for it.
 
     Raises
     ------
@@ -76,7 +76,8 @@ def stream(
         if not (torch.isfinite(encoded.tokens).all() and torch.isfinite(encoded.attention).all()):
             first = by_key[batch.keys[0]]
             raise UserError(
-                f"the teacher's values are not finite in {identity.dtype} (batch of {first}): use a wider --dtype, "
+                f"the teacher's values are not finite in {identity.dtype} (batch of {first}): use "
+                "a wider --dtype, "
                 "or check the weights"
             )
         outcomes: list[Outcome] = []
@@ -124,7 +125,8 @@ def prepare(
 ) -> tuple[Tensor, Box]:
     """Open an image and return the teacher's pixels (3, size, size) float32, and where in the square it lies.
 
-    The padding is the teacher's mean colour, which is the student's: both are trained on CLIP's (or ImageNet's) mean.
+    The padding is the teacher's mean colour, which is the student's: both are trained on CLIP's (or
+    ImageNet's) mean.
     """
     image = open_image(reference)
     reader = reader_of(preprocessing, geometry)
@@ -168,7 +170,10 @@ def _read(
 
 
 def _ahead(futures: Iterator[Future[T]], depth: int) -> Iterator[T]:
-    """Yield results in order while `depth` more are under way; what is left is cancelled if the consumer stops."""
+    """Yield results in order while `depth` more are under way.
+
+    What is left is cancelled if the consumer stops.
+    """
     waiting: deque[Future[T]] = deque()
     try:
         for future in futures:

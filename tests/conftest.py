@@ -1,4 +1,7 @@
-"""Settings every test shares: one thread, no network look-ups by model libraries, a private cache directory."""
+"""Settings every test shares.
+
+One thread, no network look-ups by model libraries, a private cache directory.
+"""
 
 import os
 import sys

@@ -1,4 +1,7 @@
-"""What only a GPU can show; `make test-gpu` runs these. docs/gpu.md says which of them have been run anywhere."""
+"""What only a GPU can show; `make test-gpu` runs these.
+
+Docs/gpu.md says which of them have been run anywhere.
+"""
 
 from pathlib import Path
 
@@ -79,5 +82,6 @@ def test_the_teacher_leaves_no_byte_on_the_training_gpu(tmp_path: Path) -> None:
     plain = torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     train(recipe(values, train__device="cuda"))
-    # W with its gradient and Adam's moments, and the losses' own activations: far from the teacher's 85 MB.
+    # W with its gradient and Adam's moments, and the losses' own activations: far from the
+    # teacher's 85 MB.
     assert torch.cuda.max_memory_allocated() - plain < 20e6

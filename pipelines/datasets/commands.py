@@ -68,7 +68,10 @@ def prepare(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a release into conversation files: layout and counts checked, no image in two splits, hashes kept."""
+    """Turn a release into conversation files.
+
+    Layout and counts checked, no image in two splits, hashes kept.
+    """
     from pipelines.datasets.registry import BRAIN_ATLAS
 
     if name == BRAIN_ATLAS:
@@ -83,7 +86,8 @@ def prepare(
     entry = data_set(name)
     if source is None:
         raise UserError(
-            f"{name} needs --source DIR, the release with {entry.layout}; get it from {entry.download}"
+            f"{name} needs --source DIR, the release with {entry.layout}; get it from "
+            f"{entry.download}"
         )
     if split not in ("by-image", "published"):
         raise UserError(f"--split {split}: there are by-image and published")

@@ -3,8 +3,9 @@
     SOURCE/annotation.json       {"train": [2,069], "val": [296], "test": [590]}
     SOURCE/images/<id>/0.png     the frontal view; 1.png is the lateral one
 
-An item: {"id": "CXR2384_IM-0942", "report", "image_path": ["CXR2384_IM-0942/0.png", ...], "split"}. As the authors do,
-only the frontal image is shown and the report is taken as it is, `XXXX` of the de-identification included.
+An item: {"id": "CXR2384_IM-0942", "report", "image_path": ["CXR2384_IM-0942/0.png", ...], "split"}.
+As the authors do, only the frontal image is shown and the report is taken as it is, `XXXX` of the
+de-identification included.
 """
 
 from pathlib import Path

@@ -1,18 +1,22 @@
-r"""IU-Xray VQA: the factuality questions of CARES (Xia et al. 2024) about Indiana University chest X-rays.
+r"""IU-Xray VQA.
+
+The factuality questions of CARES (Xia et al. 2024) about Indiana University chest X-rays.
 
     SOURCE/iuxray_factuality.jsonl (or data/IU-Xray/...)     2,573 lines
     SOURCE/images/CXR3030_IM-1405/0.png                      the R2Gen image folder (also iu_xray/images)
 
-A line: {"question": "Is there ...? Please choose from the following two options: [yes, no]\n<image>",
-"answer": "Yes.", "image": "CXR3030_IM-1405/0.png", "question_id": 0, "text": the question again}. `question_id` is 0
-in every line of the release, so a record's id is the number of its line.
+A line: {"question": "Is there ...? Please choose from the following two options: [yes,
+no]\n<image>", "answer": "Yes.", "image": "CXR3030_IM-1405/0.png", "question_id": 0, "text": the
+question again}. `question_id` is 0 in every line of the release, so a record's id is the number of
+its line.
 
-The answers were written by a language model: "No", "- No.", "No (based on the report stating the lungs are clear)."
-Where one opens with yes or no, that word is the answer and the sentence stays in `released_answer`. The others are left
-out: they say that the report does not tell, or hold the next question of the list.
+The answers were written by a language model: "No", "- No.", "No (based on the report stating the
+lungs are clear)." Where one opens with yes or no, that word is the answer and the sentence stays in
+`released_answer`. The others are left out: they say that the report does not tell, or hold the next
+question of the list.
 
-CARES publishes no split, and the authors' (1,783 train, 784 test) is not in it. Here about 70% of the questions are for
-training, drawn by patient with a seed: no examination is on both sides.
+CARES publishes no split, and the authors' (1,783 train, 784 test) is not in it. Here about 70% of
+the questions are for training, drawn by patient with a seed: no examination is on both sides.
 """
 
 import re
@@ -55,8 +59,10 @@ def read(source: Path, out: Path, seed: int) -> Release:
     kept, _ = answered({"released": records})
     train, test = split_groups(kept["released"], patient, TRAIN_SHARE, seed)
     notes = [
-        f"split drawn by patient with seed {seed}; the authors' split (1,783 / 784) is not published with the set",
-        f"{len(records) - len(kept['released'])} questions whose answer does not open with yes or no are left out",
+        f"split drawn by patient with seed {seed}; the authors' split (1,783 / 784) is not "
+        "published with the set",
+        f"{len(records) - len(kept['released'])} questions whose answer does not open with yes or "
+        "no are left out",
     ]
     return Release("jsonl", {"train": train, "test": test}, image_root, counts, notes)
 

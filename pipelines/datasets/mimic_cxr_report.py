@@ -7,9 +7,9 @@ SOURCE holds both projects, as `wget -r` leaves them below `physionet.org/files/
     mimic-cxr-jpg/2.*/files/p10/p10000032/s50414267/<dicom_id>.jpg
     mimic-cxr/2.*/mimic-cxr-reports/files/p10/p10000032/s50414267.txt      (mimic-cxr-reports.zip, unpacked)
 
-One record a study: one frontal view (PA before AP) and the findings and impression of its report. The authors rewrote
-the reports of 2,000 sampled images with a language model and publish neither text nor prompt, so their numbers cannot
-be reproduced; `clean_report` is a rule in its place.
+One record a study: one frontal view (PA before AP) and the findings and impression of its report.
+The authors rewrote the reports of 2,000 sampled images with a language model and publish neither
+text nor prompt, so their numbers cannot be reproduced; `clean_report` is a rule in its place.
 """
 
 import csv
@@ -74,12 +74,15 @@ def read(source: Path, out: Path, seed: int) -> Release:
     notes = [
         "the authors' references (2,000 images, rewritten by a language model) are not published; "
         "scores here are not comparable with Tables 1 and 2",
-        f"{sum(map(len, studies.values()))} studies have a frontal view; left out: {absent['image']} whose image is "
-        f"not here, {absent['report']} without a report file, {absent['section']} without findings or impression",
+        f"{sum(map(len, studies.values()))} studies have a frontal view; left out: "
+        f"{absent['image']} whose image is "
+        f"not here, {absent['report']} without a report file, {absent['section']} without findings "
+        "or impression",
     ]
     if not any(splits.values()):
         raise UserError(
-            f"{source}: no study has both a frontal image below {image_root} and a report below {reports}"
+            f"{source}: no study has both a frontal image below {image_root} and a report below "
+            f"{reports}"
         )
     return Release("physionet", splits, image_root, counts, notes)
 
@@ -109,10 +112,12 @@ def _records(
 
 
 def clean_report(text: str) -> str:
-    """Return the findings and the impression of a report as one paragraph; empty where it has neither.
+    """Return the findings and the impression of a report as one paragraph.
 
-    Headings are upper-case words before a colon at the start of a line. List numbers, the underscores of the
-    de-identification and line breaks are removed; nothing is reworded.
+    Empty where it has neither.
+
+    Headings are upper-case words before a colon at the start of a line. List numbers, the
+    underscores of the de-identification and line breaks are removed; nothing is reworded.
     """
     headings = list(_HEADING.finditer(text))
     sections: dict[int, list[str]] = {0: [], 1: []}
@@ -148,7 +153,8 @@ def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
             missing = [column for column in columns if column not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(
-                    f"{path}: no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}"
+                    f"{path}: no column {', '.join(missing)}; it has "
+                    f"{', '.join(reader.fieldnames or ())}"
                 )
             yield from reader
     except (OSError, EOFError) as error:

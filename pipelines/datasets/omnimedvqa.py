@@ -3,12 +3,13 @@
     SOURCE/OmniMedVQA/QA_information/Open-access/<dataset>.json      (or SOURCE/QA_information/...)
     SOURCE/OmniMedVQA/Images/<dataset>/...
 
-A record: {"dataset", "question_id", "question_type", "question", "gt_answer", "image_path": "Images/...", "option_A",
-"option_B", "option_C"?, "option_D"?, "modality_type"}. The restricted part names images that are not in the archive;
-it is left out, and the count of its questions shown.
+A record: {"dataset", "question_id", "question_type", "question", "gt_answer", "image_path":
+"Images/...", "option_A", "option_B", "option_C"?, "option_D"?, "modality_type"}. The restricted
+part names images that are not in the archive; it is left out, and the count of its questions shown.
 
-No split is published with the set. Here about 70% of the questions are for training, drawn by image with a seed; the
-authors use a subset that CARES chose (6,155 train, 2,642 test), which is not published with the set either.
+No split is published with the set. Here about 70% of the questions are for training, drawn by image
+with a seed; the authors use a subset that CARES chose (6,155 train, 2,642 test), which is not
+published with the set either.
 """
 
 from pathlib import Path
@@ -62,13 +63,16 @@ def read(source: Path, out: Path, seed: int) -> Release:
     counts = answer_counts("open-access", records) | {"open-access data sets": len(files)}
     unlisted = sum(record.answer not in record.options for record in kept["open-access"])
     notes = [
-        f"split drawn by image with seed {seed}; the authors' subset (6,155 / 2,642) is not published with the set",
-        f"{closed_off} questions about restricted-access images are left out; those images come from their own sources",
+        f"split drawn by image with seed {seed}; the authors' subset (6,155 / 2,642) is not "
+        "published with the set",
+        f"{closed_off} questions about restricted-access images are left out; those images come "
+        "from their own sources",
         *empty,
     ]
     if unlisted:
         notes.append(
-            f"{unlisted} answers are none of their options word for word; the most similar option counts"
+            f"{unlisted} answers are none of their options word for word; the most similar option "
+            "counts"
         )
     return Release("open-access", {"train": train, "test": test}, root, counts, notes)
 
@@ -77,7 +81,8 @@ def _record(row: dict[str, Any], where: str) -> Record:
     options = [str(row[name]) for name in OPTIONS if row.get(name) not in (None, "")]
     if len(options) < 2:
         raise UserError(
-            f"{where}: {len(options)} options; expected option_A, option_B and perhaps option_C, option_D"
+            f"{where}: {len(options)} options; expected option_A, option_B and perhaps option_C, "
+            "option_D"
         )
     return question_record(
         text_field(row, where, "question_id"),

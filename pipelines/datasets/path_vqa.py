@@ -6,12 +6,13 @@ Three forms are read:
     JSON                              train.json, val.json, test.json (or qas/...) and images/{train,val,test}/NAME.jpg
     the authors' archive (`pvqa`)     qas/{split}/{split}_qa.pkl or qas/{split}_vqa.pkl, and images/ as above
 
-A JSON record: {"qid", "image_name": "train_0422.jpg", "question", "answer", "answer_type": "yes/no" | "other" |
-"number", "question_type"}. A pickled one: {"image": "train_0422", "question", "answer"} or {"img_id", "question_id",
-"sent", "label": {answer: 1}, "answer_type", "question_type"}. Closed is what is answered by yes or no, in every form.
+A JSON record: {"qid", "image_name": "train_0422.jpg", "question", "answer", "answer_type": "yes/no"
+| "other" | "number", "question_type"}. A pickled one: {"image": "train_0422", "question", "answer"}
+or {"img_id", "question_id", "sent", "label": {answer: 1}, "answer_type", "question_type"}. Closed
+is what is answered by yes or no, in every form.
 
-A pickle can run any code when it is opened. These are opened by an unpickler that knows lists, dictionaries, text and
-numbers and refuses everything else.
+A pickle can run any code when it is opened. These are opened by an unpickler that knows lists,
+dictionaries, text and numbers and refuses everything else.
 """
 
 import io
@@ -47,7 +48,8 @@ def read(source: Path, out: Path, seed: int) -> Release:
         missing = [f"{split}-*.parquet" for split, paths in shards.items() if not paths]
         if missing:
             raise UserError(
-                f"{source}: no {', '.join(missing)} beside the others; download the whole repository"
+                f"{source}: no {', '.join(missing)} beside the others; download the whole "
+                "repository"
             )
         splits = {split: hub_records(split, paths, out) for split, paths in shards.items()}
         return _release("parquet", splits, out)
@@ -105,7 +107,10 @@ def _record(row: dict[str, Any], where: str, folder: str, number: int, image_roo
 
 
 class _Primitives(pickle.Unpickler):
-    """Opens pickles of lists, dictionaries, text, numbers and None; any class or function is refused."""
+    """Opens pickles of lists, dictionaries, text, numbers and None.
+
+    Any class or function is refused.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
@@ -126,7 +131,8 @@ def pickle_rows(path: Path) -> Rows:
         rows = _Primitives(io.BytesIO(path.read_bytes())).load()
     except Exception as error:
         raise UserError(
-            f"{path} was not opened: {error}. Only lists, dictionaries, text and numbers are admitted; "
+            f"{path} was not opened: {error}. Only lists, dictionaries, text and numbers are "
+            "admitted; "
             "use the parquet or the JSON form instead"
         ) from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -162,5 +168,6 @@ PATH_VQA = DataSet(
         },
     },
     counts_from="files: printed in a notebook of LLaVA-Med (llava/notebook/run_eval_metrics.ipynb), 32,795 in all as "
-    "on the card; parquet: the card of flaviagiammarino/path-vqa, yes/no as checked by public code that reads it",
+    "on the card; parquet: the card of flaviagiammarino/path-vqa, yes/no as checked by public code "
+    "that reads it",
 )

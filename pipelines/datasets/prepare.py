@@ -1,4 +1,6 @@
-"""From a release to what an experiment needs: conversation files without image leakage, and `dataset.json`.
+"""From a release to what an experiment needs.
+
+Conversation files without image leakage, and `dataset.json`.
 
     OUT/train.json, test.json (and validation.json)    LLaVA conversations
     OUT/dataset.json                                   terms, counts beside the published ones, split hashes
@@ -48,8 +50,8 @@ def prepare(
     out
         A folder that does not exist yet or is empty.
     split
-        `by-image`: no image (by content) is in two splits; the test set stays as published and training gives way.
-        `published`: the splits as released, shared images and all.
+        `by-image`: no image (by content) is in two splits; the test set stays as published and
+        training gives way. `published`: the splits as released, shared images and all.
     seed
         Of splits that are drawn here, and of `train_records`.
     train_records
@@ -64,7 +66,8 @@ def prepare(
     Raises
     ------
     UserError
-        A file, field or image is missing, a count differs from the published one, or `out` is not empty.
+        A file, field or image is missing, a count differs from the published one, or `out` is not
+        empty.
     """
     entry = data_set(name)
     if out.exists() and any(out.iterdir()):
@@ -82,7 +85,8 @@ def prepare(
     ]
     if different and not allow_other_counts:
         raise UserError(
-            f"{source} is not the published {entry.title}: {'; '.join(different)}. Is the download complete? "
+            f"{source} is not the published {entry.title}: {'; '.join(different)}. Is the download "
+            "complete? "
             "--allow-other-counts goes on with what is there"
         )
     if different:
@@ -149,7 +153,8 @@ def content_keys(release: Release) -> dict[str, str]:
     missing = [image for image in images if not (release.image_root / image).is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(images)} images are not below {release.image_root}, first {missing[0]}; "
+            f"{len(missing)} of {len(images)} images are not below {release.image_root}, first "
+            f"{missing[0]}; "
             "unpack the images of the release there"
         )
     return {
@@ -189,7 +194,10 @@ def without_leaks(
 
 
 def _unique_ids(records: list[Record]) -> list[Record]:
-    """Return the records with every id once (`17`, `17-2`): answers are matched with records by it."""
+    """Return the records with every id once (`17`, `17-2`).
+
+    Answers are matched with records by it.
+    """
     seen: Counter[str] = Counter()
     unique = []
     for record in records:

@@ -1,7 +1,9 @@
-"""What the readers of releases share: finding files, checking rows, making records, splitting by image.
+"""What the readers of releases share.
 
-A reader (one file a set) turns a release, laid out as its users download it, into a `Release`. Everything it expects
-and does not find is a `UserError` that names the place.
+Finding files, checking rows, making records, splitting by image.
+
+A reader (one file a set) turns a release, laid out as its users download it, into a `Release`.
+Everything it expects and does not find is a `UserError` that names the place.
 """
 
 import json
@@ -42,7 +44,9 @@ class Release(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """One entry of the registry: what a set is, where it comes from, under which terms, and who reads it.
+    """One entry of the registry.
+
+    What a set is, where it comes from, under which terms, and who reads it.
 
     Attributes
     ----------
@@ -163,7 +167,10 @@ def text_field(row: Mapping[str, Any], where: str, *names: str) -> str:
 
 
 def answer_field(row: Mapping[str, Any], where: str, name: str = "answer") -> str:
-    """Return the answer as text, "" where the release itself has an empty one; a missing field is a UserError."""
+    """Return the answer as text, "" where the release itself has an empty one.
+
+    A missing field is a UserError.
+    """
     value = row.get(name)
     return "" if isinstance(value, str) and not value.strip() else text_field(row, where, name)
 
@@ -207,9 +214,12 @@ def is_yes_no(answer: str) -> bool:
 
 
 def embedded_image(value: object, where: str, out: Path) -> str:
-    """Write an image embedded in a table (`{"bytes", "path"}`) once below `out`; return its path from there.
+    """Write an image embedded in a table (`{"bytes", "path"}`) once below `out`.
 
-    The name is the sha256 of the bytes, which is the image's content key: equal images become one file.
+    Return its path from there.
+
+    The name is the sha256 of the bytes, which is the image's content key: equal images become one
+    file.
     """
     import hashlib
 

@@ -1,11 +1,14 @@
-"""SLAKE (Liu et al. 2021): English questions about CT, MRI and X-ray images, in the published splits.
+"""SLAKE (Liu et al. 2021).
+
+English questions about CT, MRI and X-ray images, in the published splits.
 
     SOURCE/train.json, validation.json (or validate.json), test.json     lists of records
     SOURCE/imgs/xmlabN/source.jpg                                        with mask.png and detection.json beside it
 
-A record: {"img_id", "img_name": "xmlab102/source.jpg", "question", "answer", "q_lang": "en" | "zh", "location",
-"modality", "answer_type": "OPEN" | "CLOSED", "base_type", "triple", "qid", "content_type"}. The release also asks in
-Chinese; the paper uses the English questions. One of them (training, qid 1622) has an empty answer and is left out.
+A record: {"img_id", "img_name": "xmlab102/source.jpg", "question", "answer", "q_lang": "en" | "zh",
+"location", "modality", "answer_type": "OPEN" | "CLOSED", "base_type", "triple", "qid",
+"content_type"}. The release also asks in Chinese; the paper uses the English questions. One of them
+(training, qid 1622) has an empty answer and is left out.
 """
 
 from pathlib import Path
@@ -29,7 +32,10 @@ KEPT = ("location", "modality", "content_type", "base_type", "triple", "q_lang")
 
 
 def read(source: Path, out: Path, seed: int) -> Release:
-    """Read the release; `out` and `seed` are not needed, images are files and the splits are published."""
+    """Read the release.
+
+    `out` and `seed` are not needed, images are files and the splits are published.
+    """
     image_root = find(source, "image folder", "imgs")
     files = {
         "train": find(source, "training questions", "train.json"),

@@ -1,16 +1,20 @@
-"""VQA-RAD (Lau et al. 2018) in both forms that are downloaded: the JSON release and the parquet files of the hub.
+"""VQA-RAD (Lau et al. 2018) in both forms that are downloaded.
+
+The JSON release and the parquet files of the hub.
 
 JSON release (OSF):
 
     SOURCE/VQA_RAD Dataset Public.json         2,248 records; test ones have a `phrase_type` that starts with "test_"
     SOURCE/VQA_RAD Image Folder/synpicN.jpg
 
-A record: {"qid", "phrase_type", "qid_linked_id", "image_case_url", "image_name", "image_organ", "evaluation",
-"question", "question_rephrase", "question_relation", "question_frame", "question_type", "answer" (text or a number),
-"answer_type": "OPEN" | "CLOSED" (some with a blank after it)}.
+A record: {"qid", "phrase_type", "qid_linked_id", "image_case_url", "image_name", "image_organ",
+"evaluation", "question", "question_rephrase", "question_relation", "question_frame",
+"question_type", "answer" (text or a number), "answer_type": "OPEN" | "CLOSED" (some with a blank
+after it)}.
 
-Hub (`flaviagiammarino/vqa-rad`): SOURCE/data/train-*.parquet and test-*.parquet with `image`, `question`, `answer`;
-duplicates are gone and there is no answer type: closed is what is answered by yes or no.
+Hub (`flaviagiammarino/vqa-rad`): SOURCE/data/train-*.parquet and test-*.parquet with `image`,
+`question`, `answer`; duplicates are gone and there is no answer type: closed is what is answered by
+yes or no.
 
 The published split asks about the same images in training and in testing.
 """
@@ -79,7 +83,8 @@ def _read_parquet(source: Path, shards: dict[str, list[Path]], out: Path) -> Rel
     for split, paths in shards.items():
         if not paths:
             raise UserError(
-                f"{source}: no {split}-*.parquet beside the other split; download the whole repository"
+                f"{source}: no {split}-*.parquet beside the other split; download the whole "
+                "repository"
             )
         splits[split] = hub_records(split, paths, out)
         counts |= answer_counts(split, splits[split])
@@ -89,7 +94,10 @@ def _read_parquet(source: Path, shards: dict[str, list[Path]], out: Path) -> Rel
 
 
 def hub_records(split: str, paths: list[Path], out: Path) -> list[Record]:
-    """Read parquet shards with `image`, `question` and `answer`; closed is what is answered by yes or no."""
+    """Read parquet shards with `image`, `question` and `answer`.
+
+    Closed is what is answered by yes or no.
+    """
     return [
         question_record(
             f"{split}_{number}",

@@ -1,8 +1,10 @@
-"""The language model's attention while it decodes: read the newest tokens' rows, or change one, layer by layer.
+"""The language model's attention while it decodes.
 
-Each watched layer's attention module gets, for the time of a block, a copy of its configuration that names this file's
-kernel; that kernel runs the module's own (whatever it is) and then shows its newest rows. Nothing else changes, and the
-training-time tap of layer l stays underneath.
+Read the newest tokens' rows, or change one, layer by layer.
+
+Each watched layer's attention module gets, for the time of a block, a copy of its configuration
+that names this file's kernel; that kernel runs the module's own (whatever it is) and then shows its
+newest rows. Nothing else changes, and the training-time tap of layer l stays underneath.
 """
 
 import copy
@@ -21,7 +23,10 @@ KERNEL = "medalign_decoding"
 
 
 class Rows(NamedTuple):
-    """One attention call: query (B, H, T, c), key and value (B, H_k, K, c), the mask its kernel was given."""
+    """One attention call.
+
+    Query (B, H, T, c), key and value (B, H_k, K, c), the mask its kernel was given.
+    """
 
     query: Tensor
     key: Tensor

@@ -1,8 +1,10 @@
-"""AVISC (Woo et al. 2024, arXiv 2405.17820): contrast with the image tokens that take attention whatever is asked.
+"""AVISC (Woo et al. 2024, arXiv 2405.17820).
 
-At the prefill the newest row's attention is read in every layer. The layers that look at the image most (together a
-share `gamma`) are averaged; image tokens above mean + lam std are blind. The contrast pass sees those alone, the
-embeddings of the others are blanked in place.
+Contrast with the image tokens that take attention whatever is asked.
+
+At the prefill the newest row's attention is read in every layer. The layers that look at the image
+most (together a share `gamma`) are averaged; image tokens above mean + lam std are blind. The
+contrast pass sees those alone, the embeddings of the others are blanked in place.
 """
 
 from dataclasses import dataclass
@@ -19,7 +21,10 @@ from pipelines.decoding.prompts import Model, Prompts
 
 @dataclass(frozen=True)
 class Settings:
-    """Published values (its scripts' lam); `masking` replaces the embeddings of the tokens that are not blind."""
+    """Published values (its scripts' lam).
+
+    `masking` replaces the embeddings of the tokens that are not blind.
+    """
 
     gamma: float = 0.5
     lam: float = 1.0

@@ -1,4 +1,7 @@
-"""The second pass of the contrastive methods: another view of the same prompt, its own cache, the same new tokens."""
+"""The second pass of the contrastive methods.
+
+Another view of the same prompt, its own cache, the same new tokens.
+"""
 
 import math
 from collections.abc import Callable
@@ -14,7 +17,8 @@ from pipelines.decoding.prompts import Model, Prompts
 class ContrastPass:
     """Logits of `prompts` (a changed view of the main prompts) continued by the tokens that the main pass generates.
 
-    The view has its own length and cache; W acts on its image tokens alone, because the ids say where those are.
+    The view has its own length and cache; W acts on its image tokens alone, because the ids say
+    where those are.
     """
 
     def __init__(self, model: Model, prompts: Prompts) -> None:
@@ -26,10 +30,14 @@ class ContrastPass:
         self._seen = 0
 
     def logits(self, generated: Tensor) -> Tensor:
-        """Next-token logits (B, V) in float32 after the `generated` tokens (B, t); each call brings one more token."""
+        """Next-token logits (B, V) in float32 after the `generated` tokens (B, t).
+
+        Each call brings one more token.
+        """
         if self._seen != generated.shape[1]:
             raise ValueError(
-                f"the contrast pass has seen {self._seen} new tokens, the main pass {generated.shape[1]}"
+                f"the contrast pass has seen {self._seen} new tokens, the main pass "
+                f"{generated.shape[1]}"
             )
         inputs = (
             self._prompts.model_inputs() if self._seen == 0 else {"input_ids": generated[:, -1:]}
@@ -56,7 +64,9 @@ def contrasted(
     view: Prompts | Callable[[], Prompts],
     combine: Callable[[Tensor, Tensor, int], Tensor],
 ) -> Processor:
-    """Processor that replaces the main logits l by `combine(l, l_view, t)`; t counts new tokens, 1 for the first.
+    """Processor that replaces the main logits l by `combine(l, l_view, t)`.
+
+    T counts new tokens, 1 for the first.
 
     A view that depends on the main prefill is given as a function; it is called after that.
     """

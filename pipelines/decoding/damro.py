@@ -1,7 +1,10 @@
-"""DAMRO (Gong et al. 2024, arXiv 2410.04514): contrast with the image patches that the vision encoder attends to most.
+"""DAMRO (Gong et al. 2024, arXiv 2410.04514).
 
-Those outliers carry global, not local information. They are found at the layer whose output the student uses: the CLS
-query against the patch keys over the full width, heads not split. The contrast pass sees them alone.
+Contrast with the image patches that the vision encoder attends to most.
+
+Those outliers carry global, not local information. They are found at the layer whose output the
+student uses: the CLS query against the patch keys over the full width, heads not split. The
+contrast pass sees them alone.
 """
 
 from dataclasses import dataclass
@@ -18,7 +21,10 @@ from shared.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """Published values for LLaVA-1.5. `others`: the remaining patches are dropped (published), or stay as zeros."""
+    """Published values for LLaVA-1.5. `others`.
+
+    The remaining patches are dropped (published), or stay as zeros.
+    """
 
     alpha: float = 2.0
     beta: float = 0.1
@@ -54,9 +60,12 @@ def outlier_view(model: Model, prompts: Prompts, top_k: int, others: str) -> Pro
 
 
 def outliers(model: Model, pixels: Tensor, tokens: int, top_k: int) -> Tensor:
-    """Mask (P, tokens) of the `top_k` patches with the largest CLS attention logit; it has `tokens` a student's image.
+    """Mask (P, tokens) of the `top_k` patches with the largest CLS attention logit.
 
-    Raises UserError where the vision encoder has no CLS token or no plain query and key projections.
+    It has `tokens` a student's image.
+
+    Raises UserError where the vision encoder has no CLS token or no plain query and key
+    projections.
     """
     attention = _feature_layer(model)
     found: dict[str, Tensor] = {}
@@ -76,7 +85,8 @@ def outliers(model: Model, pixels: Tensor, tokens: int, top_k: int) -> Tensor:
     patches = key.shape[1] - 1
     if tokens not in (patches, patches + 1):
         raise UserError(
-            "DAMRO needs a vision encoder with a CLS token before its patches; leave damro out for this student"
+            "DAMRO needs a vision encoder with a CLS token before its patches; leave damro out for "
+            "this student"
         )
     logits = (query[:, :1] @ key[:, 1:].transpose(1, 2))[:, 0]  # softmax and scale change no order
     mask = torch.zeros(len(pixels), patches, dtype=torch.bool, device=pixels.device)
@@ -99,6 +109,7 @@ def _feature_layer(model: Model) -> Any:
     place = index - 1 if index > 0 else index  # hidden_states[i] is the output of layer i - 1
     if index == 0 or not -len(modules) <= place < len(modules):
         raise UserError(
-            "DAMRO needs a vision encoder with a CLS token, as CLIP and DINOv2 have; leave damro out for this student"
+            "DAMRO needs a vision encoder with a CLS token, as CLIP and DINOv2 have; leave damro "
+            "out for this student"
         )
     return modules[place]

@@ -1,8 +1,11 @@
-"""DoLa (Chuang et al. 2024, arXiv 2309.03883): contrast the last layer with an earlier one, in one forward pass.
+"""DoLa (Chuang et al. 2024, arXiv 2309.03883).
 
-At every step the candidate layer whose next-token distribution differs most from the last layer's (Jensen-Shannon) is
-the premature one; l' = log p - log p_premature over the tokens with p >= relative_top max p. The layer is chosen for
-each row; the published code chooses one a batch and runs batches of one.
+Contrast the last layer with an earlier one, in one forward pass.
+
+At every step the candidate layer whose next-token distribution differs most from the last layer's
+(Jensen-Shannon) is the premature one; l' = log p - log p_premature over the tokens with p >=
+relative_top max p. The layer is chosen for each row; the published code chooses one a batch and
+runs batches of one.
 """
 
 import math
@@ -21,7 +24,9 @@ from shared.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """Published values for long answers. Layer j is the input of decoder layer j; None: even ones of the lower half.
+    """Published values for long answers. Layer j is the input of decoder layer j; None.
+
+    Even ones of the lower half.
 
     `norm_premature` applies the final norm before the head, which the published code does not.
     """
@@ -58,10 +63,14 @@ def decode(
 
 
 def contrasted_layers(logits: Tensor, early: Tensor, relative_top: float) -> Tensor:
-    """Log p - log p_premature (B, V), -inf where implausible; `logits` (B, V), candidates `early` (B, C, V)."""
+    """Log p - log p_premature (B, V), -inf where implausible.
+
+    `logits` (B, V), candidates `early` (B, C, V).
+    """
     main, candidates = torch.log_softmax(logits, dim=-1), torch.log_softmax(early.float(), dim=-1)
     mean = candidates.exp().add_(main.exp()[:, None]).mul_(0.5)
-    # KL of the mean from each side, summed over the vocabulary: only the order counts. A mean of 0 adds nothing.
+    # KL of the mean from each side, summed over the vocabulary: only the order counts. A mean of 0
+    # adds nothing.
     logs = mean.clamp_min(torch.finfo(mean.dtype).tiny).log_().mul_(2)
     divergence = torch.linalg.vecdot(mean, logs.sub_(candidates).sub_(main[:, None]))
     chosen = divergence.argmax(dim=1)
@@ -74,7 +83,8 @@ def contrasted_layers(logits: Tensor, early: Tensor, relative_top: float) -> Ten
 def early_logits(model: Model, layers: tuple[int, ...], norm: bool) -> Iterator[dict[str, Tensor]]:
     """Yield a place that holds, after each forward, the head's logits (B, C, V) of the newest token at `layers`.
 
-    The candidates pass through the head together with the last layer, so that its weights are read once.
+    The candidates pass through the head together with the last layer, so that its weights are read
+    once.
     """
     decoder = model.get_decoder()
     states: dict[int, Tensor] = {}

@@ -1,8 +1,10 @@
-"""A beam search ends as soon as nothing that still runs can become its answer; the answer is the same.
+"""A beam search ends as soon as nothing that still runs can become its answer.
 
-Beam search waits until as many answers have ended as there are beams. After a one-word answer that takes many steps,
-spent on beams that lose all the same: a beam's sum of log-probabilities only falls, and no answer that grows out of it
-scores better than `attainable`.
+The answer is the same.
+
+Beam search waits until as many answers have ended as there are beams. After a one-word answer that
+takes many steps, spent on beams that lose all the same: a beam's sum of log-probabilities only
+falls, and no answer that grows out of it scores better than `attainable`.
 """
 
 from collections.abc import Sequence
@@ -14,8 +16,8 @@ from torch import Tensor
 def attainable(total: float, length: int, longest: int, length_penalty: float) -> float:
     """Bound the score of every answer that grows out of a beam of `length` tokens with log-probability `total`.
 
-    A score is the sum of log-probabilities (at most `total`, at most 0) over the answer's length, at most `longest`, to
-    the power `length_penalty`.
+    A score is the sum of log-probabilities (at most `total`, at most 0) over the answer's length,
+    at most `longest`, to the power `length_penalty`.
     """
     return float(total / max(length**length_penalty, longest**length_penalty))
 
@@ -23,8 +25,8 @@ def attainable(total: float, length: int, longest: int, length_penalty: float) -
 class EarlyEnd:
     """Watches transformers' beam search over several items and ends each item's as soon as its answer is certain.
 
-    `normalised` is its last logits processor, the object itself its stopping criterion: told that all candidates of an
-    item end here, the search files them behind the answer that it has.
+    `normalised` is its last logits processor, the object itself its stopping criterion: told that
+    all candidates of an item end here, the search files them behind the answer that it has.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""One way into transformers' `generate` for all methods: one stop rule, no checkpoint defaults, own random numbers."""
+"""One way into transformers' `generate` for all methods.
+
+One stop rule, no checkpoint defaults, own random numbers.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -35,9 +38,10 @@ def generate(
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, the end token left out.
 
-    Greedy over the processed scores (`draw`, a sampler, is the last processor and leaves one token), beam search with
-    `num_beams`, or `custom`, transformers' `custom_generate` function, which brings its own cache. The image token is
-    never generated: an answer shows no image, and W would act on it.
+    Greedy over the processed scores (`draw`, a sampler, is the last processor and leaves one
+    token), beam search with `num_beams`, or `custom`, transformers' `custom_generate` function,
+    which brings its own cache. The image token is never generated: an answer shows no image, and W
+    would act on it.
     """
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -82,10 +86,13 @@ def generate(
 def sampler(
     prompts: Prompts, seed: int, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
 ) -> Processor:
-    """Draw the next token of every row: temperature, top-k, top-p, then one number from the row's own generator.
+    """Draw the next token of every row.
 
-    The generator is seeded by `seed` and the item's name, and every step draws one number: what a row says does not
-    depend on its neighbours. The number is placed in the cumulative distribution over the vocabulary.
+    Temperature, top-k, top-p, then one number from the row's own generator.
+
+    The generator is seeded by `seed` and the item's name, and every step draws one number: what a
+    row says does not depend on its neighbours. The number is placed in the cumulative distribution
+    over the vocabulary.
     """
     generators = [item_generator(seed, item) for item in prompts.items]
 
@@ -103,7 +110,10 @@ def sampler(
 
 
 def warped(scores: Tensor, *, top_p: float = 1.0, top_k: int = 0) -> Tensor:
-    """Keep the `top_k` best tokens (0: all), then the smallest set that holds `top_p`; -inf elsewhere."""
+    """Keep the `top_k` best tokens (0: all), then the smallest set that holds `top_p`.
+
+    -inf elsewhere.
+    """
     if 0 < top_k < scores.shape[-1]:
         scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], -torch.inf)
     if top_p < 1.0:

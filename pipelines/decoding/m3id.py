@@ -1,8 +1,11 @@
-"""M3ID (Favero et al. 2024, arXiv 2403.14003): contrast with the text alone, the more the longer the answer grows.
+"""M3ID (Favero et al. 2024, arXiv 2403.14003).
 
-l' = l + (1 - g) / g (l - l_text) over the plausible tokens, g = exp(-decay t), t = 1 for the first new token.
-The paper's indicator, which applies it only where the model is unsure (max p < confidence), is off by default, as in
-the implementation of AVISC's authors that others follow; there is no official code.
+Contrast with the text alone, the more the longer the answer grows.
+
+l' = l + (1 - g) / g (l - l_text) over the plausible tokens, g = exp(-decay t), t = 1 for the first
+new token. The paper's indicator, which applies it only where the model is unsure (max p <
+confidence), is off by default, as in the implementation of AVISC's authors that others follow;
+there is no official code.
 """
 
 import math

@@ -13,7 +13,10 @@ NAMES = ("greedy", "beam", "nucleus", "vcd", "dola", "opera", "avisc", "m3id", "
 
 
 class Decoding(NamedTuple):
-    """A method with its settings, ready to answer: `decode(model, prompts, limits, settings, seed)`."""
+    """A method with its settings, ready to answer.
+
+    `decode(model, prompts, limits, settings, seed)`.
+    """
 
     name: str
     settings: Any

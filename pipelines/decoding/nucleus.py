@@ -1,4 +1,7 @@
-"""Nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751): draw from the smallest set of tokens that holds top_p."""
+"""Nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751).
+
+Draw from the smallest set of tokens that holds top_p.
+"""
 
 from dataclasses import dataclass
 

@@ -1,15 +1,22 @@
-"""OPERA (Huang et al. 2024, arXiv 2311.17911): beam search that penalises over-trust in one token, and goes back.
+"""OPERA (Huang et al. 2024, arXiv 2311.17911).
 
-With A the last layer's attention, its largest head, each row divided by its sum, and W = scale A between new tokens:
+Beam search that penalises over-trust in one token, and goes back.
 
-- column j of a candidate scores s_j = 1e-7 prod_{i >= j} W_ij; phi = max_j s_j is taken off the candidate's logit and
-  c = argmax_j remembered; up to `short_window` new tokens phi is minus the newest row's attention to the image;
-- where every beam's history names one position s more than `threshold` times (s >= `short_window`), the search goes
-  back to the state after token s and excludes what it chose there, at most `candidates` times a position.
+With A the last layer's attention, its largest head, each row divided by its sum, and W = scale A
+between new tokens:
 
-Products are taken as sums of logarithms in float32; the published code multiplies in half precision, where they
-overflow: `emulate_half` rounds phi as half does. Items are searched side by side, each at a step of its own; the
-model's passes, which they share, are in `opera_passes`.
+- column j of a candidate scores s_j = 1e-7 prod_{i >= j} W_ij; phi = max_j s_j is taken off the
+  candidate's logit and
+  c = argmax_j remembered; up to `short_window` new tokens phi is minus the newest row's attention
+  to the image;
+- where every beam's history names one position s more than `threshold` times (s >= `short_window`),
+  the search goes
+  back to the state after token s and excludes what it chose there, at most `candidates` times a
+  position.
+
+Products are taken as sums of logarithms in float32; the published code multiplies in half
+precision, where they overflow: `emulate_half` rounds phi as half does. Items are searched side by
+side, each at a step of its own; the model's passes, which they share, are in `opera_passes`.
 """
 
 import math
@@ -76,7 +83,10 @@ class Finished(NamedTuple):
 
 @dataclass
 class _Past:
-    """What going back needs, by number of new tokens: the beams, the ended answers, what was chosen and is excluded."""
+    """What going back needs, by number of new tokens.
+
+    The beams, the ended answers, what was chosen and is excluded.
+    """
 
     beams: dict[int, Beams] = field(default_factory=dict)
     finished: dict[int, list[Finished]] = field(default_factory=dict)
@@ -91,7 +101,8 @@ def decode(
     """Answer every prompt of the batch."""
     if "flash" in str(model.get_decoder().config._attn_implementation):
         raise UserError(
-            "OPERA needs an attention mask of its own; load the model with model.attention=sdpa or eager"
+            "OPERA needs an attention mask of its own; load the model with model.attention=sdpa or "
+            "eager"
         )
 
     def search(model: Model, input_ids: Tensor, **unused: Any) -> Tensor:
@@ -142,8 +153,8 @@ def _answers(model: Model, prompts: Prompts, limits: Limits, settings: Settings)
 class _Search:
     """The beam search over one item: its beams, what has ended, where it may go back to.
 
-    After a move `beam` and `place` (n,) say which old beam and which of its candidates each running beam comes from;
-    after going back they only name a row of the item for each, to be written anew.
+    After a move `beam` and `place` (n,) say which old beam and which of its candidates each running
+    beam comes from; after going back they only name a row of the item for each, to be written anew.
     """
 
     def __init__(self, item: int, prompts: Prompts, limits: Limits, settings: Settings) -> None:
@@ -240,7 +251,10 @@ class _Search:
         self.place = self.beam
 
     def _select(self, scores: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """Choose the next beams (beam, candidate), note the answers that end here; the flag says nothing runs on."""
+        """Choose the next beams (beam, candidate), note the answers that end here.
+
+        The flag says nothing runs on.
+        """
         wanted, width = self.settings.num_beams, tokens.shape[1]
         best = (
             scores.flatten()
@@ -268,8 +282,8 @@ class _Search:
     def _settled(self) -> bool:
         """Whether the running beams have no more to say.
 
-        None can still beat the worst of a full list of ended answers; or none can become the best, while the search
-        can only ever go back to states after this one.
+        None can still beat the worst of a full list of ended answers; or none can become the best,
+        while the search can only ever go back to states after this one.
         """
         settings, finished = self.settings, self.finished
         length, best = self.beams.tokens.shape[1], float(self.beams.scores.max())

@@ -1,6 +1,7 @@
 """The model's passes in an OPERA search: all candidates of all beams of all items at once.
 
-Every candidate sees its beam's past and itself, not its rivals, and the one that is chosen needs no second pass.
+Every candidate sees its beam's past and itself, not its rivals, and the one that is chosen needs no
+second pass.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from pipelines.decoding.prompts import Model, Prompts
 class Passes:
     """A cache whose rows are the running beams, item after item.
 
-    All rows have the same number of places K. `_past[item]` (K,) says which of them hold the item's own past: not the
-    padding before its prompt, and not what it left behind when it went back.
+    All rows have the same number of places K. `_past[item]` (K,) says which of them hold the item's
+    own past: not the padding before its prompt, and not what it left behind when it went back.
     """
 
     def __init__(self, model: Model, prompts: Prompts) -> None:
@@ -52,8 +53,9 @@ class Passes:
     ) -> tuple[Tensor, list[Tensor]]:
         """Feed each item's candidates (n, C) behind its beams.
 
-        Returns last hidden states (R, C, d) of all rows, and of each item the last layer's attention (n, C, T + 1), the
-        largest head's, to its T tokens so far and to the candidate itself.
+        Returns last hidden states (R, C, d) of all rows, and of each item the last layer's
+        attention (n, C, T + 1), the largest head's, to its T tokens so far and to the candidate
+        itself.
         """
         owners = [item for item, of in zip(items, tokens, strict=True) for _ in of]
         ids = torch.cat(list(tokens))
@@ -87,7 +89,10 @@ class Passes:
         ]
 
     def keep(self, row: Tensor, place: Tensor, items: Sequence[int]) -> None:
-        """Make each new row of an old one and one of its candidates; `items` are those that have rows."""
+        """Make each new row of an old one and one of its candidates.
+
+        `items` are those that have rows.
+        """
         before = len(self._past[items[0]])
         for layer in self._cache.layers:
             layer.keys = _picked(layer.keys, row, place, before)
@@ -96,7 +101,9 @@ class Passes:
             self._past[item] = torch.cat([self._past[item], self._past[item].new_ones(1)])
 
     def rewrite(self, first: int, item: int, tokens: Tensor) -> Tensor:
-        """Put `tokens` (n, t) behind the prompt in the item's n rows from `first` on; return next-token logits (n, V).
+        """Put `tokens` (n, t) behind the prompt in the item's n rows from `first` on.
+
+        Return next-token logits (n, V).
 
         The prompt's own keys and values are in every row of the item.
         """

@@ -1,8 +1,11 @@
-"""PAI (Liu et al. 2024, arXiv 2407.21771): more attention to the image, and guidance away from the text alone.
+"""PAI (Liu et al. 2024, arXiv 2407.21771).
 
-Before the softmax of layers `start_layer` to `end_layer` - 1 the newest row's logits on image keys grow by
-alpha |logit|. With p from that pass and p_text from the prompt without its image tokens (not boosted):
-l' = gamma (log p - log p_text) + log p_text over the plausible tokens. The likeliest token is taken.
+More attention to the image, and guidance away from the text alone.
+
+Before the softmax of layers `start_layer` to `end_layer` - 1 the newest row's logits on image keys
+grow by alpha |logit|. With p from that pass and p_text from the prompt without its image tokens
+(not boosted): l' = gamma (log p - log p_text) + log p_text over the plausible tokens. The likeliest
+token is taken.
 """
 
 from dataclasses import dataclass
@@ -19,10 +22,12 @@ from pipelines.decoding.prompts import Model, Prompts
 
 @dataclass(frozen=True)
 class Settings:
-    """Published values for LLaVA. `end_layer` None is the last; `boost_first`: the first token is boosted too.
+    """Published values for LLaVA. `end_layer` None is the last; `boost_first`.
 
-    The published code leaves the first token alone by a quirk of its flags; its paper does not, and an answer of one
-    word would never be boosted.
+    The first token is boosted too.
+
+    The published code leaves the first token alone by a quirk of its flags; its paper does not, and
+    an answer of one word would never be boosted.
     """
 
     alpha: float = 0.2

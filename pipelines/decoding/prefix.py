@@ -1,7 +1,9 @@
-"""The prompt's keys and values, computed once: for all beams of an item, and for all methods that decode it.
+"""The prompt's keys and values, computed once.
 
-Everything but the last token is kept, so that every method still makes that token's step itself, with its own hooks on
-layers, attention or head in place.
+For all beams of an item, and for all methods that decode it.
+
+Everything but the last token is kept, so that every method still makes that token's step itself,
+with its own hooks on layers, attention or head in place.
 """
 
 from dataclasses import replace
@@ -14,7 +16,10 @@ from pipelines.decoding.prompts import Model, Prompts
 
 
 def prefilled(model: Model, prompts: Prompts) -> Prompts:
-    """Return the prompts with the keys and values of all their tokens but the last; those that have them unchanged."""
+    """Return the prompts with the keys and values of all their tokens but the last.
+
+    Those that have them unchanged.
+    """
     if prompts.prefix is not None:
         return prompts
     cache = new_cache(model)

@@ -1,10 +1,14 @@
-"""Settings under which the methods are compared, as data; what a preset does not name keeps its published default.
+"""Settings under which the methods are compared, as data.
+
+What a preset does not name keeps its published default.
 
 - `published`: each method as its own paper and code have it.
-- `authors-llava-med`, `authors-huatuo` (`authors` picks by the model's template): the values in MEDALIGN's evaluation
-  scripts for its two models. Their scripts also cap OPERA at 128 new tokens and LLaVA-Med's other methods at 1024
-  (`max_new_tokens` is for the run, not here).
-- `equal`: one token budget and stop rule for all (the run's), and the likeliest token wherever a method leaves the
+- `authors-llava-med`, `authors-huatuo` (`authors` picks by the model's template): the values in
+  MEDALIGN's evaluation
+  scripts for its two models. Their scripts also cap OPERA at 128 new tokens and LLaVA-Med's other
+  methods at 1024 (`max_new_tokens` is for the run, not here).
+- `equal`: one token budget and stop rule for all (the run's), and the likeliest token wherever a
+  method leaves the
   choice; nucleus sampling is the one that cannot do without drawing.
 """
 
@@ -49,7 +53,10 @@ PRESETS: dict[str, Preset] = {
 
 
 def family_preset(preset: str, template: str) -> str:
-    """Return the preset that `authors` stands for under this prompt template; any other is itself."""
+    """Return the preset that `authors` stands for under this prompt template.
+
+    Any other is itself.
+    """
     if preset != "authors":
         return preset
     return "authors-huatuo" if template.startswith("huatuo") else "authors-llava-med"

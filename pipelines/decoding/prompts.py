@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Model = Any  # a transformers image-text model such as LlavaForConditionalGeneration, adapter layers inside
+# a transformers image-text model such as LlavaForConditionalGeneration, adapter layers inside
+Model = Any
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,18 @@ class Prompts:
     Attributes
     ----------
     ids, mask
-        (B, L) token ids and 1 where real, padded on the left; an image is its run of `image_token_id`.
+        (B, L) token ids and 1 where real, padded on the left; an image is its run of
+        `image_token_id`.
     pixels
         (P, 3, H, W), the images in order of appearance; None without images.
     features
         P projected images (N, d); all the image tokens of a row stand in its images' order.
     items
-        B names; an item's random numbers follow from its name, so that batches and shards do not matter.
+        B names; an item's random numbers follow from its name, so that batches and shards do not
+        matter.
     prefix
-        For each layer keys and values (B, H_k, L - 1, c) of all tokens but the last, where `prefilled` was called.
+        For each layer keys and values (B, H_k, L - 1, c) of all tokens but the last, where
+        `prefilled` was called.
     """
 
     ids: Tensor
@@ -138,7 +142,10 @@ def encode_images(model: Model, pixels: Tensor) -> tuple[Tensor, ...]:
 
 
 def plain_model(model: Model) -> Model:
-    """Return the image-text model inside a PEFT wrapper; its adapter layers and hooks stay in place."""
+    """Return the image-text model inside a PEFT wrapper.
+
+    Its adapter layers and hooks stay in place.
+    """
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -154,7 +161,10 @@ def _left_padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def counted(model: Model) -> Iterator[dict[str, int]]:
-    """Count the language model's forward passes inside the block: `calls`, `rows` and `tokens` (row positions)."""
+    """Count the language model's forward passes inside the block.
+
+    `calls`, `rows` and `tokens` (row positions).
+    """
     counts = {"calls": 0, "rows": 0, "tokens": 0}
 
     def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:

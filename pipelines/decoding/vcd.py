@@ -1,7 +1,9 @@
-"""Visual contrastive decoding (Leng et al. 2024, arXiv 2311.16922): contrast with the same prompt over a noisy image.
+"""Visual contrastive decoding (Leng et al. 2024, arXiv 2311.16922).
 
-l' = (1 + alpha) l - alpha l_noisy over the plausible tokens; the noisy image is the diffusion process's x_t at step
-`noise_step`, on the normalised pixels, drawn once an item.
+Contrast with the same prompt over a noisy image.
+
+l' = (1 + alpha) l - alpha l_noisy over the plausible tokens; the noisy image is the diffusion
+process's x_t at step `noise_step`, on the normalised pixels, drawn once an item.
 """
 
 from dataclasses import dataclass

@@ -1,1 +1,4 @@
-"""The demo: the whole pipeline on real MRI with real, general-purpose weights, in minutes on two cores."""
+"""The demo.
+
+The whole pipeline on real MRI with real, general-purpose weights, in minutes on two cores.
+"""

@@ -14,10 +14,12 @@ def demo(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Default: runs/demo, or runs/demo-full.")] = None,
 ) -> None:
-    """Run the whole pipeline on real MRI slices: 15 minutes at most on two cores, report in runs/demo/report.html.
+    """Run the whole pipeline on real MRI slices.
 
-    Every step is a command that is printed before it runs. Interrupted, it continues with the step it was in; remove
-    the folder to start over.
+    15 minutes at most on two cores, report in runs/demo/report.html.
+
+    Every step is a command that is printed before it runs. Interrupted, it continues with the step
+    it was in; remove the folder to start over.
     """
     from pipelines.demo.pipeline import FULL, SHORT, run_demo
 

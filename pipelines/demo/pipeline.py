@@ -1,6 +1,9 @@
-"""`medalign demo`: the pipeline's own commands one after the other, each printed before it runs, timed and remembered.
+"""`medalign demo`.
 
-`OUT/stages.json` lists the finished ones. Started again, the demo skips those and begins with the one it was in.
+The pipeline's own commands one after the other, each printed before it runs, timed and remembered.
+
+`OUT/stages.json` lists the finished ones. Started again, the demo skips those and begins with the
+one it was in.
 """
 
 import json
@@ -43,7 +46,10 @@ _LEAST_STEPS = 4
 
 
 class Stage(NamedTuple):
-    """One command; `result` is removed before it starts again, unless the command continues by itself."""
+    """One command.
+
+    `result` is removed before it starts again, unless the command continues by itself.
+    """
 
     name: str
     command: list[str]
@@ -60,7 +66,8 @@ def run_demo(out: Path, budget: Budget) -> Path:
     """
     diary = Diary(out)
     say(
-        f"demo: {budget.name} into {out}, {budget.minutes:.0f} minutes at most on two idle cores. Not for clinical use."
+        f"demo: {budget.name} into {out}, {budget.minutes:.0f} minutes at most on two idle cores. "
+        "Not for clinical use."
     )
     precision = diary.remember("precision", _faster_precision)
     for stage in preparation(out, budget, precision):
@@ -81,7 +88,10 @@ def run_demo(out: Path, budget: Budget) -> Path:
 
 
 def preparation(out: Path, budget: Budget, precision: str) -> list[Stage]:
-    """Return what both arms share: data, targets (twice, the second build finds them all), student, warm-up."""
+    """Return what both arms share.
+
+    Data, targets (twice, the second build finds them all), student, warm-up.
+    """
     atlas, store = out / "atlas", out / "store"
     build = [
         "cache",
@@ -100,7 +110,8 @@ def preparation(out: Path, budget: Budget, precision: str) -> list[Stage]:
         "data.train": atlas / "conversations.json",
         "train.tune": "projector",
         "train.max_steps": budget.warmup_steps,
-        "train.learning_rate": 2e-4,  # the regression is a good start: at the adapter's rate the warm-up would undo it
+        # the regression is a good start: at the adapter's rate the warm-up would undo it
+        "train.learning_rate": 2e-4,
         "train.precision": precision,
     }
     return [
@@ -171,7 +182,10 @@ class Diary:
         return float(sum(stage["seconds"] for stage in self.entries["stages"]))
 
     def remember(self, name: str, find: Any) -> Any:
-        """Return what was found under `name` the first time: a continued demo goes on with the same values."""
+        """Return what was found under `name` the first time.
+
+        A continued demo goes on with the same values.
+        """
         if name not in self.entries["remembered"]:
             self.entries["remembered"][name] = find()
             self._write()
@@ -186,7 +200,8 @@ class Diary:
         if done is not None:
             if done["command"] != line:
                 raise UserError(
-                    f"{self.path.parent} holds a demo with another budget or version; remove it or choose another --out"
+                    f"{self.path.parent} holds a demo with another budget or version; remove it or "
+                    "choose another --out"
                 )
             say(f"\n$ {line}\n(done before, {done['seconds']:.0f} s)")
             return
@@ -213,7 +228,10 @@ class Diary:
 
 
 def run_command(command: Sequence[str], keep: bool = False) -> str | None:
-    """Run one of the project's commands in a process of its own; return its standard output where it is to be kept."""
+    """Run one of the project's commands in a process of its own.
+
+    Return its standard output where it is to be kept.
+    """
     program, *arguments = command
     starter = [sys.executable, "-c", f"from {_MAIN[program]} import main; main()", *arguments]
     quiet = {
@@ -225,13 +243,17 @@ def run_command(command: Sequence[str], keep: bool = False) -> str | None:
     )
     if result.returncode:
         raise UserError(
-            f"`{shlex.join(command)}` failed; mend what it says and start the demo again, it continues there"
+            f"`{shlex.join(command)}` failed; mend what it says and start the demo again, it "
+            "continues there"
         )
     return result.stdout.decode() if keep else None
 
 
 def write_scores(out: Path, budget: Budget, diary: Diary) -> None:
-    """Write `scores.json`: the evaluation's result, the time of every stage and what the budget was."""
+    """Write `scores.json`.
+
+    The evaluation's result, the time of every stage and what the budget was.
+    """
     result = json.loads((out / "evaluation" / "result.json").read_text())
     result["demo"] = {
         "full": budget.name == FULL.name,

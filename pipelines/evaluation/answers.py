@@ -28,7 +28,10 @@ class Item(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A student ready to decode: the image-text model with adapter layers and hooks inside, and its processor."""
+    """A student ready to decode.
+
+    The image-text model with adapter layers and hooks inside, and its processor.
+    """
 
     model: Any
     processor: Any
@@ -56,7 +59,8 @@ def load_student(folder: Path, device: str | None = None) -> Loaded:
     model.eval()
     weights = weights_digest(model)
     if device.startswith("cpu") and hasattr(adapted, "merge_adapter"):
-        # Two small products a layer cost time there; in float32 adding them to the weights loses nothing that counts.
+        # Two small products a layer cost time there; in float32 adding them to the weights loses
+        # nothing that counts.
         adapted.merge_adapter()
     return Loaded(model, processor, weights, adapter_digest(folder))
 
@@ -108,7 +112,9 @@ def answer_items(
     batch_size: int,
     label: str,
 ) -> None:
-    """Answer the items that the journal lacks; each method's answers to a batch are on disk before the next begin.
+    """Answer the items that the journal lacks.
+
+    Each method's answers to a batch are on disk before the next begin.
 
     All methods of a batch start from the same prefill, which is computed once.
     """
@@ -158,10 +164,12 @@ def _decode(
     seed: int,
     seconds: float,
 ) -> list[dict[str, Any]]:
-    """Decode prefilled prompts; `seconds` an item went into the prefill and are counted as if this method had made it.
+    """Decode prefilled prompts.
 
-    `passes` counts the language model's forward passes of the batch after the shared prefill, `steps` the tokens of
-    its longest answer.
+    `seconds` an item went into the prefill and are counted as if this method had made it.
+
+    `passes` counts the language model's forward passes of the batch after the shared prefill,
+    `steps` the tokens of its longest answer.
     """
     from pipelines.decoding.generation import Limits
     from pipelines.decoding.prompts import counted
@@ -212,7 +220,9 @@ def end_ids(processor: Any) -> tuple[int, ...]:
 
 
 def weights_digest(model: Any) -> str:
-    """Hex digest of every parameter and buffer, the same on every device: names, shapes, types and sums of the bits.
+    """Hex digest of every parameter and buffer, the same on every device.
+
+    Names, shapes, types and sums of the bits.
 
     Two sums a tensor, plain and weighted by position, both exact in 64-bit integers.
     """
@@ -233,7 +243,10 @@ def weights_digest(model: Any) -> str:
 
 
 def adapter_digest(folder: Path) -> str:
-    """Hex sha256 over the adapter folder's safetensors and its PEFT configuration; empty for a plain model folder."""
+    """Hex sha256 over the adapter folder's safetensors and its PEFT configuration.
+
+    Empty for a plain model folder.
+    """
     if not (folder / "adapter_config.json").is_file():
         return ""
     digest = hashlib.sha256()
@@ -243,7 +256,10 @@ def adapter_digest(folder: Path) -> str:
 
 
 def wait_for_all(keys: Sequence[str], journal: Journal, poll_seconds: float = 1.0) -> None:
-    """Rank 0: wait until the other ranks have written every answer; the launcher ends this one where another fails."""
+    """Rank 0: wait until the other ranks have written every answer.
+
+    The launcher ends this one where another fails.
+    """
     announced = False
     while True:
         journal.refresh()

@@ -1,4 +1,7 @@
-"""`medalign generate`, `medalign evaluate` and `medalign compare`: their flags, and their tables for a person."""
+"""`medalign generate`, `medalign evaluate` and `medalign compare`.
+
+Their flags, and their tables for a person.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -72,7 +75,8 @@ def evaluate(
         str,
         typer.Option(
             help="published: each method's own values; equal: the likeliest token wherever a method leaves the choice; "
-            "authors: the values of MEDALIGN's scripts for this model (or authors-llava-med, authors-huatuo)."
+            "authors: the values of MEDALIGN's scripts for this model (or authors-llava-med, "
+            "authors-huatuo)."
         ),
     ] = "published",
     override: Override = None,
@@ -100,10 +104,12 @@ def evaluate(
     save_items: Annotated[str, typer.Option(help="Ids of the items to save them for.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Score adapters on a test set: intervals on every score, a paired test for every pair, a journal of answers.
+    """Score adapters on a test set.
 
-    `--decode all` on a run with both adapters is the full table: the ten methods on LoRA, and MEDALIGN under beam
-    search. Start it again after a kill and it continues.
+    Intervals on every score, a paired test for every pair, a journal of answers.
+
+    `--decode all` on a run with both adapters is the full table: the ten methods on LoRA, and
+    MEDALIGN under beam search. Start it again after a kill and it continues.
     """
     from pipelines.evaluation.run import evaluate as run_evaluation
     from pipelines.evaluation.run import find_arms
@@ -146,7 +152,10 @@ def compare(
     row_b: Annotated[str | None, typer.Option(help="Row of B.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Test two evaluations against each other: paired by item, clustered by image, Holm-corrected."""
+    """Test two evaluations against each other.
+
+    Paired by item, clustered by image, Holm-corrected.
+    """
     from pipelines.evaluation.compare import compare as run_comparison
 
     result = run_comparison(a, b, row_a, row_b)
@@ -154,7 +163,10 @@ def compare(
 
 
 def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """Write the result as text: rows with intervals and denominators, comparisons, power, alarms."""
+    """Write the result as text.
+
+    Rows with intervals and denominators, comparisons, power, alarms.
+    """
     data = result["data"]
     yield f"{data['file']}: {data['items']} items, {data['images']} images (sha256 {data['sha256'][:12]})"
     counts: dict[str, int] = {}
@@ -178,7 +190,10 @@ def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """Write paired tests, power note and alarms as text; the strict twins of the scores are in the JSON alone."""
+    """Write paired tests, power note and alarms as text.
+
+    The strict twins of the scores are in the JSON alone.
+    """
     shown = [
         one
         for one in result["comparisons"]
@@ -191,7 +206,8 @@ def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
         low, high = one["interval"]
         yield (
             f"  {one['a']} - {one['b']}, {one['score']}: {100 * one['difference']:+.1f} points "
-            f"[{100 * low:+.1f}, {100 * high:+.1f}], p = {one['p_permutation']:.3g}, Holm {one['p_holm']:.3g}"
+            f"[{100 * low:+.1f}, {100 * high:+.1f}], p = {one['p_permutation']:.3g}, Holm "
+            f"{one['p_holm']:.3g}"
         )
     for name in dict.fromkeys(one["score"] for one in shown):
         points = result["power"][name]

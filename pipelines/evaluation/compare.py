@@ -1,4 +1,7 @@
-"""Compare two evaluations of one test set: the paired tests that two printed percentages cannot give."""
+"""Compare two evaluations of one test set.
+
+The paired tests that two printed percentages cannot give.
+"""
 
 import json
 from pathlib import Path
@@ -17,7 +20,8 @@ def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None
     a, b
         Folders that `medalign evaluate` wrote (or their `result.json`).
     row_a, row_b
-        Which row of each, by its name; by default every decoding that both have, or the only row of each.
+        Which row of each, by its name; by default every decoding that both have, or the only row of
+        each.
 
     Raises
     ------
@@ -27,7 +31,8 @@ def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None
     (folder_a, first), (folder_b, second) = _result(a), _result(b)
     if first["data"]["sha256"] != second["data"]["sha256"]:
         raise UserError(
-            f"{a} and {b} answered different test sets ({first['data']['file']} and {second['data']['file']}); "
+            f"{a} and {b} answered different test sets ({first['data']['file']} and "
+            f"{second['data']['file']}); "
             "only answers to the same items can be paired"
         )
     if first["settings"]["limit"] != second["settings"]["limit"]:
@@ -94,7 +99,8 @@ def _scored(folder: Path, row: str) -> Scored:
     path = answers_path(folder, row)
     if not path.is_file():
         raise UserError(
-            f"{path} is missing; run `medalign evaluate` again (answers in the journal are not repeated)"
+            f"{path} is missing; run `medalign evaluate` again (answers in the journal are not "
+            "repeated)"
         )
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return Scored(

@@ -21,8 +21,8 @@ def generate_answer(
 ) -> str:
     """Return the answer of a run's adapter (MEDALIGN's where it has both) to `question` about `image`.
 
-    `image` may name a part of a file, as in data files: "scan.nii.gz#axial=90". Raises UserError for a run without an
-    adapter, an unknown method, an image that is missing or cannot be read.
+    `image` may name a part of a file, as in data files: "scan.nii.gz#axial=90". Raises UserError
+    for a run without an adapter, an unknown method, an image that is missing or cannot be read.
     """
     from pipelines.decoding.generation import Limits
     from pipelines.decoding.prompts import collate

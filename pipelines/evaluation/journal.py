@@ -1,7 +1,10 @@
-"""The journal of an evaluation: one JSON line an answer, on disk before the next batch starts; a killed run continues.
+"""The journal of an evaluation: one JSON line an answer, on disk before the next batch starts.
 
-Each rank appends to its own `answers-RANK.jsonl`; opening a folder reads them all, so the number of ranks may change
-between runs. A line torn by a kill is the last of its file; it is cut off and its item answered again.
+A killed run continues.
+
+Each rank appends to its own `answers-RANK.jsonl`; opening a folder reads them all, so the number of
+ranks may change between runs. A line torn by a kill is the last of its file; it is cut off and its
+item answered again.
 """
 
 import fcntl
@@ -20,7 +23,10 @@ Answer = dict[str, Any]
 def answer_key(
     *, model: str, adapter: str, decoding: Mapping[str, Any], item: str, prompt: str
 ) -> str:
-    """Hex sha256 over everything an answer depends on: weights, adapter, decoding settings, item and prompt."""
+    """Hex sha256 over everything an answer depends on.
+
+    Weights, adapter, decoding settings, item and prompt.
+    """
     canonical = json.dumps(
         {"model": model, "adapter": adapter, "decoding": decoding, "item": item, "prompt": prompt},
         sort_keys=True,
@@ -33,7 +39,8 @@ def answer_key(
 class Journal:
     """Answers by key, in memory and in `folder`.
 
-    Raises UserError where another process writes this rank's file, or where a line before the last is broken.
+    Raises UserError where another process writes this rank's file, or where a line before the last
+    is broken.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
@@ -46,7 +53,8 @@ class Journal:
         except OSError:
             os.close(self._file)
             raise UserError(
-                f"another evaluation is writing to {self._path}; wait for it, or choose another --out"
+                f"another evaluation is writing to {self._path}; wait for it, or choose another "
+                "--out"
             ) from None
         self._cut_torn_line()
         self._answers: dict[str, Answer] = {}
@@ -67,7 +75,10 @@ class Journal:
         return len(self._answers)
 
     def append(self, answers: Iterable[tuple[str, Answer]]) -> None:
-        """Append answers with one write and one fsync: when this returns they survive a kill or a power cut."""
+        """Append answers with one write and one fsync.
+
+        When this returns they survive a kill or a power cut.
+        """
         answers = list(answers)
         lines = "".join(
             json.dumps({"key": key, **answer}, ensure_ascii=False) + "\n" for key, answer in answers
@@ -104,7 +115,8 @@ def _read(path: Path) -> dict[str, Answer]:
             key = answer.pop("key")
         except (ValueError, KeyError, AttributeError):
             raise UserError(
-                f"{path}, line {number}, is no journal line; delete that line to answer its item again"
+                f"{path}, line {number}, is no journal line; delete that line to answer its item "
+                "again"
             ) from None
         answers[key] = answer
     return answers

@@ -1,4 +1,7 @@
-"""Save what figures need of a prompt's prefill: hidden states at chosen layers and attention maps, for chosen items."""
+"""Save what figures need of a prompt's prefill.
+
+Hidden states at chosen layers and attention maps, for chosen items.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +17,17 @@ def save_states(
     """Write `<item>.safetensors` for each item into `folder`.
 
     `hidden.J` (T, d) float16: what enters decoder layer J, after W where J is a distillation layer.
-    `attention.J` (N,) float32: attention of layer J from the question (all text after the last image) to the image
-    tokens, mean over heads and rows, as the alignment loss sees it. `ids` (T,): the prompt's token ids.
-    Raises UserError for a layer that the model does not have.
+    `attention.J` (N,) float32: attention of layer J from the question (all text after the last
+    image) to the image tokens, mean over heads and rows, as the alignment loss sees it. `ids` (T,):
+    the prompt's token ids. Raises UserError for a layer that the model does not have.
     """
     from safetensors.torch import save_file
 
     depth = len(student.model.get_decoder().layers)
     if not all(0 <= layer < depth for layer in layers):
         raise UserError(
-            f"this model has decoder layers 0..{depth - 1}, not all of {', '.join(map(str, layers))}"
+            f"this model has decoder layers 0..{depth - 1}, not all of "
+            f"{', '.join(map(str, layers))}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for item in items:

@@ -16,7 +16,10 @@ REFERENCES = ("reference", "gt_ans", "report")
 
 
 class Reports(NamedTuple):
-    """Reports in the predictions' order; `images` names the image of each, or its id where the file does not say."""
+    """Reports in the predictions' order.
+
+    `images` names the image of each, or its id where the file does not say.
+    """
 
     ids: list[str]
     pairs: list[Pair]
@@ -29,8 +32,9 @@ def load_reports(predictions: Path, references: Path | None = None) -> Reports:
     Parameters
     ----------
     predictions
-        `.jsonl` as `medalign evaluate` writes it (`id`, `prediction`, `reference`, `images`) or as the authors' code
-        does (`question_id`, `text`, `gt_ans`), or `.csv` with `study_id` and `report`.
+        `.jsonl` as `medalign evaluate` writes it (`id`, `prediction`, `reference`, `images`) or as
+        the authors' code does (`question_id`, `text`, `gt_ans`), or `.csv` with `study_id` and
+        `report`.
     references
         A data set file with the same ids, or `.jsonl`/`.csv` with `reference` or `report`.
 
@@ -50,8 +54,10 @@ def load_reports(predictions: Path, references: Path | None = None) -> Reports:
         unmatched = sorted(set(truth) ^ set(said))
         if unmatched:
             raise UserError(
-                f"{predictions} and {references} hold different ids: {len(set(said) - set(truth))} predictions have "
-                f"no reference, {len(set(truth) - set(said))} references no prediction, e.g. {unmatched[0]}"
+                f"{predictions} and {references} hold different ids: {len(set(said) - set(truth))} "
+                "predictions have "
+                f"no reference, {len(set(truth) - set(said))} references no prediction, e.g. "
+                f"{unmatched[0]}"
             )
     pairs, images = [], []
     for key, (row, where) in said.items():

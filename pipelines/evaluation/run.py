@@ -1,4 +1,7 @@
-"""Evaluate adapters under decoding methods: every answer journaled, every score with an interval, every pair tested."""
+"""Evaluate adapters under decoding methods.
+
+Every answer journaled, every score with an interval, every pair tested.
+"""
 
 import hashlib
 import json
@@ -72,27 +75,31 @@ def evaluate(
     data, image_root
         A data set file and the folder of its images (default: the file's own).
     methods
-        Decoding methods; `all` with the two arms of a run means the ten on LoRA and MEDALIGN under beam search.
+        Decoding methods; `all` with the two arms of a run means the ten on LoRA and MEDALIGN under
+        beam search.
     out
-        Folder of `result.json`, `answers/` and `journal/`; default `evaluation/` in the run or adapter folder.
+        Folder of `result.json`, `answers/` and `journal/`; default `evaluation/` in the run or
+        adapter folder.
     batch_size
         Questions decoded at once; changes no answer.
     max_new_tokens, preset, overrides, seed
         The decoding settings; overrides are "method.setting=value".
     limit
-        Only so many items: a fixed random sample, since the first ones of a file are rarely like the others.
+        Only so many items: a fixed random sample, since the first ones of a file are rarely like
+        the others.
     save_layers, save_items
-        Decoder layers and item ids whose hidden states and attention maps go to `states/` (for figures).
+        Decoder layers and item ids whose hidden states and attention maps go to `states/` (for
+        figures).
 
-    Returns
-    -------
-    The result: `rows` with `method`, `adapter`, `decoding` and `scores` {name: {value, interval, n}}, `comparisons`,
-    `identical_outputs`, `power`, settings, hashes, versions, seconds and forward passes. On ranks above 0, {}.
+    Returns ------- The result: `rows` with `method`, `adapter`, `decoding` and `scores` {name:
+    {value, interval, n}}, `comparisons`, `identical_outputs`, `power`, settings, hashes, versions,
+    seconds and forward passes. On ranks above 0, {}.
 
     Raises
     ------
     UserError
-        No adapter, no data, an unknown method or setting, a record without an image file or a reference answer.
+        No adapter, no data, an unknown method or setting, a record without an image file or a
+        reference answer.
     """
     arms = dict(adapter) if isinstance(adapter, Mapping) else find_arms(adapter)
     out = (
@@ -209,7 +216,8 @@ def find_arms(folder: Path) -> dict[str, Path]:
     if (folder / "config.json").is_file():
         return {"base": folder}
     raise UserError(
-        f"{folder} holds no adapter (adapter_config.json), neither itself nor in lora/ or medalign/; "
+        f"{folder} holds no adapter (adapter_config.json), neither itself nor in lora/ or "
+        "medalign/; "
         "give the output folder of `student train` or of `medalign demo`"
     )
 
@@ -217,7 +225,10 @@ def find_arms(folder: Path) -> dict[str, Path]:
 def plan_rows(
     arms: Sequence[str], methods: Sequence[Decoding], everything: bool
 ) -> list[tuple[Row, Decoding]]:
-    """Return which adapter is decoded how. The full table is the ten methods on LoRA and MEDALIGN under beam search."""
+    """Return which adapter is decoded how.
+
+    The full table is the ten methods on LoRA and MEDALIGN under beam search.
+    """
     plan = []
     for arm in arms:
         for method in methods:
@@ -250,7 +261,8 @@ def _records(data: Path, image_root: Path | None, limit: int | None) -> list[Rec
     talks = [record.id for record in records if len(record.turns) != 2]
     if talks and all(record.answer for record in records):
         raise UserError(
-            f"{data}: {len(talks)} records hold several questions, first id {talks[0]}; one record a question"
+            f"{data}: {len(talks)} records hold several questions, first id {talks[0]}; one record "
+            "a question"
         )
     unanswered = [record.id for record in records if not record.answer]
     if unanswered:
@@ -306,7 +318,10 @@ def _collect(
 
 
 def _cost(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean cost of a generated token; forward passes are a batch's, so they are divided by its steps."""
+    """Mean cost of a generated token.
+
+    Forward passes are a batch's, so they are divided by its steps.
+    """
     tokens = sum(answer["tokens"] for answer in answers)
     steps = sum(answer["steps"] for answer in answers)
     return {

@@ -1,4 +1,7 @@
-"""From answers to the result of an evaluation: a row a method, comparisons with paired tests, and alarms."""
+"""From answers to the result of an evaluation.
+
+A row a method, comparisons with paired tests, and alarms.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -41,9 +44,10 @@ class Row(NamedTuple):
 def item_scores(record: Record, answer: str) -> dict[str, float]:
     """Every score that this item takes part in, each in [0, 1].
 
-    Multiple choice where the record lists options beyond yes and no; otherwise OPEN and CLOSED as the record says, and
-    CLOSED where it says nothing, as the authors' evaluation does. A report (its `task` says so) has BLEU and ROUGE-L
-    here; the metrics that need models are a command of their own (`medalign report metrics`).
+    Multiple choice where the record lists options beyond yes and no; otherwise OPEN and CLOSED as
+    the record says, and CLOSED where it says nothing, as the authors' evaluation does. A report
+    (its `task` says so) has BLEU and ROUGE-L here; the metrics that need models are a command of
+    their own (`medalign report metrics`).
     """
     truth = record.answer
     if record.extra.get("task") == "report":
@@ -71,7 +75,10 @@ def item_scores(record: Record, answer: str) -> dict[str, float]:
 
 
 def _report_scores(answer: str, truth: str) -> dict[str, float]:
-    """BLEU and ROUGE-L of one report: the metrics that need neither a model nor data of their own."""
+    """BLEU and ROUGE-L of one report.
+
+    The metrics that need neither a model nor data of their own.
+    """
     from pipelines.metrics import bleu, rouge
     from pipelines.metrics.metric import Pair, Unavailable
 
@@ -84,7 +91,10 @@ def _report_scores(answer: str, truth: str) -> dict[str, float]:
 
 
 class Scored(NamedTuple):
-    """The items of a row, in the data file's order: scores by name, and the image that each item shows."""
+    """The items of a row, in the data file's order.
+
+    Scores by name, and the image that each item shows.
+    """
 
     texts: list[str]
     scores: list[dict[str, float]]
@@ -154,7 +164,10 @@ def compare_rows(
 
 
 def identical_outputs(rows: Mapping[str, Scored]) -> list[list[str]]:
-    """Pairs of rows whose answers are byte-identical on every item: two methods that do not differ at all."""
+    """Pairs of rows whose answers are byte-identical on every item.
+
+    Two methods that do not differ at all.
+    """
     return [[a, b] for a, b in itertools.combinations(rows, 2) if rows[a].texts == rows[b].texts]
 
 
@@ -163,7 +176,8 @@ def power_note(
 ) -> dict[str, float]:
     """Smallest difference that this set shows with 80% power at level 0.05, for each score.
 
-    From the paired comparisons where there are any (the largest of them), else as if two runs were independent.
+    From the paired comparisons where there are any (the largest of them), else as if two runs were
+    independent.
     """
     note: dict[str, float] = {}
     for one in comparisons:
@@ -178,7 +192,9 @@ def power_note(
 
 
 def comparison_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Which rows to compare: the last adapter's with those of the others; with one adapter, all with the first.
+    """Which rows to compare: the last adapter's with those of the others.
+
+    With one adapter, all with the first.
 
     Rows under the same decoding come first, since only they differ in nothing but the adapter.
     """
@@ -187,7 +203,8 @@ def comparison_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
     if not others:
         return [(row.name, rows[0].name) for row in rows[1:]]
     pairs = [(row, other) for row in rows if row.adapter == last for other in others]
-    # A full table has one row of the last adapter; two adapters under the same methods are compared like with like.
+    # A full table has one row of the last adapter; two adapters under the same methods are compared
+    # like with like.
     if len(rows) - len(others) > 1:
         pairs = [(row, other) for row, other in pairs if row.decoding == other.decoding]
     pairs.sort(key=lambda pair: pair[0].decoding != pair[1].decoding)

@@ -1,7 +1,10 @@
-"""BERTScore (Zhang et al. 2020): F1 of greedily matched token embeddings, without idf weights or baseline rescaling.
+"""BERTScore (Zhang et al. 2020).
 
-The authors use roberta-large, layer 17 (the package's choice for English). Give it as `bertscore=FOLDER` or as a hub
-id. A pair with an empty side scores 0, as the package itself decides.
+F1 of greedily matched token embeddings, without idf weights or baseline rescaling.
+
+The authors use roberta-large, layer 17 (the package's choice for English). Give it as
+`bertscore=FOLDER` or as a hub id. A pair with an empty side scores 0, as the package itself
+decides.
 """
 
 import json
@@ -39,8 +42,8 @@ def load(models: Mapping[str, str]) -> Metric:
         ]
         values = [0.0] * len(pairs)
         if spoken:
-            # One pair a batch: the package lets padding count as a similarity of 0, so that a pair whose words are all
-            # unlike would score by what stands beside it.
+            # One pair a batch: the package lets padding count as a similarity of 0, so that a pair
+            # whose words are all unlike would score by what stands beside it.
             scorer = BERTScorer(model_type=model, num_layers=layer, idf=False, batch_size=1)
             _, _, f1 = scorer.score(
                 [pairs[place].prediction for place in spoken], [pairs[p].reference for p in spoken]
@@ -59,7 +62,9 @@ def load(models: Mapping[str, str]) -> Metric:
 
 
 def layer_of(model: str) -> int:
-    """Return the layer whose states are compared: the package's choice for models that it knows, else the last.
+    """Return the layer whose states are compared.
+
+    The package's choice for models that it knows, else the last.
 
     Raises
     ------

@@ -1,7 +1,9 @@
-"""BLEU: the mean over reports of sentence BLEU-4 (Papineni et al. 2002), smoothed by NLTK's method 4.
+"""BLEU.
 
-As in the authors' evaluation: uniform weights over 1- to 4-grams, `nltk.word_tokenize`, case kept. It is not corpus
-BLEU, and without smoothing most short reports would score 0.
+The mean over reports of sentence BLEU-4 (Papineni et al. 2002), smoothed by NLTK's method 4.
+
+As in the authors' evaluation: uniform weights over 1- to 4-grams, `nltk.word_tokenize`, case kept.
+It is not corpus BLEU, and without smoothing most short reports would score 0.
 """
 
 from collections.abc import Mapping, Sequence

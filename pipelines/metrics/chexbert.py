@@ -1,12 +1,16 @@
-"""CheXbert (Smit et al. 2020): similarity of report embeddings, the paper's column, and F1 of the 14 observations.
+"""CheXbert (Smit et al. 2020).
 
-The paper's "CheXbert" column is the mean cosine similarity of the [CLS] states of CheXbert's BERT (`semb_score` of
-CXR-Report-Metric), not an F1. `chexbert_f1_14` and `chexbert_f1_5` are what the name usually stands for: F1 of the
-labels that the checkpoint gives both reports, a label counting as present where it is positive or uncertain.
+Similarity of report embeddings, the paper's column, and F1 of the 14 observations.
+
+The paper's "CheXbert" column is the mean cosine similarity of the [CLS] states of CheXbert's BERT
+(`semb_score` of CXR-Report-Metric), not an F1. `chexbert_f1_14` and `chexbert_f1_5` are what the
+name usually stands for: F1 of the labels that the checkpoint gives both reports, a label counting
+as present where it is positive or uncertain.
 
 The checkpoint (`chexbert.pth`, stanfordmlgroup/CheXbert) is {"model_state_dict": {"module.bert.*",
-"module.linear_heads.{0..13}.{weight, bias}"}, ...}: a BERT whose sizes follow from its tensors, and one linear head an
-observation with four classes (blank, positive, negative, uncertain), two (blank, positive) for "No Finding".
+"module.linear_heads.{0..13}.{weight, bias}"}, ...}: a BERT whose sizes follow from its tensors, and
+one linear head an observation with four classes (blank, positive, negative, uncertain), two (blank,
+positive) for "No Finding".
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -49,8 +53,10 @@ def load(models: Mapping[str, str]) -> Metric:
     path, tokenizer = models.get("chexbert"), models.get("chexbert-tokenizer")
     if path is None or tokenizer is None:
         raise Unavailable(
-            "no checkpoint or tokenizer; --model chexbert=chexbert.pth (github.com/stanfordmlgroup/CheXbert links it; "
-            "also in Hugging Face StanfordAIMI/RRG_scorers) and --model chexbert-tokenizer=FOLDER of "
+            "no checkpoint or tokenizer; --model chexbert=chexbert.pth "
+            "(github.com/stanfordmlgroup/CheXbert links it; "
+            "also in Hugging Face StanfordAIMI/RRG_scorers) and --model chexbert-tokenizer=FOLDER "
+            "of "
             "bert-base-uncased, or that hub id to let it be downloaded"
         )
     if not Path(path).is_file():
@@ -115,7 +121,9 @@ def describe(
 
 
 def load_checkpoint(path: str) -> tuple[Any, list[Any]]:
-    """Return BERT and the 14 heads of a CheXbert checkpoint, in float32 for evaluation; every weight is used.
+    """Return BERT and the 14 heads of a CheXbert checkpoint, in float32 for evaluation.
+
+    Every weight is used.
 
     Raises
     ------

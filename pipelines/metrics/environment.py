@@ -1,8 +1,9 @@
 """Packages that cannot live beside transformers 5 or numpy 2 run in an environment of their own.
 
-`python -m venv ENV && ENV/bin/pip install ...` makes one, `--model NAME-python=ENV/bin/python` names it. A small script
-of `pipelines/metrics/scripts/` is run there; texts go to its standard input and values come from its standard output,
-both as JSON, and nothing of this project is imported there.
+`python -m venv ENV && ENV/bin/pip install ...` makes one, `--model NAME-python=ENV/bin/python`
+names it. A small script of `pipelines/metrics/scripts/` is run there; texts go to its standard
+input and values come from its standard output, both as JSON, and nothing of this project is
+imported there.
 """
 
 import json
@@ -51,7 +52,8 @@ def run_script(python: str, script: str, request: dict[str, Any], *, online: boo
     if done.returncode != 0 or not answers:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise UserError(
-            f"{script} under {python} failed: {lines[-1] if lines else f'exit code {done.returncode}'}"
+            f"{script} under {python} failed: "
+            f"{lines[-1] if lines else f'exit code {done.returncode}'}"
         )
     return json.loads(answers[-1])
 

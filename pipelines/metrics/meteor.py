@@ -1,7 +1,9 @@
-"""METEOR (Banerjee and Lavie 2005) as NLTK computes it: exact, stem and WordNet matches, alpha 0.9, beta 3, gamma 0.5.
+"""METEOR (Banerjee and Lavie 2005) as NLTK computes it.
 
-The authors use this one. NLTK looks synonyms up by stems, so that "large" (larg) has none. METEOR 1.5 (Java, with a
-paraphrase table, as in pycocoevalcap) gives other numbers.
+Exact, stem and WordNet matches, alpha 0.9, beta 3, gamma 0.5.
+
+The authors use this one. NLTK looks synonyms up by stems, so that "large" (larg) has none. METEOR
+1.5 (Java, with a paraphrase table, as in pycocoevalcap) gives other numbers.
 """
 
 from collections.abc import Mapping, Sequence

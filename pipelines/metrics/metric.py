@@ -1,4 +1,7 @@
-"""What a report metric is: scores of (reference, prediction) pairs, under a version that names all they depend on."""
+"""What a report metric is.
+
+Scores of (reference, prediction) pairs, under a version that names all they depend on.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -36,9 +39,11 @@ class Metric(NamedTuple):
     Attributes
     ----------
     version
-        Names library, version, settings and model weights: equal versions give equal values, which are cached by it.
+        Names library, version, settings and model weights: equal versions give equal values, which
+        are cached by it.
     compute
-        `compute(pairs)` returns one mapping a pair; the entries that `scores` names are floats in [0, 1].
+        `compute(pairs)` returns one mapping a pair; the entries that `scores` names are floats in
+        [0, 1].
     scores
         What each score is, in words, by name; a score is the mean over the reports.
     totals
@@ -74,9 +79,12 @@ def require(package: str, extra: str = "metrics") -> None:
 
 
 def model_digest(path: str) -> str:
-    """Return 12 hex digits over the weight files of a local folder or file; a hub id stands for itself.
+    """Return 12 hex digits over the weight files of a local folder or file.
 
-    Files are told apart by name, size and content, so a cache never mixes two checkpoints of one name.
+    A hub id stands for itself.
+
+    Files are told apart by name, size and content, so a cache never mixes two checkpoints of one
+    name.
     """
     import hashlib
 

@@ -1,7 +1,7 @@
 """RadGraph (Jain et al. 2021): agreement of the entities and relations found in two reports.
 
-The paper's "RadGraph" column is (entity F1 + relation F1) / 2 of each report (CXR-Report-Metric's `radgraph_combined`).
-The levels of the `radgraph` package stand beside it:
+The paper's "RadGraph" column is (entity F1 + relation F1) / 2 of each report (CXR-Report-Metric's
+`radgraph_combined`). The levels of the `radgraph` package stand beside it:
 
 | score            | an item is                                                                             |
 |------------------|----------------------------------------------------------------------------------------|
@@ -10,11 +10,12 @@ The levels of the `radgraph` package stand beside it:
 | partial          | (tokens, label, whether the entity has a relation)                                     |
 | complete         | (tokens, label) of an entity without relations; else (tokens, label, relation, target) |
 
-A level is 0 where either report has no entity. An F1 without any item on a side is 0. The package's `complete` compares
-lower-case tokens in relations, and so does this.
+A level is 0 where either report has no entity. An F1 without any item on a side is 0. The package's
+`complete` compares lower-case tokens in relations, and so does this.
 
-The `radgraph` package (0.1.18) fails under transformers 5, so it annotates in an environment of its own
-(`pipelines.metrics.environment`). The paper's checkpoint is RadGraph 1.0.0 of PhysioNet, `model_type` "radgraph".
+The `radgraph` package (0.1.18) fails under transformers 5, so it annotates in an environment of its
+own (`pipelines.metrics.environment`). The paper's checkpoint is RadGraph 1.0.0 of PhysioNet,
+`model_type` "radgraph".
 """
 
 import json
@@ -40,9 +41,12 @@ def load(models: Mapping[str, str]) -> Metric:
     python, model = models.get("radgraph-python"), models.get("radgraph")
     if python is None or model is None:
         raise Unavailable(
-            "no environment or model; python -m venv ENV && ENV/bin/pip install radgraph 'transformers<5', then "
-            "--model radgraph-python=ENV/bin/python and --model radgraph=FOLDER with radgraph/, unpacked from "
-            "radgraph.tar.gz (Hugging Face StanfordAIMI/RRG_scorers), or radgraph=hub to let it be downloaded"
+            "no environment or model; python -m venv ENV && ENV/bin/pip install radgraph "
+            "'transformers<5', then "
+            "--model radgraph-python=ENV/bin/python and --model radgraph=FOLDER with radgraph/, "
+            "unpacked from "
+            "radgraph.tar.gz (Hugging Face StanfordAIMI/RRG_scorers), or radgraph=hub to let it be "
+            "downloaded"
         )
     if model != "hub":
         _check_folder(Path(model) / MODEL_TYPE)
@@ -96,13 +100,17 @@ def _check_folder(folder: Path) -> None:
         try_to_load_from_cache(encoder, "config.json"), str
     ):
         raise Unavailable(
-            f"{file} names the encoder {encoder}, which is not here; put the path of a local copy in its place (it "
+            f"{file} names the encoder {encoder}, which is not here; put the path of a local copy "
+            "in its place (it "
             "stands there twice), or radgraph=hub to let it be downloaded"
         )
 
 
 def score(reference: Entities, prediction: Entities) -> Value:
-    """Return all scores of one pair of annotations: {id: {"tokens", "label", "relations": [[name, id], ...]}}."""
+    """Return all scores of one pair of annotations: {id: {"tokens", "label", "relations".
+
+    [[name, id], ...]}}.
+    """
     entity = f1(_entities(reference), _entities(prediction))
     relation = f1(_relations(reference), _relations(prediction))
     spoken = bool(reference) and bool(prediction)

@@ -1,8 +1,11 @@
-"""RaTEScore (Zhao et al. 2024): similarity of the medical entities of two reports, by the `RaTEScore` package.
+"""RaTEScore (Zhao et al. 2024).
+
+Similarity of the medical entities of two reports, by the `RaTEScore` package.
 
 The package needs medspacy, whose spaCy needs numpy 1, so it runs in an environment of its own
-(`pipelines.metrics.environment`). Its entity recogniser is `Angelakeke/RaTE-NER-Deberta`, its encoder
-`FremyCompany/BioLORD-2023-C`, its affinity matrix "long". A pair without an entity on a side scores 0.5.
+(`pipelines.metrics.environment`). Its entity recogniser is `Angelakeke/RaTE-NER-Deberta`, its
+encoder `FremyCompany/BioLORD-2023-C`, its affinity matrix "long". A pair without an entity on a
+side scores 0.5.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +26,12 @@ def load(models: Mapping[str, str]) -> Metric:
     names = ("ratescore-python", "ratescore-ner", "ratescore-encoder")
     if any(name not in models for name in names):
         raise Unavailable(
-            "no environment or models; python -m venv ENV && ENV/bin/pip install RaTEScore medspacy torch transformers "
-            "pandas, then --model ratescore-python=ENV/bin/python, --model ratescore-ner=FOLDER (of "
-            "Angelakeke/RaTE-NER-Deberta) and --model ratescore-encoder=FOLDER (of FremyCompany/BioLORD-2023-C); "
+            "no environment or models; python -m venv ENV && ENV/bin/pip install RaTEScore "
+            "medspacy torch transformers "
+            "pandas, then --model ratescore-python=ENV/bin/python, --model ratescore-ner=FOLDER "
+            "(of "
+            "Angelakeke/RaTE-NER-Deberta) and --model ratescore-encoder=FOLDER (of "
+            "FremyCompany/BioLORD-2023-C); "
             "the hub ids themselves let them be downloaded"
         )
     python, ner, encoder = (models[name] for name in names)

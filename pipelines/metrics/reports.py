@@ -1,4 +1,7 @@
-"""Report metrics over a file of predictions: each computed where it can be, cached, summarised with an interval."""
+"""Report metrics over a file of predictions.
+
+Each computed where it can be, cached, summarised with an interval.
+"""
 
 import hashlib
 import json
@@ -38,9 +41,8 @@ def score_reports(
     models
         Where the models are, by name of `metric.MODELS`; nothing that is not named is downloaded.
 
-    Returns
-    -------
-    `scores` {name: {what, value, interval, n}}, `not_computed` {metric: how to get it}, `versions` {metric: version}.
+    Returns ------- `scores` {name: {what, value, interval, n}}, `not_computed` {metric: how to get
+    it}, `versions` {metric: version}.
     """
     if not pairs:
         raise UserError("there are no reports to score")
@@ -77,7 +79,8 @@ def score_reports(
 def cached(metric: Metric, pairs: Sequence[Pair]) -> list[Value]:
     """Return the metric's values, computing only pairs that this version has not seen.
 
-    The cache (`report-metrics.sqlite` in the user's cache directory) holds hashes and values, no text.
+    The cache (`report-metrics.sqlite` in the user's cache directory) holds hashes and values, no
+    text.
     """
     keys = [_key(metric.version, pair) for pair in pairs]
     folder = cache_directory()
@@ -132,7 +135,9 @@ def summed(
 
 
 def f1_of_counts(counts: NDArray[np.float64], average: str) -> NDArray[np.float64]:
-    """F1 from counts (..., L, 3) of true positives, false positives and false negatives; 0 where nothing was counted.
+    """F1 from counts (..., L, 3) of true positives, false positives and false negatives.
+
+    0 where nothing was counted.
 
     `micro` sums the labels first, `macro` takes the mean of the labels' F1.
     """

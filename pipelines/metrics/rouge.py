@@ -1,4 +1,7 @@
-"""ROUGE-L (Lin 2004): F measure of the longest common subsequence, by `rouge_score` with its stemmer."""
+"""ROUGE-L (Lin 2004).
+
+F measure of the longest common subsequence, by `rouge_score` with its stemmer.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version

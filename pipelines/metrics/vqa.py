@@ -1,7 +1,9 @@
-"""VQA scores: open recall, closed accuracy and multiple choice, under the authors' rule and a strict one.
+"""VQA scores.
 
-`authors` is the scoring of LLaVA-Med (`llava/eval/run_eval.py` and `eval_metrics/`), which MEDALIGN's authors use,
-its substring faults included. `strict` is the same idea on whole words:
+Open recall, closed accuracy and multiple choice, under the authors' rule and a strict one.
+
+`authors` is the scoring of LLaVA-Med (`llava/eval/run_eval.py` and `eval_metrics/`), which
+MEDALIGN's authors use, its substring faults included. `strict` is the same idea on whole words:
 
 | score  | `authors`                                          | `strict`                                          |
 |--------|----------------------------------------------------|---------------------------------------------------|
@@ -33,7 +35,8 @@ _NUMBERS = {"none": "0"} | {
 }
 _ARTICLES = frozenset({"a", "an", "the"})
 
-# Spellings of the VQA evaluation's contraction table; its keys are these words with one apostrophe left out.
+# Spellings of the VQA evaluation's contraction table; its keys are these words with one apostrophe
+# left out.
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
 how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've o'clock
@@ -52,7 +55,10 @@ _CONTRACTIONS = {
 
 
 def normalize(text: str) -> str:
-    """Normalise as LLaVA-Med's `normalize_word` does: punctuation, periods, number words, articles, contractions."""
+    """Normalise as LLaVA-Med's `normalize_word` does.
+
+    Punctuation, periods, number words, articles, contractions.
+    """
     attached = _DIGIT_COMMA_DIGIT.search(text) is not None
     result = text
     for mark in _MARKS:
@@ -66,7 +72,10 @@ def normalize(text: str) -> str:
 
 
 def _strict_words(text: str) -> list[str]:
-    """Lower-case words and numbers without punctuation at their edges; articles go unless nothing else is there."""
+    """Lower-case words and numbers without punctuation at their edges.
+
+    Articles go unless nothing else is there.
+    """
     words = [
         _NUMBERS.get(word, word)
         for word in re.findall(r"\w+(?:[.']\w+)*", text.lower().replace("_", " "))
@@ -75,10 +84,13 @@ def _strict_words(text: str) -> list[str]:
 
 
 def open_recall(prediction: str, reference: str, rule: Rule = "authors") -> float:
-    """Share of the reference's words found in the prediction, in [0, 1]; 0 where either text has no word.
+    """Share of the reference's words found in the prediction, in [0, 1].
 
-    `authors`: with tp the prediction's count of every shared word and fn the reference's count of every missing one,
-    tp / (tp + fn), so "left lung lung" against "lung right" is 2/3. `strict`: shared counts are clipped, 1/2.
+    0 where either text has no word.
+
+    `authors`: with tp the prediction's count of every shared word and fn the reference's count of
+    every missing one, tp / (tp + fn), so "left lung lung" against "lung right" is 2/3. `strict`:
+    shared counts are clipped, 1/2.
     """
     if rule == "authors":
         said = Counter(normalize(normalize(prediction.lower())).split())
@@ -95,9 +107,10 @@ def open_recall(prediction: str, reference: str, rule: Rule = "authors") -> floa
 def closed_correct(prediction: str, reference: str, rule: Rule = "authors") -> bool:
     """Whether a closed question is answered rightly.
 
-    `authors`: the normalised prediction must contain the letters "yes" or "no" ("normal" does) and the normalised
-    reference as a substring. `strict`: for a reference yes or no, the prediction's first word yes or no must be it;
-    any other reference must occur in the prediction as consecutive whole words.
+    `authors`: the normalised prediction must contain the letters "yes" or "no" ("normal" does) and
+    the normalised reference as a substring. `strict`: for a reference yes or no, the prediction's
+    first word yes or no must be it; any other reference must occur in the prediction as consecutive
+    whole words.
     """
     if rule == "authors":
         said, true = normalize(prediction.lower()), normalize(reference.lower())
@@ -109,7 +122,10 @@ def closed_correct(prediction: str, reference: str, rule: Rule = "authors") -> b
 
 
 def is_yes_no(reference: str) -> bool:
-    """Whether the reference is yes or no: the paper's closed denominators count only these (355 of SLAKE's 416)."""
+    """Whether the reference is yes or no.
+
+    The paper's closed denominators count only these (355 of SLAKE's 416).
+    """
     return _strict_words(reference) in (["yes"], ["no"])
 
 
@@ -118,9 +134,10 @@ def choice_correct(
 ) -> bool:
     """Whether the prediction picks the reference among `options` (OmniMedVQA).
 
-    `authors`: prediction and lower-cased reference each pick the first option with the highest difflib ratio above 0,
-    and two that pick nothing agree. `strict`: the prediction must name exactly one option, by its words or by its
-    letter alone ("B", "(b)", "B. MRI"), and that one must be the reference.
+    `authors`: prediction and lower-cased reference each pick the first option with the highest
+    difflib ratio above 0, and two that pick nothing agree. `strict`: the prediction must name
+    exactly one option, by its words or by its letter alone ("B", "(b)", "B. MRI"), and that one
+    must be the reference.
     """
     if rule == "authors":
         return _most_similar(prediction, options) == _most_similar(reference.lower(), options)

@@ -28,8 +28,8 @@ def tokenizer_version() -> str:
 def words(text: str) -> list[str]:
     """Return the tokens of `nltk.word_tokenize`; case is kept.
 
-    Without `punkt_tab` a sentence ends at `.`, `!` or `?` before white space: the model differs from that only where it
-    knows an abbreviation ("approx. 2 cm" keeps its period).
+    Without `punkt_tab` a sentence ends at `.`, `!` or `?` before white space: the model differs
+    from that only where it knows an abbreviation ("approx. 2 cm" keeps its period).
     """
     from nltk.tokenize import NLTKWordTokenizer, word_tokenize
 

@@ -1,4 +1,7 @@
-"""What a student looks at: the question's attention over the image patches at layer l, as the loss L_att sees it."""
+"""What a student looks at.
+
+The question's attention over the image patches at layer l, as the loss L_att sees it.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +22,9 @@ Maps = Float[np.ndarray[Any, np.dtype[np.float32]], "n patches"]
 def attention_maps(
     folder: Path, questions: Sequence[str], images: Sequence[ImageReference], layer: int
 ) -> Float[np.ndarray[Any, np.dtype[np.float32]], "n patches"]:
-    """Attention of each question's text over its image's patches, mean over heads and rows; not normalised.
+    """Attention of each question's text over its image's patches, mean over heads and rows.
+
+    Not normalised.
 
     Parameters
     ----------
@@ -28,7 +33,8 @@ def attention_maps(
     questions, images
         One image a question.
     layer
-        The distillation layer l. An adapter that was trained with another one is observed at that one.
+        The distillation layer l. An adapter that was trained with another one is observed at that
+        one.
     """
     model, processor = load(folder)
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,4 +1,7 @@
-"""`medalign report`: a run's page, metrics of generated reports, and the paper's tables with ours beside them."""
+"""`medalign report`.
+
+A run's page, metrics of generated reports, and the paper's tables with ours beside them.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -92,7 +95,8 @@ def metrics(
     )
     if not files:
         raise UserError(
-            f"{predictions} holds no answers/*.jsonl; give the folder that `medalign evaluate` wrote"
+            f"{predictions} holds no answers/*.jsonl; give the folder that `medalign evaluate` "
+            "wrote"
         )
     results = {}
     for file in files:

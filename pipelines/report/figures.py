@@ -21,7 +21,10 @@ Picture = NDArray[np.uint8]
 
 
 class AttentionRow(NamedTuple):
-    """One slice with the attention over its patches by who looks: teacher first, then the students."""
+    """One slice with the attention over its patches by who looks.
+
+    Teacher first, then the students.
+    """
 
     title: str
     picture: Picture  # (side, side) grey or (side, side, 3), the square that the student sees
@@ -30,7 +33,10 @@ class AttentionRow(NamedTuple):
 
 
 def loss_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Draw the three terms over the steps, a line an arm; an arm without a term has no line there."""
+    """Draw the three terms over the steps, a line an arm.
+
+    An arm without a term has no line there.
+    """
     figure, axes = _figure(10.5, 3.0, 1, 3)
     for axis, (name, title) in zip(axes[0], LOSSES.items(), strict=True):
         drawn = 0
@@ -88,7 +94,8 @@ def similarity_figure(
 ) -> str:
     """Draw one patch of a slice, its similarity to every other patch over the slice, and the whole matrix.
 
-    `similarity` is (N, N); patches that are not `visible` (N,) show padding only and stay plain over the slice.
+    `similarity` is (N, N); patches that are not `visible` (N,) show padding only and stay plain
+    over the slice.
     """
     figure, (axes,) = _figure(10.5, 3.5, 1, 3)
     side = picture.shape[0]
@@ -139,7 +146,8 @@ def _show(axis: Any, picture: Picture) -> None:
 
 
 def _overlay(axis: Any, values: NDArray[np.float64], side: int) -> None:
-    # A few patches often take most of the attention; scaled to them, nothing else could be told apart.
+    # A few patches often take most of the attention; scaled to them, nothing else could be told
+    # apart.
     top = float(np.quantile(values, 0.95)) or float(values.max())
     axis.imshow(
         values, extent=(0, side, side, 0), cmap="inferno", vmin=0, vmax=top, alpha=0.65, zorder=2
@@ -161,7 +169,10 @@ def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, 
 
 
 def _svg(figure: Any, name: str) -> str:
-    """Return the figure as SVG without prologue; `name` keeps its inner ids apart from those of other figures."""
+    """Return the figure as SVG without prologue.
+
+    `name` keeps its inner ids apart from those of other figures.
+    """
     import matplotlib
 
     settings = {
@@ -176,7 +187,8 @@ def _svg(figure: Any, name: str) -> str:
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
-    # The ids of one page are unique: names such as "figure_1" occur in every figure, and equal pictures share theirs.
+    # The ids of one page are unique: names such as "figure_1" occur in every figure, and equal
+    # pictures share theirs.
     text = re.sub(r'(<image\b[^>]*?) id="[^"]*"', r"\g<1>", text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     return re.sub(r'(url\(#|xlink:href="#)', rf"\g<1>{name}-", text)

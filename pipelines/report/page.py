@@ -1,7 +1,7 @@
 """`medalign report`: one HTML page about a run, with every figure and picture inside it.
 
-It reads what the commands wrote: the two arms' losses, the evaluation's rows and answers, the store, and, where the run
-is a demo, its stages. Whatever a run lacks is left out of the page.
+It reads what the commands wrote: the two arms' losses, the evaluation's rows and answers, the
+store, and, where the run is a demo, its stages. Whatever a run lacks is left out of the page.
 """
 
 import base64
@@ -40,8 +40,10 @@ NOTICE = (
     "this page is patient data too and must be kept as such."
 )
 DEMO_NOTICE = (
-    "Everything here is one averaged brain (the MNI152 template): the scores tell how a model reads other slices of "
-    "this very brain, and nothing about any other. Teacher and student are small general-purpose models."
+    "Everything here is one averaged brain (the MNI152 template): the scores tell how a model "
+    "reads other slices of "
+    "this very brain, and nothing about any other. Teacher and student are small general-purpose "
+    "models."
 )
 SHOWN_SLICES, SHOWN_EXAMPLES = 3, 8
 
@@ -201,7 +203,8 @@ def _result(run: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(path.read_text())
     if not Path(result["data"]["file"]).is_file():
         raise UserError(
-            f"the evaluation's data file {result['data']['file']} is not there; start from the same folder"
+            f"the evaluation's data file {result['data']['file']} is not there; start from the "
+            "same folder"
         )
     return result
 
@@ -265,7 +268,8 @@ def _targets(
             shown.append((record, reference, key))
     if not shown:
         warn(
-            "no held-out image is in the store; the report shows no attention and no similarity matrix"
+            "no held-out image is in the store; the report shows no attention and no similarity "
+            "matrix"
         )
         return nothing | {"store": store_sizes(Path(recipe.targets.store), store)}
     grid = (base.grid.rows, base.grid.columns)
@@ -279,7 +283,10 @@ def _targets(
 
 
 def _one_per_plane(records: Sequence[Record]) -> list[Record]:
-    """Return records to show: one of each `plane`, or just the first ones, each with its own image."""
+    """Return records to show.
+
+    One of each `plane`, or just the first ones, each with its own image.
+    """
     chosen: dict[Any, Record] = {}
     for record in records:
         if record.images and record.extra.get("kind") != "box":
@@ -353,7 +360,10 @@ def full_matrix(triangle: NDArray[np.float64], patches: int) -> NDArray[np.float
 
 
 def store_sizes(folder: Path, store: Any) -> dict[str, Any]:
-    """Bytes of the store's namespace beside those of the pickles it replaces: a float32 matrix and vector an image."""
+    """Bytes of the store's namespace beside those of the pickles it replaces.
+
+    A float32 matrix and vector an image.
+    """
     namespaces = [
         path
         for path in folder.iterdir()

@@ -1,7 +1,8 @@
 """Tables 1 to 3 of the paper with our numbers beside them, as HTML, Markdown and LaTeX.
 
-The paper's numbers are data (`paper_tables.json`). Ours come from evaluation folders: `result.json`, and `metrics/`
-beside it for reports (`medalign report metrics`). A cell that was not run says so.
+The paper's numbers are data (`paper_tables.json`). Ours come from evaluation folders:
+`result.json`, and `metrics/` beside it for reports (`medalign report metrics`). A cell that was not
+run says so.
 """
 
 import json
@@ -36,30 +37,39 @@ SCORES = {
     "open": "Open",
     "close": "Close",
 }
-# Our scores that stand for a column of the paper, best first: its closed denominators fit the yes/no questions.
+# Our scores that stand for a column of the paper, best first: its closed denominators fit the
+# yes/no questions.
 OURS = {"open": ("open_recall",), "close": ("closed_yes_no", "closed_accuracy")} | {
     name: (name,) for name in list(SCORES)[:7]
 }
 CHOICE = ("choice_accuracy",)
 NOTES = {
     "report": (
-        "CheXbert similarity is the mean cosine similarity of CheXbert embeddings, which the paper's column “CheXbert” "
-        "holds; it is not an F1. RadGraph is the mean of entity F1 and relation F1. BLEU is the mean of sentence "
+        "CheXbert similarity is the mean cosine similarity of CheXbert embeddings, which the "
+        "paper's column “CheXbert” "
+        "holds; it is not an F1. RadGraph is the mean of entity F1 and relation F1. BLEU is the "
+        "mean of sentence "
         "BLEU-4.",
-        "The authors' MIMIC-CXR references were rewritten by a language model and are not published, so that half of "
+        "The authors' MIMIC-CXR references were rewritten by a language model and are not "
+        "published, so that half of "
         "the table cannot be reproduced like for like.",
     ),
     "vqa": (
-        "Open is recall of the reference's words, Close accuracy, both by LLaVA-Med's rules. The paper's closed "
-        "percentages fit the yes/no questions alone (355 of SLAKE's 416 closed ones); ours count these too.",
-        "The authors' splits of IU-Xray and OmniMedVQA are not published; ours are drawn by image with a seed.",
+        "Open is recall of the reference's words, Close accuracy, both by LLaVA-Med's rules. The "
+        "paper's closed "
+        "percentages fit the yes/no questions alone (355 of SLAKE's 416 closed ones); ours count "
+        "these too.",
+        "The authors' splits of IU-Xray and OmniMedVQA are not published; ours are drawn by image "
+        "with a seed.",
     ),
     "same": (
-        "The paper's columns VCD and DAMRO are identical in this table to the last digit: in the authors' code neither "
+        "The paper's columns VCD and DAMRO are identical in this table to the last digit: in the "
+        "authors' code neither "
         "contrasts anything. Ours do, so these columns are not expected to agree.",
     ),
     "all": (
-        "The paper gives no intervals. Ours are 95% bootstrap intervals over images, with the number of items n.",
+        "The paper gives no intervals. Ours are 95% bootstrap intervals over images, with the "
+        "number of items n.",
     ),
 }
 
@@ -96,9 +106,8 @@ def load_ours(
 ) -> tuple[dict[tuple[str, str, str, str], Ours], list[tuple[str, str, str]]]:
     """Read evaluations given as "MODEL/SET=FOLDER".
 
-    Returns
-    -------
-    Scores by (model, set, method, column), and (model, set, line) of each evaluation: what was decoded how.
+    Returns ------- Scores by (model, set, method, column), and (model, set, line) of each
+    evaluation: what was decoded how.
 
     Raises
     ------
@@ -112,7 +121,8 @@ def load_ours(
         model, slash, name = where.partition("/")
         if not (equals and slash) or model not in MODELS or name not in SETS:
             raise UserError(
-                f"{given!r}: write MODEL/SET=FOLDER with a model of {', '.join(MODELS)} and a set of {', '.join(SETS)}"
+                f"{given!r}: write MODEL/SET=FOLDER with a model of {', '.join(MODELS)} and a set "
+                f"of {', '.join(SETS)}"
             )
         file = Path(folder) / "result.json"
         if not file.is_file():
@@ -139,8 +149,10 @@ def load_ours(
                     ours[model, name, method, column] = Ours(found["value"], low, high, found["n"])
         settings, data = result["settings"], result["data"]
         line = (
-            f"{MODELS[model]}, {name}: {data['items']} items (sha256 {data['sha256'][:12]}), decoding preset "
-            f"{settings['preset']}, at most {settings['max_new_tokens']} tokens, seed {settings['seed']}"
+            f"{MODELS[model]}, {name}: {data['items']} items (sha256 {data['sha256'][:12]}), "
+            "decoding preset "
+            f"{settings['preset']}, at most {settings['max_new_tokens']} tokens, seed "
+            f"{settings['seed']}"
         )
         runs.append((model, name, line))
     return ours, runs
@@ -151,7 +163,10 @@ def _candidates(name: str, candidates: Sequence[str]) -> Sequence[str]:
 
 
 def _method(row: Mapping[str, Any]) -> str | None:
-    """Return the paper's column of a row of ours: LoRA by decoding, MEDALIGN under beam search; None for another."""
+    """Return the paper's column of a row of ours: LoRA by decoding, MEDALIGN under beam search.
+
+    None for another.
+    """
     decoding = row["decoding"]["method"]
     if row["adapter"] == "LoRA":
         return str(decoding)

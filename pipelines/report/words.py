@@ -1,4 +1,7 @@
-"""The demo report's plain words: what was done, what the budget allows, and what the numbers do and do not show."""
+"""The demo report's plain words.
+
+What was done, what the budget allows, and what the numbers do and do not show.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,8 +23,10 @@ def demo_summary(
     """Paragraphs for the top of the page, each following from the numbers."""
     steps, planned = demo["arm_steps"], demo["arm_steps_planned"]
     what = (
-        "A small student (SmolLM2-135M with the first half of a ViT-S/14) learned to answer questions about slices of "
-        "one brain, twice from the same start and the same seed: with LoRA alone, and with LoRA and the three-term "
+        "A small student (SmolLM2-135M with the first half of a ViT-S/14) learned to answer "
+        "questions about slices of "
+        "one brain, twice from the same start and the same seed: with LoRA alone, and with LoRA "
+        "and the three-term "
         "loss, whose targets the whole ViT-S/14 had written to the store before. "
         f"Each arm had {steps} steps of {demo['batch_size']} conversations"
     )
@@ -62,11 +67,13 @@ def _difference(tests: Sequence[Mapping[str, Any]]) -> str:
     if not sure:
         smallest = max(one["detectable"] for one in tests)
         return (
-            "No paired test tells the two arms apart: the differences in the table are within chance for a set of this "
+            "No paired test tells the two arms apart: the differences in the table are within "
+            "chance for a set of this "
             f"size, which could show differences from about {100 * smallest:.0f} points on."
         )
     found = "; ".join(
-        f"{one['score'].replace('_', ' ')} {100 * one['difference']:+.1f} points for {one['a']} over {one['b']} "
+        f"{one['score'].replace('_', ' ')} {100 * one['difference']:+.1f} points for {one['a']} "
+        f"over {one['b']} "
         f"(p = {one['p_holm']:.3f})"
         for one in sure
     )
@@ -76,12 +83,16 @@ def _difference(tests: Sequence[Mapping[str, Any]]) -> str:
 def _budget(demo: Mapping[str, Any]) -> str:
     if demo["full"]:
         return (
-            "This was the full run. It shows the pipeline on a task that can be learned; the size of any difference "
-            "between the arms says nothing about medical models, other images or the paper's claims."
+            "This was the full run. It shows the pipeline on a task that can be learned; the size "
+            "of any difference "
+            "between the arms says nothing about medical models, other images or the paper's "
+            "claims."
         )
     return (
-        f"This is what {demo['minutes']:.0f} minutes on two cores allow: they show that every part of the pipeline "
-        "works on real images, not that the method helps. `medalign demo --full` runs the same pipeline for longer, "
+        f"This is what {demo['minutes']:.0f} minutes on two cores allow: they show that every part "
+        "of the pipeline "
+        "works on real images, not that the method helps. `medalign demo --full` runs the same "
+        "pipeline for longer, "
         "until most of the task is learned."
     )
 

@@ -1,4 +1,7 @@
-"""What `medalign student train` hands to the trainer, which imports neither teacher nor metric: both as callables."""
+"""What `medalign student train` hands to the trainer, which imports neither teacher nor metric.
+
+Both as callables.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -16,13 +19,15 @@ def target_computer(
 ) -> Callable[[Sequence[ImageReference]], Iterator[Target]] | None:
     """Return what computes images' targets as the recipe's store would hold them, for `targets.on_missing: compute`.
 
-    The teacher is the one that filled the store's namespace, checked by fingerprint, on `targets.device`. None where
-    the recipe does not ask for it; the teacher is loaded for the first missing image and gone after the last.
+    The teacher is the one that filled the store's namespace, checked by fingerprint, on
+    `targets.device`. None where the recipe does not ask for it; the teacher is loaded for the first
+    missing image and gone after the last.
 
     Raises
     ------
     UserError
-        Several teachers or a `factors` store (`cache build` serves both), or weights other than the store's.
+        Several teachers or a `factors` store (`cache build` serves both), or weights other than the
+        store's.
     """
     section = recipe.targets
     if (
@@ -59,14 +64,16 @@ def _load(
     identity = TargetStore.open(store, teacher, fingerprint).identity
     if identity.encoding != "matrix":
         raise UserError(
-            "targets.on_missing=compute adds to `matrix` stores only; run `cache build` for this one"
+            "targets.on_missing=compute adds to `matrix` stores only; run `cache build` for this "
+            "one"
         )
     place = choose_device(device)
     loaded, own = load_for(identity.teacher, weights, settings_of(identity), place)
     difference = first_difference(identity, own)
     if difference is not None:
         raise UserError(
-            f"targets.weights is not the teacher of this store: {difference.field} is {difference.second}, "
+            f"targets.weights is not the teacher of this store: {difference.field} is "
+            f"{difference.second}, "
             f"in the store {difference.first}"
         )
 
@@ -86,9 +93,12 @@ def _load(
 def scorer(
     recipe: Recipe,
 ) -> Callable[[Sequence[Record], Sequence[str]], Mapping[str, float]] | None:
-    """Return what rates the answers of an evaluation, where `train.best_metric` is a score; None otherwise.
+    """Return what rates the answers of an evaluation, where `train.best_metric` is a score.
 
-    Its scores are those of `medalign evaluate`, means over the records that have them, such as `closed_accuracy`.
+    None otherwise.
+
+    Its scores are those of `medalign evaluate`, means over the records that have them, such as
+    `closed_accuracy`.
 
     Raises
     ------

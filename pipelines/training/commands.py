@@ -1,4 +1,7 @@
-"""`medalign student`: the commands of `student`, with a teacher and the scores at hand while training."""
+"""`medalign student`.
+
+The commands of `student`, with a teacher and the scores at hand while training.
+"""
 
 import typer
 
@@ -15,7 +18,10 @@ def train(
     dry_run: student.DryRun = False,
     as_json: student.AsJson = False,
 ) -> None:
-    """Fine-tune by a recipe, as `student train`; missing targets can be computed, and scores choose the checkpoint."""
+    """Fine-tune by a recipe, as `student train`.
+
+    Missing targets can be computed, and scores choose the checkpoint.
+    """
     from pipelines.training.callables import scorer, target_computer
 
     student.run_training(

@@ -1,10 +1,11 @@
 """DICOM images through pydicom, as a viewer shows them first.
 
-Gray values go through the modality LUT (or rescale), then the VOI LUT, else the first window (PS3.3 C.11.2), whose ends
-become 0 and 255. Without either, or where the window leaves one single value, the image's own range without its padding
-value is used. Enhanced multi-frame objects keep these in their functional groups. MONOCHROME1 is inverted, YBR and
-palette colour become RGB. A multi-frame image without `frame=N` (0-based) shows its middle frame: the first is
-often empty. Compressed pixel data is decoded by pylibjpeg.
+Gray values go through the modality LUT (or rescale), then the VOI LUT, else the first window (PS3.3
+C.11.2), whose ends become 0 and 255. Without either, or where the window leaves one single value,
+the image's own range without its padding value is used. Enhanced multi-frame objects keep these in
+their functional groups. MONOCHROME1 is inverted, YBR and palette colour become RGB. A multi-frame
+image without `frame=N` (0-based) shows its middle frame: the first is often empty. Compressed pixel
+data is decoded by pylibjpeg.
 """
 
 from typing import Any, BinaryIO
@@ -19,9 +20,12 @@ Values = NDArray[np.float64]
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file's first 132 bytes say DICOM: by its mark, or, in old files without one, by a first data element.
+    """Whether a file's first 132 bytes say DICOM.
 
-    Such a file begins with group 0002 or 0008, and a value representation of two capitals or a short length.
+    By its mark, or, in old files without one, by a first data element.
+
+    Such a file begins with group 0002 or 0008, and a value representation of two capitals or a
+    short length.
     """
     if head[128:132] == b"DICM":
         return True
@@ -38,7 +42,8 @@ def is_dicom(head: bytes) -> bool:
 def open_dicom(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image:
     """Return one frame as RGB.
 
-    Raises UnreadableImage where there is no pixel data, it cannot be decoded, or it is more than `max_pixels` pixels.
+    Raises UnreadableImage where there is no pixel data, it cannot be decoded, or it is more than
+    `max_pixels` pixels.
     """
     import pydicom
 
@@ -102,7 +107,10 @@ def _gray(dataset: Any, pixels: NDArray[Any], index: int) -> Image.Image:
 
 
 def _group(dataset: Any, name: str, index: int) -> Any | None:
-    """Return a functional group of an enhanced multi-frame object (PS3.3 C.7.6.16): the frame's own, or the shared."""
+    """Return a functional group of an enhanced multi-frame object (PS3.3 C.7.6.16).
+
+    The frame's own, or the shared.
+    """
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
     for holder in (
         *frames[index : index + 1],
@@ -114,7 +122,10 @@ def _group(dataset: Any, name: str, index: int) -> Any | None:
 
 
 def _windowed(values: NDArray[Any], holder: Any) -> Values | None:
-    """Apply the VOI LUT or first window of `holder` (PS3.3 C.11.2): values in [0, 1], or None where it has neither."""
+    """Apply the VOI LUT or first window of `holder` (PS3.3 C.11.2).
+
+    Values in [0, 1], or None where it has neither.
+    """
     from pydicom.pixels import apply_voi
 
     if holder.get("VOILUTSequence"):
@@ -135,7 +146,10 @@ def _windowed(values: NDArray[Any], holder: Any) -> Values | None:
 
 
 def _window(x: Values, center: float, width: float, function: str) -> Values | None:
-    """Map the window to [0, 1] (PS3.3 C.11.2.1.2 and C.11.2.1.3); None for an invalid one, as viewers ignore it."""
+    """Map the window to [0, 1] (PS3.3 C.11.2.1.2 and C.11.2.1.3).
+
+    None for an invalid one, as viewers ignore it.
+    """
     if function == "LINEAR" and width >= 1:
         ramp = (
             (x - (center - 0.5)) / (width - 1) + 0.5

@@ -1,8 +1,9 @@
 """How an image becomes the square that a vision encoder sees, and which patches of it show image.
 
-`pad` is what LLaVA's students do: paste the image, centred, on a square of the mean colour, then resize. `crop` is the
-authors' teacher preprocessing: resize the short side and cut the centre. On an image that is not square, patch i of one
-and patch i of the other show different places; a store therefore names its geometry.
+`pad` is what LLaVA's students do: paste the image, centred, on a square of the mean colour, then
+resize. `crop` is the authors' teacher preprocessing: resize the short side and cut the centre. On
+an image that is not square, patch i of one and patch i of the other show different places; a store
+therefore names its geometry.
 """
 
 from typing import Literal, NamedTuple
@@ -25,7 +26,10 @@ class Box(NamedTuple):
 
 
 def content_box(width: int, height: int, geometry: Geometry) -> Box:
-    """Return where in the square the image of `width` x `height` pixels lies; all of it under `crop`."""
+    """Return where in the square the image of `width` x `height` pixels lies.
+
+    All of it under `crop`.
+    """
     if geometry == "crop":
         return Box(0.0, 0.0, 1.0, 1.0)
     side = max(width, height)
@@ -34,7 +38,10 @@ def content_box(width: int, height: int, geometry: Geometry) -> Box:
 
 
 def coverage(box: Box, grid: Grid) -> NDArray[np.uint8]:
-    """Return 255 x the share of each patch inside `box`, (N,) uint8; 0 only where a patch shows no image at all."""
+    """Return 255 x the share of each patch inside `box`, (N,) uint8.
+
+    0 only where a patch shows no image at all.
+    """
     rows = _overlap(box.top, box.bottom, grid.rows)
     columns = _overlap(box.left, box.right, grid.columns)
     share = 255 * np.outer(rows, columns).ravel()

@@ -1,8 +1,8 @@
 """Patch grids, and the linear operator between two of them (Eq. 2).
 
 Interpolation is linear in the patches, so one matrix A (N, M) serves features and attention alike:
-`A @ tokens` for every image of a store. Growing is bilinear with `align_corners=False`; shrinking averages areas,
-because bilinear sampling would drop most of the source patches.
+`A @ tokens` for every image of a store. Growing is bilinear with `align_corners=False`; shrinking
+averages areas, because bilinear sampling would drop most of the source patches.
 """
 
 from functools import lru_cache
@@ -46,8 +46,8 @@ class Grid(NamedTuple):
 def interpolation_matrix(source: Grid, target: Grid) -> NDArray[np.float32]:
     """Return A (N, M) float32 with rows summing to 1: `target patches = A @ source patches`.
 
-    Rows and columns are handled apart, each bilinear where it grows and area-averaged where it shrinks.
-    The array is shared between callers and must not be written to.
+    Rows and columns are handled apart, each bilinear where it grows and area-averaged where it
+    shrinks. The array is shared between callers and must not be written to.
     """
     rows, columns = _axis(source.rows, target.rows), _axis(source.columns, target.columns)
     matrix: NDArray[np.float32] = np.kron(rows, columns).astype(np.float32)

@@ -1,8 +1,9 @@
 """Open any image file as RGB, and name it by its content.
 
 What a file is follows from its bytes, never from its name: DICOM (`shared.imaging.dicom`), NIfTI
-(`shared.imaging.nifti`), else Pillow with the formats listed here. Whatever cannot be shown faithfully raises
-`UnreadableImage` with a reason that names no path, so that it may go into a quarantine list that others read.
+(`shared.imaging.nifti`), else Pillow with the formats listed here. Whatever cannot be shown
+faithfully raises `UnreadableImage` with a reason that names no path, so that it may go into a
+quarantine list that others read.
 """
 
 import warnings
@@ -19,14 +20,17 @@ MAX_PIXELS = (
     100_000_000  # 10,000 x 10,000: larger than any radiograph, smaller than a decompression bomb
 )
 
-# These libraries warn of odd metadata and of sizes that the checks below decide upon. A filter for good, since
-# `catch_warnings` around a call is not safe among threads.
+# These libraries warn of odd metadata and of sizes that the checks below decide upon. A filter for
+# good, since `catch_warnings` around a call is not safe among threads.
 for _library in ("PIL", "pydicom", "nibabel"):
     warnings.filterwarnings("ignore", module=rf"{_library}(\.|$)")
 
 
 class ImageReference(NamedTuple):
-    """A file, and which image of it: `frame=12` of a DICOM or TIFF, `axial=90` of a NIfTI; None where it holds one."""
+    """A file, and which image of it: `frame=12` of a DICOM or TIFF, `axial=90` of a NIfTI.
+
+    None where it holds one.
+    """
 
     path: Path
     part: str | None = None
@@ -48,13 +52,14 @@ def open_image(
 ) -> Image.Image:
     """Return the image as mode RGB, upright (EXIF rotation applied), at its own size.
 
-    16-bit and floating-point pixels are scaled from their own range to 8 bits; transparent pixels become black, as
-    they are shown over nothing (an image of nothing else is refused).
+    16-bit and floating-point pixels are scaled from their own range to 8 bits; transparent pixels
+    become black, as they are shown over nothing (an image of nothing else is refused).
 
     Raises
     ------
     UnreadableImage
-        No image, a truncated one, another format, more than `max_pixels` pixels, a part that is not there.
+        No image, a truncated one, another format, more than `max_pixels` pixels, a part that is not
+        there.
     OSError
         The file itself cannot be opened or read.
     """
@@ -94,14 +99,18 @@ def _open_with_pillow(file: BinaryIO, part: str | None, max_pixels: int) -> Imag
         raise UnreadableImage(
             f"not an image of a known format (DICOM, NIfTI, {', '.join(FORMATS)})"
         ) from None
-    except Exception as error:  # Pillow's decoders raise what their parsing stumbles over: OSError, SyntaxError, ...
+    # Pillow's decoders raise what their parsing stumbles over: OSError, SyntaxError, ...
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UnreadableImage(f"a broken image: {type(error).__name__}: {reason}") from None
     return _to_rgb(image)
 
 
 def _jpeg_ends(file: BinaryIO) -> bool:
-    """Whether an end marker follows the first scan: a file whose tail a crash left as zeros decodes without error."""
+    """Whether an end marker follows the first scan.
+
+    A file whose tail a crash left as zeros decodes without error.
+    """
     file.seek(0)
     data = file.read()
     position = 2

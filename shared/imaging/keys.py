@@ -1,8 +1,9 @@
 """The side index: content keys by path, size and times, so that unchanged files are hashed once.
 
-A cache in the user's cache directory, one SQLite file that processes may share; without it (no place, no locks) every
-file is hashed. A file counts as unchanged while its size, modification and change time are; one that was touched within
-the last seconds is not remembered, for it could change again without a trace.
+A cache in the user's cache directory, one SQLite file that processes may share; without it (no
+place, no locks) every file is hashed. A file counts as unchanged while its size, modification and
+change time are; one that was touched within the last seconds is not remembered, for it could change
+again without a trace.
 """
 
 import hashlib

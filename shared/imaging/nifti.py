@@ -1,9 +1,10 @@
 """NIfTI volumes: one slice along one of three directions.
 
-The volume is turned to RAS+ (x grows to the right, y to the front, z upwards) by its affine, without resampling.
-`axial=z`, `coronal=y` and `sagittal=x` count from 0 along those axes. The top of an axial slice is the front, that of
-the others the head; left of the picture is the left of the body (neurological convention) or, sagittally, the back.
-Values between the volume's 0.5th and 99.5th percentile become 0 to 255: the slices of one scan stay comparable.
+The volume is turned to RAS+ (x grows to the right, y to the front, z upwards) by its affine,
+without resampling. `axial=z`, `coronal=y` and `sagittal=x` count from 0 along those axes. The top
+of an axial slice is the front, that of the others the head; left of the picture is the left of the
+body (neurological convention) or, sagittally, the back. Values between the volume's 0.5th and
+99.5th percentile become 0 to 255: the slices of one scan stay comparable.
 """
 
 import gzip
@@ -38,7 +39,9 @@ def is_nifti(path: Path, head: bytes) -> bool:
 
 
 def open_nifti(path: Path, part: str | None, max_pixels: int) -> Image.Image:
-    """Return one slice as RGB; `part` such as `axial=90` is required, since no slice stands for a volume.
+    """Return one slice as RGB.
+
+    `part` such as `axial=90` is required, since no slice stands for a volume.
 
     Raises UnreadableImage for a broken file, a volume of one value, or a part that is not there.
     """
@@ -60,7 +63,10 @@ def open_nifti(path: Path, part: str | None, max_pixels: int) -> Image.Image:
 
 
 def slice_of(volume: NDArray[Any], axis: int, position: int) -> NDArray[Any]:
-    """Cut a RAS+ volume (x, y, z): rows run downwards (front or head first), columns along the remaining axis."""
+    """Cut a RAS+ volume (x, y, z).
+
+    Rows run downwards (front or head first), columns along the remaining axis.
+    """
     return np.ascontiguousarray(np.take(volume, position, axis).T[::-1])
 
 

@@ -1,4 +1,7 @@
-"""What every reader of a format needs: the refusal, the limits, and gray levels of any type as RGB."""
+"""What every reader of a format needs.
+
+The refusal, the limits, and gray levels of any type as RGB.
+"""
 
 import numpy as np
 from PIL import Image
@@ -11,8 +14,8 @@ class UnreadableImage(ValueError):
 def gray_to_rgb(pixels: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Image.Image:
     """Scale a grayscale plane (rows, columns) of any number type from its own range to 8 bits, as RGB.
 
-    Raises UnreadableImage where no pixel is finite, or where every pixel has one value: a flat plane cannot be told
-    from a failed decoding.
+    Raises UnreadableImage where no pixel is finite, or where every pixel has one value: a flat
+    plane cannot be told from a failed decoding.
     """
     values = pixels.astype(np.float64)
     finite = np.isfinite(values)

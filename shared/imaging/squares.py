@@ -1,7 +1,10 @@
-"""From an image to the pixels of a vision encoder: squared, resized, normalised; the same for teacher and student.
+"""From an image to the pixels of a vision encoder: squared, resized, normalised.
 
-What teacher patch i and student patch i show is one place of the image only because both come through here: LLaVA's
-`expand2square` (centred on the encoder's mean colour), CLIP's bicubic resize and its normalisation.
+The same for teacher and student.
+
+What teacher patch i and student patch i show is one place of the image only because both come
+through here: LLaVA's `expand2square` (centred on the encoder's mean colour), CLIP's bicubic resize
+and its normalisation.
 """
 
 from typing import NamedTuple, Protocol
@@ -19,7 +22,9 @@ Colours = tuple[float, float, float]  # of the three channels, on the scale 0 to
 
 
 class ImageReader(NamedTuple):
-    """Reads images as one encoder's pixels; plain values only, so that it travels to worker processes.
+    """Reads images as one encoder's pixels.
+
+    Plain values only, so that it travels to worker processes.
 
     Attributes
     ----------

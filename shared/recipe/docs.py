@@ -1,4 +1,7 @@
-"""`docs/recipe.md`, written from the recipe's fields: `python -m shared.recipe.docs > docs/recipe.md`."""
+"""`docs/recipe.md`, written from the recipe's fields.
+
+`python -m shared.recipe.docs > docs/recipe.md`.
+"""
 
 import inspect
 import re

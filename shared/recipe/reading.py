@@ -1,8 +1,11 @@
-"""A recipe: one YAML file for the whole pipeline, checked key by key, with overrides from the command line.
+"""A recipe.
+
+One YAML file for the whole pipeline, checked key by key, with overrides from the command line.
 
     load_recipe("recipe.yaml", ["data.train=train.json", "losses.layer=16"])
 
-The keys are in `shared.recipe.fields`. Paths in a recipe are relative to the working directory, as on the command line.
+The keys are in `shared.recipe.fields`. Paths in a recipe are relative to the working directory, as
+on the command line.
 """
 
 import difflib
@@ -30,8 +33,8 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     Raises
     ------
     UserError
-        A file that is missing or no YAML mapping, a key given twice, an unknown key (with the nearest valid one),
-        a value of the wrong kind or out of range.
+        A file that is missing or no YAML mapping, a key given twice, an unknown key (with the
+        nearest valid one), a value of the wrong kind or out of range.
     """
     values: dict[str, Any] = {}
     source = "the recipe"
@@ -76,7 +79,10 @@ def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key given twice is an error: YAML itself keeps the last without a word."""
+    """YAML's safe loader, but a key given twice is an error.
+
+    YAML itself keeps the last without a word.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -102,7 +108,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(
-            f"{path}: a recipe is a mapping of keys such as `model:` and `train:`, not a {type(values).__name__}"
+            f"{path}: a recipe is a mapping of keys such as `model:` and `train:`, not a "
+            f"{type(values).__name__}"
         )
     return values
 
@@ -140,7 +147,10 @@ def _section(key: object) -> type[BaseModel] | None:
 
 
 def _explain(error: ValidationError, source: str) -> str:
-    """Say the first fault in one line; an unknown key comes first, since it often explains the rest."""
+    """Say the first fault in one line.
+
+    An unknown key comes first, since it often explains the rest.
+    """
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
     if fault["type"] == "extra_forbidden":

@@ -1,4 +1,7 @@
-"""The target store: what the teacher says about each image, written once, checked on reading (docs/store-format.md)."""
+"""The target store.
+
+What the teacher says about each image, written once, checked on reading (docs/store-format.md).
+"""
 
 from shared.targets.identity import Difference, Identity, Preprocessing, first_difference
 from shared.targets.segment.manifest import DamagedSegment

@@ -29,7 +29,8 @@ def choose_namespace(
     if fitting:
         names = ", ".join(namespace.name for namespace in fitting)
         raise UserError(
-            f"{root} holds {len(fitting)} that fit ({names}): choose one by teacher, grid or fingerprint (the "
+            f"{root} holds {len(fitting)} that fit ({names}): choose one by teacher, grid or "
+            "fingerprint (the "
             "digits that end its name)"
         )
     lines = [_mismatch(one.identity, teacher, fingerprint, wanted, identity) for one in namespaces]

@@ -19,7 +19,10 @@ def digest(body: Mapping[str, Any]) -> str:
 
 
 def encode_sorted(document: Mapping[str, Any]) -> bytes:
-    """Write the JSON of a namespace's own files: one document has one form, so that any change shows."""
+    """Write the JSON of a namespace's own files.
+
+    One document has one form, so that any change shows.
+    """
     return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
 
 

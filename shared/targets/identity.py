@@ -26,15 +26,21 @@ class Preprocessing(BaseModel):
 
 
 def _default_precision(fields: Mapping[str, Any]) -> Literal["f16", "u8"]:
-    """Factors lose nothing by int8: the rank is chosen with it, within the same tolerance, at a third of the bytes."""
+    """Factors lose nothing by int8.
+
+    The rank is chosen with it, within the same tolerance, at a third of the bytes.
+    """
     return "u8" if fields.get("encoding") == "factors" else "f16"
 
 
 class Identity(BaseModel):
-    """Everything the stored numbers depend on, and nothing else: the fingerprint covers exactly these fields.
+    """Everything the stored numbers depend on, and nothing else.
 
-    `grid` is (rows, columns): the student's for the `matrix` encoding, the teacher's own for `factors`. `precision` is
-    that of S (`matrix`) or of the factors; left out, it is f16 for `matrix` and u8 (int8) for `factors`.
+    The fingerprint covers exactly these fields.
+
+    `grid` is (rows, columns): the student's for the `matrix` encoding, the teacher's own for
+    `factors`. `precision` is that of S (`matrix`) or of the factors; left out, it is f16 for
+    `matrix` and u8 (int8) for `factors`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,7 +83,10 @@ class Identity(BaseModel):
         return hashlib.sha256(canonical_json(self.document())).hexdigest()
 
     def namespace(self) -> str:
-        """Return the folder's name in the store: teacher and the first 12 hexadecimal digits of the fingerprint."""
+        """Return the folder's name in the store.
+
+        Teacher and the first 12 hexadecimal digits of the fingerprint.
+        """
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.teacher).strip("-.") or "teacher"
         return f"{name}-{self.fingerprint()[:12]}"
 
@@ -114,11 +123,13 @@ def parse_identity(document: Any, source: str) -> Identity:
     Raises
     ------
     UserError
-        If the document is of another format version or not an identity; `source` names the file in the message.
+        If the document is of another format version or not an identity; `source` names the file in
+        the message.
     """
     if isinstance(document, dict) and document.get("format") != FORMAT:
         raise UserError(
-            f"{source}: store format {document.get('format')!r}, this version reads {FORMAT}: use a matching version"
+            f"{source}: store format {document.get('format')!r}, this version reads {FORMAT}: use "
+            "a matching version"
         )
     try:
         return Identity.model_validate(document)

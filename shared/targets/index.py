@@ -1,7 +1,9 @@
-"""The index of a namespace: sorted content keys to (segment, row), memory-mapped from the user's cache directory.
+"""The index of a namespace.
 
-A cache and nothing more: it can be deleted at any time, is rebuilt from the segments' keys, and every read checks
-the key it led to.
+Sorted content keys to (segment, row), memory-mapped from the user's cache directory.
+
+A cache and nothing more: it can be deleted at any time, is rebuilt from the segments' keys, and
+every read checks the key it led to.
 """
 
 import hashlib
@@ -66,12 +68,14 @@ def open_index(namespace: Namespace) -> Index:
 def build_index(namespace: Namespace, segments: Sequence[str], known: Index | None = None) -> Index:
     """Build the index from the segments' keys; those in `known` are not read again.
 
-    Where several segments hold a key, the first in the order of ids is kept: every reader chooses the same one.
+    Where several segments hold a key, the first in the order of ids is kept: every reader chooses
+    the same one.
     """
     numbers = {segment: number for number, segment in enumerate(segments)}
     keys: list[NDArray[np.uint8]] = []
     places: list[NDArray[np.uint32]] = []
-    # An index drops superseded duplicates, so it can only be extended while all of its segments are still there.
+    # An index drops superseded duplicates, so it can only be extended while all of its segments are
+    # still there.
     reusable = known if known is not None and set(known.segments) <= numbers.keys() else None
     if reusable is not None and len(reusable.keys):
         keys.append(np.asarray(reusable.keys).view(np.uint8).reshape(-1, KEY_BYTES))

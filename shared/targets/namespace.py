@@ -1,4 +1,7 @@
-"""A namespace: one teacher's folder in the store, with its identity, its segments and its quarantine list."""
+"""A namespace.
+
+One teacher's folder in the store, with its identity, its segments and its quarantine list.
+"""
 
 import hashlib
 import json
@@ -16,7 +19,10 @@ GROUPS = ("segments", "quarantine")
 
 
 class Namespace(NamedTuple):
-    """One namespace of a store; `provenance` says when and with what it was made, outside the fingerprint."""
+    """One namespace of a store.
+
+    `provenance` says when and with what it was made, outside the fingerprint.
+    """
 
     storage: Storage
     name: str
@@ -33,7 +39,10 @@ class Namespace(NamedTuple):
 
 
 class Quarantined(NamedTuple):
-    """An image that could not be read: its content key, why, and when (ISO 8601, UTC). Never a path."""
+    """An image that could not be read: its content key, why, and when (ISO 8601, UTC).
+
+    Never a path.
+    """
 
     key: bytes
     reason: str
@@ -73,7 +82,8 @@ def create_namespace(
     namespace = read_namespace(storage, name)
     if namespace.identity != identity:
         raise UserError(
-            f"{storage.location}/{name} holds another identity under this name: choose another --store"
+            f"{storage.location}/{name} holds another identity under this name: choose another "
+            "--store"
         )
     return namespace
 
@@ -84,7 +94,8 @@ def read_namespace(storage: Storage, name: str) -> Namespace:
     Raises
     ------
     UserError
-        If it is no namespace of this store format, or its identity does not have the fingerprint in its name.
+        If it is no namespace of this store format, or its identity does not have the fingerprint in
+        its name.
     """
     source = f"{storage.location}/{name}/zarr.json"
     try:
@@ -109,7 +120,8 @@ def read_namespace(storage: Storage, name: str) -> Namespace:
     whole = group_document({"medalign": {**body, "digest": digest(body)}})
     if identity.namespace() != name or encode_sorted(whole) != data:
         raise UserError(
-            f"{source} was edited or damaged (fingerprint {identity.fingerprint()[:12]}): restore it from a copy of "
+            f"{source} was edited or damaged (fingerprint {identity.fingerprint()[:12]}): restore "
+            "it from a copy of "
             "the store, or move the folder away and build anew"
         )
     return Namespace(storage, name, identity, provenance)
@@ -153,7 +165,8 @@ def namespace_names(storage: Storage) -> list[str]:
     UserError
         If there is no store, or it cannot be read.
     """
-    # A build killed at its very start leaves a folder with nothing in it; one that lost its zarr.json has segments.
+    # A build killed at its very start leaves a folder with nothing in it; one that lost its
+    # zarr.json has segments.
     try:
         names = [
             name
@@ -166,7 +179,8 @@ def namespace_names(storage: Storage) -> list[str]:
         ) from error
     if not names:
         raise UserError(
-            f"no target store at {storage.location}: `cache build --store {storage.location}` makes one"
+            f"no target store at {storage.location}: `cache build --store {storage.location}` "
+            "makes one"
         )
     return names
 
@@ -187,7 +201,8 @@ def check_groups(namespace: Namespace) -> None:
             sound = False
         if not sound:
             raise UserError(
-                f"damaged metadata {namespace.storage.location}/{path}: delete the file if it is there, and the same "
+                f"damaged metadata {namespace.storage.location}/{path}: delete the file if it is "
+                "there, and the same "
                 "`cache build` writes it again"
             )
 
@@ -215,12 +230,18 @@ def quarantine(namespace: Namespace, key: bytes, reason: str) -> None:
 
 
 def quarantine_name(data: bytes) -> str:
-    """Name a quarantine record's file: its key, and a digest of its bytes that `cache verify` checks."""
+    """Name a quarantine record's file.
+
+    Its key, and a digest of its bytes that `cache verify` checks.
+    """
     return f"{json.loads(data)['key']}-{hashlib.sha256(data).hexdigest()[:16]}.json"
 
 
 def quarantined(namespace: Namespace) -> Iterator[Quarantined]:
-    """Yield the latest record of each quarantined image, sorted by key; raises as `read_quarantined`."""
+    """Yield the latest record of each quarantined image, sorted by key.
+
+    Raises as `read_quarantined`.
+    """
     latest: dict[bytes, Quarantined] = {}
     for name in quarantine_files(namespace):
         document = json.loads(read_quarantined(namespace, name))
@@ -252,7 +273,8 @@ def read_quarantined(namespace: Namespace, name: str) -> bytes:
         sound = False
     if not sound:
         raise UserError(
-            f"damaged quarantine record {namespace.storage.location}/{path}: delete it, and the next build that meets "
+            f"damaged quarantine record {namespace.storage.location}/{path}: delete it, and the "
+            "next build that meets "
             "its image writes it again"
         )
     return data

@@ -12,8 +12,8 @@ def prefetch(
 ) -> Iterator[Target]:
     """Yield the targets of each batch of keys, in order, with `depth` batches on their way in one other thread.
 
-    Decompression releases the interpreter's lock, so it runs beside the consumer. Errors of a batch are raised where it
-    would have been yielded.
+    Decompression releases the interpreter's lock, so it runs beside the consumer. Errors of a batch
+    are raised where it would have been yielded.
 
     Raises
     ------

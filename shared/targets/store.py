@@ -38,8 +38,8 @@ class Target(NamedTuple):
 class TargetStore:
     """A read-only view of one namespace as it was when opened; `TargetStore.open` makes one.
 
-    It can be pickled (a DataLoader worker then opens the store itself) and holds no file open and no thread, so
-    that it also survives a fork.
+    It can be pickled (a DataLoader worker then opens the store itself) and holds no file open and
+    no thread, so that it also survives a fork.
     """
 
     def __init__(self, namespace: Namespace, grid: tuple[int, int]) -> None:
@@ -64,15 +64,18 @@ class TargetStore:
         root
             The store: a folder, or `s3://bucket/prefix`.
         teacher, fingerprint, grid
-            What the namespace must have: the teacher's name, its fingerprint (or its leading digits, 6 at least),
-            the grid (rows, columns) that targets shall have. `factors` serve any grid.
+            What the namespace must have: the teacher's name, its fingerprint (or its leading
+            digits, 6 at least), the grid (rows, columns) that targets shall have. `factors` serve
+            any grid.
         identity
-            A full identity that is expected, for a message that names the field in which the store differs.
+            A full identity that is expected, for a message that names the field in which the store
+            differs.
 
         Raises
         ------
         UserError
-            If no namespace fits (with both fingerprints and the first field that differs), or more than one does.
+            If no namespace fits (with both fingerprints and the first field that differs), or more
+            than one does.
         DamagedSegment
             If a segment is damaged whose keys are not in the cached index.
         """
@@ -124,7 +127,10 @@ class TargetStore:
         return Target(batch.similarity[0], batch.attention[0], batch.coverage[0])
 
     def batch(self, keys: Sequence[bytes]) -> Target:
-        """Read many targets in the order of `keys` (repeats allowed), grouped by segment; raises as `[]` does."""
+        """Read many targets in the order of `keys` (repeats allowed), grouped by segment.
+
+        Raises as `[]` does.
+        """
         arrays = self.arrays(keys)
         if self.identity.encoding == "matrix":
             return Target(arrays["similarity"], arrays["attention"], arrays["coverage"])
@@ -138,7 +144,10 @@ class TargetStore:
         return [int(self._index.places[position, 0]) if position >= 0 else -1 for position in found]
 
     def by_segment(self) -> Iterator[list[bytes]]:
-        """Yield the keys of each segment in the order in which they lie there: the fastest order to read in."""
+        """Yield the keys of each segment in the order in which they lie there.
+
+        The fastest order to read in.
+        """
         order = np.lexsort((self._index.places[:, 1], self._index.places[:, 0]))
         numbers = self._index.places[order, 0]
         for group in np.split(order, np.flatnonzero(np.diff(numbers)) + 1) if len(order) else ():
@@ -146,7 +155,10 @@ class TargetStore:
             yield [block[place : place + 32] for place in range(0, len(block), 32)]
 
     def arrays(self, keys: Sequence[bytes]) -> dict[str, NDArray[Any]]:
-        """Read the stored arrays themselves, by name, with a leading record axis; raises as `[]` does."""
+        """Read the stored arrays themselves, by name, with a leading record axis.
+
+        Raises as `[]` does.
+        """
         try:
             return self._arrays(list(keys))
         except DamagedSegment:
@@ -182,7 +194,8 @@ class TargetStore:
                     key.hex() for key, position in zip(keys, positions, strict=True) if position < 0
                 ]
                 raise KeyError(
-                    f"{len(absent)} of {len(keys)} keys are not in the store, the first: {absent[0]}"
+                    f"{len(absent)} of {len(keys)} keys are not in the store, the first: "
+                    f"{absent[0]}"
                 )
             places = np.asarray(self._index.places)[positions].astype(np.int64)
             if all(

@@ -17,8 +17,9 @@ from shared.targets.storage import Storage
 class TargetWriter:
     """Fills one namespace, segment after segment: what a build holds open.
 
-    Use as a context manager: leaving it normally publishes the last, partial segment; leaving it by an exception
-    publishes it too, for finished work is worth keeping, unless publishing was what failed.
+    Use as a context manager: leaving it normally publishes the last, partial segment; leaving it by
+    an exception publishes it too, for finished work is worth keeping, unless publishing was what
+    failed.
     """
 
     def __init__(
@@ -36,7 +37,10 @@ class TargetWriter:
         self.namespace.storage.sweep(self.namespace.name)
 
     def add(self, key: bytes, record: Arrays) -> None:
-        """Add one record; publishes the segment when it is full. Raises as `SegmentWriter.add` and `publish` do."""
+        """Add one record; publishes the segment when it is full.
+
+        Raises as `SegmentWriter.add` and `publish` do.
+        """
         self._segment.add(key, record)
         if len(self._segment) >= self._limit:
             self.flush()
@@ -53,8 +57,10 @@ class TargetWriter:
             self._segment.publish()
         except OSError as error:
             raise UserError(
-                f"cannot write to the store {self.namespace.storage.location}: {error.strerror or error}; finished "
-                "segments are safe: make room or restore write access, then run the same build again"
+                f"cannot write to the store {self.namespace.storage.location}: "
+                f"{error.strerror or error}; finished "
+                "segments are safe: make room or restore write access, then run the same build "
+                "again"
             ) from error
 
     def __enter__(self) -> "TargetWriter":

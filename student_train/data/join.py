@@ -1,4 +1,7 @@
-"""The one meeting point of the two stages: images of a data set joined with the store's targets by content key."""
+"""The one meeting point of the two stages.
+
+Images of a data set joined with the store's targets by content key.
+"""
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +33,10 @@ class Targets(NamedTuple):
 
 
 class Join:
-    """Looks an image's targets up: in the stores, or among those computed because the stores lack them."""
+    """Looks an image's targets up.
+
+    In the stores, or among those computed because the stores lack them.
+    """
 
     def __init__(
         self,
@@ -78,7 +84,8 @@ def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
     section = recipe.targets
     if section.store is None:
         raise UserError(
-            "targets.store is not set, but losses.alpha or losses.beta is above 0; name the store or set both to 0"
+            "targets.store is not set, but losses.alpha or losses.beta is above 0; name the store "
+            "or set both to 0"
         )
     teachers: list[str | None] = (
         [*section.teacher] if isinstance(section.teacher, list) else [section.teacher]
@@ -90,7 +97,8 @@ def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
         prints = [None for _ in teachers]
     if len(prints) != len(teachers):
         raise UserError(
-            f"targets.fingerprint lists {len(prints)} for {len(teachers)} teachers; give one per teacher"
+            f"targets.fingerprint lists {len(prints)} for {len(teachers)} teachers; give one per "
+            "teacher"
         )
     stores = [
         TargetStore.open(section.store, teacher, fingerprint, grid)
@@ -99,8 +107,10 @@ def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
     for store in stores:
         if store.identity.geometry != recipe.data.geometry:
             warn(
-                f"teacher {store.identity.teacher} saw images with geometry {store.identity.geometry}, the student "
-                f"with {recipe.data.geometry}: their patches show different places on images that are not square"
+                f"teacher {store.identity.teacher} saw images with geometry "
+                f"{store.identity.geometry}, the student "
+                f"with {recipe.data.geometry}: their patches show different places on images that "
+                "are not square"
             )
     return stores
 
@@ -122,14 +132,14 @@ def join(
     stores
         One a teacher, from `open_stores`.
     compute_targets
-        For `targets.on_missing: compute`: gives the targets of images one by one, at the student's grid. A generator
-        drops its teacher at its end, so none is left when training begins.
+        For `targets.on_missing: compute`: gives the targets of images one by one, at the student's
+        grid. A generator drops its teacher at its end, so none is left when training begins.
 
     Raises
     ------
     UserError
-        Images that are not there, or images without targets beyond what `targets.on_missing` allows: how many, the
-        first three, and the `cache build` line that adds them.
+        Images that are not there, or images without targets beyond what `targets.on_missing`
+        allows: how many, the first three, and the `cache build` line that adds them.
     """
     keys = content_keys(records, image_root)
     missing = [
@@ -140,7 +150,8 @@ def join(
     if missing and section.on_missing == "compute":
         if compute_targets is None:
             raise UserError(
-                "targets.on_missing=compute needs a teacher: run `medalign student train`, or `cache build` first"
+                "targets.on_missing=compute needs a teacher: run `medalign student train`, or "
+                "`cache build` first"
             )
         if len(stores) > 1:
             raise UserError(
@@ -157,7 +168,10 @@ def join(
 
 
 def content_keys(records: Iterable[Record], image_root: Path) -> dict[ImageReference, bytes]:
-    """Hash every image that the side index does not know; a `UserError` names the files that are not there."""
+    """Hash every image that the side index does not know.
+
+    A `UserError` names the files that are not there.
+    """
     wanted: dict[ImageReference, str] = {}
     for record in records:
         for reference in record.references(image_root):
@@ -175,7 +189,8 @@ def content_keys(records: Iterable[Record], image_root: Path) -> dict[ImageRefer
     if absent:
         shown = ", ".join(absent[:3])
         raise UserError(
-            f"{len(absent)} of {len(wanted)} images are not there: {shown}; is data.image_root right?"
+            f"{len(absent)} of {len(wanted)} images are not there: {shown}; is data.image_root "
+            "right?"
         )
     return found
 

@@ -34,7 +34,9 @@ class Prepared(NamedTuple):
 
 
 class AlignmentData(Dataset[dict[str, Any]]):
-    """Training samples by number; the sampler's fillers, numbered below 0, are sample `-1 - n` without any loss.
+    """Training samples by number.
+
+    The sampler's fillers, numbered below 0, are sample `-1 - n` without any loss.
 
     Parameters
     ----------
@@ -101,7 +103,8 @@ class AlignmentData(Dataset[dict[str, Any]]):
             raise UserError(f"record {record.id}: {error}") from None
         if len(encoded.images) != len(record.images):
             raise UserError(
-                f"record {record.id}: {len(encoded.images)} <image> marks for {len(record.images)} images"
+                f"record {record.id}: {len(encoded.images)} <image> marks for {len(record.images)} "
+                "images"
             )
         if all(label == IGNORED for label in encoded.labels[1:]):
             raise UserError(
@@ -116,7 +119,10 @@ class AlignmentData(Dataset[dict[str, Any]]):
             raise UserError(f"record {record.id}: {reference}: {error}") from None
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one sample, or {"error": line}: an exception would lose its one line on the way out of a worker."""
+        """Return one sample, or {"error": line}.
+
+        An exception would lose its one line on the way out of a worker.
+        """
         filler = index < 0
         record = self.records[-1 - index if filler else index]
         try:
@@ -143,7 +149,10 @@ class AlignmentData(Dataset[dict[str, Any]]):
 
 
 def question_spans(spans: Sequence[Span], labels: Sequence[int]) -> list[list[int]]:
-    """Positions of each turn's question rows: spans with no answer between them belong to one turn."""
+    """Positions of each turn's question rows.
+
+    Spans with no answer between them belong to one turn.
+    """
     turns: list[list[int]] = []
     end = None
     for span in spans:
@@ -158,7 +167,9 @@ def question_spans(spans: Sequence[Span], labels: Sequence[int]) -> list[list[in
 
 @dataclass
 class Collator:
-    """Stack samples into one batch; padding on the right, or on the left with positions moved along.
+    """Stack samples into one batch.
+
+    Padding on the right, or on the left with positions moved along.
 
     Attributes
     ----------
@@ -181,7 +192,10 @@ class Collator:
     side: Literal["right", "left"] = "right"
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return flat tensors: the model's inputs, the `Request`'s fields and the targets of the images in it."""
+        """Return flat tensors.
+
+        The model's inputs, the `Request`'s fields and the targets of the images in it.
+        """
         for sample in samples:
             if "error" in sample:
                 return {"error": sample["error"]}
@@ -243,7 +257,8 @@ class Collator:
             image_sample=torch.tensor(image_sample),
             image_columns=torch.tensor(first_column).unsqueeze(1) + torch.arange(self.patches),
             span_image=torch.tensor(span_image, dtype=torch.long),
-            # A short span repeats its first row: the row of a padding token would have no visible key at all.
+            # A short span repeats its first row: the row of a padding token would have no visible
+            # key at all.
             span_rows=torch.tensor(
                 [span + span[:1] * (widest - len(span)) for span in spans]
             ).reshape(-1, widest),
@@ -257,12 +272,15 @@ def request_of(batch: Mapping[str, Any]) -> Request | None:
 
 
 class EpochOrder(Sampler[int]):
-    """The order of an epoch: a function of seed, epoch and effective batch alone, whatever ranks and workers there are.
+    """The order of an epoch.
 
-    Samples are shuffled and cut into steps of `step` samples; only inside a step are they sorted by length, so that a
-    micro-batch holds little padding while every step stays a fair draw: grouping whole steps by length would make one
-    step all short closed questions and the next all reports. Where `multiple` does not divide the epoch, it is filled
-    up with numbers below 0: copies without any loss, so that every rank has as many micro-batches.
+    A function of seed, epoch and effective batch alone, whatever ranks and workers there are.
+
+    Samples are shuffled and cut into steps of `step` samples; only inside a step are they sorted by
+    length, so that a micro-batch holds little padding while every step stays a fair draw: grouping
+    whole steps by length would make one step all short closed questions and the next all reports.
+    Where `multiple` does not divide the epoch, it is filled up with numbers below 0: copies without
+    any loss, so that every rank has as many micro-batches.
 
     Parameters
     ----------

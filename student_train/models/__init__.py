@@ -42,7 +42,8 @@ def load_base(model: ModelSection | str, dtype: Any = None) -> "BaseStudent":
     Returns
     -------
     BaseStudent
-        Model (evaluation mode, on the CPU), tokenizer, image processor, template, image token, grid, image size.
+        Model (evaluation mode, on the CPU), tokenizer, image processor, template, image token,
+        grid, image size.
 
     Raises
     ------
@@ -55,12 +56,14 @@ def load_base(model: ModelSection | str, dtype: Any = None) -> "BaseStudent":
     from student_train.models.folder import checkpoint_folder, read_config
 
     if not stderr.is_terminal or not is_main_process():
-        logging.disable_progress_bar()  # a log file would keep every state of the bar, and ranks would mix theirs
+        # a log file would keep every state of the bar, and ranks would mix theirs
+        logging.disable_progress_bar()
     section = ModelSection(name=model) if isinstance(model, str) else model
     family = FAMILIES.get(section.name)
     if family is None and section.path is not None:
         raise UserError(
-            f"model.path goes with a named model ({', '.join(FAMILIES)}); put the folder into model.name instead"
+            f"model.path goes with a named model ({', '.join(FAMILIES)}); put the folder into "
+            "model.name instead"
         )
     if family is None and "/" not in section.name and not Path(section.name).exists():
         near = difflib.get_close_matches(section.name, FAMILIES, n=1)
@@ -96,5 +99,6 @@ def _loader(layout: str, folder: Path) -> Loader:
         return load_smolvlm
     known = ", ".join(("llava", "llava_mistral", "llava_qwen2", "smolvlm"))
     raise UserError(
-        f"{folder}: no loader for model_type {layout!r}; there are {known}, each one file in student_train/models"
+        f"{folder}: no loader for model_type {layout!r}; there are {known}, each one file in "
+        "student_train/models"
     )

@@ -18,7 +18,8 @@ class BaseStudent:
     Attributes
     ----------
     model
-        transformers' `LlavaForConditionalGeneration`, or another image-text class with the same call.
+        transformers' `LlavaForConditionalGeneration`, or another image-text class with the same
+        call.
     tokenizer
         Its tokenizer, which has a padding token.
     image_processor
@@ -95,18 +96,22 @@ def assemble(
 def make_base(
     model: Any, tokenizer: Any, image_processor: Any, template: str | None
 ) -> BaseStudent:
-    """Join the parts of a `LlavaForConditionalGeneration`; its image processor says how large images are.
+    """Join the parts of a `LlavaForConditionalGeneration`.
+
+    Its image processor says how large images are.
 
     Raises
     ------
     UserError
-        What `assemble` refuses, and a size that does not give as many patches as the config has image tokens.
+        What `assemble` refuses, and a size that does not give as many patches as the config has
+        image tokens.
     """
     size, patch = processor_size(image_processor), model.config.vision_config.patch_size
     side, wanted = size // patch, model.config.image_seq_length
     if side * side != wanted:
         raise UserError(
-            f"images of {size} pixels give {side}x{side} patches of {patch} pixels, but config.json says "
+            f"images of {size} pixels give {side}x{side} patches of {patch} pixels, but "
+            "config.json says "
             f"image_seq_length={wanted}; one of the two files is wrong"
         )
     return assemble(
@@ -127,7 +132,8 @@ def connector(model: Any) -> Any:
         if hasattr(model.model, name):
             return getattr(model.model, name)
     raise UserError(
-        f"train.tune=projector: {type(model).__name__} has no projector to train; use train.tune=lora"
+        f"train.tune=projector: {type(model).__name__} has no projector to train; use "
+        "train.tune=lora"
     )
 
 
@@ -142,7 +148,8 @@ def check_image_token(tokenizer: Any, image_token_id: int) -> None:
             else f"it ends at {len(tokenizer) - 1}"
         )
         raise UserError(
-            f"the tokenizer lacks the image token: the model's config says id {image_token_id}, but {found}; "
+            f"the tokenizer lacks the image token: the model's config says id {image_token_id}, "
+            f"but {found}; "
             "take tokenizer and weights from the same folder"
         )
 

@@ -1,4 +1,7 @@
-"""Checkpoint folders: from the disk or from the hub, with every shard there and whole before anything is built."""
+"""Checkpoint folders.
+
+From the disk or from the hub, with every shard there and whole before anything is built.
+"""
 
 import json
 import struct
@@ -18,7 +21,9 @@ _WANTED = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.j
 
 
 def checkpoint_folder(place: str, revision: str | None = None) -> Path:
-    """Return the local folder of `place`: a folder, or a hub id, which is fetched into the hub library's cache.
+    """Return the local folder of `place`.
+
+    A folder, or a hub id, which is fetched into the hub library's cache.
 
     Raises
     ------
@@ -29,11 +34,13 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
             raise UserError(
-                f"{folder} holds no {CONFIG}; give the folder that holds the model's config and weights"
+                f"{folder} holds no {CONFIG}; give the folder that holds the model's config and "
+                "weights"
             )
         if revision is not None:
             raise UserError(
-                f"model.revision={revision} is for hub ids, but {place} is a folder here; leave it out"
+                f"model.revision={revision} is for hub ids, but {place} is a folder here; leave it "
+                "out"
             )
         return folder
     if folder.is_absolute() or place.startswith((".", "~")) or place.count("/") != 1:
@@ -76,7 +83,8 @@ def weight_files(folder: Path) -> list[Path]:
     Raises
     ------
     UserError
-        No weights, a shard of the index that is missing, a file shorter or longer than its header says.
+        No weights, a shard of the index that is missing, a file shorter or longer than its header
+        says.
     """
     for index_name, single in (
         ("model.safetensors.index.json", "model.safetensors"),
@@ -88,7 +96,8 @@ def weight_files(folder: Path) -> list[Path]:
             missing = [file.name for file in files if not file.is_file()]
             if missing:
                 raise UserError(
-                    f"{folder}: {len(missing)} of {len(files)} weight shards are missing, first {missing[0]}; copy them"
+                    f"{folder}: {len(missing)} of {len(files)} weight shards are missing, first "
+                    f"{missing[0]}; copy them"
                 )
             break
         if (folder / single).is_file():
@@ -96,7 +105,8 @@ def weight_files(folder: Path) -> list[Path]:
             break
     else:
         raise UserError(
-            f"{folder} holds no weights (model.safetensors, pytorch_model.bin or an index of shards)"
+            f"{folder} holds no weights (model.safetensors, pytorch_model.bin or an index of "
+            "shards)"
         )
     for file in files:
         if file.suffix == ".safetensors":
@@ -106,7 +116,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def open_weights(files: list[Path]) -> Iterator[dict[str, Callable[[], Tensor]]]:
-    """Open weight files; yield for every key a function that reads its tensor. `.bin` files are read `weights_only`.
+    """Open weight files; yield for every key a function that reads its tensor.
+
+    `.bin` files are read `weights_only`.
 
     Raises
     ------
@@ -129,7 +141,7 @@ def open_weights(files: list[Path]) -> Iterator[dict[str, Callable[[], Tensor]]]
                     readers |= {
                         key: (lambda handle=handle, key=key: handle.get_tensor(key))
                         for key in handle.keys()
-                    }  # noqa: SIM118 - no mapping
+                    }
                 else:
                     # Files of torch before 1.6 are no zip archives and cannot be mapped.
                     state = torch.load(
@@ -162,7 +174,10 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _check_length(file: Path) -> None:
-    """Compare a safetensors file's length with its header: an 8-byte length, a JSON header, the tensors."""
+    """Compare a safetensors file's length with its header.
+
+    An 8-byte length, a JSON header, the tensors.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)

@@ -1,7 +1,7 @@
 """HuatuoGPT-Vision-7B in its own layout (`model_type: llava_qwen2`, `FreedomIntelligence/HuatuoGPT-Vision-7B`).
 
-Its vision tower is always the checkpoint's. The authors train with OpenAI's CLIP and test with the checkpoint's; here
-training and inference see the same tower.
+Its vision tower is always the checkpoint's. The authors train with OpenAI's CLIP and test with the
+checkpoint's; here training and inference see the same tower.
 """
 
 from pathlib import Path
@@ -18,12 +18,16 @@ MODEL_TYPE = "llava_qwen2"
 def load_huatuo(
     folder: Path, section: ModelSection, dtype: Any, template: str | None
 ) -> BaseStudent:
-    """Load an original HuatuoGPT-Vision folder; the authors' training template `huatuo_v1` unless another is named."""
+    """Load an original HuatuoGPT-Vision folder.
+
+    The authors' training template `huatuo_v1` unless another is named.
+    """
     from transformers import Qwen2Config, Qwen2Tokenizer
 
     if section.vision_weights != "checkpoint":
         raise UserError(
-            "model.vision_weights=openai applies to LLaVA-Med only; HuatuoGPT-Vision brings its own tower"
+            "model.vision_weights=openai applies to LLaVA-Med only; HuatuoGPT-Vision brings its "
+            "own tower"
         )
     return load_original(
         folder,

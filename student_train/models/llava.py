@@ -28,7 +28,8 @@ def load_llava(
     weight_files(folder)
     if section.vision_weights != "checkpoint":
         raise UserError(
-            "model.vision_weights=openai applies to LLaVA-Med's original checkpoint; a transformers folder has its own"
+            "model.vision_weights=openai applies to LLaVA-Med's original checkpoint; a "
+            "transformers folder has its own"
         )
     model = from_pretrained(LlavaForConditionalGeneration, section, dtype, folder)
     tokenizer = load_part(AutoTokenizer, folder, "tokenizer")
@@ -39,7 +40,10 @@ def load_llava(
 def from_pretrained(
     model_class: Any, section: ModelSection, dtype: Any, folder: Path | None, **options: Any
 ) -> Any:
-    """Call a transformers class's `from_pretrained` without remote code; weights that do not fit are an error."""
+    """Call a transformers class's `from_pretrained` without remote code.
+
+    Weights that do not fit are an error.
+    """
     try:
         model, loading = model_class.from_pretrained(
             folder,
@@ -61,10 +65,12 @@ def from_pretrained(
         if faults:
             first = sorted(map(str, faults))[0]
             raise UserError(
-                f"{folder or section.name}: {len(faults)} weights are {what.partition('_')[0]}, first {first}; "
+                f"{folder or section.name}: {len(faults)} weights are {what.partition('_')[0]}, "
+                f"first {first}; "
                 "is the checkpoint whole?"
             )
-    # What adapters will name as their base: as the user gave it, not where the hub library keeps it.
+    # What adapters will name as their base: as the user gave it, not where the hub library keeps
+    # it.
     model.name_or_path = model.config._name_or_path = section.path or section.name
     return model.eval()
 
@@ -76,7 +82,8 @@ def load_part(auto_class: Any, folder: Path, what: str, **options: Any) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{folder} holds no usable {what} ({reason}); copy its files from the model's own folder"
+            f"{folder} holds no usable {what} ({reason}); copy its files from the model's own "
+            "folder"
         ) from None
 
 
@@ -91,7 +98,8 @@ def quantization(section: ModelSection, dtype: Any) -> Any:
 
     if importlib.util.find_spec("bitsandbytes") is None or not torch.cuda.is_available():
         raise UserError(
-            "model.quantization=4bit needs a CUDA GPU and `pip install bitsandbytes`; here use model.quantization=none"
+            "model.quantization=4bit needs a CUDA GPU and `pip install bitsandbytes`; here use "
+            "model.quantization=none"
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,

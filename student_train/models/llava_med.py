@@ -1,8 +1,9 @@
 """LLaVA-Med-1.5 in its own layout (`model_type: llava_mistral`, `microsoft/llava-med-v1.5-mistral-7b`).
 
-The checkpoint holds a fine-tuned vision tower, but LLaVA-Med's public loader (and the authors') leaves it aside and
-loads OpenAI's CLIP afterwards; a conversion to transformers' format keeps it. These are two different models, so the
-recipe chooses: `model.vision_weights: checkpoint | openai`, the latter being the authors'.
+The checkpoint holds a fine-tuned vision tower, but LLaVA-Med's public loader (and the authors')
+leaves it aside and loads OpenAI's CLIP afterwards; a conversion to transformers' format keeps it.
+These are two different models, so the recipe chooses: `model.vision_weights: checkpoint | openai`,
+the latter being the authors'.
 """
 
 from pathlib import Path
@@ -18,7 +19,10 @@ MODEL_TYPE = "llava_mistral"
 def load_llava_med(
     folder: Path, section: ModelSection, dtype: Any, template: str | None
 ) -> BaseStudent:
-    """Load an original LLaVA-Med folder; the authors' training template `vicuna_v1` unless another is named."""
+    """Load an original LLaVA-Med folder.
+
+    The authors' training template `vicuna_v1` unless another is named.
+    """
     from transformers import LlamaTokenizer, MistralConfig
 
     return load_original(

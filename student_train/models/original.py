@@ -7,7 +7,8 @@
 | `model.{embed_tokens,layers,norm}...` | `model.language_model....` |
 | `lm_head.weight` | `lm_head.weight` |
 
-Source: the key lists of the published checkpoints and the conversion table that transformers 4 shipped for Llava.
+Source: the key lists of the published checkpoints and the conversion table that transformers 4
+shipped for Llava.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,8 @@ _RENAMED = {
     "model.norm.": "model.language_model.norm.",
     "lm_head.": "lm_head.",
 }
-# Buffers that older software saved and that are computed here, and LLaVA-1.6's separator, never read in this layout.
+# Buffers that older software saved and that are computed here, and LLaVA-1.6's separator, never
+# read in this layout.
 _LEFT_OUT = ("rotary_emb.inv_freq", "embeddings.position_ids", "model.image_newline")
 
 # openai/clip-vit-large-patch14-336, the tower of both published models.
@@ -82,7 +84,8 @@ def rename(key: str) -> str | None:
         if key.startswith(old):
             return new + key.removeprefix(old)
     raise UserError(
-        f"weight {key!r} belongs to no part of a LLaVA checkpoint; is this the model its config names?"
+        f"weight {key!r} belongs to no part of a LLaVA checkpoint; is this the model its config "
+        "names?"
     )
 
 
@@ -113,7 +116,8 @@ def llava_config(original: Mapping[str, Any], text_class: Any, folder: Path) -> 
     ]
     if missing:
         raise UserError(
-            f"{folder}/config.json lacks {', '.join(missing)}; copy it again from the model's own folder"
+            f"{folder}/config.json lacks {', '.join(missing)}; copy it again from the model's own "
+            "folder"
         )
     text = text_class(
         **{key: original[key] for key in _TEXT_FIELDS if key in original},
@@ -189,7 +193,10 @@ def rename_all(readers: Mapping[str, Callable[[], Tensor]]) -> dict[str, Callabl
 
 
 def expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Return every weight that `LlavaForConditionalGeneration(config)` has, with its shape; allocates nothing."""
+    """Return every weight that `LlavaForConditionalGeneration(config)` has, with its shape.
+
+    Allocates nothing.
+    """
     import torch
     from transformers import LlavaForConditionalGeneration
 
@@ -213,21 +220,23 @@ def compare(
         raise UserError(f"{folder}: {len(missing)} weights are missing, first {missing[0]}; {hint}")
     if unexpected:
         raise UserError(
-            f"{folder}: {len(unexpected)} weights have no place in this model, first {unexpected[0]}"
+            f"{folder}: {len(unexpected)} weights have no place in this model, first "
+            f"{unexpected[0]}"
         )
     for name in sorted(expected):
         if tuple(expected[name]) != tuple(found[name]):
             raise UserError(
-                f"{folder}: {name} is {tuple(found[name])}, but its config.json makes it {tuple(expected[name])}"
+                f"{folder}: {name} is {tuple(found[name])}, but its config.json makes it "
+                f"{tuple(expected[name])}"
             )
 
 
 def add_tokens(tokenizer: Any, padding: str | None, rows: int) -> tuple[int, int]:
     """Add `<image>` (and a padding token) and return the image token's id and the rows the embedding needs.
 
-    As in transformers' own conversion: an embedding that the new tokens outgrow is padded to a multiple of 64, so
-    that LLaVA-Med's 32000 rows become 32064 (`<image>` 32000, `<pad>` 32001); HuatuoGPT-Vision's 152064 rows have
-    room for `<image>` at 151646.
+    As in transformers' own conversion: an embedding that the new tokens outgrow is padded to a
+    multiple of 64, so that LLaVA-Med's 32000 rows become 32064 (`<image>` 32000, `<pad>` 32001);
+    HuatuoGPT-Vision's 152064 rows have room for `<image>` at 151646.
     """
     from transformers import AddedToken
 
@@ -247,10 +256,12 @@ def add_tokens(tokenizer: Any, padding: str | None, rows: int) -> tuple[int, int
 
 
 def grow(weight: Tensor, rows: int) -> Tensor:
-    """Append rows to an embedding (V, d) or head, each the mean of the old ones; none is ever read or learned.
+    """Append rows to an embedding (V, d) or head, each the mean of the old ones.
 
-    The image token's row is replaced by image features, padding is masked. A mean row of the head gives the mean
-    logit, which no answer is sampled at.
+    None is ever read or learned.
+
+    The image token's row is replaced by image features, padding is masked. A mean row of the head
+    gives the mean logit, which no answer is sampled at.
     """
     if weight.shape[0] >= rows:
         return weight
@@ -271,13 +282,17 @@ def openai_tower(place: str) -> dict[str, Tensor]:
     tower, loading = load_part(CLIPVisionModel, folder, "vision tower", output_loading_info=True)
     if loading["missing_keys"]:  # the text half of a whole CLIP is left over, and that is fine
         raise UserError(
-            f"{folder} is no CLIP with a vision tower: it lacks {sorted(loading['missing_keys'])[0]}"
+            f"{folder} is no CLIP with a vision tower: it lacks "
+            f"{sorted(loading['missing_keys'])[0]}"
         )
     return {TOWER + name: tensor for name, tensor in tower.state_dict().items()}
 
 
 def _vision_fields(tower: str, folder: Path) -> dict[str, Any]:
-    """Return the tower's configuration: from the sub-folder that the checkpoint ships, or CLIP's published one."""
+    """Return the tower's configuration.
+
+    From the sub-folder that the checkpoint ships, or CLIP's published one.
+    """
     shipped = folder / tower
     if (shipped / "config.json").is_file():
         fields = read_config(shipped)
@@ -285,5 +300,6 @@ def _vision_fields(tower: str, folder: Path) -> dict[str, Any]:
     if tower.rstrip("/").rpartition("/")[2].replace("_", "-") == "clip-vit-large-patch14-336":
         return CLIP_LARGE_336
     raise UserError(
-        f"{folder}/config.json: vision tower {tower!r} is neither a sub-folder nor clip-vit-large-patch14-336"
+        f"{folder}/config.json: vision tower {tower!r} is neither a sub-folder nor "
+        "clip-vit-large-patch14-336"
     )

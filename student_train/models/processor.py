@@ -59,7 +59,8 @@ class Processor:
         question
             One question, or B of them, which are padded on the left.
         images
-            Pictures of the question: PIL images, references or files; with B questions B sequences of them.
+            Pictures of the question: PIL images, references or files; with B questions B sequences
+            of them.
         """
         questions, galleries = (
             ([question], [images]) if isinstance(question, str) else (list(question), list(images))
@@ -105,7 +106,8 @@ def load(
     Parameters
     ----------
     path
-        An adapter folder, a folder of `student export`, or a plain model folder (which has no adapter to load).
+        An adapter folder, a folder of `student export`, or a plain model folder (which has no
+        adapter to load).
     base
         Where the base model is now, if not where the recipe in the folder says.
     dtype
@@ -114,7 +116,8 @@ def load(
     Returns
     -------
     model, processor
-        The model in evaluation mode on the CPU, W acting in every forward and in the prefill of `generate`.
+        The model in evaluation mode on the CPU, W acting in every forward and in the prefill of
+        `generate`.
 
     Raises
     ------

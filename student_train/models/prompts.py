@@ -1,10 +1,13 @@
-r"""From a conversation to token ids: templates, labels, image positions and the question rows behind each image.
+r"""From a conversation to token ids.
 
-Text is tokenised in pieces, as the published models do it: the prompt is cut at every `<image>`, each piece is
-tokenised on its own (only the first keeps a beginning-of-sequence token) and the image's ids go between. Tokenising
-the whole string with `<image>` as a special token gives other ids under sentencepiece (the text after an image would
-lose its leading "▁"). Positions come from the ids, never from a constant: with the published tokenizers the image
-starts at 34 under `vicuna_v1` (LLaVA-Med-1.5) and at 33 under `huatuo_v1` (HuatuoGPT-Vision).
+Templates, labels, image positions and the question rows behind each image.
+
+Text is tokenised in pieces, as the published models do it: the prompt is cut at every `<image>`,
+each piece is tokenised on its own (only the first keeps a beginning-of-sequence token) and the
+image's ids go between. Tokenising the whole string with `<image>` as a special token gives other
+ids under sentencepiece (the text after an image would lose its leading "▁"). Positions come from
+the ids, never from a constant: with the published tokenizers the image starts at 34 under
+`vicuna_v1` (LLaVA-Med-1.5) and at 33 under `huatuo_v1` (HuatuoGPT-Vision).
 """
 
 import difflib
@@ -25,10 +28,11 @@ _VICUNA_SYSTEM = (
 class Template(NamedTuple):
     """How one model family writes a conversation as text.
 
-    A conversation reads `start`, then for every question `human` (with the text for `{}`) and `opening`, then the
-    answer as `gap` + answer + `end`; `between` separates it from the next question. What is learned is
-    `gap` + answer + `end`; a generation prompt stops after `opening`. An image in front of a question is written as
-    `image`; a question without one may have another form, `plain`.
+    A conversation reads `start`, then for every question `human` (with the text for `{}`) and
+    `opening`, then the answer as `gap` + answer + `end`; `between` separates it from the next
+    question. What is learned is `gap` + answer + `end`; a generation prompt stops after `opening`.
+    An image in front of a question is written as `image`; a question without one may have another
+    form, `plain`.
     """
 
     name: str
@@ -52,7 +56,8 @@ TEMPLATES = {
     for template in (
         # LLaVA's v1 conversation, with which the authors train and test LLaVA-Med-1.5.
         Template("vicuna_v1", _VICUNA_SYSTEM, "USER: {} ", "ASSISTANT:", " ", "</s>"),
-        # The authors' template for HuatuoGPT-Vision: the same system sentence, the model's own role marks.
+        # The authors' template for HuatuoGPT-Vision: the same system sentence, the model's own role
+        # marks.
         Template(
             "huatuo_v1", _VICUNA_SYSTEM, "<|user|>: {} ", "<|assistant|>:", " ", "<|endoftext|>"
         ),
@@ -63,7 +68,8 @@ TEMPLATES = {
         # SmolLM2-Instruct's chat template.
         Template(
             "chatml",
-            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n",
+            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
+            "Face<|im_end|>\n",
             "<|im_start|>user\n{}<|im_end|>\n",
             "<|im_start|>assistant\n",
             "",
@@ -105,8 +111,8 @@ class Encoded(NamedTuple):
     images
         One span an image, in order.
     questions
-        For every image the spans of its question rows: all text after it that is no answer (and no other image).
-        Empty where no text follows the image.
+        For every image the spans of its question rows: all text after it that is no answer (and no
+        other image). Empty where no text follows the image.
     """
 
     input_ids: list[int]
@@ -129,7 +135,8 @@ def check_tokenizer(tokenizer: Any, template: Template) -> None:
     ids = tokenizer(template.end_token, add_special_tokens=False).input_ids
     if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
         raise UserError(
-            f"the tokenizer has no token {template.end_token}, with which template {template.name} ends an answer; "
+            f"the tokenizer has no token {template.end_token}, with which template {template.name} "
+            "ends an answer; "
             f"set model.template to the one this model was trained with ({', '.join(TEMPLATES)})"
         )
 
@@ -148,19 +155,22 @@ def encode_conversation(
     Parameters
     ----------
     turns
-        Human and gpt in alternation, human first and gpt last; `<image>` marks move to the front of their turn.
+        Human and gpt in alternation, human first and gpt last; `<image>` marks move to the front of
+        their turn.
     image_tokens_per_image
         N, the patches of one image.
     max_length
         The most tokens allowed, image tokens included.
     truncation
-        What happens beyond it: `error`, or `answer`, which cuts the end of the last answer (its end token goes too,
-        so that the model does not learn to stop there). Images, questions and other answers are never cut.
+        What happens beyond it: `error`, or `answer`, which cuts the end of the last answer (its end
+        token goes too, so that the model does not learn to stop there). Images, questions and other
+        answers are never cut.
 
     Raises
     ------
     UserError
-        A conversation without an answer, an empty answer, a special token inside the text, too many tokens.
+        A conversation without an answer, an empty answer, a special token inside the text, too many
+        tokens.
     """
     if not turns or turns[-1].role != "gpt":
         raise UserError("the conversation ends without an answer; nothing could be learned from it")
@@ -181,7 +191,8 @@ def encode_conversation(
         else " or set data.truncation=answer to cut the end of the answer"
     )
     raise UserError(
-        f"{total} tokens ({images} of images, {total - images - answer} of text before the last answer, {answer} of "
+        f"{total} tokens ({images} of images, {total - images - answer} of text before the last "
+        f"answer, {answer} of "
         f"the answer) do not fit data.max_length={max_length}; raise it{fits}"
     )
 
@@ -195,15 +206,17 @@ def encode_prompt(
     *,
     images: int | None = None,
 ) -> Encoded:
-    """Encode the prompt for an answer: it ends after the template's opening of one, and nothing is labelled.
+    """Encode the prompt for an answer.
+
+    It ends after the template's opening of one, and nothing is labelled.
 
     Parameters
     ----------
     question
         The text of one question, or turns that end with a question.
     images
-        How many images a plain question is about: it gets that many `<image>` marks in front. By default the marks
-        in the text count.
+        How many images a plain question is about: it gets that many `<image>` marks in front. By
+        default the marks in the text count.
     """
     if isinstance(question, str):
         question = [Turn("human", front_images(question, images))]
@@ -289,8 +302,8 @@ def _encode(
 def _tokenize(chunk: Sequence[_Piece], tokenizer: Any, first: bool) -> tuple[list[int], list[int]]:
     """Tokenise a chunk as one string and find where each of its pieces ends.
 
-    A piece ends where the ids of the text up to it stop agreeing with those of the whole: a token that spans the
-    border depends on the later piece and is counted to it.
+    A piece ends where the ids of the text up to it stop agreeing with those of the whole: a token
+    that spans the border depends on the later piece and is counted to it.
     """
     whole: list[int] = tokenizer(
         "".join(piece.text for piece in chunk), add_special_tokens=first

@@ -1,7 +1,9 @@
-"""SmolVLM and SmolVLM2 (`model_type: smolvlm`): a SigLIP tower, a pixel-shuffling connector, a Llama decoder.
+"""SmolVLM and SmolVLM2 (`model_type: smolvlm`).
 
-An image is shown as one square (SmolVLM's "global" image) without the tiles its own processor may add, so that image
-tokens stay one grid: 512 pixels, patches of 16 and a shuffle of 4 give 8x8.
+A SigLIP tower, a pixel-shuffling connector, a Llama decoder.
+
+An image is shown as one square (SmolVLM's "global" image) without the tiles its own processor may
+add, so that image tokens stay one grid: 512 pixels, patches of 16 and a shuffle of 4 give 8x8.
 """
 
 from pathlib import Path
@@ -41,7 +43,10 @@ def load_smolvlm(
 
 
 def _accept_flat_images(model: Any) -> None:
-    """Let `get_image_features` take images (P, 3, S, S) as Llava's does: P galleries of one image."""
+    """Let `get_image_features` take images (P, 3, S, S) as Llava's does.
+
+    P galleries of one image.
+    """
     own = model.get_image_features
 
     def get_image_features(pixel_values: Any, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,8 @@ def load_student_base(recipe: Recipe, config: dict[str, Any] | None) -> BaseStud
     """Load the base model, frozen, in the recipe's precision."""
     import torch
 
-    # The projector's warm-up trains base weights themselves: they stay float32, autocast does the rest.
+    # The projector's warm-up trains base weights themselves: they stay float32, autocast does the
+    # rest.
     half = recipe.train.precision == "bf16" and recipe.train.tune == "lora"
     base = load_base(recipe.model, torch.bfloat16 if half else torch.float32)
     base.model.requires_grad_(False)
@@ -84,6 +85,7 @@ def training_arguments(
         deepspeed=config,
         disable_tqdm=True,
     )
-    # Several GPUs without a launcher: torch's DataParallel would copy the model and leave the hooks behind. Use one.
+    # Several GPUs without a launcher: torch's DataParallel would copy the model and leave the hooks
+    # behind. Use one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

@@ -1,4 +1,7 @@
-"""What happens beside the steps of a run: progress, early stopping, and an orderly end when the run is told to stop."""
+"""What happens beside the steps of a run.
+
+Progress, early stopping, and an orderly end when the run is told to stop.
+"""
 
 import shlex
 import signal
@@ -29,7 +32,10 @@ def callbacks(recipe: Recipe, interrupt: "Interrupt", begun: float) -> list[Trai
 
 
 class Claim(TrainerCallback):  # type: ignore[misc]
-    """Keep the output folder this run's own: the recipe from the start, a log entry with every checkpoint."""
+    """Keep the output folder this run's own.
+
+    The recipe from the start, a log entry with every checkpoint.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -42,14 +48,18 @@ class Claim(TrainerCallback):  # type: ignore[misc]
             whole_file(folder / RECIPE, lambda path: save_recipe(self.recipe, path))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Log at every checkpoint: a mean over steps on both sides of an interruption could not be resumed exactly."""
+        """Log at every checkpoint.
+
+        A mean over steps on both sides of an interruption could not be resumed exactly.
+        """
         control.should_log = control.should_log or control.should_save
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
     """A bar with rate and ETA on a terminal; a line per logged step above it, or in a log file.
 
-    Whatever is printed while the bar stands goes through the bar's own console: elsewhere it would break the line.
+    Whatever is printed while the bar stands goes through the bar's own console: elsewhere it would
+    break the line.
     """
 
     def __init__(self, begun: float) -> None:
@@ -102,7 +112,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
 
 class EarlyStopping(TrainerCallback):  # type: ignore[misc]
-    """Stop when the best metric is `patience` evaluations old; the state it reads survives a resume."""
+    """Stop when the best metric is `patience` evaluations old.
+
+    The state it reads survives a resume.
+    """
 
     def __init__(self, patience: int, eval_steps: int) -> None:
         self.steps = patience * eval_steps
@@ -115,7 +128,10 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
 
 
 class Interrupt(TrainerCallback):  # type: ignore[misc]
-    """On SIGTERM (or Ctrl-C) finish the step, save a checkpoint and end; all ranks stop at the same step."""
+    """On SIGTERM (or Ctrl-C) finish the step, save a checkpoint and end.
+
+    All ranks stop at the same step.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
@@ -155,7 +171,10 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]
             self.signal = None  # the run is at its end anyway
 
     def resume_command(self, recipe: Recipe, output: Path) -> str:
-        """Return the command that continues the run: the one it was started with, and `--resume`."""
+        """Return the command that continues the run.
+
+        The one it was started with, and `--resume`.
+        """
         words = (
             sys.argv[1:]
             if Path(sys.argv[0]).name in ("student", "medalign")

@@ -23,8 +23,9 @@ def dry_run(
 ) -> dict[str, Any]:
     """Check recipe, model, records, images and targets as a run would, and return what the run would be.
 
-    The memory is DeepSpeed's own estimate of the model states for the trainable parameters, plus the frozen weights,
-    which its estimators do not know of; activations come on top. More than this machine has free is a warning.
+    The memory is DeepSpeed's own estimate of the model states for the trainable parameters, plus
+    the frozen weights, which its estimators do not know of; activations come on top. More than this
+    machine has free is a warning.
 
     Raises
     ------
@@ -80,7 +81,8 @@ def dry_run(
     free = _free_memory(cpu)
     if device > free:
         warn(
-            f"the model states alone need {_gigabytes(device)} on the device, of which {_gigabytes(free)} are free; "
+            f"the model states alone need {_gigabytes(device)} on the device, of which "
+            f"{_gigabytes(free)} are free; "
             "try deepspeed=zero3, zero3-offload, or model.quantization=4bit"
         )
     return found | {

@@ -19,7 +19,10 @@ SHIPPED = Path(__file__).with_name("deepspeed")
 
 
 def use_cpu(recipe: Recipe) -> bool:
-    """Whether this run trains on the CPU; a `UserError` where a GPU is asked for and there is none."""
+    """Whether this run trains on the CPU.
+
+    A `UserError` where a GPU is asked for and there is none.
+    """
     import torch
 
     wanted = recipe.train.device
@@ -37,19 +40,24 @@ def check_trackers(recipe: Recipe) -> None:
             import_module(tracker)
         except ImportError as error:
             raise UserError(
-                f"train.report_to names {tracker}, which cannot be imported ({error}): pip install {tracker}"
+                f"train.report_to names {tracker}, which cannot be imported ({error}): pip install "
+                f"{tracker}"
             ) from None
     # W&B would copy the terminal, and with it the sample answers, to its server.
     os.environ.setdefault("WANDB_CONSOLE", "off")
     sent = [tracker for tracker in recipe.train.report_to if tracker != "tensorboard"]
     if sent and is_main_process():
         warn(
-            f"losses, settings and paths of this run go to {', '.join(sent)}; sample answers stay in the output folder"
+            f"losses, settings and paths of this run go to {', '.join(sent)}; sample answers stay "
+            "in the output folder"
         )
 
 
 def check_hub(recipe: Recipe) -> None:
-    """Raise a `UserError` where `train.push_to_hub` could not end well: better before the training than after it."""
+    """Raise a `UserError` where `train.push_to_hub` could not end well.
+
+    Better before the training than after it.
+    """
     repository = recipe.train.push_to_hub
     if repository is None:
         return
@@ -94,11 +102,13 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
         "zero_quantized_nontrainable_weights"
     ):
         raise UserError(
-            f"deepspeed={name} quantises frozen weights, which DeepSpeed does on GPUs only; use zero3"
+            f"deepspeed={name} quantises frozen weights, which DeepSpeed does on GPUs only; use "
+            "zero3"
         )
     stage = zero_stage(config)
-    # ZeRO-3 shards the frozen weights too and wants one dtype, so DeepSpeed casts adapter and W and keeps the float32
-    # masters itself; in the other stages they stay float32 parameters under autocast.
+    # ZeRO-3 shards the frozen weights too and wants one dtype, so DeepSpeed casts adapter and W and
+    # keeps the float32 masters itself; in the other stages they stay float32 parameters under
+    # autocast.
     config.setdefault("bf16", {"enabled": stage == 3 and recipe.train.precision == "bf16"})
     return config
 
@@ -112,8 +122,9 @@ def zero_stage(config: dict[str, Any] | None) -> int:
 def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
     """Have a process group where one is needed, alone or under a launcher; on a CPU it is gloo.
 
-    DeepSpeed wants a process group even in a single process. Without a launcher it gets one of its own on this machine;
-    the variables that say so are taken back at the end, lest a process started later believes in them.
+    DeepSpeed wants a process group even in a single process. Without a launcher it gets one of its
+    own on this machine; the variables that say so are taken back at the end, lest a process started
+    later believes in them.
     """
     before = dict(os.environ)
     try:
@@ -131,7 +142,8 @@ def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
             import deepspeed as library
 
             if cpu:
-                # DeepSpeed would first compile a shared-memory all-reduce: 100 s and a C++ compiler, for little here.
+                # DeepSpeed would first compile a shared-memory all-reduce: 100 s and a C++
+                # compiler, for little here.
                 library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             library.init_distributed(dist_backend="gloo" if cpu else "nccl", verbose=False)
         with (

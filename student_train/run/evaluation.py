@@ -1,4 +1,7 @@
-"""Evaluation during training: the losses on held-out records, a few generated answers, scores of a callable."""
+"""Evaluation during training.
+
+The losses on held-out records, a few generated answers, scores of a callable.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +26,10 @@ SAMPLES = "samples.jsonl"
 def make_evaluation(
     recipe: Recipe, data: AlignmentData, processor: Processor, score: Score | None
 ) -> Callable[[AlignmentTrainer], dict[str, float]]:
-    """Return what the trainer calls at an evaluation; every rank runs it and gets the same metrics."""
+    """Return what the trainer calls at an evaluation.
+
+    Every rank runs it and gets the same metrics.
+    """
 
     def evaluate(trainer: AlignmentTrainer) -> dict[str, float]:
         metrics = losses(trainer, data, recipe)
@@ -43,7 +49,10 @@ def make_evaluation(
 
 
 def losses(trainer: AlignmentTrainer, data: AlignmentData, recipe: Recipe) -> dict[str, float]:
-    """Return eval_loss and its terms: means over all of `data`, whatever batches and ranks it went through."""
+    """Return eval_loss and its terms.
+
+    Means over all of `data`, whatever batches and ranks it went through.
+    """
     rank, ranks = trainer.args.process_index, trainer.args.world_size
     size = trainer.args.per_device_eval_batch_size
     share = list(range(rank, len(data), ranks))
@@ -80,7 +89,10 @@ def losses(trainer: AlignmentTrainer, data: AlignmentData, recipe: Recipe) -> di
 def generate(
     model: Any, records: Sequence[Record], image_root: Path, processor: Processor, recipe: Recipe
 ) -> list[str]:
-    """Answer the first question of each record, greedily; under ZeRO-3 all ranks generate the same in step."""
+    """Answer the first question of each record, greedily.
+
+    Under ZeRO-3 all ranks generate the same in step.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device

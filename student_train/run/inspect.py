@@ -21,8 +21,8 @@ def inspect(folder: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        Base model, LoRA pairs and parameters, bytes, W's kind and norm by layer, the last logged losses, how far the
-        run came.
+        Base model, LoRA pairs and parameters, bytes, W's kind and norm by layer, the last logged
+        losses, how far the run came.
 
     Raises
     ------

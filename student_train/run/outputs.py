@@ -1,4 +1,7 @@
-"""A run's output folder: refused where another run lives, found again for resuming, finished as one whole."""
+"""A run's output folder.
+
+Refused where another run lives, found again for resuming, finished as one whole.
+"""
 
 import re
 import shutil
@@ -13,7 +16,8 @@ from student_train.student import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECIPE, ROTAT
 
 STATE = "trainer_state.json"
 _TRACES = (RECIPE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROTATION_WEIGHTS, STATE, "config.json")
-# What may change between a run and its continuation: nothing that the losses or their order depend on.
+# What may change between a run and its continuation: nothing that the losses or their order depend
+# on.
 _FREE = (
     "output",
     "deepspeed",
@@ -41,7 +45,8 @@ def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     Raises
     ------
     UserError
-        A folder that already holds a run (without `resume`), another recipe's run or no checkpoint (with it).
+        A folder that already holds a run (without `resume`), another recipe's run or no checkpoint
+        (with it).
     """
     traces = [name for name in _TRACES if (output / name).exists()] + [
         path.name for path in _checkpoints(output)
@@ -49,7 +54,8 @@ def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     if not resume:
         if traces:
             raise UserError(
-                f"{output} already holds a run ({traces[0]}); choose another output=..., or continue it with --resume"
+                f"{output} already holds a run ({traces[0]}); choose another output=..., or "
+                "continue it with --resume"
             )
         return None
     if not (output / RECIPE).is_file():
@@ -58,7 +64,8 @@ def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     if changed:
         key, before, now = changed[0]
         raise UserError(
-            f"{output} was begun with {key}={before}, the recipe now says {now}; a resumed run keeps it"
+            f"{output} was begun with {key}={before}, the recipe now says {now}; a resumed run "
+            "keeps it"
         )
     checkpoint = last_checkpoint(output)
     if checkpoint is None:

@@ -1,4 +1,7 @@
-"""Resuming on another number of ranks: DeepSpeed's universal checkpoint, made from the ranks' own shards on the way."""
+"""Resuming on another number of ranks.
+
+DeepSpeed's universal checkpoint, made from the ranks' own shards on the way.
+"""
 
 import argparse
 import contextlib
@@ -22,8 +25,10 @@ def check_effective_batch(checkpoint: Path, recipe: Recipe, ranks: int) -> None:
     new = (ranks, recipe.train.batch_size, recipe.train.accumulation)
     if old[0] * old[1] * old[2] != new[0] * new[1] * new[2]:
         raise UserError(
-            f"{checkpoint} is of {old[0]} ranks x train.batch_size={old[1]} x train.accumulation={old[2]}, now it is "
-            f"{new[0]} x {new[1]} x {new[2]}; keep the product, so that the order of the samples is the same"
+            f"{checkpoint} is of {old[0]} ranks x train.batch_size={old[1]} x "
+            f"train.accumulation={old[2]}, now it is "
+            f"{new[0]} x {new[1]} x {new[2]}; keep the product, so that the order of the samples "
+            "is the same"
         )
 
 
@@ -35,8 +40,8 @@ def ranks_of(checkpoint: Path) -> int:
 def adapt_checkpoint(checkpoint: Path, config: dict[str, Any] | None, ranks: int) -> None:
     """Prepare a checkpoint of another number of ranks, and tell DeepSpeed's configuration of it (in place).
 
-    ZeRO shards optimiser states over the ranks; the main process merges the shards once, into the checkpoint's folder.
-    The checkpoint is trusted: DeepSpeed's files are pickles.
+    ZeRO shards optimiser states over the ranks; the main process merges the shards once, into the
+    checkpoint's folder. The checkpoint is trusted: DeepSpeed's files are pickles.
     """
     if config is None or zero_stage(config) == 0 or ranks_of(checkpoint) == ranks:
         return

@@ -1,4 +1,7 @@
-"""`student train`: from a recipe to an adapter folder (or, for the projector's warm-up, to a model folder)."""
+"""`student train`.
+
+From a recipe to an adapter folder (or, for the projector's warm-up, to a model folder).
+"""
 
 import os
 import time
@@ -45,9 +48,11 @@ def train(
     recipe
         See `shared.recipe.fields`.
     compute_targets
-        Gives the targets of images where `targets.on_missing` is `compute`; `pipelines` hands a teacher in.
+        Gives the targets of images where `targets.on_missing` is `compute`; `pipelines` hands a
+        teacher in.
     score
-        Rates the answers generated in evaluations: records and answers to named scores (for `train.best_metric`).
+        Rates the answers generated in evaluations: records and answers to named scores (for
+        `train.best_metric`).
     resume
         Continue from the last whole checkpoint in the output folder.
 
@@ -169,7 +174,9 @@ def _train(
 def prepare_data(
     recipe: Recipe, base: "BaseStudent", compute_targets: "ComputeTargets | None" = None
 ) -> "tuple[AlignmentData, AlignmentData | None]":
-    """Read and check the records, join them with the store; the validation set only where evaluations are wanted.
+    """Read and check the records, join them with the store.
+
+    The validation set only where evaluations are wanted.
 
     Raises
     ------
@@ -222,7 +229,10 @@ def _projector_only(base: "BaseStudent") -> Any:
 
 @contextmanager
 def _fresh_accelerate() -> Iterator[None]:
-    """Forget the state that accelerate keeps between runs in one process: the next run may want another backend."""
+    """Forget the state that accelerate keeps between runs in one process.
+
+    The next run may want another backend.
+    """
     from accelerate.state import AcceleratorState, GradientState
 
     def reset() -> None:

@@ -1,10 +1,12 @@
-"""The transformers Trainer with the three-term loss: terms summed over a whole optimiser step, logged one by one.
+"""The transformers Trainer with the three-term loss.
 
-Each term is a mean over the whole optimiser step: tokens for L_LM, images with targets for L_vis, images with a
-question for L_att. A micro-batch therefore contributes its sum divided by the step's count over all micro-batches and
-ranks, and 8 micro-batches of 1 give what 1 micro-batch of 8 gives, in value and in gradient. (The stock Trainer counts
-tokens only, and once it has that count it no longer divides by the accumulation steps: a term added to the loss
-would be 8 times as heavy.)
+Terms summed over a whole optimiser step, logged one by one.
+
+Each term is a mean over the whole optimiser step: tokens for L_LM, images with targets for L_vis,
+images with a question for L_att. A micro-batch therefore contributes its sum divided by the step's
+count over all micro-batches and ranks, and 8 micro-batches of 1 give what 1 micro-batch of 8 gives,
+in value and in gradient. (The stock Trainer counts tokens only, and once it has that count it no
+longer divides by the accumulation steps: a term added to the loss would be 8 times as heavy.)
 """
 
 import math
@@ -29,14 +31,20 @@ STATE = "trainable.safetensors"
 
 
 class Terms(NamedTuple):
-    """Sums over a micro-batch and what they are sums of; (3,) each: tokens, images, images with a question."""
+    """Sums over a micro-batch and what they are sums of; (3,) each.
+
+    Tokens, images, images with a question.
+    """
 
     sums: Tensor
     counts: Tensor
 
 
 def step_counts(batch: Mapping[str, Any]) -> Tensor:
-    """Count what the three terms are means of, (3,): labelled tokens, images with targets, those with question rows."""
+    """Count what the three terms are means of, (3,).
+
+    Labelled tokens, images with targets, those with question rows.
+    """
     tokens = (batch["labels"][:, 1:] != IGNORED).sum()
     request = request_of(batch)
     if request is None:
@@ -104,7 +112,10 @@ def _visual(tokens: Mapping[int, Tensor], batch: Mapping[str, Any]) -> Tensor:
 def _attentive(
     found: Mapping[int, Tensor], batch: Mapping[str, Any], request: Request, recipe: Recipe
 ) -> Tensor:
-    """Sum of L_att over the images with a question; an image's is the mean over its turns, layers and teachers."""
+    """Sum of L_att over the images with a question.
+
+    An image's is the mean over its turns, layers and teachers.
+    """
     image = request.span_image
     if not len(image):
         return torch.zeros((), device=image.device)
@@ -180,7 +191,8 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         self._counts = torch.ones(len(TERMS))
         self._ids: list[str] = []
 
-    # --- the loss -----------------------------------------------------------------------------------------------
+    # --- the loss
+    # -----------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(
         self, batch_samples: list[Any], device: torch.device
@@ -198,7 +210,10 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         return counts[0]
 
     def loss_weights(self) -> tuple[float, float, float]:
-        """Return the weights of the three terms at this step: 1, alpha and beta after their schedules."""
+        """Return the weights of the three terms at this step.
+
+        1, alpha and beta after their schedules.
+        """
         losses = self.recipe.losses
         done = self.state.global_step / max(1, self.state.max_steps)
         return (
@@ -224,7 +239,8 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         """
         with self.autocast_smart_context_manager():
             terms = term_sums(model, self.channel, inputs, self.recipe)
-        # The gradients of all ranks are averaged afterwards, the sums were meant to be added: hence the factor.
+        # The gradients of all ranks are averaged afterwards, the sums were meant to be added: hence
+        # the factor.
         shares = terms.sums / self._counts.clamp_min(1.0) * self.accelerator.num_processes
         loss: Tensor = (shares * shares.new_tensor(self.loss_weights())).sum()
         found = shares.detach()
@@ -245,19 +261,26 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Stop at a gradient that is not finite though the loss was: what it leaves behind must not be saved."""
+        """Stop at a gradient that is not finite though the loss was.
+
+        What it leaves behind must not be saved.
+        """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if (
             norm is not None and not 0.0 <= float(norm) < math.inf
         ):  # DeepSpeed reports such a norm as -1
             raise UserError(
-                f"the gradient is not finite at step {self.state.global_step}, samples {', '.join(self._ids)}; "
+                f"the gradient is not finite at step {self.state.global_step}, samples "
+                f"{', '.join(self._ids)}; "
                 "lower train.learning_rate or look at these records"
             )
         return norm
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
-        """Compute in bfloat16 under `train.precision: bf16`; adapter and W stay float32 parameters."""
+        """Compute in bfloat16 under `train.precision: bf16`.
+
+        Adapter and W stay float32 parameters.
+        """
         enabled = self.recipe.train.precision == "bf16"
         return torch.autocast(
             self.args.device.type,
@@ -287,7 +310,8 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         """Skip the count: it walks all parameters at every micro-batch."""
         return 0
 
-    # --- data and optimiser -------------------------------------------------------------------------------------
+    # --- data and optimiser
+    # -------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder | None:
         return self.order
@@ -315,7 +339,8 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         return optimizer
 
-    # --- saving, loading, evaluating ----------------------------------------------------------------------------
+    # --- saving, loading, evaluating
+    # ----------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter (or model) folder, and in a checkpoint the raw trainable parameters beside it."""
@@ -326,7 +351,8 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         lost = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
         if lost:
             raise UserError(
-                f"{len(lost)} trained weights are not finite at step {self.state.global_step}, first {lost[0]}; "
+                f"{len(lost)} trained weights are not finite at step {self.state.global_step}, "
+                f"first {lost[0]}; "
                 "nothing is saved; lower train.learning_rate"
             )
         if self.args.should_save:

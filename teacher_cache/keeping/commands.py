@@ -1,4 +1,7 @@
-"""The `cache` commands that keep a store: they open it without the data set, and without the teacher."""
+"""The `cache` commands that keep a store.
+
+They open it without the data set, and without the teacher.
+"""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -127,7 +130,8 @@ def verify_command(
 ) -> None:
     """Check every byte of a store against its checksums; with --resample, also against the teacher.
 
-    The checksums need neither images nor teacher. Exit code 1 names what is damaged, or which image deviates.
+    The checksums need neither images nor teacher. Exit code 1 names what is damaged, or which image
+    deviates.
     """
     from shared.targets.segment.scan import count_segments, scan
 
@@ -144,7 +148,8 @@ def verify_command(
         "damaged": [{"path": one.path, "damage": one.damage} for one in damaged],
     }
     lines = [
-        f"{len(checked)} segments and metadata files, {size(document['bytes'])}: {len(damaged)} damaged"
+        f"{len(checked)} segments and metadata files, {size(document['bytes'])}: {len(damaged)} "
+        "damaged"
     ]
     wrong: list[str] = []
     if resample and images is not None:
@@ -171,13 +176,16 @@ def verify_command(
             {"image": str(one), "reason": why} for one, why in found.left_out
         ]
         lines.append(
-            f"{found.records} records encoded again: similarity differs by {found.similarity:.2g} at most (rounding "
-            f"explains {found.allowed:.2g}), attention by {found.attention:.2g} of its largest weight "
+            f"{found.records} records encoded again: similarity differs by {found.similarity:.2g} "
+            "at most (rounding "
+            f"explains {found.allowed:.2g}), attention by {found.attention:.2g} of its largest "
+            "weight "
             f"({found.allowed_attention:.2g})"
         )
         if not found.sound:
             wrong.append(
-                f"{found.namespace} is not what its teacher says today, most of all for {found.worst}"
+                f"{found.namespace} is not what its teacher says today, most of all for "
+                f"{found.worst}"
             )
         wrong += [f"{reference}: {reason}" for reference, reason in found.left_out]
     report(document, json, lines)
@@ -186,7 +194,8 @@ def verify_command(
     if damaged:
         wrong.insert(
             0,
-            f"{len(damaged)} parts of {store} are damaged; `cache gc --damaged --store {store}` drops them",
+            f"{len(damaged)} parts of {store} are damaged; `cache gc --damaged --store {store}` "
+            "drops them",
         )
     if wrong:
         raise UserError("; ".join(wrong))
@@ -210,7 +219,8 @@ def merge_command(
         {"store": store, "merged": [one._asdict() for one in merged]},
         json,
         [
-            f"{one.namespace}: {one.records} records in {one.segments} segments copied, {one.already_there} were there"
+            f"{one.namespace}: {one.records} records in {one.segments} segments copied, "
+            f"{one.already_there} were there"
             for one in merged
         ],
     )
@@ -232,7 +242,8 @@ def gc_command(
 ) -> None:
     """Sweep what killed builds left behind, and records that are there twice.
 
-    This host's strays go at once unless their writer lives; other hosts' once they are --older-than old.
+    This host's strays go at once unless their writer lives; other hosts' once they are --older-than
+    old.
     """
     from teacher_cache.keeping.maintain import gc
 
@@ -242,7 +253,8 @@ def gc_command(
         {"store": store, "swept": [one._asdict() for one in swept]},
         json,
         [
-            f"{len(one.strays)} strays, {len(one.damaged)} damaged segments, {one.records} superseded records: "
+            f"{len(one.strays)} strays, {len(one.damaged)} damaged segments, {one.records} "
+            "superseded records: "
             f"{verb} {size(one.bytes)}"
             for one in swept
         ],
@@ -292,7 +304,10 @@ def view_command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Draw one image's target: the image, the teacher's attention, and what is similar to one patch."""
+    """Draw one image's target.
+
+    The image, the teacher's attention, and what is similar to one patch.
+    """
     from shared.imaging import Grid, parse_reference
     from teacher_cache.keeping.view import draw_view
 

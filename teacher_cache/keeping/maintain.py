@@ -1,4 +1,7 @@
-"""Keeping stores: what is in them, joining them, sweeping them, taking targets out. No teacher, no data set needed."""
+"""Keeping stores: what is in them, joining them, sweeping them, taking targets out.
+
+No teacher, no data set needed.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +50,10 @@ class Merged(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """What `gc` removed: abandoned temporary files, damaged segments, segments with superseded records, and bytes."""
+    """What `gc` removed.
+
+    Abandoned temporary files, damaged segments, segments with superseded records, and bytes.
+    """
 
     strays: list[str]
     damaged: list[str]
@@ -62,7 +68,8 @@ def info(root: str | Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        JSON values; sizes in bytes, times ISO 8601 UTC. `damaged` lists segments that could not be counted.
+        JSON values; sizes in bytes, times ISO 8601 UTC. `damaged` lists segments that could not be
+        counted.
     """
     return [_describe(namespace) for namespace in list_namespaces(root)]
 
@@ -142,15 +149,16 @@ def listing(namespace: Namespace) -> Iterator[Row]:
 def merge(sources: Iterable[str | Path], target: str | Path) -> list[Merged]:
     """Copy every segment that brings a new key from the source stores into `target`, as it is, nothing encoded anew.
 
-    A segment is checked byte by byte before it is copied, and appears in one step; an interrupted merge is simply
-    run again. Quarantine records come along.
+    A segment is checked byte by byte before it is copied, and appears in one step; an interrupted
+    merge is simply run again. Quarantine records come along.
 
     Raises
     ------
     DamagedSegment
         If a source segment is damaged: nothing of it is copied.
     UserError
-        If a source is no store or a quarantine record of it is damaged, or the target cannot be written.
+        If a source is no store or a quarantine record of it is damaged, or the target cannot be
+        written.
     """
     return [
         _merge_namespace(namespace, target)
@@ -194,7 +202,8 @@ def gc(
     older_than
         Age in seconds from which what other hosts left behind counts as abandoned.
     damaged
-        Also drop segments that fail the full checksum scan, so that a build makes their records again.
+        Also drop segments that fail the full checksum scan, so that a build makes their records
+        again.
     dry_run
         Only say what would go (strays are not listed then).
 
@@ -229,7 +238,10 @@ def _sweep_namespace(
 
 
 def _soundness(namespace: Namespace) -> tuple[list[str], list[str]]:
-    """Sort segments into sound and damaged by the full scan: a duplicate may go only where the other copy is sound."""
+    """Sort segments into sound and damaged by the full scan.
+
+    A duplicate may go only where the other copy is sound.
+    """
     sound: list[str] = []
     broken: list[str] = []
     for segment in namespace.segments():
@@ -245,7 +257,10 @@ def _soundness(namespace: Namespace) -> tuple[list[str], list[str]]:
 def _drop_superseded(
     namespace: Namespace, segments: Sequence[str], dry_run: bool
 ) -> tuple[list[str], int, int]:
-    """Remove segments with superseded records; what is still read from them moves to a new segment first."""
+    """Remove segments with superseded records.
+
+    What is still read from them moves to a new segment first.
+    """
     index = build_index(namespace, segments)
     live = _live(index)
     removed: list[str] = []
@@ -265,7 +280,8 @@ def _drop_superseded(
         )
         if kept and not dry_run:
             rewritten.add(_rewrite(namespace, segment, kept))
-    # Only now may anything go: what is left of one segment may equal another that was to be removed.
+    # Only now may anything go: what is left of one segment may equal another that was to be
+    # removed.
     removed = [segment for segment in removed if segment not in rewritten]
     for segment in () if dry_run else removed:
         namespace.storage.remove(namespace.path("segments", segment))
@@ -273,7 +289,10 @@ def _drop_superseded(
 
 
 def _rewrite(namespace: Namespace, segment: str, rows: Sequence[int]) -> str | None:
-    """Publish a segment that holds only `rows` of `segment`, and return its id; the stored values do not change."""
+    """Publish a segment that holds only `rows` of `segment`, and return its id.
+
+    The stored values do not change.
+    """
     reader = SegmentReader(namespace, segment)
     writer = SegmentWriter(namespace)
     for row in rows:
@@ -293,7 +312,8 @@ def export(
 ) -> Iterator[Path]:
     """Write one file an image, named by its content key, with `similarity`, `attention`, `coverage`; yield each.
 
-    `identity.json` beside them says what they are. Files that are there already are not written again.
+    `identity.json` beside them says what they are. Files that are there already are not written
+    again.
 
     Raises
     ------

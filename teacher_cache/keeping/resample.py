@@ -19,17 +19,20 @@ from teacher_cache.building import load_for, settings_of
 from teacher_cache.distinct import distinct_images
 from teacher_cache.stream import stream
 
-# What two machines or two batch sizes may differ by, in a similarity and in a share of the largest attention weight:
-# sums in another order, and the rounding of what is stored.
+# What two machines or two batch sizes may differ by, in a similarity and in a share of the largest
+# attention weight: sums in another order, and the rounding of what is stored.
 ROUNDING = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 1e-1}
 QUANTISATION = 1 / 127.5  # one step of u8: two computations may fall on either side of a border
 
 
 class Deviation(NamedTuple):
-    """How far the stored targets are from today's, over `records` images; `allowed` is what rounding explains.
+    """How far the stored targets are from today's, over `records` images.
 
-    `similarity` is the largest difference and `worst` its image; `attention` is the largest difference in units of the
-    image's largest weight, of which rounding explains `allowed_attention`.
+    `allowed` is what rounding explains.
+
+    `similarity` is the largest difference and `worst` its image; `attention` is the largest
+    difference in units of the image's largest weight, of which rounding explains
+    `allowed_attention`.
     """
 
     namespace: str
@@ -73,7 +76,8 @@ def resample(
     Raises
     ------
     UserError
-        Weights other than the store's (naming the field that differs), or none of the images is in the store.
+        Weights other than the store's (naming the field that differs), or none of the images is in
+        the store.
     DamagedSegment
         A record that was drawn is damaged.
     """
@@ -84,7 +88,8 @@ def resample(
     difference = first_difference(identity, found)
     if difference is not None:
         raise UserError(
-            f"this is not the teacher of {opened.namespace.name}: {difference.field} is {difference.second!r}, "
+            f"this is not the teacher of {opened.namespace.name}: {difference.field} is "
+            f"{difference.second!r}, "
             f"in the store {difference.first!r}; pass the store's own weights as --weights"
         )
     by_key, _, _ = distinct_images(list(images), workers)
@@ -92,7 +97,8 @@ def resample(
     keys = [key for key in by_key if key not in absent]
     if not keys:
         raise UserError(
-            f"none of these {len(by_key)} images is in {opened.namespace.name}: pass those it was built from"
+            f"none of these {len(by_key)} images is in {opened.namespace.name}: pass those it was "
+            "built from"
         )
     drawn = np.random.default_rng().permutation(len(keys))[:count]
     sample = [keys[number] for number in drawn]

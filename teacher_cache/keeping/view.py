@@ -1,4 +1,7 @@
-"""One image's target as a picture: what the teacher attends to, and which patches it finds alike."""
+"""One image's target as a picture.
+
+What the teacher attends to, and which patches it finds alike.
+"""
 
 from pathlib import Path
 
@@ -80,7 +83,10 @@ def similarity_row(target: Target, patches: int, row: int) -> Values:
 
 
 def _heat(base: Image.Image, values: Values) -> Image.Image:
-    """Lay `values` (rows, columns) in [0, 1] over the image, patch by patch: from none of the red to all of it."""
+    """Lay `values` (rows, columns) in [0, 1] over the image, patch by patch.
+
+    From none of the red to all of it.
+    """
     weight = np.asarray(
         Image.fromarray(values.astype(np.float32)).resize(base.size, Image.Resampling.NEAREST)
     )

@@ -1,4 +1,6 @@
-"""The registry of teachers: what each is, where its weights come from, and how it becomes a frozen encoder.
+"""The registry of teachers.
+
+What each is, where its weights come from, and how it becomes a frozen encoder.
 
 | name             | encoder                                | input | weights                                    |
 |------------------|----------------------------------------|-------|--------------------------------------------|
@@ -50,7 +52,8 @@ class Teacher(NamedTuple):
     weights
         sha256 over its tensors.
     project
-        Final norm and projection of patch tokens, (B, M, b) -> (B, M, c), for `--features projected`; None without one.
+        Final norm and projection of patch tokens, (B, M, b) -> (B, M, c), for `--features
+        projected`; None without one.
     """
 
     name: str
@@ -81,7 +84,8 @@ TEACHERS = {
         TeacherInfo(
             "biomedclip",
             "vit_base_patch16_224",
-            "hub microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 (open_clip_pytorch_model.bin)",
+            "hub microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 "
+            "(open_clip_pytorch_model.bin)",
             "MIT",
         ),
         TeacherInfo(
@@ -118,8 +122,8 @@ def load_teacher(name: str, weights: str | None = None, grid: Grid | None = None
     weights
         File, folder or hub id; None where the teacher brings its own.
     grid
-        The grid of the targets. Only `dinov2-small` heeds it: it runs on that grid, or on twice it below 16 x 16,
-        since a patch of few pixels' context says little.
+        The grid of the targets. Only `dinov2-small` heeds it: it runs on that grid, or on twice it
+        below 16 x 16, since a patch of few pixels' context says little.
 
     Raises
     ------
@@ -157,7 +161,10 @@ def _need_weights(info: TeacherInfo, weights: str | None) -> str:
 
 
 def _unimed(info: TeacherInfo, weights: str | None) -> Teacher:
-    """UniMed-CLIP: a training checkpoint whose `visual.*` tensors are open_clip's own VisionTransformer."""
+    """UniMed-CLIP.
+
+    A training checkpoint whose `visual.*` tensors are open_clip's own VisionTransformer.
+    """
     published = info.source.partition(" ")[0]
     tensors = read_weights(find_weights(_need_weights(info, weights), (published,)))
     return _open_clip_tower(
@@ -219,12 +226,14 @@ def dinov2_small(native: Grid, weights: str | None = None) -> Teacher:
         )
     if weights is not None and not Path(weights).is_file():
         raise UserError(
-            f"no ONNX file at {weights}: teacher {info.name} brings its weights, leave --weights out"
+            f"no ONNX file at {weights}: teacher {info.name} brings its weights, leave --weights "
+            "out"
         )
     source = read_tensors(encoder_file() if weights is None else Path(weights))
     tensors = {name: torch.from_numpy(array) for name, array in _dinov2_to_timm(source).items()}
     hashed = weights_hash(tensors)
-    # Plain bicubic, as in the original; timm's default also smooths, which moves features by up to 4%.
+    # Plain bicubic, as in the original; timm's default also smooths, which moves features by up to
+    # 4%.
     grids = list(native), [POSITIONS, POSITIONS]
     tensors["pos_embed"] = resample_abs_pos_embed(tensors["pos_embed"], *grids, antialias=False)
     model = timm.create_model(info.architecture, img_size=PATCH * native.rows, num_classes=0)
@@ -233,7 +242,10 @@ def dinov2_small(native: Grid, weights: str | None = None) -> Teacher:
 
 
 def _dinov2_to_timm(source: dict[str, Any]) -> dict[str, Any]:
-    """Rename a DINOv2 checkpoint of transformers to timm: q, k, v become one matrix, scales are `lsN.gamma`."""
+    """Rename a DINOv2 checkpoint of transformers to timm.
+
+    Q, k, v become one matrix, scales are `lsN.gamma`.
+    """
     import numpy as np
 
     tensors = {
@@ -282,7 +294,8 @@ def _open_clip(name: str, rest: str, weights: str | None) -> Teacher:
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise UserError(
-            f"teacher {name} needs its weights: pass --weights FILE, or name a tag ({tags}) as {name}/TAG"
+            f"teacher {name} needs its weights: pass --weights FILE, or name a tag ({tags}) as "
+            f"{name}/TAG"
         )
     visual = (
         _below(tensors, "visual.", name)
@@ -303,7 +316,8 @@ def _open_clip_tower(
     vision = config["vision_cfg"] if config else {}
     if not config or "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
         raise UserError(
-            f"open_clip's {architecture} is not one of its own ViTs; timm:NAME serves those it wraps"
+            f"open_clip's {architecture} is not one of its own ViTs; timm:NAME serves those it "
+            "wraps"
         )
     model = _build_vision_tower(
         config["embed_dim"], CLIPVisionCfg(**vision), config.get("quick_gelu", False)
@@ -316,8 +330,9 @@ def _open_clip_tower(
             f"open_clip's {architecture} is not a plain ViT with a CLS token; choose one that is"
         )
     load_strictly(model, tensors, name)
-    # Tokens first, as torch's attention works inside. Images first, it takes a path of its own on a CPU, which forms
-    # every weight; kept off that one, it hands transposed tensors on, which cost the whole block a sixth of its speed.
+    # Tokens first, as torch's attention works inside. Images first, it takes a path of its own on a
+    # CPU, which forms every weight; kept off that one, it hands transposed tensors on, which cost
+    # the whole block a sixth of its speed.
     model.transformer.batch_first = False
     for block in model.transformer.resblocks:
         block.attn.batch_first = False
@@ -378,7 +393,10 @@ def _downloaded(name: str, load: Callable[[], Any]) -> Any:
 
 
 def _check_timm(model: Any, architecture: str) -> None:
-    """Refuse what `encode` would compute wrongly: rotary or relative positions, talking heads, no CLS token."""
+    """Refuse what `encode` would compute wrongly.
+
+    Rotary or relative positions, talking heads, no CLS token.
+    """
     from timm.layers.attention import Attention
     from timm.models.vision_transformer import VisionTransformer
 
@@ -387,7 +405,8 @@ def _check_timm(model: Any, architecture: str) -> None:
     )
     if not plain or model.cls_token is None:
         raise UserError(
-            f"timm's {architecture} is not a plain ViT with a CLS token, from which the teacher's attention is read: "
+            f"timm's {architecture} is not a plain ViT with a CLS token, from which the teacher's "
+            "attention is read: "
             "choose one of timm's VisionTransformer models"
         )
     if len(set(model.patch_embed.img_size)) != 1:

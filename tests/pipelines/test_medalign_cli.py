@@ -36,7 +36,8 @@ def test_every_command_is_listed_and_has_help() -> None:
 def test_help_loads_no_model_library() -> None:
     code = (
         "import sys, pipelines.cli\n"
-        "heavy = {'torch', 'transformers', 'deepspeed', 'peft', 'open_clip', 'timm', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'deepspeed', 'peft', 'open_clip', 'timm', 'matplotlib'} "
+        "& set(sys.modules)\n"
         "sys.exit(' '.join(sorted(heavy)) or 0)"
     )
     result = subprocess.run(

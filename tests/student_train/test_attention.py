@@ -1,4 +1,7 @@
-"""Hooks: rotation and tap against a plain forward with eager attention, whatever kernel, padding or batch."""
+"""Hooks.
+
+Rotation and tap against a plain forward with eager attention, whatever kernel, padding or batch.
+"""
 
 import pytest
 import torch
@@ -21,7 +24,10 @@ def hooked(model, layer=LAYER, scale=0.3):
 
 
 def batch(model, side="right", lengths=(40, 33), starts=(3, 6)):
-    """Two samples of unequal length with one image each; returns inputs and the request for their question rows."""
+    """Two samples of unequal length with one image each.
+
+    Returns inputs and the request for their question rows.
+    """
     torch.manual_seed(2)
     longest = max(lengths)
     ids = torch.full((2, longest), model.config.text_config.pad_token_id)
@@ -169,7 +175,8 @@ def test_gradients_do_not_depend_on_checkpointing():
     assert f"rotation.{LAYER}.weight" in found
     assert found.keys() == reference.keys()
     for name, gradient in found.items():
-        # A bias on all keys leaves the softmax alone: its gradient is zero but for rounding, hence the floor.
+        # A bias on all keys leaves the softmax alone: its gradient is zero but for rounding, hence
+        # the floor.
         scale = max(float(reference[name].abs().max()), 1.0)
         torch.testing.assert_close(
             gradient, reference[name], atol=2e-6 * scale, rtol=1e-4, msg=name

@@ -1,6 +1,7 @@
 """The loss curve of a fixed run as text: a refactor must reproduce it.
 
-After a change that is meant to move the numbers: `python -m tests.student_train.test_golden_losses` writes it anew.
+After a change that is meant to move the numbers: `python -m tests.student_train.test_golden_losses`
+writes it anew.
 """
 
 import json

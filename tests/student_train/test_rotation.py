@@ -20,13 +20,17 @@ def drawn(kind, width=12, rank=3, seed=0):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_moves_at_the_start_but_the_gradient_does(kind):
-    """At W = 0, with G = dL/dW (out, in): dL/dU = G V, and for Cayley, where W = -2 A + O(A^2), -2 (G - G^T) V."""
+    """At W = 0, with G = dL/dW (out, in).
+
+    DL/dU = G V, and for Cayley, where W = -2 A + O(A^2), -2 (G - G^T) V.
+    """
     torch.manual_seed(0)
     rotation = Rotation(12, kind, 3)
     tokens, weights = torch.randn(5, 12), torch.randn(5, 12)
     assert torch.equal(rotation(tokens), tokens)
     assert not rotation.matrix().any()
-    # A weighted sum, for an orthogonal map leaves the sum of squares as it is: its gradient is 0 and says nothing.
+    # A weighted sum, for an orthogonal map leaves the sum of squares as it is: its gradient is 0
+    # and says nothing.
     (rotation(tokens) * weights).sum().backward()
     whole = weights.double().T @ tokens.double()
     if kind == "full":

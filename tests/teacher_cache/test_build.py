@@ -1,4 +1,7 @@
-"""Building a store in one process: what is computed, what is not computed again, what is left out and why."""
+"""Building a store in one process.
+
+What is computed, what is not computed again, what is left out and why.
+"""
 
 import shutil
 

@@ -1,4 +1,7 @@
-"""Every real DICOM file of the package pydicom-data goes into a store; what no viewer could show is quarantined."""
+"""Every real DICOM file of the package pydicom-data goes into a store.
+
+What no viewer could show is quarantined.
+"""
 
 import contextlib
 import os
@@ -25,7 +28,10 @@ def real_files():
 
 @pytest.mark.integration
 def test_real_dicom_files_all_go_into_the_store(tmp_path):
-    """CT, MR, CR, ultrasound, bone scan, test cards; raw, RLE, JPEG, JPEG-LS, JPEG 2000, either byte order."""
+    """CT, MR, CR, ultrasound, bone scan, test cards.
+
+    Raw, RLE, JPEG, JPEG-LS, JPEG 2000, either byte order.
+    """
     weights = tiny_weights(tmp_path / "tiny.safetensors")
     references = real_files()
     assert len(references) >= 60
@@ -38,7 +44,10 @@ def test_real_dicom_files_all_go_into_the_store(tmp_path):
 
 @pytest.mark.slow
 def test_pydicoms_own_test_files_never_crash():
-    """Structured reports, plans, waveforms, directories, broken headers: a picture or a reason, nothing else."""
+    """Structured reports, plans, waveforms, directories, broken headers.
+
+    A picture or a reason, nothing else.
+    """
     import pydicom.data
 
     shown = []

@@ -1,4 +1,7 @@
-"""What a build survives: kills at any moment, a full disk, a store that becomes read-only, clocks that disagree."""
+"""What a build survives.
+
+Kills at any moment, a full disk, a store that becomes read-only, clocks that disagree.
+"""
 
 import json
 import os
@@ -46,7 +49,10 @@ def python(*line, **options):
 
 @pytest.mark.parametrize("kills", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_kill_at_random_moments(tmp_path, weights, kills):
-    """After every kill what is there is sound; the next build gives the records of an undisturbed one, bit by bit."""
+    """After every kill what is there is sound.
+
+    The next build gives the records of an undisturbed one, bit by bit.
+    """
     image_folder(tmp_path / "images", 9)
     seed = int.from_bytes(os.urandom(4), "big")
     process = python(killed_builds.__file__, tmp_path / "images", tmp_path, weights, kills, seed)
@@ -66,7 +72,10 @@ main()
 
 @pytest.mark.parametrize("room", [100, 3000])
 def test_a_file_that_cannot_grow(tmp_path, weights, room):
-    """RLIMIT_FSIZE stands for a quota: first already the namespace's own file, then a segment does not fit."""
+    """RLIMIT_FSIZE stands for a quota.
+
+    First already the namespace's own file, then a segment does not fit.
+    """
     image_folder(tmp_path / "images", 8)
     line = arguments(tmp_path / "images", tmp_path / "store", weights, "--segment-records", 8)
     process = python("-c", LIMITED, room, *line)
@@ -170,7 +179,10 @@ def test_a_store_that_becomes_read_only_half_way(tmp_path, weights):
 
 
 def test_strays_of_this_host_of_others_and_of_the_future(tmp_path, weights):
-    """A build sweeps only its own host's dead; `gc` goes by age, on the file system's clock, and spares live work."""
+    """A build sweeps only its own host's dead.
+
+    `gc` goes by age, on the file system's clock, and spares live work.
+    """
     image_folder(tmp_path / "images", 4)
     build_once(str(tmp_path / "images"), tmp_path / "store", weights)
     [namespace] = list_namespaces(tmp_path / "store")

@@ -1,4 +1,7 @@
-"""`cache build --store s3://...` against a real server process: killed, continued, scanned, read by a worker."""
+"""`cache build --store s3://...` against a real server process.
+
+Killed, continued, scanned, read by a worker.
+"""
 
 import multiprocessing
 import signal

@@ -22,7 +22,10 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def cache(monkeypatch, capsys):
-    """Run one command line in this process; returns (exit code, standard output, standard error)."""
+    """Run one command line in this process.
+
+    Returns (exit code, standard output, standard error).
+    """
 
     def run(*line):
         monkeypatch.setattr(sys, "argv", ["cache", *map(str, line)])

@@ -179,7 +179,10 @@ def test_lower_precisions_come_near(tmp_path, dtype):
 
 
 def test_dinov2_small_is_the_packaged_onnx_model():
-    """Against ONNX Runtime on the file itself: the last block's output and the weights of its attention."""
+    """Against ONNX Runtime on the file itself.
+
+    The last block's output and the weights of its attention.
+    """
     import onnx
     import onnxruntime
 

@@ -1,4 +1,7 @@
-"""One build by several processes: ranks of `torchrun`, a killed one, two builds that do not know of each other."""
+"""One build by several processes.
+
+Ranks of `torchrun`, a killed one, two builds that do not know of each other.
+"""
 
 import json
 import os
@@ -95,7 +98,10 @@ def test_every_key_has_one_owner(monkeypatch):
 
 @pytest.mark.integration
 def test_two_ranks_share_the_work_and_fail_together_at_the_end(tmp_path, weights):
-    """An unreadable image ends no other rank; the first reports for all, and the exit code is not 0."""
+    """An unreadable image ends no other rank.
+
+    The first reports for all, and the exit code is not 0.
+    """
     image_folder(tmp_path / "images", 10, **{"bad.png": b"bad"})
     line = arguments(
         tmp_path / "images",

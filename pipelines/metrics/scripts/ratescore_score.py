@@ -1,7 +1,7 @@
 """Score reports with RaTEScore, in an environment of its own (its medspacy needs numpy 1).
 
-Standard input: {"pairs": [[reference, prediction], ...], "ner": FOLDER or id, "encoder": FOLDER or id}. Last line of
-standard output: MEDALIGN-ANSWER {"scores"}.
+Standard input: {"pairs": [[reference, prediction], ...], "ner": FOLDER or id, "encoder": FOLDER or
+id}. Last line of standard output: MEDALIGN-ANSWER {"scores"}.
 """
 
 import json
@@ -19,8 +19,8 @@ def main() -> None:
         bert_model=request["ner"], eval_model=request["encoder"], use_gpu=torch.cuda.is_available()
     )
     scores = []
-    # One pair a call, and never a report without a sentence: in a list it would shift all that follow it, alone it is
-    # an error. It has no entities, for which the package's score is 0.5.
+    # One pair a call, and never a report without a sentence: in a list it would shift all that
+    # follow it, alone it is an error. It has no entities, for which the package's score is 0.5.
     for reference, prediction in request["pairs"]:
         spoken = all(sentence_split([text])[0] for text in (reference, prediction))
         scores.append(float(scorer.compute_score([prediction], [reference])[0]) if spoken else 0.5)

@@ -1,4 +1,7 @@
-"""From one teacher pass to stored records: Eq. 2 (interpolate), Eq. 3 (cosine), and the encoding of the identity."""
+"""From one teacher pass to stored records: Eq. 2 (interpolate), Eq.
+
+3 (cosine), and the encoding of the identity.
+"""
 
 from collections.abc import Sequence
 

@@ -1,9 +1,11 @@
-"""The `factors` encoding: patch features on their first singular vectors, from which S for any grid follows.
+"""The `factors` encoding.
 
-With E (M, b) the teacher's features and V_r its first r right singular vectors, F = E V_r keeps the inner products:
-F F^T -> E E^T as r grows, exactly at full rank. Interpolation acts on patches, so A F stands for A E on every grid,
-and S is the cosine of its rows (Eq. 2, 3). Each patch has its own scale, because a few outlier patches with large norms
-would spoil a common one.
+Patch features on their first singular vectors, from which S for any grid follows.
+
+With E (M, b) the teacher's features and V_r its first r right singular vectors, F = E V_r keeps the
+inner products: F F^T -> E E^T as r grows, exactly at full rank. Interpolation acts on patches, so A
+F stands for A E on every grid, and S is the cosine of its rows (Eq. 2, 3). Each patch has its own
+scale, because a few outlier patches with large norms would spoil a common one.
 """
 
 from typing import Any, NamedTuple
@@ -22,11 +24,17 @@ REFERENCE_GRID = Grid(
 
 
 class InaccurateFactors(ValueError):
-    """An image whose similarities no rank keeps within the tolerance; the message is the reason and names no path."""
+    """An image whose similarities no rank keeps within the tolerance.
+
+    The message is the reason and names no path.
+    """
 
 
 class Factors(NamedTuple):
-    """One image's factors: `values` (M, r) int8 or float16, `scale` (M,), and the error (native, 24x24) of S."""
+    """One image's factors.
+
+    `values` (M, r) int8 or float16, `scale` (M,), and the error (native, 24x24) of S.
+    """
 
     values: NDArray[Any]
     scale: NDArray[np.float32]
@@ -76,7 +84,8 @@ def factorise(
     if max(best[2]) > tolerance:
         finer = "--precision f16, " if precision == "u8" else ""
         raise InaccurateFactors(
-            f"factors at full rank are off by {max(best[2]):.3g} in precision {precision}, more than the tolerance "
+            f"factors at full rank are off by {max(best[2]):.3g} in precision {precision}, more "
+            "than the tolerance "
             f"{tolerance:g}: {finer}a larger --tolerance or --encoding matrix holds this image"
         )
     while low < high:
@@ -91,7 +100,11 @@ def factorise(
 
 
 def _project(tokens: Tensor) -> Tensor:
-    """E V: the features in the order of their right singular vectors, from the smaller of the two Gram matrices."""
+    """E V.
+
+    The features in the order of their right singular vectors, from the smaller of the two Gram
+    matrices.
+    """
     patches, width = tokens.shape
     values, vectors = torch.linalg.eigh(
         tokens.T @ tokens if width <= patches else tokens @ tokens.T

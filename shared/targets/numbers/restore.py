@@ -1,4 +1,7 @@
-"""From stored `factors` to targets on any grid (Eq. 2, 3). Without torch, which would be most of a reader's memory."""
+"""From stored `factors` to targets on any grid (Eq. 2, 3).
+
+Without torch, which would be most of a reader's memory.
+"""
 
 from collections.abc import Mapping
 from typing import Any

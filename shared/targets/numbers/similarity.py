@@ -13,13 +13,14 @@ def cosine_similarity_triangle(tokens: Float[Tensor, "B N b"]) -> Float[Tensor, 
     Parameters
     ----------
     tokens
-        Patch features (B, N, b), already on the grid that is wanted: Eq. 2 comes first. Lower precisions are
-        computed in float32.
+        Patch features (B, N, b), already on the grid that is wanted: Eq. 2 comes first. Lower
+        precisions are computed in float32.
 
     Returns
     -------
     Tensor
-        (B, N(N-1)/2) in [-1, 1], float32 or float64. A patch of zero norm is unlike every other: similarity 0.
+        (B, N(N-1)/2) in [-1, 1], float32 or float64. A patch of zero norm is unlike every other:
+        similarity 0.
     """
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
     unit = torch.nn.functional.normalize(tokens, dim=-1)
@@ -29,7 +30,10 @@ def cosine_similarity_triangle(tokens: Float[Tensor, "B N b"]) -> Float[Tensor, 
 
 
 def square_from_triangle(triangle: Float[Tensor, "B pairs"]) -> Float[Tensor, "B N N"]:
-    """Rebuild the symmetric matrix with its unit diagonal, for figures; the losses never need it."""
+    """Rebuild the symmetric matrix with its unit diagonal, for figures.
+
+    The losses never need it.
+    """
     patches = patches_of_triangle(triangle.shape[1])
     rows, columns = torch.triu_indices(patches, patches, 1, device=triangle.device)
     square = torch.eye(patches, dtype=triangle.dtype, device=triangle.device).repeat(

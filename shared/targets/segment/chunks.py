@@ -1,8 +1,8 @@
 """Chunks and shards without the zarr library: the fast path over the same bytes.
 
-Zarr v3 core specification (bytes, crc32c, zstd codecs), its sharding codec (inner chunks, then an index of
-(offset, length) pairs as little-endian uint64, closed by a crc32c), and numcodecs' codecs. The tests hold every
-function here equal to what zarr itself reads and writes.
+Zarr v3 core specification (bytes, crc32c, zstd codecs), its sharding codec (inner chunks, then an
+index of (offset, length) pairs as little-endian uint64, closed by a crc32c), and numcodecs' codecs.
+The tests hold every function here equal to what zarr itself reads and writes.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,10 @@ def _numcodec(name: str, configuration: tuple[tuple[str, Any], ...]) -> Any:
 
 @lru_cache(maxsize=8)
 def _dequantise(configuration: tuple[tuple[str, Any], ...]) -> NDArray[Any]:
-    """Tabulate what each of the 256 codes reads back as: a look-up is faster than arithmetic in float64."""
+    """Tabulate what each of the 256 codes reads back as.
+
+    A look-up is faster than arithmetic in float64.
+    """
     codec = _numcodec("numcodecs.fixedscaleoffset", configuration)
     return np.asarray(codec.decode(np.arange(256, dtype=np.uint8)))
 

@@ -1,4 +1,7 @@
-"""Which arrays a segment holds, their types, shapes and codec chains: format version 1 of the store."""
+"""Which arrays a segment holds, their types, shapes and codec chains.
+
+Format version 1 of the store.
+"""
 
 from typing import Any, NamedTuple
 
@@ -22,7 +25,8 @@ def shuffle(element_size: int) -> Codec:
     return {"name": "numcodecs.shuffle", "configuration": {"elementsize": element_size}}
 
 
-# [-1, 1] in 256 equal steps of 1/127.5, then differences along the row (modulo 256): neighbours are alike.
+# [-1, 1] in 256 equal steps of 1/127.5, then differences along the row (modulo 256): neighbours are
+# alike.
 QUANTISE: Codec = {
     "name": "numcodecs.fixedscaleoffset",
     "configuration": {"offset": -1, "scale": 127.5, "dtype": "<f2", "astype": "|u1"},
@@ -33,8 +37,9 @@ DELTA: Codec = {"name": "numcodecs.delta", "configuration": {"dtype": "|u1"}}
 class ArraySpec(NamedTuple):
     """One array of a segment.
 
-    `shape` is that of one record. A sharded array has one inner chunk a record in one shard file; a small one is a
-    single chunk. The last axis of `factors` grows to the largest rank of its segment (`shape` says -1).
+    `shape` is that of one record. A sharded array has one inner chunk a record in one shard file; a
+    small one is a single chunk. The last axis of `factors` grows to the largest rank of its segment
+    (`shape` says -1).
     """
 
     name: str
@@ -46,7 +51,10 @@ class ArraySpec(NamedTuple):
 
     @property
     def input_dtype(self) -> np.dtype[Any]:
-        """Type of the values to encode: what is quantised comes as float32, for float16 would round it twice."""
+        """Type of the values to encode.
+
+        What is quantised comes as float32, for float16 would round it twice.
+        """
         return np.dtype("<f4") if QUANTISE in self.codecs else self.dtype
 
 

@@ -1,4 +1,7 @@
-"""The manifest of a segment: what every file of it must be, and the checks that hold the files to it."""
+"""The manifest of a segment.
+
+What every file of it must be, and the checks that hold the files to it.
+"""
 
 import hashlib
 import json
@@ -19,11 +22,17 @@ MANIFEST = "manifest.json"
 
 
 class DamagedSegment(UserError):
-    """A segment whose files are not those its manifest lists; the message names the file and the way out."""
+    """A segment whose files are not those its manifest lists.
+
+    The message names the file and the way out.
+    """
 
 
 def make_manifest(files: Mapping[str, bytes], records: int) -> bytes:
-    """Write the manifest of a segment: size and sha256 of every other file, and a digest of itself."""
+    """Write the manifest of a segment.
+
+    Size and sha256 of every other file, and a digest of itself.
+    """
     body = {
         "format": FORMAT,
         "records": records,
@@ -36,7 +45,10 @@ def make_manifest(files: Mapping[str, bytes], records: int) -> bytes:
 
 
 class Manifest(NamedTuple):
-    """What a segment's manifest says: number of records, and (size in bytes, sha256) of each file."""
+    """What a segment's manifest says.
+
+    Number of records, and (size in bytes, sha256) of each file.
+    """
 
     records: int
     files: dict[str, tuple[int, str]]
@@ -133,7 +145,10 @@ def read_keys(namespace: Namespace, segment: str, records: int) -> NDArray[np.ui
 
 
 def keys_present(namespace: Namespace) -> tuple[set[bytes], list[str]]:
-    """Content keys of all sound segments, and one line for each damaged one: what a resumed build need not redo."""
+    """Content keys of all sound segments, and one line for each damaged one.
+
+    What a resumed build need not redo.
+    """
     keys: set[bytes] = set()
     damaged: list[str] = []
     for segment in namespace.segments():
@@ -159,6 +174,7 @@ def damage(namespace: Namespace, segment: str, file: str, what: str) -> str:
     """Say what is wrong with a file of a segment, and the way out."""
     return (
         f"damaged segment {namespace.name}/segments/{segment}: {file}: {what}; "
-        f"`cache verify --store {namespace.storage.location}` lists all damage, `cache gc --damaged` drops such "
+        f"`cache verify --store {namespace.storage.location}` lists all damage, `cache gc "
+        "--damaged` drops such "
         "segments and the same `cache build` makes their records again"
     )

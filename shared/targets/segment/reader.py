@@ -1,4 +1,7 @@
-"""One open segment: its manifest checked, its shard indexes at hand, its records decoded into the caller's arrays."""
+"""One open segment.
+
+Its manifest checked, its shard indexes at hand, its records decoded into the caller's arrays.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

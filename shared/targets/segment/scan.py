@@ -18,7 +18,10 @@ from shared.targets.storage import Storage, join, open_storage
 
 
 class Checked(NamedTuple):
-    """One thing checked: its path in the store, how many bytes, and what is wrong with it, None if nothing is."""
+    """One thing checked.
+
+    Its path in the store, how many bytes, and what is wrong with it, None if nothing is.
+    """
 
     path: str
     size: int
@@ -28,9 +31,9 @@ class Checked(NamedTuple):
 def scan(root: str | Path | Storage) -> Iterator[Checked]:
     """Check every file of every namespace, one yield a segment or metadata file.
 
-    Detects any change of any byte, any file missing, emptied, truncated or added, metadata included. Two losses
-    leave no trace by design: a whole segment folder (its images are simply not there; a build makes them again) and
-    a whole quarantine record.
+    Detects any change of any byte, any file missing, emptied, truncated or added, metadata
+    included. Two losses leave no trace by design: a whole segment folder (its images are simply not
+    there; a build makes them again) and a whole quarantine record.
 
     Raises
     ------
@@ -53,7 +56,8 @@ def _scan_namespace(storage: Storage, name: str) -> Iterator[Checked]:
     try:
         namespace = read_namespace(storage, name)
     except UserError as error:
-        # Without its identity nothing below can be understood; the rest is checked once the file is restored.
+        # Without its identity nothing below can be understood; the rest is checked once the file is
+        # restored.
         yield Checked(path, 0, str(error))
         return
     yield Checked(path, len(storage.read(path)), None)

@@ -1,4 +1,7 @@
-"""Segments: write-once bundles of records, each published in one step; and the writer that fills a namespace."""
+"""Segments: write-once bundles of records, each published in one step.
+
+And the writer that fills a namespace.
+"""
 
 import json
 from collections.abc import Mapping
@@ -45,7 +48,8 @@ class SegmentWriter:
         Raises
         ------
         ValueError
-            If a name, shape or key length is wrong, a value is not finite, or the key is already here.
+            If a name, shape or key length is wrong, a value is not finite, or the key is already
+            here.
         """
         if len(key) != KEY_BYTES or key in self._keys:
             raise ValueError(f"a key is {KEY_BYTES} bytes and added once, got {key.hex()}")
@@ -62,14 +66,18 @@ class SegmentWriter:
         self._keys[key] = None
 
     def publish(self) -> str | None:
-        """Write the segment and make it visible; returns its id, or None where there was nothing to write.
+        """Write the segment and make it visible.
 
-        The id is the manifest's digest, so that equal segments are one. The writer is empty afterwards.
+        Returns its id, or None where there was nothing to write.
+
+        The id is the manifest's digest, so that equal segments are one. The writer is empty
+        afterwards.
 
         Raises
         ------
         OSError
-            If the disk is full or the store read-only: nothing is visible then, and the records are still here.
+            If the disk is full or the store read-only: nothing is visible then, and the records are
+            still here.
         """
         if not self._keys:
             return None
@@ -111,7 +119,10 @@ class SegmentWriter:
 
 
 def publish_files(namespace: Namespace, segment: str, files: Mapping[str, bytes]) -> bool:
-    """Make a segment visible; False where the same one is there already, which is replaced if it is damaged."""
+    """Make a segment visible.
+
+    False where the same one is there already, which is replaced if it is damaged.
+    """
     path = namespace.path("segments", segment)
     if namespace.storage.publish(path, files):
         return True

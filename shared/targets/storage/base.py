@@ -13,7 +13,10 @@ class Storage(Protocol):
     location: str
 
     def names(self, folder: str) -> list[str]:
-        """Name the folders directly under `folder`, sorted, temporary ones left out; [] if there is none."""
+        """Name the folders directly under `folder`, sorted, temporary ones left out.
+
+        [] if there is none.
+        """
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Size in bytes of every file under `folder`, by path relative to it."""
@@ -31,7 +34,10 @@ class Storage(Protocol):
         """Write a file in one step if it is absent; False, and nothing changed, if it is there."""
 
     def publish(self, folder: str, files: Mapping[str, bytes]) -> bool:
-        """Make a new folder visible with all its files in one step; False if it is already there."""
+        """Make a new folder visible with all its files in one step.
+
+        False if it is already there.
+        """
 
     def remove(self, folder: str) -> None:
         """Remove a folder and all below it so that no reader takes the rest for a whole."""
@@ -42,7 +48,8 @@ class Storage(Protocol):
     def sweep(self, namespace: str, older_than: float | None = None) -> list[str]:
         """Remove what dead writers left in a namespace, and name it.
 
-        `older_than` in seconds; None removes only what is certainly dead: this host's, its lock free.
+        `older_than` in seconds; None removes only what is certainly dead: this host's, its lock
+        free.
         """
 
 

@@ -22,7 +22,10 @@ class LocalStorage:
         self.location = str(root)
 
     def names(self, folder: str) -> list[str]:
-        """Name the folders directly under `folder`, sorted, temporary ones left out; [] if there is none."""
+        """Name the folders directly under `folder`, sorted, temporary ones left out.
+
+        [] if there is none.
+        """
         try:
             with os.scandir(self.root / folder) as entries:
                 return sorted(
@@ -85,7 +88,8 @@ class LocalStorage:
     def publish(self, folder: str, files: Mapping[str, bytes]) -> bool:
         """Make a new folder visible with all its files in one step; False if it is already there.
 
-        The files are written below `.tmp-<host>-<pid>-<uuid>`, whose lock is held meanwhile, flushed, and renamed.
+        The files are written below `.tmp-<host>-<pid>-<uuid>`, whose lock is held meanwhile,
+        flushed, and renamed.
         """
         target = self.root / folder
         if target.exists():
@@ -133,7 +137,8 @@ class LocalStorage:
 def temporary_folder(parent: Path) -> Iterator[Path]:
     """Make a folder `.tmp-<host>-<pid>-<uuid>` whose lock is held until it is removed again.
 
-    A sweeper removes a folder only while it holds that lock itself, so that live work is never swept.
+    A sweeper removes a folder only while it holds that lock itself, so that live work is never
+    swept.
     """
     parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -152,7 +157,8 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 def _sweep(parent: Path, older_than: float | None = None) -> Iterator[Path]:
     """Remove abandoned temporary folders and files directly under `parent`, and yield each.
 
-    Without `older_than`, only this host's folders whose lock is free: another host's locks may not show here.
+    Without `older_than`, only this host's folders whose lock is free: another host's locks may not
+    show here.
     """
     host = socket.gethostname()
     now = _file_system_time(parent) if older_than is not None else 0.0
@@ -187,7 +193,10 @@ def _file_system_time(folder: Path) -> float:
 
 
 def _host_of(name: str) -> str:
-    """Host in `.tmp-<host>-<pid>-<uuid>`, whose own name may hold dashes: `node-1` is not `node`."""
+    """Host in `.tmp-<host>-<pid>-<uuid>`, whose own name may hold dashes.
+
+    `node-1` is not `node`.
+    """
     return name.removeprefix(TEMPORARY).rsplit("-", 2)[0]
 
 
@@ -197,7 +206,9 @@ def _owner() -> str:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[bool | None]:
-    """Hold the folder's lock; None where another process holds it, has just removed it, or it may not be written.
+    """Hold the folder's lock.
+
+    None where another process holds it, has just removed it, or it may not be written.
 
     False where the file system has no locks: work goes on, but nobody may sweep without an age.
     """

@@ -1,7 +1,8 @@
 """A store in an object store (`s3://bucket/prefix`), through zarr's own store layer over obstore.
 
-There is no rename there: a folder becomes visible with its `zarr.json`, which is written last and removed first.
-Credentials and endpoint come from the environment as everywhere (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
+There is no rename there: a folder becomes visible with its `zarr.json`, which is written last and
+removed first. Credentials and endpoint come from the environment as everywhere
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
 """
 
 import os
@@ -105,7 +106,8 @@ class ObjectStorage:
     def sweep(self, namespace: str, older_than: float | None = None) -> list[str]:
         """Remove the objects of segments that never became visible, if their youngest is older than `older_than`.
 
-        Nothing tells a dead writer's objects from a live one's but their age: without it, none are removed.
+        Nothing tells a dead writer's objects from a live one's but their age: without it, none are
+        removed.
         """
         if older_than is None:
             return []

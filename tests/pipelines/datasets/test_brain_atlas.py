@@ -1,4 +1,7 @@
-"""The brain-atlas set: answers follow from the masks, yes and no balance, test slices have no twin in training."""
+"""The brain-atlas set.
+
+Answers follow from the masks, yes and no balance, test slices have no twin in training.
+"""
 
 import hashlib
 import json
@@ -262,7 +265,10 @@ def test_resampling_goes_through_world_coordinates() -> None:
 
 
 def test_the_atlas_fits_the_template() -> None:
-    """Named structures lie on brain, more so than when shifted by a centimetre: the two affines were applied."""
+    """Named structures lie on brain, more so than when shifted by a centimetre.
+
+    The two affines were applied.
+    """
     slices, _ = load_slices()
 
     def on_brain(shift: int) -> float:

@@ -1,4 +1,7 @@
-"""Every set from a replica of its release: records, splits, counts, leaks, and errors that say what is missing."""
+"""Every set from a replica of its release.
+
+Records, splits, counts, leaks, and errors that say what is missing.
+"""
 
 import hashlib
 import itertools
@@ -265,8 +268,10 @@ def test_mimic_says_what_it_left_out(tmp_path):
     [
         (
             replicas.MIMIC_REPORT,
-            "There is no focal consolidation, pleural effusion or pneumothorax. Bilateral nodular opacities that most "
-            "likely represent nipple shadows. clips project over the left lung. No acute cardiopulmonary process.",
+            "There is no focal consolidation, pleural effusion or pneumothorax. Bilateral nodular "
+            "opacities that most "
+            "likely represent nipple shadows. clips project over the left lung. No acute "
+            "cardiopulmonary process.",
         ),
         ("IMPRESSION: 1. Edema. 2. No effusion.\n", "Edema. No effusion."),
         (" IMPRESSION: Stable.\n FINDINGS: Clear lungs.", "Clear lungs. Stable."),

@@ -1,4 +1,7 @@
-"""Small LLaVA-Med and HuatuoGPT-Vision checkpoints in their original layouts: train, save, load, answer by command."""
+"""Small LLaVA-Med and HuatuoGPT-Vision checkpoints in their original layouts.
+
+Train, save, load, answer by command.
+"""
 
 import json
 import os

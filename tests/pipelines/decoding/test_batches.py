@@ -1,4 +1,7 @@
-"""What an item's answer may not depend on: its batch, its shard, its neighbours, the order, the run."""
+"""What an item's answer may not depend on.
+
+Its batch, its shard, its neighbours, the order, the run.
+"""
 
 from typing import Any
 

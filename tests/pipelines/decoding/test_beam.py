@@ -29,7 +29,10 @@ def model(request: pytest.FixtureRequest) -> Any:
 def plain_beam_search(
     model: Any, batch: Prompts, ends: tuple[int, ...], length_penalty: float
 ) -> list[list[int]]:
-    """Answers of `generate` alone, in one call from the prompt's first token on; the image token is suppressed."""
+    """Answers of `generate` alone, in one call from the prompt's first token on.
+
+    The image token is suppressed.
+    """
     config = GenerationConfig(
         max_new_tokens=LONGEST,
         eos_token_id=list(ends),
@@ -67,7 +70,10 @@ def test_ending_early_changes_no_answer(model: Any, length_penalty: float) -> No
 
 
 def test_a_one_word_answer_takes_few_steps(model: Any) -> None:
-    """The likeliest first token ends the answer: nothing else can win once its probability is near 1."""
+    """The likeliest first token ends the answer.
+
+    Nothing else can win once its probability is near 1.
+    """
     batch = prefilled(model, prompts(model, ("a",)))
     greedy = decoding("greedy")
     (answer,) = greedy.decode(model, batch, Limits(2, (10**6,)), greedy.settings, 0)

@@ -127,7 +127,8 @@ def test_rotation_touches_the_text_only_view_nowhere() -> None:
     assert not torch.allclose(full[0], full[1], atol=1e-2)
 
 
-# --- each method's formula, by hand -------------------------------------------------------------------------------
+# --- each method's formula, by hand
+# -------------------------------------------------------------------------------
 
 Step = Callable[[Tensor, int], Tensor]  # (new tokens, step) -> scores
 
@@ -304,7 +305,10 @@ def test_damro_by_hand(others: str) -> None:
 
 @pytest.mark.parametrize("boost_first", [True, False])
 def test_pai_by_hand(model: Any, boost_first: bool) -> None:
-    """Without a cache every new token's row is boosted at once: each was the newest row in its own step."""
+    """Without a cache every new token's row is boosted at once.
+
+    Each was the newest row in its own step.
+    """
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 

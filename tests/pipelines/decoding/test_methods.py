@@ -1,4 +1,7 @@
-"""Presets and overrides: data that must name real settings, and errors that name the nearest one."""
+"""Presets and overrides.
+
+Data that must name real settings, and errors that name the nearest one.
+"""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""OPERA against a search written from its description: one plain forward a candidate, no cache, products not logs."""
+"""OPERA against a search written from its description.
+
+One plain forward a candidate, no cache, products not logs.
+"""
 
 from collections import Counter
 from dataclasses import replace
@@ -212,7 +215,10 @@ def test_all_candidates_share_one_forward_pass(model: Any) -> None:
 
 
 def test_half_precision_is_emulated_on_request(model: Any) -> None:
-    """Products of many large weights overflow in half precision; the search must end all the same."""
+    """Products of many large weights overflow in half precision.
+
+    The search must end all the same.
+    """
     batch, limits = prompts(model), Limits(16, (3,))
     settings = opera.Settings(num_beams=2, candidates=3, short_window=2, scale=4000.0)
     exact = opera.decode(model, batch, limits, settings, 0)

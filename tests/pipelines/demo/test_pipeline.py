@@ -24,7 +24,10 @@ def counting(counter: Path) -> list[str]:
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Two commands of our own instead of the real ones: `count` leaves a mark in a file, `fail` fails."""
+    """Two commands of our own instead of the real ones.
+
+    `count` leaves a mark in a file, `fail` fails.
+    """
     (tmp_path / "own_commands.py").write_text(
         "import sys, pathlib\n"
         "def main():\n"

@@ -1,4 +1,7 @@
-"""The demo student's parts equal their sources: the ViT ONNX Runtime's, the language model the GGUF file's."""
+"""The demo student's parts equal their sources.
+
+The ViT ONNX Runtime's, the language model the GGUF file's.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,7 +190,10 @@ def test_the_language_model_equals_the_gguf_file(language: tuple[Any, Any]) -> N
 @pytest.mark.integration
 @pytest.mark.timeout(1800)
 def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
-    """Built from a set, saved and loaded back: tokens of held-out slices match the names of what the slice shows."""
+    """Built from a set, saved and loaded back.
+
+    Tokens of held-out slices match the names of what the slice shows.
+    """
     import json
 
     from pipelines.datasets.brain_atlas import prepare
@@ -222,7 +228,8 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
         matches.append((tokens @ (vectors - vectors.mean(0)).T).amax(0))
         visible.append(student.shows(tmp_path / "atlas" / "masks" / f"{name}.png", list(names)))
     match, shown = torch.stack(matches), torch.stack(visible).bool()
-    # Share of all pairs of one shown and one not shown (of the same structure) that the better match orders rightly.
+    # Share of all pairs of one shown and one not shown (of the same structure) that the better
+    # match orders rightly.
     ordered = [
         (match[shown[:, k], k][:, None] > match[~shown[:, k], k][None]).float().flatten()
         for k in range(len(names))

@@ -1,4 +1,7 @@
-"""Evaluations of a small run: the table's shape, what survives a kill, what no batch or rank may change."""
+"""Evaluations of a small run.
+
+The table's shape, what survives a kill, what no batch or rank may change.
+"""
 
 import json
 import os
@@ -306,7 +309,8 @@ def test_states_are_saved_for_figures(small_run: Path, tmp_path: Path) -> None:
         }
         assert one["attention.2"].shape == (16,)
         assert 0 < float(one["attention.2"].sum()) < 1
-    # Layer 0 sees embeddings, which no adapter touches; what enters layer 2 is rotated in one arm alone.
+    # Layer 0 sees embeddings, which no adapter touches; what enters layer 2 is rotated in one arm
+    # alone.
     assert (states["lora"]["hidden.0"] == states["medalign"]["hidden.0"]).all()
     assert (states["lora"]["hidden.2"] != states["medalign"]["hidden.2"]).any()
     with pytest.raises(UserError, match=r"decoder layers 0\.\.3"):

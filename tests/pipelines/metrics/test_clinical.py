@@ -156,7 +156,8 @@ def test_missing_models_say_how_to_get_them(tmp_path):
         radgraph.load({"radgraph": "hub", "radgraph-python": str(tmp_path / "python")})
 
 
-# The example of the RadGraph paper's format: tokens, label, and relations to other entities by their number.
+# The example of the RadGraph paper's format: tokens, label, and relations to other entities by
+# their number.
 FOUND = {
     "1": {
         "tokens": "acute",
@@ -198,8 +199,8 @@ def test_radgraph_scores_by_hand():
     assert scores["radgraph_partial"] == pytest.approx(
         2 * 1 / 6
     )  # only `acute`, with a relation in both
-    # complete: {acute-modify-process, (Cardiopulmonary), process-located_at-cardiopulmonary} against
-    # {acute-modify-process, (cardiopulmonary), (process)}
+    # complete: {acute-modify-process, (Cardiopulmonary), process-located_at-cardiopulmonary}
+    # against {acute-modify-process, (cardiopulmonary), (process)}
     assert scores["radgraph_complete"] == pytest.approx(2 * 1 / 6)
     same = radgraph.score(FOUND, FOUND)
     assert all(value == 1 for value in same.values())
@@ -281,7 +282,10 @@ def test_radgraph_downloads_no_encoder_for_a_local_model(tmp_path):
 
 @pytest.mark.integration
 def test_radgraph_in_its_own_environment(tmp_path):
-    """The package itself on a small checkpoint of the published format; its own F1RadGraph agrees with ours."""
+    """The package itself on a small checkpoint of the published format.
+
+    Its own F1RadGraph agrees with ours.
+    """
     python = os.environ.get("MEDALIGN_RADGRAPH_PYTHON")
     if python is None:
         pytest.skip(
@@ -304,9 +308,11 @@ def test_radgraph_in_its_own_environment(tmp_path):
     assert set(ours[3].values()) == {0.0}
     program = (
         "import json, sys; from radgraph import F1RadGraph\n"
-        "score = F1RadGraph(reward_level='all', model_type='radgraph', model_cache_dir=sys.argv[1])\n"
+        "score = F1RadGraph(reward_level='all', model_type='radgraph', "
+        "model_cache_dir=sys.argv[1])\n"
         "references, predictions = zip(*json.load(sys.stdin))\n"
-        "print('REWARDS', json.dumps(score(refs=list(references), hyps=list(predictions))[1], default=float))"
+        "print('REWARDS', json.dumps(score(refs=list(references), hyps=list(predictions))[1], "
+        "default=float))"
     )
     done = subprocess.run(
         [python, "-c", program, str(tmp_path)],
@@ -391,6 +397,7 @@ def test_ratescore_in_its_own_environment(tmp_path):
     python = os.environ.get("MEDALIGN_RATESCORE_PYTHON")
     if python is None:
         pytest.skip(
-            "MEDALIGN_RATESCORE_PYTHON names no environment with RaTEScore and medspacy: not run there"
+            "MEDALIGN_RATESCORE_PYTHON names no environment with RaTEScore and medspacy: not run "
+            "there"
         )
     _check_ratescore(python, tmp_path)

@@ -1,4 +1,7 @@
-"""Report metrics together: what is missing is listed, values are cached by version, intervals, files, the command."""
+"""Report metrics together.
+
+What is missing is listed, values are cached by version, intervals, files, the command.
+"""
 
 import csv
 import json

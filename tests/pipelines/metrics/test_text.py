@@ -24,7 +24,10 @@ vocabulary = st.lists(
 
 
 def bleu_by_hand(reference, prediction):
-    """Sentence BLEU-4 with method 4: the k-th empty precision becomes ln(length) / (5 * 2**k) over its denominator."""
+    """Sentence BLEU-4 with method 4.
+
+    The k-th empty precision becomes ln(length) / (5 * 2**k) over its denominator.
+    """
     logs, empty = [], 0
     for n in range(1, 5):
         said = Counter(tuple(prediction[i : i + n]) for i in range(len(prediction) - n + 1))
@@ -43,7 +46,8 @@ def bleu_by_hand(reference, prediction):
 @given(reference=vocabulary, prediction=vocabulary)
 @settings(max_examples=80, deadline=None)
 def test_bleu_is_smoothed_sentence_bleu_4(reference, prediction):
-    # sentence ends would be split off by the tokenizer; single tokens by blanks are its fixed points
+    # sentence ends would be split off by the tokenizer; single tokens by blanks are its fixed
+    # points
     expected = bleu_by_hand(words(" ".join(reference)), words(" ".join(prediction)))
     if expected is not None:
         value = bleu.compute([Pair(" ".join(reference), " ".join(prediction))])[0]["bleu"]
@@ -111,7 +115,8 @@ def wordnet(tmp_path_factory):
     folder = nltk_wordnet(tmp_path_factory.mktemp("nltk"))
     if folder is None:
         pytest.skip(
-            "WordNet (Debian's wordnet-base and wordnet-sense-index) is not installed: METEOR was not run"
+            "WordNet (Debian's wordnet-base and wordnet-sense-index) is not installed: METEOR was "
+            "not run"
         )
     nltk.data.path.insert(0, str(folder))
     yield folder

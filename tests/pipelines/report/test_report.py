@@ -33,7 +33,10 @@ def record(kind: str, answer: str, image: str = "a.png", identifier: str = "1") 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two tiny arms, evaluated; its records have kinds, and one question tries to break the page."""
+    """A run of two tiny arms, evaluated.
+
+    Its records have kinds, and one question tries to break the page.
+    """
     from pipelines.evaluation.run import evaluate
     from tests.fixtures.runs import write_run
 

@@ -1,4 +1,7 @@
-"""What `medalign student train` hands in: the store's own teacher for missing images, and the scores of evaluations."""
+"""What `medalign student train` hands in.
+
+The store's own teacher for missing images, and the scores of evaluations.
+"""
 
 import gc
 from collections.abc import Iterator, Sequence
@@ -96,7 +99,10 @@ def test_a_run_computes_what_its_store_lacks(run: dict[str, Any]) -> None:
 
 
 def teacher_bytes() -> int:
-    """Bytes of the weights of every timm model alive in this process: teachers are timm's, students never."""
+    """Bytes of the weights of every timm model alive in this process.
+
+    Teachers are timm's, students never.
+    """
     gc.collect()
     found = [
         one

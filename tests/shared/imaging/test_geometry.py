@@ -57,7 +57,10 @@ def test_crop_is_torchvisions_resize_and_centre_crop(width, height):
 @settings(max_examples=60, deadline=None)
 @given(sides, sides, grids)
 def test_coverage_counts_the_image_pixels_of_each_patch(width, height, grid):
-    """Against counting: a mask of the padded square, enlarged so that every patch border falls between pixels."""
+    """Against counting.
+
+    A mask of the padded square, enlarged so that every patch border falls between pixels.
+    """
     side = max(width, height)
     mask = np.zeros((side, side))
     top, left = (side - height) // 2, (side - width) // 2

@@ -1,4 +1,7 @@
-"""Opening images: every kind as it should look, every broken kind refused with a reason, nothing black in silence."""
+"""Opening images.
+
+Every kind as it should look, every broken kind refused with a reason, nothing black in silence.
+"""
 
 import contextlib
 import gzip

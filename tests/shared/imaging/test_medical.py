@@ -1,4 +1,7 @@
-"""DICOM and NIfTI as a viewer shows them: against pydicom's own windowing, by hand, and on real files."""
+"""DICOM and NIfTI as a viewer shows them.
+
+Against pydicom's own windowing, by hand, and on real files.
+"""
 
 import gzip
 import logging

@@ -50,7 +50,8 @@ def test_beta_belongs_to_the_normalization(normalization: str, beta: float) -> N
 def test_file_overrides_and_saved_copy(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "model:\n  name: huatuogpt-vision-7b\ntrain:\n  epochs: 12\nlosses:\ntargets: {teacher: [a, b]}\n"
+        "model:\n  name: huatuogpt-vision-7b\ntrain:\n  epochs: 12\nlosses:\ntargets: {teacher: "
+        "[a, b]}\n"
     )
     recipe = load_recipe(
         path, ["losses.layer=[16, 20]", "train.epochs=3", "deepspeed=zero3", "data.train=a=b.json"]
@@ -147,7 +148,10 @@ def test_empty_file_is_the_defaults(tmp_path: Path) -> None:
 
 @given(st.sampled_from(recipe_keys()), st.data())
 def test_one_slip_of_the_key_is_put_right(key: str, data: st.DataObject) -> None:
-    """Drop one letter of any longer key: the error proposes the key itself (or another one as near)."""
+    """Drop one letter of any longer key.
+
+    The error proposes the key itself (or another one as near).
+    """
     section, _, leaf = key.rpartition(".")
     if len(leaf) < 6:
         return

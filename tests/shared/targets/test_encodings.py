@@ -37,7 +37,10 @@ def features(batch, grid, width=24, rank=10, seed=0):
 
 
 def independent_similarity(tokens, native, grid):
-    """Eq. 2 and 3 written out with torch's own interpolation, in float64 (only where the grid grows)."""
+    """Eq.
+
+    2 and 3 written out with torch's own interpolation, in float64 (only where the grid grows).
+    """
     batch, _, width = tokens.shape
     square = tokens.double().reshape(batch, *native, width).permute(0, 3, 1, 2)
     square = torch.nn.functional.interpolate(
@@ -148,8 +151,10 @@ def test_reading_factors_needs_no_torch(tmp_path):
     changes = {"grid": (4, 4), "encoding": "factors", "tolerance": 0.02}
     write(tmp_path / "store", tokens, attention, [Box(0, 0, 1, 1)] * 2, (4, 4), **changes)
     code = (
-        "import sys; from shared.targets import TargetStore; store = TargetStore.open(sys.argv[1], grid=(6, 6)); "
-        "assert store[next(store.keys())].similarity.shape == (630,); assert 'torch' not in sys.modules"
+        "import sys; from shared.targets import TargetStore; store = TargetStore.open(sys.argv[1], "
+        "grid=(6, 6)); "
+        "assert store[next(store.keys())].similarity.shape == (630,); assert 'torch' not in "
+        "sys.modules"
     )
     subprocess.run(
         [sys.executable, "-c", code, tmp_path / "store"], check=True, cwd=Path(__file__).parents[3]

@@ -1,4 +1,7 @@
-"""Faults injected for real: damaged files of every kind, kills, a full disk, lost write access, strays, clock skew."""
+"""Faults injected for real.
+
+Damaged files of every kind, kills, a full disk, lost write access, strays, clock skew.
+"""
 
 import os
 import random
@@ -36,7 +39,10 @@ def damages(root):
 
 
 def read_all(root, numbers, record=matrix_record):
-    """Read every record of a freshly opened store and compare; True where each is what was written."""
+    """Read every record of a freshly opened store and compare.
+
+    True where each is what was written.
+    """
     store = TargetStore.open(root)
     if len(store) != len(numbers):
         return False
@@ -169,7 +175,10 @@ def writer(root, first, last, size=2, step=-1):
 
 
 def killed_at_random(root, kills, seed):
-    """Kill a writer `kills` times, each time start it again; every time what is visible is whole."""
+    """Kill a writer `kills` times, each time start it again.
+
+    Every time what is visible is whole.
+    """
     generator = random.Random(seed)
     seen = set()
     for _ in range(kills):

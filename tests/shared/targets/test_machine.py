@@ -1,4 +1,7 @@
-"""A hypothesis state machine: build, kill, resume, merge, gc, corrupt, read, against a plain dict as the model."""
+"""A hypothesis state machine.
+
+Build, kill, resume, merge, gc, corrupt, read, against a plain dict as the model.
+"""
 
 import os
 import shutil
@@ -49,7 +52,8 @@ class Machine(RuleBasedStateMachine):
         """Add what new sound segments hold, by their own keys."""
         import zarr
 
-        # A build that makes a damaged segment's very records again replaces it; killed in between, it leaves neither.
+        # A build that makes a damaged segment's very records again replaces it; killed in between,
+        # it leaves neither.
         replaced = self.broken - {
             checked.path.rsplit("/", 1)[1] for checked in scan(self.root) if checked.damage
         }

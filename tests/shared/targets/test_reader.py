@@ -1,4 +1,7 @@
-"""Reading as training does it: workers of every kind, prefetch, order by segment, the side index of keys."""
+"""Reading as training does it.
+
+Workers of every kind, prefetch, order by segment, the side index of keys.
+"""
 
 import os
 import sqlite3

@@ -1,6 +1,7 @@
 """What the encodings do to L_vis and to its gradient, on real images through the real ViT-S/14.
 
-The bounds are a few times what was measured (docs/performance-store.md); they hold an encoding to its promise.
+The bounds are a few times what was measured (docs/performance-store.md); they hold an encoding to
+its promise.
 """
 
 from typing import NamedTuple

@@ -152,7 +152,10 @@ def killed_writer(root, server, step, first=0):
 
 
 def test_a_killed_writer_leaves_only_whole_segments(root, server):
-    """A writer asks for the namespace's three objects; a segment is ten: two an array, manifest, `zarr.json` last."""
+    """A writer asks for the namespace's three objects; a segment is ten.
+
+    Two an array, manifest, `zarr.json` last.
+    """
     held = 0
     for step, visible in ((3 + 9, 0), (3 + 10, 1), (3 + 19, 1), (3 + 23, 2)):
         killed_writer(root, server, step, first=held)

@@ -1,4 +1,7 @@
-"""Uploads against a hub on the loopback: real requests of huggingface_hub, the files as they arrived."""
+"""Uploads against a hub on the loopback.
+
+Real requests of huggingface_hub, the files as they arrived.
+"""
 
 import os
 import subprocess
@@ -41,7 +44,10 @@ def adapter(values, tmp_path_factory):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub that this process knows of; large files go by plain uploads, which need no second protocol."""
+    """A hub that this process knows of.
+
+    Large files go by plain uploads, which need no second protocol.
+    """
     with running_hub() as served:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
         template = served.url + "/{repo_id}/resolve/{revision}/{filename}"

@@ -1,4 +1,7 @@
-"""Order, fillers and batches: a function of seed and effective batch, positions moved along with the padding."""
+"""Order, fillers and batches.
+
+A function of seed and effective batch, positions moved along with the padding.
+"""
 
 import numpy as np
 import pytest
@@ -43,7 +46,8 @@ def test_a_step_is_a_fair_draw_sorted_by_length():
     lengths = np.random.default_rng(1).integers(20, 500, 4096)
     steps = np.array(list(EpochOrder(lengths, 4, 8))).reshape(-1, 8)
     assert (np.diff(lengths[steps], axis=1) <= 0).all()
-    # The mean length of a step of independent draws varies as the lengths do, over the square root of eight.
+    # The mean length of a step of independent draws varies as the lengths do, over the square root
+    # of eight.
     assert np.std(lengths[steps].mean(1)) == pytest.approx(np.std(lengths) / np.sqrt(8), rel=0.15)
 
 

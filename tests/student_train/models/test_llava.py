@@ -168,7 +168,10 @@ def test_places_that_hold_no_model(section: ModelSection, line: str) -> None:
 def test_hub_id_from_the_hub_librarys_cache(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tests are offline: a snapshot that was fetched before is found by the model's id, and pinned by commit."""
+    """The tests are offline.
+
+    A snapshot that was fetched before is found by the model's id, and pinned by commit.
+    """
     import huggingface_hub.constants
 
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -221,7 +224,11 @@ def test_flash_attention_where_it_is_not_installed(folder: Path) -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize(("width", "height"), [(90, 56), (41, 77), (56, 56), (200, 199)])
 def test_pixels_equal_llavas_preprocessing(width: int, height: int) -> None:
-    """LLaVA: paste on a square of the mean colour, then transformers' CLIP processor (resize, crop, normalise)."""
+    """LLaVA.
+
+    Paste on a square of the mean colour, then transformers' CLIP processor (resize, crop,
+    normalise).
+    """
     from transformers import CLIPImageProcessorPil
 
     values = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)

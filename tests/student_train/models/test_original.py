@@ -1,4 +1,7 @@
-"""The two original checkpoint layouts: every published key has a place, and small checkpoints load faithfully."""
+"""The two original checkpoint layouts.
+
+Every published key has a place, and small checkpoints load faithfully.
+"""
 
 import json
 from pathlib import Path
@@ -36,7 +39,10 @@ PUBLISHED_TOWER = "openai/clip-vit-large-patch14-336"
 def test_every_published_weight_has_its_place(
     shape: Shape, model_type: str, weights: int, rows: int, tmp_path: Path
 ) -> None:
-    """The full-size model on the meta device against the published key list: none missing, none left over."""
+    """The full-size model on the meta device against the published key list.
+
+    None missing, none left over.
+    """
     from transformers import MistralConfig, Qwen2Config
 
     text_class = MistralConfig if model_type == "llava_mistral" else Qwen2Config

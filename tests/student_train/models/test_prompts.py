@@ -73,7 +73,10 @@ def test_image_starts_at_33_for_huatuo(qwen: Any) -> None:
     QWEN not in os.environ, reason=f"{QWEN} names no folder with Qwen's published tokenizer.json"
 )
 def test_the_whole_qwen_table_says_the_same(qwen: Any) -> None:
-    """Qwen2, 2.5 and 3 share one table of merges; the special tokens behind it differ and play no part here."""
+    """Qwen2, 2.5 and 3 share one table of merges.
+
+    The special tokens behind it differ and play no part here.
+    """
     from transformers import Qwen2Tokenizer
 
     whole = Qwen2Tokenizer.from_pretrained(os.environ[QWEN])
@@ -87,7 +90,10 @@ def test_the_whole_qwen_table_says_the_same(qwen: Any) -> None:
 
 
 def test_vicuna_ids_equal_llavas_piecewise_rule(mistral: Any, sentencepiece: Any) -> None:
-    """The authors' way, with sentencepiece itself: pieces between images and ends, one beginning-of-sequence token."""
+    """The authors' way, with sentencepiece itself.
+
+    Pieces between images and ends, one beginning-of-sequence token.
+    """
     turns = talk("<image>\nWhat is shown?", "A lung.", "And\nhere: ok?", "Yes, clear.")
     encoded = encode_conversation(turns, TEMPLATES["vicuna_v1"], mistral, PATCHES, IMAGE)
     pieces = sentencepiece.encode

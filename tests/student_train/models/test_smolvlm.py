@@ -1,4 +1,7 @@
-"""SmolVLM through its adapter: the same model as transformers' own class, trained and loaded like the others."""
+"""SmolVLM through its adapter.
+
+The same model as transformers' own class, trained and loaded like the others.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -100,7 +103,8 @@ def test_trains_saves_and_answers(folder: Path, tmp_path: Path) -> None:
         assert not torch.allclose(model(**inputs).logits, tuned, atol=1e-5)
         tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert tokens.shape[0] == 2
-    # LLaVA's first stage, here of the connector alone, saves a whole folder that loads like the original.
+    # LLaVA's first stage, here of the connector alone, saves a whole folder that loads like the
+    # original.
     values |= {"output": str(tmp_path / "warm"), "train": values["train"] | {"tune": "projector"}}
     before, after = (
         load_base(str(folder)).model.state_dict(),

@@ -1,4 +1,7 @@
-"""Evaluations in a run, the best checkpoint, early stopping; export, inspect, dry run; options that change no loss."""
+"""Evaluations in a run, the best checkpoint, early stopping; export, inspect, dry run.
+
+Options that change no loss.
+"""
 
 import json
 from pathlib import Path
@@ -29,7 +32,10 @@ def values(tmp_path_factory):
 
 
 def recipe(values, **changes):
-    """The recipe with changes; the validation file is named only where evaluations are asked for."""
+    """The recipe with changes.
+
+    The validation file is named only where evaluations are asked for.
+    """
     if "train__eval_steps" not in changes:
         changes["data__validation"] = None
     return student_runs.recipe(values, **changes)

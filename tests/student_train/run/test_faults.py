@@ -1,4 +1,7 @@
-"""Faults injected for real: each ends in one clear line, and nothing half-written counts as whole."""
+"""Faults injected for real.
+
+Each ends in one clear line, and nothing half-written counts as whole.
+"""
 
 import json
 import shutil
@@ -99,8 +102,8 @@ def test_images_that_the_store_lacks(values, tmp_path):
         assert str(folder / name) in line
     assert names[3] not in line
     assert (
-        f"cache build --teacher dinov2-small --images {values['data']['train']} --image-root {folder}"
-        in line
+        f"cache build --teacher dinov2-small --images {values['data']['train']} --image-root "
+        f"{folder}" in line
     )
     assert f"--store {store}" in line
     assert "--grid 4x4" in line

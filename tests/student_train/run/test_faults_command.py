@@ -1,4 +1,7 @@
-"""Every fault from the command line: one line that says what is wrong, exit code 1, nothing taken for a result."""
+"""Every fault from the command line.
+
+One line that says what is wrong, exit code 1, nothing taken for a result.
+"""
 
 import json
 import os

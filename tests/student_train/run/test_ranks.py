@@ -1,4 +1,7 @@
-"""Two ranks under every ZeRO stage: the losses of one rank, a complete adapter, an exact resume, another rank count."""
+"""Two ranks under every ZeRO stage.
+
+The losses of one rank, a complete adapter, an exact resume, another rank count.
+"""
 
 import json
 import os
@@ -21,14 +24,16 @@ from tests.fixtures.launch_training import QUESTIONS
 from tests.fixtures.student_runs import changed, recipe, write_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-SHARDED = "sharded"  # zero3 without its exception for small parameters: here all are small, and none would be sharded
+# zero3 without its exception for small parameters: here all are small, and none would be sharded
+SHARDED = "sharded"
 STAGES = ["none", "zero0", "zero1", "zero2", "zero3", SHARDED, "zero2-offload", "zero3-offload"]
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory):
-    # 11 records, the last two text-only: fillers are needed, and ranks meet micro-batches with and without an image.
+    # 11 records, the last two text-only: fillers are needed, and ranks meet micro-batches with and
+    # without an image.
     values = write_run(tmp_path_factory.mktemp("ranks"), records=11, text_only=2)
     return changed(
         values,

@@ -18,8 +18,10 @@ from student_train.run.train import train
 from tests.fixtures.student_runs import changed, recipe, write_run
 
 pytestmark = pytest.mark.integration
-# Dropout, two epochs of three steps, a checkpoint in the middle of the second: everything that draws is on.
-MANY = 4000  # steps whose lines fill the pipe that nobody reads: a run cannot end before the signal comes
+# Dropout, two epochs of three steps, a checkpoint in the middle of the second: everything that
+# draws is on.
+# steps whose lines fill the pipe that nobody reads: a run cannot end before the signal comes
+MANY = 4000
 SETTINGS = {
     "train__epochs": 2.0,
     "train__save_steps": 4,

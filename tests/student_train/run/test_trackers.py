@@ -1,4 +1,6 @@
-"""What TensorBoard, W&B and MLflow hold after a run: the logged terms, step by step, read back by their own readers.
+"""What TensorBoard, W&B and MLflow hold after a run.
+
+The logged terms, step by step, read back by their own readers.
 
 W&B runs offline and MLflow on a file of its own; both are skipped where they are not installed.
 """
@@ -42,7 +44,10 @@ def tensorboard_curves(folder: Path) -> Curves:
 
 
 def offline_records(data: bytes) -> Iterator[bytes]:
-    """Records of an offline run's file: 7 bytes of header, then LevelDB's log format in blocks of 32 KiB."""
+    """Records of an offline run's file.
+
+    7 bytes of header, then LevelDB's log format in blocks of 32 KiB.
+    """
     place, parts = 7, b""
     while place < len(data):
         if (left := -place % 32768) < 7:  # a block's rest that holds no record's head is padding
@@ -89,7 +94,10 @@ def mlflow_curves(folder: Path) -> Curves:
 
 
 def named(tracker: str, name: str) -> str:
-    """Return what a tracker calls a logged number: transformers sorts it by its beginning, but for MLflow."""
+    """Return what a tracker calls a logged number.
+
+    Transformers sorts it by its beginning, but for MLflow.
+    """
     if tracker == "mlflow":
         return name
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"

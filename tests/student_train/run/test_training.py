@@ -121,7 +121,8 @@ def test_bfloat16_keeps_a_float32_adapter(values, tmp_path, deepspeed):
     saved = load_file(half / "adapter_model.safetensors") | load_file(half / "rotation.safetensors")
     for name, tensor in saved.items():
         assert tensor.dtype == torch.float32
-        # Steps of 1e-5 on values of 0.1 are not to be seen in bfloat16: the master that takes them is float32.
+        # Steps of 1e-5 on values of 0.1 are not to be seen in bfloat16: the master that takes them
+        # is float32.
         assert not torch.equal(tensor, tensor.bfloat16().float()), name
 
 
@@ -168,7 +169,9 @@ def gradients(monkeypatch):
 
 @pytest.mark.parametrize(
     ("alpha", "beta", "normalization"),
-    [  # all terms; then one at a time beside L_LM, so that a wrong share of it cannot hide behind another
+    # all terms; then one at a time beside L_LM, so that a wrong share of it cannot hide behind
+    # another
+    [
         (1.0, 0.1, "renormalized"),
         (30.0, 0.0, "renormalized"),
         (0.0, 30.0, "renormalized"),

@@ -1,4 +1,7 @@
-"""Weights as published, by file, folder and hub id; what is missing, foreign, broken or dangerous is one clear line."""
+"""Weights as published, by file, folder and hub id.
+
+What is missing, foreign, broken or dangerous is one clear line.
+"""
 
 import pickle
 
