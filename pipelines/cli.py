@@ -11,6 +11,7 @@ import typer
 from pipelines.datasets.commands import app as data_app
 from pipelines.demo import commands as demo_commands
 from pipelines.evaluation import commands as evaluate_commands
+from pipelines.recipes.commands import recipes_command
 from pipelines.report.commands import app as report_app
 from pipelines.training.commands import app as student_app
 from shared.console import run
@@ -28,6 +29,7 @@ app.command("demo-student")(demo_commands.demo_student)
 app.command()(evaluate_commands.generate)
 app.command()(evaluate_commands.evaluate)
 app.command()(evaluate_commands.compare)
+app.command("recipes")(recipes_command)
 app.add_typer(data_app, name="data")
 app.add_typer(report_app, name="report")
 app.add_typer(cache_app, name="cache")

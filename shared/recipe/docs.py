@@ -1,19 +1,19 @@
-"""`docs/recipe.md`, written from the recipe's fields.
+"""Every key of a recipe for people and editors, from the descriptions in `shared.recipe.fields`.
 
-`python -m shared.recipe.docs > docs/recipe.md`.
+`python -m shared.recipe.docs > docs/recipe.md` writes the page of the docs.
 """
 
-import inspect
-import re
+import json
 import sys
+from collections.abc import Iterator
 from types import UnionType
-from typing import Annotated, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from shared.recipe.fields import Recipe
 
-_FIELD = re.compile(r"^    (\w+): (.+?) = (.+?) {2,}# (.+)$", re.MULTILINE)
 _KINDS: dict[object, str] = {
     str: "text",
     int: "whole number",
@@ -23,60 +23,66 @@ _KINDS: dict[object, str] = {
 }
 _HEAD = """# The recipe
 
-One YAML file for the whole pipeline. Every key has a default; a recipe names only what differs. On the command line
-`key=value` overrides it (`losses.layer=16`, `losses.layer=[16,20]`, the value being YAML). An unknown or misspelt key
-is an error that names the nearest valid one. The resolved recipe, with every key, is written beside every output, so
-that the run can be repeated from it. Paths are relative to the working directory.
+One YAML file for the whole pipeline. Every key has a default; a recipe names only what differs.
 
-The paper's runs are in `pipelines/recipes`, one file for each model and data set, with the authors' values.
+- **Command line.** `key=value` overrides a key (`losses.layer=16`, `losses.layer=[16,20]`); the
+  value is YAML. An unknown or misspelt key is an error that names the nearest valid one.
+- **`extends: base.yaml`** begins with another recipe, found beside the file; its keys are
+  overridden one by one. A chain is allowed, a circle is an error.
+- **Repeat a run.** The resolved recipe, with every key, is written beside every output.
+- **Paths** are relative to the working directory.
+- **Editors.** `medalign recipes --schema > recipe.schema.json` writes the JSON schema;
+  `# yaml-language-server: $schema=recipe.schema.json` in a recipe's first line uses it.
 
-This page is made from `shared/recipe/fields.py` (`python -m shared.recipe.docs > docs/recipe.md`); a test compares
-the two.
+`medalign recipes` lists the paper's recipes, one for each model and data set, with the authors'
+values; `medalign recipes NAME` prints one, `medalign recipes --keys` prints what follows.
+
+`python -m shared.recipe.docs > docs/recipe.md` makes this page from `shared/recipe/fields.py`.
 """
 
 
-def page() -> str:
-    """Return the page: a table for the top level and one for each section."""
-    sections = {
-        name: field.annotation
-        for name, field in Recipe.model_fields.items()
-        if _is_section(field.annotation)
+class Key(NamedTuple):
+    """One key: dotted name, default as YAML writes it, values it takes, meaning."""
+
+    name: str
+    default: str
+    values: str
+    meaning: str
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """Return the sections of a recipe by name, in the order of the file."""
+    found = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    return {
+        name: kind
+        for name, kind in found.items()
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
     }
-    parts = [_HEAD, _table("Top level", Recipe, skip=set(sections))]
-    parts += [
-        _table(f"`{name}`", cast("type[BaseModel]", model)) for name, model in sections.items()
-    ]
-    return "\n".join(parts)
 
 
-def _is_section(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def keys_of(section: str | None = None) -> list[Key]:
+    """List the keys of a section; None: those of the top level."""
+    model = Recipe if section is None else sections()[section]
+    prefix = "" if section is None else f"{section}."
+    return list(_keys(model, prefix))
 
 
-def _table(title: str, model: type[BaseModel], skip: set[str] | None = None) -> str:
-    rows = [
-        match
-        for match in _FIELD.findall(inspect.getsource(model))
-        if match[0] not in (skip or set())
-    ]
-    if {row[0] for row in rows} != set(model.model_fields) - (skip or set()):
-        raise ValueError(f"a field of {model.__name__} has no comment beside it")
-    lines = [
-        f"## {title}",
-        "",
-        (model.__doc__ or "").strip(),
-        "",
-        "| key | default | values | meaning |",
-    ]
-    lines += ["|---|---|---|---|"]
-    for name, _, default, meaning in rows:
-        values = _values(model.model_fields[name].annotation)
-        lines.append(f"| `{name}` | `{_yaml(default)}` | {values} | {meaning} |")
-    return "\n".join(lines) + "\n"
+def _keys(model: type[BaseModel], prefix: str) -> Iterator[Key]:
+    for name, field in model.model_fields.items():
+        if prefix or name not in sections():
+            yield Key(
+                f"{prefix}{name}", _default(field), _values(field.annotation), _meaning(field)
+            )
 
 
-def _yaml(default: str) -> str:
-    return {"None": "null", "True": "true", "False": "false"}.get(default, default.replace('"', ""))
+def _meaning(field: FieldInfo) -> str:
+    if not field.description:
+        raise ValueError(f"a field of the recipe has no description: {field}")
+    return " ".join(field.description.split())
+
+
+def _default(field: FieldInfo) -> str:
+    return field.default if isinstance(field.default, str) else json.dumps(field.default)
 
 
 def _values(annotation: object) -> str:
@@ -90,6 +96,39 @@ def _values(annotation: object) -> str:
     if get_origin(annotation) is list:
         return f"list of {_values(get_args(annotation)[0])}"
     return _KINDS[annotation]
+
+
+def lines() -> list[str]:
+    """Return every key with default and meaning, for a terminal."""
+    rows = [key for section in (None, *sections()) for key in keys_of(section)]
+    return [f"{key.name}={key.default}\n    {key.meaning}" for key in rows]
+
+
+def schema() -> str:
+    """Return the JSON schema of a recipe file, `extends` included, for editors."""
+    document = Recipe.model_json_schema()
+    document["properties"]["extends"] = {
+        "type": "string",
+        "description": "Recipe to begin with, beside this file.",
+    }
+    return json.dumps(document, indent=2)
+
+
+def page() -> str:
+    """Return the page: a table for the top level and one for each section."""
+    parts = [_HEAD, _table("Top level", None, Recipe)]
+    parts += [_table(f"`{name}`", name, model) for name, model in sections().items()]
+    return "\n".join(parts)
+
+
+def _table(title: str, section: str | None, model: type[BaseModel]) -> str:
+    head = [f"## {title}", "", (model.__doc__ or "").strip(), ""]
+    head += ["| key | default | values | meaning |", "|---|---|---|---|"]
+    rows = [
+        f"| `{key.name.rpartition('.')[2]}` | `{key.default}` | {key.values} | {key.meaning} |"
+        for key in keys_of(section)
+    ]
+    return "\n".join([*head, *rows]) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
-"""A recipe.
-
-One YAML file for the whole pipeline, checked key by key, with overrides from the command line.
+"""Reading a recipe: one YAML file for the whole pipeline, checked key by key, with overrides.
 
     load_recipe("recipe.yaml", ["data.train=train.json", "losses.layer=16"])
 
-The keys are in `shared.recipe.fields`. Paths in a recipe are relative to the working directory, as
-on the command line.
+The keys are in `shared.recipe.fields`. `extends: base.yaml` begins with another recipe, which is
+found beside the file. Other paths are relative to the working directory, as on the command line.
 """
 
 import difflib
@@ -21,7 +19,9 @@ from shared.recipe.fields import Recipe
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `key=value` overrides, each value a YAML scalar or list (`losses.layer=[16, 20]`).
+    """Read a recipe and apply `key=value` overrides.
+
+    Each value is YAML, such as the list in `losses.layer=[16, 20]`.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     source = "the recipe"
     if path is not None:
         source = str(path)
-        values = _read_yaml(Path(path))
+        values = read_values(Path(path))
     for override in overrides:
         _apply(values, override)
     return make_recipe(values, source)
@@ -60,7 +60,7 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write every key of `recipe`, defaults included, so that the run can be repeated from the file."""
+    """Write every key of `recipe`, defaults included: the run can be repeated from the file."""
     text = yaml.safe_dump(
         recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
     )
@@ -96,12 +96,41 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_values(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read the nested values of a recipe file, over those of the file that its `extends` names.
+
+    `chain` holds the files that extend this one. Raises UserError as `load_recipe`.
+    """
+    values = _read_yaml(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: `extends` names one recipe file, such as base.yaml, not {base!r}")
+    below, here = path.parent / base, path.resolve()
+    if below.resolve() in (*chain, here):
+        raise UserError(f"{path}: `extends: {base}` leads back to a recipe that extends this one")
+    if not below.is_file():
+        raise UserError(f"{path}: `extends: {base}` names no file; {below} is not there")
+    return _merged(read_values(below, (*chain, here)), values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Lay `values` over `base`, sections key by key; everything else is replaced whole."""
+    merged = dict(base)
+    for key, value in values.items():
+        below = base.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merged(below, value) if both else value
+    return merged
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
             values = yaml.load(file, _UniqueKeyLoader)
     except FileNotFoundError:
-        raise UserError(f"no recipe at {path}; the shipped ones are in pipelines/recipes") from None
+        raise UserError(f"no recipe at {path}; `medalign recipes` lists the shipped ones") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
     if values is None:
@@ -154,7 +183,8 @@ def _explain(error: ValidationError, source: str) -> str:
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
     if fault["type"] == "extra_forbidden":
-        return f"{source}: unknown key `{'.'.join(str(part) for part in fault['loc'])}`; {_suggest(fault['loc'])}"
+        key = ".".join(str(part) for part in fault["loc"])
+        return f"{source}: unknown key `{key}`; {_suggest(fault['loc'])}"
     if not fault["loc"]:  # keys that do not go together
         return f"{source}: {fault['msg'].removeprefix('Value error, ')}"
     # Past the key itself, pydantic's location names the branch of a union: no help to a reader.

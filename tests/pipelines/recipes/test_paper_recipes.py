@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipelines.datasets.registry import SETS
+from pipelines.recipes.commands import recipes_command
+from shared.errors import UserError
 from shared.recipe import load_recipe
 
 FOLDER = Path(__file__).resolve().parents[3] / "pipelines" / "recipes"
@@ -65,3 +68,29 @@ def test_recipe_holds_the_authors_values(model: str, name: str) -> None:
     assert recipe.evaluation.data == f"data/{name}/test.json"
     assert recipe.data.image_root == recipe.evaluation.image_root
     assert "#" not in (recipe.data.image_root or "")
+
+
+def test_shipped_recipes_are_listed_and_printed_whole(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipes_command()
+    listed = capsys.readouterr().out
+    assert all(path.stem in listed for path in FOLDER.glob("*.yaml"))
+    for path in FOLDER.glob("*.yaml"):
+        recipes_command(path.stem)
+        copy = tmp_path / path.name  # beside no base.yaml
+        copy.write_text(capsys.readouterr().out)
+        assert load_recipe(copy) == load_recipe(path)
+    with pytest.raises(UserError, match="the shipped ones are base, demo, huatuo-"):
+        recipes_command("nowhere")
+
+
+def test_a_paper_recipe_says_only_what_is_its_own() -> None:
+    """A value that equals the base's would hide which values are a run's own."""
+    base = yaml.safe_load((FOLDER / "base.yaml").read_text())
+    for path in FOLDER.glob("*-*.yaml"):
+        values = yaml.safe_load(path.read_text())
+        assert values["extends"] == "base.yaml"
+        for section, keys in values.items():
+            for key, value in keys.items() if isinstance(keys, dict) else []:
+                assert base.get(section, {}).get(key) != value, f"{path.name}: {section}.{key}"

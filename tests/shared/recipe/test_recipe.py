@@ -1,5 +1,6 @@
 """The recipe: what it takes, what it refuses, and how it says so."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,58 @@ def test_the_page_about_the_recipe_is_up_to_date() -> None:
     assert written.read_text(encoding="utf-8") == page(), (
         "run: python -m shared.recipe.docs > docs/recipe.md"
     )
+
+
+def test_a_recipe_extends_another_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "root.yaml").write_text("lora: {r: 8, targets: [q_proj]}\noutput: root\n")
+    (tmp_path / "base.yaml").write_text("extends: below/root.yaml\nlora:\n  alpha: 4\n")
+    path = tmp_path / "recipe.yaml"
+    path.write_text("extends: base.yaml\nlora:\n  targets: [v_proj]\nlosses:\n  layer: [2, 3]\n")
+    recipe = load_recipe(path, ["losses.layer=7"])
+    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.targets) == (8, 4, ["v_proj"])
+    assert (recipe.output, recipe.losses.layers) == ("root", (7,))
+    save_recipe(recipe, tmp_path / "resolved.yaml")
+    assert "extends" not in yaml.safe_load((tmp_path / "resolved.yaml").read_text())
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("base", "line"),
+    [
+        ("recipe.yaml", "leads back"),
+        ("other.yaml", "leads back"),
+        ("nowhere.yaml", "names no file"),
+        ("[a.yaml, b.yaml]", "names one recipe file"),
+    ],
+)
+def test_what_cannot_be_extended(base: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("extends: recipe.yaml\n")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"extends: {base}\n")
+    with pytest.raises(UserError, match=line):
+        load_recipe(path)
+
+
+def test_a_mistake_in_the_base_is_found(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {epoch: 3}\n")
+    (tmp_path / "recipe.yaml").write_text("extends: base.yaml\n")
+    with pytest.raises(UserError, match=r"did you mean `train.epochs`"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_every_key_is_described_once_for_page_terminal_and_editors() -> None:
+    from shared.recipe import docs
+
+    keys = [key for section in (None, *docs.sections()) for key in docs.keys_of(section)]
+    assert [key.name for key in keys] == recipe_keys()
+    assert all(f"{key.name}={key.default}" in "\n".join(docs.lines()) for key in keys)
+    schema = json.loads(docs.schema())
+    described = schema["properties"] | {
+        f"{section}.{name}": field
+        for section, model in docs.sections().items()
+        for name, field in schema["$defs"][model.__name__]["properties"].items()
+    }
+    for key in keys:
+        assert " ".join(described[key.name]["description"].split()) == key.meaning
+    assert schema["additionalProperties"] is False
