@@ -16,7 +16,7 @@ from shared.imaging.grid import Grid
 from shared.imaging.images import parse_reference
 from teacher_cache.encoder import encode
 from teacher_cache.stream import prepare
-from teacher_cache.teachers.base import dinov2_small
+from teacher_cache.teachers.dinov2_small import dinov2_small
 
 DICOM = [
     "RG1_UNCR",

@@ -26,7 +26,8 @@ from shared.targets.segment.manifest import keys_present
 from teacher_cache.distinct import distinct_images
 from teacher_cache.ranks import Ranks, stop_on_termination
 from teacher_cache.stream import DTYPES, Failure, stream
-from teacher_cache.teachers.base import Teacher, load_teacher
+from teacher_cache.teachers.base import Teacher
+from teacher_cache.teachers.registry import load_teacher
 
 
 class Settings(NamedTuple):

@@ -45,7 +45,7 @@ app = typer.Typer(
 @app.command()
 def teachers(json: JsonOption = False) -> None:
     """List the built-in teachers and where their weights come from."""
-    from teacher_cache.teachers.base import OPEN_FAMILIES, TEACHERS
+    from teacher_cache.teachers.registry import OPEN_FAMILIES, TEACHERS
 
     known = [*TEACHERS.values(), *OPEN_FAMILIES]
     rows = [info._asdict() for info in known]

@@ -5,13 +5,15 @@ row is wanted: softmax(q_cls K^T / sqrt(c)) is one 1 x (M+1) product a head, com
 block's own normalised input.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from teacher_cache.teachers.base import Teacher
+from teacher_cache.teachers.open_clip_models import OpenClipViT
+from teacher_cache.teachers.timm_models import TimmViT
 
 
 class Encoded(NamedTuple):
@@ -47,10 +49,10 @@ def encode(
     block, attention = _last_block(teacher.model)
     caught: dict[str, Tensor] = {}
 
-    def catch_input(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def catch_input(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         caught["input"] = args[0] if args else kwargs["query"]
 
-    def catch_output(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def catch_output(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         caught["output"] = output
 
     hooks = [
@@ -75,35 +77,59 @@ def encode(
     return Encoded(tokens, weights[:, -teacher.grid.size :])
 
 
-def _last_block(model: Any) -> tuple[Any, Any]:
+def _last_block(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     """Return last block and its attention, of timm's ViT or open_clip's."""
-    block = model.blocks[-1] if hasattr(model, "blocks") else model.transformer.resblocks[-1]
-    return block, block.attn
+    if hasattr(model, "blocks"):
+        block = cast("TimmViT", model).blocks[-1]
+    else:
+        block = cast("OpenClipViT", model).transformer.resblocks[-1]
+    return block, block.get_submodule("attn")
 
 
-def _cls_attention(attention: Any, x: Tensor) -> Tensor:
-    """Softmax of the CLS row over all tokens, mean over heads, (B, T) float32, from the module's input x (B, T, d)."""
-    if isinstance(attention, torch.nn.MultiheadAttention):  # open_clip: one stacked in-projection
-        d, heads = attention.embed_dim, attention.num_heads
-        weight, bias = attention.in_proj_weight, attention.in_proj_bias
-        q = torch.nn.functional.linear(x[:, :1], weight[:d], bias[:d])
-        k = torch.nn.functional.linear(x, weight[d : 2 * d], bias[d : 2 * d])
-        q, k = _split_heads(q, heads), _split_heads(k, heads)
-    else:  # timm: qkv, perhaps with norms on q and k
-        width, heads = attention.attn_dim, attention.num_heads
-        bias = attention.qkv.bias
-        weight = attention.qkv.weight
-        q = torch.nn.functional.linear(
-            x[:, :1], weight[:width], None if bias is None else bias[:width]
+class TimmAttention(Protocol):
+    """What is read of timm's `Attention`: one stacked projection, perhaps norms on q and k."""
+
+    attn_dim: int
+    num_heads: int
+    qkv: nn.Linear
+    q_norm: nn.Module
+    k_norm: nn.Module
+
+
+def _cls_attention(attention: nn.Module, x: Tensor) -> Tensor:
+    """Softmax of the CLS row over all tokens, mean over heads, (B, T) float32.
+
+    From the module's input x (B, T, d).
+    """
+    if isinstance(attention, nn.MultiheadAttention):  # open_clip: one stacked in-projection
+        q, k = _cls_query_and_keys(
+            x,
+            attention.embed_dim,
+            attention.num_heads,
+            cast("Tensor", attention.in_proj_weight),
+            attention.in_proj_bias,
         )
-        k = torch.nn.functional.linear(
-            x, weight[width : 2 * width], None if bias is None else bias[width : 2 * width]
-        )
-        q, k = _split_heads(q, heads), _split_heads(k, heads)
-        q, k = attention.q_norm(q), attention.k_norm(k)
+    else:
+        timm = cast("TimmAttention", attention)
+        q, k = _cls_query_and_keys(x, timm.attn_dim, timm.num_heads, timm.qkv.weight, timm.qkv.bias)
+        q, k = timm.q_norm(q), timm.k_norm(k)
     logits = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5
     weights: Tensor = logits.softmax(-1).mean(1).squeeze(1)
     return weights
+
+
+def _cls_query_and_keys(
+    x: Tensor, width: int, heads: int, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return q of the CLS token (B, heads, 1, c) and k of all (B, heads, T, c).
+
+    The first two thirds of the stacked projection: q, then k.
+    """
+    q = nn.functional.linear(x[:, :1], weight[:width], None if bias is None else bias[:width])
+    k = nn.functional.linear(
+        x, weight[width : 2 * width], None if bias is None else bias[width : 2 * width]
+    )
+    return _split_heads(q, heads), _split_heads(k, heads)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

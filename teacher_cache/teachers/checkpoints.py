@@ -6,7 +6,6 @@ Nothing is ever unpickled freely.
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,6 +119,18 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+def tensors_below(tensors: Mapping[str, Tensor], prefix: str, name: str) -> dict[str, Tensor]:
+    """Return the tensors under `prefix`, without it; a `UserError` where there are none."""
+    found = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }
+    if not found:
+        raise UserError(f"the weights are not those of {name}: no tensor is called {prefix}*")
+    return found
+
+
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     """Return the sha256 over names, dtypes, shapes and bytes, sorted by name.
 
@@ -138,17 +149,14 @@ def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: s
 
     A missing, unexpected or misshapen tensor is a `UserError` that names it.
     """
-    expected: dict[str, Any] = model.state_dict()
+    expected: Mapping[str, Tensor] = model.state_dict()
     missing = sorted(set(expected) - set(tensors))
     unexpected = sorted(set(tensors) - set(expected))
     misshapen = [n for n in expected if n in tensors and tensors[n].shape != expected[n].shape]
     if missing or unexpected or misshapen:
         faults = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
-        faults += (
-            [f"has {unexpected[0]} and {len(unexpected) - 1} more that do not belong"]
-            if unexpected
-            else []
-        )
+        if unexpected:
+            faults.append(f"has {unexpected[0]} and {len(unexpected) - 1} more that do not belong")
         faults += [
             f"has {name} of shape {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
             for name in misshapen[:1]

@@ -7,10 +7,12 @@ that is left out here. Two models are made from it: the teacher `dinov2-small` a
 student's vision tower.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.errors import UserError
 from shared.packages import packaged_file
@@ -25,7 +27,17 @@ MEAN, STD = (
     (0.229, 0.224, 0.225),
 )  # of the images it was trained on, RGB in [0, 1]
 
-Array = np.ndarray[Any, np.dtype[np.float32]]
+PREFIX = "backbone."  # of the encoder's own tensors in the file
+
+Array = NDArray[np.float32]
+
+
+class Node(Protocol):
+    """What is read of a node of an ONNX graph."""
+
+    op_type: str
+    input: Sequence[str]
+    output: Sequence[str]
 
 
 def encoder_file() -> Path:
@@ -34,7 +46,9 @@ def encoder_file() -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """Read the encoder's weights under DINOv2 checkpoints' names (`embeddings.*`, `encoder.layer.N.*`, `layernorm.*`).
+    """Read the encoder's weights under DINOv2 checkpoints' names.
+
+    `embeddings.*`, `encoder.layer.N.*`, `layernorm.*`.
 
     The export folded the weight of every linear layer into an anonymous MatMul operand (in, out);
     its name follows from the bias that is added next, and it is turned back to (out, in). The
@@ -61,33 +75,35 @@ def read_tensors(path: Path) -> dict[str, Array]:
         tensor.name: np.array(numpy_helper.to_array(tensor), dtype=np.float32)
         for tensor in graph.initializer
     }
-    prefix = "backbone."
     tensors = {
-        name.removeprefix(prefix): array
+        name.removeprefix(PREFIX): array
         for name, array in stored.items()
-        if name.startswith(prefix)
+        if name.startswith(PREFIX)
     }
-
-    products = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}
-    for node in graph.node:
-        if node.op_type != "Add":
-            continue
-        bias = next(
-            (name for name in node.input if name.startswith(prefix) and name.endswith(".bias")),
-            None,
-        )
-        product = next((name for name in node.input if name in products), None)
-        if bias and product:
-            name = bias.removeprefix(prefix).removesuffix("bias") + "weight"
-            tensors[name] = np.ascontiguousarray(stored[products[product]].T)
-
+    tensors |= _linear_weights(graph.node, stored)
     positions = [a for name, a in stored.items() if a.shape == (1, POSITIONS**2, WIDTH)]
     first = [
-        a for name, a in stored.items() if a.shape == (1, 1, WIDTH) and not name.startswith(prefix)
+        a for name, a in stored.items() if a.shape == (1, 1, WIDTH) and not name.startswith(PREFIX)
     ]
     if len(positions) != 1 or len(first) != 1 or len(tensors) != 4 + 1 + LAYERS * 18:
         raise UserError(
             f"{path} is an ONNX file of another model; expected {FILE} of the package {PACKAGE}"
         )
     tensors["embeddings.position_embeddings"] = np.concatenate([first[0], positions[0]], axis=1)
+    return tensors
+
+
+def _linear_weights(nodes: Iterable[Node], stored: Mapping[str, Array]) -> dict[str, Array]:
+    """Name the anonymous operands of the products after the biases that are added to them."""
+    nodes = list(nodes)
+    products = {node.output[0]: node.input[1] for node in nodes if node.op_type == "MatMul"}
+    tensors = {}
+    for node in nodes:
+        if node.op_type != "Add":
+            continue
+        biases = [name for name in node.input if name.startswith(PREFIX) and name.endswith(".bias")]
+        product = next((name for name in node.input if name in products), None)
+        if biases and product:
+            name = biases[0].removeprefix(PREFIX).removesuffix("bias") + "weight"
+            tensors[name] = np.ascontiguousarray(stored[products[product]].T)
     return tensors

@@ -18,7 +18,7 @@ from teacher_cache import stream
 from teacher_cache.building import Settings, build, settings_of
 from teacher_cache.encoder import Encoded
 from teacher_cache.sources import find_images
-from teacher_cache.teachers.base import load_teacher
+from teacher_cache.teachers.registry import load_teacher
 from tests.fixtures.images import image_folder
 from tests.fixtures.tiny_teacher import TEACHER, records, tiny_weights
 

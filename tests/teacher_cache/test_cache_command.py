@@ -94,7 +94,7 @@ def off_at_full_rank(paths, weights):
     from shared.imaging import ImageReference, content_key
     from shared.targets.numbers.factors import InaccurateFactors, factorise
     from teacher_cache import stream
-    from teacher_cache.teachers.base import load_teacher
+    from teacher_cache.teachers.registry import load_teacher
 
     teacher, off = load_teacher(TEACHER, weights), {}
     for path in paths:

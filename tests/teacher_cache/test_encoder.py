@@ -9,7 +9,8 @@ from shared.imaging.grid import Grid
 from shared.targets import Preprocessing
 from shared.targets.numbers.similarity import cosine_similarity_triangle
 from teacher_cache.encoder import encode
-from teacher_cache.teachers.base import Teacher, load_teacher
+from teacher_cache.teachers.base import Teacher
+from teacher_cache.teachers.registry import load_teacher
 from tests.fixtures.eager_vit import open_clip_vit, timm_vit
 from tests.fixtures.teacher_checkpoints import (
     TINY_TIMM,

