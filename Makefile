@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs changes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-shuffled test-gpu lint types contracts check clean
+.PHONY: help setup demo test test-all test-shuffled test-gpu coverage lint types contracts prose check clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +36,9 @@ test-shuffled: setup ## the test suite in random order; the seed is printed
 test-gpu: setup ## what needs a GPU
 	$(BIN)/python -m pytest -m gpu
 
+coverage: setup ## which lines and branches the test suite runs; the page in runs/coverage
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:runs/coverage
+
 lint: setup     ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,7 +49,12 @@ types: setup    ## mypy, strict on the packages
 contracts: setup ## who may import whom
 	$(BIN)/lint-imports
 
-check: lint types contracts ## lint, types and contracts
+prose: setup    ## spelling, markdown, workflows
+	$(BIN)/codespell $(PROSE) shared teacher_cache student_train pipelines tests benchmarks
+	$(BIN)/pymarkdown --strict-config scan $(PROSE)
+	$(BIN)/zizmor --offline --quiet .github
+
+check: lint types contracts prose ## all four
 
 clean:          ## remove what the commands above made, except .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info

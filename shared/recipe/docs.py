@@ -5,6 +5,7 @@
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from types import UnionType
 from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin
@@ -115,20 +116,21 @@ def schema() -> str:
 
 
 def page() -> str:
-    """Return the page: a table for the top level and one for each section."""
-    parts = [_HEAD, _table("Top level", None, Recipe)]
-    parts += [_table(f"`{name}`", name, model) for name, model in sections().items()]
+    """Return the page: a list for the top level and one for each section."""
+    parts = [_HEAD, _list("Top level", None, Recipe)]
+    parts += [_list(f"`{name}`", name, model) for name, model in sections().items()]
     return "\n".join(parts)
 
 
-def _table(title: str, section: str | None, model: type[BaseModel]) -> str:
-    head = [f"## {title}", "", (model.__doc__ or "").strip(), ""]
-    head += ["| key | default | values | meaning |", "|---|---|---|---|"]
-    rows = [
-        f"| `{key.name.rpartition('.')[2]}` | `{key.default}` | {key.values} | {key.meaning} |"
-        for key in keys_of(section)
-    ]
-    return "\n".join([*head, *rows]) + "\n"
+def _list(title: str, section: str | None, model: type[BaseModel]) -> str:
+    lines = [f"## {title}", "", (model.__doc__ or "").strip(), ""]
+    for key in keys_of(section):
+        leaf = key.name.rpartition(".")[2]
+        item = f"- **`{leaf}: {key.default}`** ({key.values}). {key.meaning}"
+        lines += textwrap.wrap(
+            item, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
