@@ -1,0 +1,59 @@
+"""docs/architecture.md held to the code: files and names of its tables, and its list of rooms."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PACKAGES = ("shared", "teacher_cache", "student_train", "pipelines")
+PLACES = re.findall(r"^\| .+\? \| `(\S+\.py)` \| (?:`(\w+)` )?\|$", PAGE, re.MULTILINE)
+PLANNED = re.findall(r"^\| \w+: .+ \| `(\w+/\w+)/` \|$", PAGE, re.MULTILINE)
+ROOMS = re.findall(r"^\| `([\w/]+)/` \| [^|]+ \|$", PAGE, re.MULTILINE)
+
+
+def defined(path: Path) -> set[str]:
+    """Names that the top level of a module defines; what it only imports is defined elsewhere."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_the_table_answers_what_a_newcomer_asks() -> None:
+    questions = PAGE.partition("## Who may import whom")[0]
+    wanted = (
+        "become pixels", "L_att read attention", "score computed", "new teacher", "new student",
+        "new decoding method", "new metric", "new storage", "result written",
+        "regions", "figures", "sweeps", "explorer", "server",
+    )  # fmt: skip
+    assert [one for one in wanted if one not in questions] == []
+    assert len(PLACES) == len(re.findall(r"^\| Where ", questions, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("path", "name"), PLACES)
+def test_every_place_is_there(path: str, name: str) -> None:
+    assert (ROOT / path).is_file()
+    if name:
+        assert name in defined(ROOT / path)
+
+
+@pytest.mark.parametrize("folder", PLANNED)
+def test_what_is_planned_is_moved_up_once_it_is_there(folder: str) -> None:
+    assert (ROOT / folder).parent.is_dir()
+    assert not (ROOT / folder).exists(), f"{folder} is there: it belongs into the table of rooms"
+
+
+def test_every_room_is_listed() -> None:
+    folders = {path.parent for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    rooms = {str(folder.relative_to(ROOT)) for folder in folders} - {"pipelines"}
+    listed = {room for room in ROOMS if room.split("/")[0] in PACKAGES}
+    parts = {room for room in rooms if (ROOT / room / "__init__.py").is_file()}
+    assert parts <= listed
+    assert all((ROOT / room).is_dir() for room in listed - set(PLANNED))
