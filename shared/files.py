@@ -1,8 +1,11 @@
-"""Files of the user's machine: written whole, and where caches go."""
+"""Files of the user's machine: written whole, refusals told in one line, where caches go."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from shared.errors import UserError
 
 
 def whole_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -13,6 +16,29 @@ def whole_file(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.part")
     write(partial)
     partial.replace(path)
+
+
+@contextmanager
+def refused_as(what: str, way_out: str = "") -> Iterator[None]:
+    """Turn what the system refuses inside (OSError) into one line for the user.
+
+    Parameters
+    ----------
+    what
+        Begins the line, such as `cannot write to the store S`; the system's reason follows.
+    way_out
+        Ends it.
+
+    Raises
+    ------
+    UserError
+        For any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        end = f"; {way_out}" if way_out else ""
+        raise UserError(f"{what}: {error.strerror or error}{end}") from error
 
 
 def cache_directory() -> Path:

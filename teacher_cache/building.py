@@ -16,13 +16,13 @@ import numpy as np
 
 from shared.console import track, warn
 from shared.errors import UserError
-from shared.imaging.geometry import Geometry
 from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference
 from shared.processes import choose_device
 from shared.targets import DamagedSegment, Identity, TargetStore, TargetWriter
 from shared.targets.namespace import Namespace, create_namespace, quarantine, quarantined
 from shared.targets.segment.manifest import keys_present
+from shared.vocabulary import Geometry
 from teacher_cache.distinct import distinct_images
 from teacher_cache.ranks import Ranks, stop_on_termination
 from teacher_cache.stream import DTYPES, Failure, stream

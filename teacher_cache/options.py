@@ -1,8 +1,10 @@
 """Options that several `cache` commands share."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from shared.vocabulary import Device, Dtype, Encoding, Features, Geometry, Precision
 
 TeacherOption = Annotated[
     str,
@@ -31,7 +33,7 @@ WeightsOption = Annotated[
     ),
 ]
 GeometryOption = Annotated[
-    Literal["pad", "crop"],
+    Geometry,
     typer.Option(
         "--geometry", help="pad: the square that the student sees; crop: the authors' centre crop."
     ),
@@ -43,21 +45,21 @@ GridOption = Annotated[
     ),
 ]
 EncodingOption = Annotated[
-    Literal["matrix", "factors"],
+    Encoding,
     typer.Option(
         "--encoding",
         help="matrix: similarities at --grid; factors: smaller, and they serve any grid.",
     ),
 ]
 PrecisionOption = Annotated[
-    Literal["f16", "u8"] | None,
+    Precision | None,
     typer.Option(
         "--precision",
         help="Of what is stored: matrix f16 (default) or u8, a third; factors u8 (default).",
     ),
 ]
 FeaturesOption = Annotated[
-    Literal["block", "projected"],
+    Features,
     typer.Option(
         "--features",
         help="block: the last block's patches, as in the paper; projected: as for BiomedCLIP.",
@@ -71,12 +73,8 @@ ToleranceOption = Annotated[
         min=0,
     ),
 ]
-DtypeOption = Annotated[
-    Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Compute type of the teacher.")
-]
-DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the teacher runs.")
-]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Compute type of the teacher.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where the teacher runs.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Images per forward pass.", min=1)]
 WorkersOption = Annotated[int, typer.Option("--workers", help="Threads that read images.", min=1)]
 JsonOption = Annotated[

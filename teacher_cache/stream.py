@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import UserError
-from shared.imaging.geometry import Box, Geometry, content_box
+from shared.imaging.geometry import Box, content_box
 from shared.imaging.images import ImageReference, open_image
 from shared.imaging.pixels import UnreadableImage
 from shared.imaging.squares import ImageReader
@@ -22,6 +22,7 @@ from shared.targets import Identity, Preprocessing
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.encodings import encode_targets
 from shared.targets.numbers.factors import InaccurateFactors
+from shared.vocabulary import Geometry
 from teacher_cache.encoder import Encoded, encode
 from teacher_cache.teachers.base import Teacher
 

@@ -1,6 +1,6 @@
 """Images as every stage sees them: opened once, squared one way, named by their content."""
 
-from shared.imaging.geometry import Box, Geometry, content_box, coverage
+from shared.imaging.geometry import Box, content_box, coverage
 from shared.imaging.grid import Grid, interpolation_matrix
 from shared.imaging.images import ImageReference, open_image, parse_reference
 from shared.imaging.keys import content_key
@@ -8,7 +8,6 @@ from shared.imaging.pixels import UnreadableImage
 
 __all__ = [
     "Box",
-    "Geometry",
     "Grid",
     "ImageReference",
     "UnreadableImage",

@@ -6,14 +6,13 @@ an image that is not square, patch i of one and patch i of the other show differ
 therefore names its geometry.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.imaging.grid import Grid
-
-Geometry = Literal["pad", "crop"]
+from shared.vocabulary import Geometry
 
 
 class Box(NamedTuple):

@@ -12,7 +12,7 @@ import threading
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from shared.imaging.pixels import UnreadableImage, check_size
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 MAX_VOXELS = 1 << 30  # a whole-body CT has half of it; as float32 4 GiB
-Plane = Literal["axial", "coronal", "sagittal"]
 _HEADER = 352  # bytes to the end of a NIfTI-1 header; the magic of NIfTI-2 lies within them too
 _loading = threading.Lock()
 

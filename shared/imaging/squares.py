@@ -15,8 +15,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from shared.imaging.geometry import Geometry
 from shared.imaging.images import ImageReference, open_image
+from shared.vocabulary import Geometry
 
 Colours = tuple[float, float, float]  # of the three channels, on the scale 0 to 1
 

@@ -11,21 +11,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from shared.vocabulary import AttentionRows, Device, Geometry, Truncation
+
 AttentionNormalization = Literal["renormalized", "softmax", "l2"]
 WeightSchedule = Literal["constant", "warmup", "linear", "cosine"]
 VisionWeights = Literal["checkpoint", "openai"]
 AttentionKernel = Literal["sdpa", "eager", "flash_attention_2"]
 Quantization = Literal["none", "4bit"]
-Geometry = Literal["pad", "crop"]
-Truncation = Literal["error", "answer"]
 OnMissing = Literal["error", "compute", "skip"]
-AttentionRows = Literal["question", "last"]
 RotationKind = Literal["full", "low_rank", "orthogonal", "none"]
 LoraInit = Literal["default", "gaussian", "pissa", "olora"]
 Tune = Literal["lora", "projector"]
 LearningRateSchedule = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 Precision = Literal["bf16", "fp32"]
-Device = Literal["auto", "cpu", "cuda"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 

@@ -3,12 +3,13 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypedDict, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.errors import UserError
 from shared.targets.documents import canonical_json
+from shared.vocabulary import Dtype, Encoding, Features, Geometry, Interpolation, Precision
 
 FORMAT: Final = 1  # of the store's files
 DEFINITION: Final = 1  # of the targets: how S_e and E_a are computed (docs/method.md)
@@ -22,15 +23,42 @@ class Preprocessing(BaseModel):
     size: int = Field(gt=0)  # pixels of the square's side
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
 
 
-def _default_precision(fields: Mapping[str, Any]) -> Literal["f16", "u8"]:
+def _default_precision(fields: Mapping[str, object]) -> Precision:
     """Factors lose nothing by int8.
 
     The rank is chosen with it, within the same tolerance, at a third of the bytes.
     """
     return "u8" if fields.get("encoding") == "factors" else "f16"
+
+
+class PreprocessingDocument(TypedDict):
+    """A `Preprocessing` as JSON."""
+
+    size: int
+    mean: list[float]
+    std: list[float]
+    interpolation: Interpolation
+
+
+class IdentityDocument(TypedDict):
+    """An `Identity` as JSON, in the order of its fields."""
+
+    format: int
+    teacher: str
+    architecture: str
+    weights: str
+    features: Features
+    preprocessing: PreprocessingDocument
+    geometry: Geometry
+    dtype: Dtype
+    encoding: Encoding
+    grid: list[int]
+    precision: Precision
+    tolerance: float | None
+    definition: int
 
 
 class Identity(BaseModel):
@@ -51,13 +79,13 @@ class Identity(BaseModel):
     weights: str = Field(
         pattern=r"^[0-9a-f]{64}$"
     )  # sha256 over tensor names, shapes, dtypes and bytes
-    features: Literal["block", "projected"] = "block"
+    features: Features = "block"
     preprocessing: Preprocessing
-    geometry: Literal["pad", "crop"] = "pad"
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    encoding: Literal["matrix", "factors"] = "matrix"
+    geometry: Geometry = "pad"
+    dtype: Dtype = "fp32"
+    encoding: Encoding = "matrix"
     grid: tuple[int, int]
-    precision: Literal["f16", "u8"] = Field(default_factory=_default_precision)
+    precision: Precision = Field(default_factory=_default_precision)
     tolerance: float | None = None  # of `factors`: largest error of a similarity
     definition: Literal[1] = DEFINITION
 
@@ -74,9 +102,9 @@ class Identity(BaseModel):
         """Number of patches N of the grid."""
         return self.grid[0] * self.grid[1]
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> IdentityDocument:
         """Return the identity as plain JSON values."""
-        return self.model_dump(mode="json")
+        return cast("IdentityDocument", self.model_dump(mode="json"))
 
     def fingerprint(self) -> str:
         """Return the sha256, in hexadecimal, of the canonical JSON of all fields."""
@@ -95,17 +123,20 @@ class Difference(NamedTuple):
     """The first field in which two identities differ."""
 
     field: str
-    first: Any
-    second: Any
+    first: object
+    second: object
 
 
 def first_difference(first: Identity, second: Identity) -> Difference | None:
-    """Return the first differing field in the order of `Identity`'s fields (nested: `preprocessing.size`), or None."""
+    """Return the first differing field in the order of `Identity`'s fields, or None.
+
+    A field of a field is named with its path: `preprocessing.size`.
+    """
     return _difference(first.document(), second.document(), "")
 
 
 def _difference(
-    first: Mapping[str, Any], second: Mapping[str, Any], prefix: str
+    first: Mapping[str, object], second: Mapping[str, object], prefix: str
 ) -> Difference | None:
     for name, value in first.items():
         other = second[name]
@@ -117,7 +148,7 @@ def _difference(
     return None
 
 
-def parse_identity(document: Any, source: str) -> Identity:
+def parse_identity(document: object, source: str) -> Identity:
     """Read an identity from a namespace's attributes.
 
     Raises

@@ -39,6 +39,13 @@ class Index(NamedTuple):
         positions = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
         return np.where(self.keys[positions] == wanted, positions, -1)
 
+    def live(self) -> set[tuple[int, int]]:
+        """Return the places (segment number, row) that are read.
+
+        A key that is stored twice is read from one of them.
+        """
+        return {(int(number), int(row)) for number, row in np.asarray(self.places)}
+
 
 def open_index(namespace: Namespace) -> Index:
     """Map the cached index if it covers exactly the visible segments; build and cache it otherwise.

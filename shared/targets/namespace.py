@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from shared.errors import UserError
+from shared.files import refused_as
 from shared.targets.documents import digest, encode_sorted, group_document
 from shared.targets.identity import FORMAT, Identity, parse_identity
 from shared.targets.storage import Storage, join, open_storage
@@ -27,7 +28,7 @@ class Namespace(NamedTuple):
     storage: Storage
     name: str
     identity: Identity
-    provenance: dict[str, Any]
+    provenance: dict[str, object]
 
     def segments(self) -> list[str]:
         """List the ids of all visible segments, sorted."""
@@ -50,7 +51,7 @@ class Quarantined(NamedTuple):
 
 
 def create_namespace(
-    root: str | Path | Storage, identity: Identity, provenance: Mapping[str, Any] | None = None
+    root: str | Path | Storage, identity: Identity, provenance: Mapping[str, object] | None = None
 ) -> Namespace:
     """Open the namespace of `identity` in the store at `root`, created first if it is absent.
 
@@ -71,14 +72,10 @@ def create_namespace(
     made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **(provenance or {})}
     body = {"format": FORMAT, "identity": identity.document(), "provenance": made}
     attributes = {"medalign": {**body, "digest": digest(body)}}
-    try:
+    with refused_as(f"cannot write to the store {storage.location}"):
         storage.create(join(name, "zarr.json"), encode_sorted(group_document(attributes)))
         for group in GROUPS:
             storage.create(join(name, group, "zarr.json"), encode_sorted(group_document()))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the store {storage.location}: {error.strerror or error}"
-        ) from error
     namespace = read_namespace(storage, name)
     if namespace.identity != identity:
         raise UserError(
@@ -136,12 +133,8 @@ def find_namespace(root: str | Path, identity: Identity) -> Namespace | None:
         If the store cannot be reached, or the namespace cannot be read.
     """
     storage = open_storage(root)
-    try:
+    with refused_as(f"cannot read the store {storage.location}"):
         there = storage.exists(join(identity.namespace(), "zarr.json"))
-    except OSError as error:
-        raise UserError(
-            f"cannot read the store {storage.location}: {error.strerror or error}"
-        ) from error
     return read_namespace(storage, identity.namespace()) if there else None
 
 
@@ -167,16 +160,12 @@ def namespace_names(storage: Storage) -> list[str]:
     """
     # A build killed at its very start leaves a folder with nothing in it; one that lost its
     # zarr.json has segments.
-    try:
+    with refused_as(f"cannot read the store {storage.location}"):
         names = [
             name
             for name in storage.names("")
             if storage.exists(join(name, "zarr.json")) or storage.names(name)
         ]
-    except OSError as error:
-        raise UserError(
-            f"cannot read the store {storage.location}: {error.strerror or error}"
-        ) from error
     if not names:
         raise UserError(
             f"no target store at {storage.location}: `cache build --store {storage.location}` "
@@ -215,18 +204,14 @@ def quarantine(namespace: Namespace, key: bytes, reason: str) -> None:
     UserError
         If the store cannot be written.
     """
-    record = {
+    document = {
         "key": key.hex(),
         "reason": " ".join(reason.split()),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    data = encode_sorted(record)
-    try:
+    data = encode_sorted(document)
+    with refused_as(f"cannot write to the store {namespace.storage.location}"):
         namespace.storage.create(namespace.path("quarantine", quarantine_name(data)), data)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the store {namespace.storage.location}: {error.strerror or error}"
-        ) from error
 
 
 def quarantine_name(data: bytes) -> str:
@@ -245,9 +230,9 @@ def quarantined(namespace: Namespace) -> Iterator[Quarantined]:
     latest: dict[bytes, Quarantined] = {}
     for name in quarantine_files(namespace):
         document = json.loads(read_quarantined(namespace, name))
-        record = Quarantined(bytes.fromhex(document["key"]), document["reason"], document["time"])
-        if record.key not in latest or latest[record.key].time <= record.time:
-            latest[record.key] = record
+        one = Quarantined(bytes.fromhex(document["key"]), document["reason"], document["time"])
+        if one.key not in latest or latest[one.key].time <= one.time:
+            latest[one.key] = one
     yield from (latest[key] for key in sorted(latest))
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from shared.errors import UserError
+from shared.files import refused_as
 from shared.targets.identity import Identity
 from shared.targets.namespace import create_namespace
 from shared.targets.numbers.arrays import Arrays
@@ -26,7 +26,7 @@ class TargetWriter:
         self,
         root: str | Path | Storage,
         identity: Identity,
-        provenance: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, object] | None = None,
         segment_records: int = SEGMENT_RECORDS,
     ) -> None:
         if segment_records < 1:
@@ -36,12 +36,12 @@ class TargetWriter:
         self._segment = SegmentWriter(self.namespace)
         self.namespace.storage.sweep(self.namespace.name)
 
-    def add(self, key: bytes, record: Arrays) -> None:
-        """Add one record; publishes the segment when it is full.
+    def add(self, key: bytes, arrays: Arrays) -> None:
+        """Add one image's arrays; publishes the segment when it is full.
 
         Raises as `SegmentWriter.add` and `publish` do.
         """
-        self._segment.add(key, record)
+        self._segment.add(key, arrays)
         if len(self._segment) >= self._limit:
             self.flush()
 
@@ -53,15 +53,12 @@ class TargetWriter:
         UserError
             If the store cannot be written (disk full, read-only): finished segments are safe.
         """
-        try:
+        with refused_as(
+            f"cannot write to the store {self.namespace.storage.location}",
+            "finished segments are safe: make room or restore write access, then run the same "
+            "build again",
+        ):
             self._segment.publish()
-        except OSError as error:
-            raise UserError(
-                f"cannot write to the store {self.namespace.storage.location}: "
-                f"{error.strerror or error}; finished "
-                "segments are safe: make room or restore write access, then run the same build "
-                "again"
-            ) from error
 
     def __enter__(self) -> "TargetWriter":
         return self

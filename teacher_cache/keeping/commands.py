@@ -4,12 +4,14 @@ They open it without the data set, and without the teacher.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shared.console import report, track, warn
 from shared.errors import UserError
+from shared.files import refused_as
+from shared.vocabulary import ExportForm
 from teacher_cache.options import (
     BatchOption,
     DeviceOption,
@@ -22,6 +24,9 @@ from teacher_cache.options import (
     WorkersOption,
     size,
 )
+
+if TYPE_CHECKING:
+    from teacher_cache.keeping.info import Description
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 def info_command(store: StoreOption, json: JsonOption = False) -> None:
     """Say what is in a store: teachers, records, bytes, age, errors of `factors`, damage."""
-    from teacher_cache.keeping.maintain import info
+    from teacher_cache.keeping.info import info
 
     found = info(store)
     report(
@@ -50,21 +55,24 @@ def info_command(store: StoreOption, json: JsonOption = False) -> None:
     )
 
 
-def _described(row: dict[str, Any]) -> Iterator[str]:
+def _described(row: "Description") -> Iterator[str]:
     identity = row["identity"]
     grid = "x".join(str(side) for side in identity["grid"])
-    kind = f"{identity['encoding']} {identity['precision']}, {identity['geometry']}, {identity['dtype']}"
+    stored = f"{identity['encoding']} {identity['precision']}"
+    kind = f"{stored}, {identity['geometry']}, {identity['dtype']}"
     yield row["namespace"]
     yield f"  targets      {grid} patches, {kind}, features {identity['features']}"
-    each = f", {size(row['bytes_per_record'])} each" if row["records"] else ""
+    each = f", {size(row['bytes_per_record'])} each" if row["bytes_per_record"] else ""
     extra = f" (and {row['superseded']} superseded)" if row["superseded"] else ""
-    yield f"  records      {row['records']}{extra} in {row['segments']} segments, {size(row['bytes'])}{each}"
+    count = f"{row['records']}{extra} in {row['segments']} segments"
+    yield f"  records      {count}, {size(row['bytes'])}{each}"
     if row["oldest"]:
         yield f"  written      {row['oldest']} to {row['newest']}"
     yield f"  licence      {row['provenance'].get('licence', 'not recorded')}"
-    if "error" in row:
+    if "error" in row and "rank" in row:
         errors = ", ".join(f"{name} {error['largest']:.4f}" for name, error in row["error"].items())
-        yield f"  largest error {errors}; rank {row['rank']['smallest']} to {row['rank']['largest']}"
+        rank = row["rank"]
+        yield f"  largest error {errors}; rank {rank['smallest']} to {rank['largest']}"
     if row["quarantined"]:
         yield f"  quarantined  {row['quarantined']} images"
     for damage in row["damaged"]:
@@ -83,7 +91,7 @@ def list_command(
     """List the records of a store by content key, or the images that were left out."""
     from shared.targets.namespace import list_namespaces
     from shared.targets.namespace import quarantined as quarantine_list
-    from teacher_cache.keeping.maintain import listing
+    from teacher_cache.keeping.info import listing
 
     rows: list[dict[str, Any]] = []
     for namespace in list_namespaces(store):
@@ -212,7 +220,7 @@ def merge_command(
 
     Records that the target has already are not copied. An interrupted merge is simply run again.
     """
-    from teacher_cache.keeping.maintain import merge
+    from teacher_cache.keeping.merge import merge
 
     merged = merge(sources, store)
     report(
@@ -245,7 +253,7 @@ def gc_command(
     This host's strays go at once unless their writer lives; other hosts' once they are --older-than
     old.
     """
-    from teacher_cache.keeping.maintain import gc
+    from teacher_cache.keeping.gc import gc
 
     swept = gc(store, older_than * 3600, damaged, dry_run)
     verb = "would free" if dry_run else "freed"
@@ -264,9 +272,7 @@ def gc_command(
 def export_command(
     store: StoreOption,
     out: Annotated[str, typer.Option("--out", help="Folder to write to, one file an image.")],
-    form: Annotated[
-        Literal["safetensors", "npz"], typer.Option("--format", help="File format.")
-    ] = "safetensors",
+    form: Annotated[ExportForm, typer.Option("--format", help="File format.")] = "safetensors",
     teacher: OfTeacherOption = None,
     fingerprint: FingerprintOption = None,
     grid: Annotated[
@@ -277,7 +283,7 @@ def export_command(
     """Write targets to a plain folder, one file an image, named by content key."""
     from shared.imaging.grid import Grid
     from shared.targets import TargetStore
-    from teacher_cache.keeping.maintain import export
+    from teacher_cache.keeping.export import export
 
     opened = TargetStore.open(store, teacher, fingerprint, Grid.parse(grid) if grid else None)
     written = sum(1 for _ in track(export(opened, out, form), len(opened), "exporting", "files"))
@@ -322,12 +328,8 @@ def view_command(
     picture, chosen = draw_view(
         store, reference, place, teacher=teacher, fingerprint=fingerprint, grid=wanted
     )
-    try:
+    with refused_as(f"cannot write {out}", "choose another --out"):
         picture.save(out, "PNG")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error.strerror or error}; choose another --out"
-        ) from error
     report(
         {"out": out, "patch": chosen},
         json,

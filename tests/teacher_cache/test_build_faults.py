@@ -18,7 +18,7 @@ from shared.errors import UserError
 from shared.targets.namespace import list_namespaces
 from shared.targets.segment.scan import scan
 from shared.targets.storage.local import temporary_folder
-from teacher_cache.keeping.maintain import gc
+from teacher_cache.keeping.gc import gc
 from tests.fixtures import killed_builds
 from tests.fixtures.images import image_folder
 from tests.fixtures.killed_builds import build_once

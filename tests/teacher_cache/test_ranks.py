@@ -21,7 +21,8 @@ from shared.targets.namespace import list_namespaces
 from shared.targets.segment.scan import scan
 from teacher_cache.building import Settings, build
 from teacher_cache.distinct import distinct_images
-from teacher_cache.keeping.maintain import gc, info
+from teacher_cache.keeping.gc import gc
+from teacher_cache.keeping.info import info
 from teacher_cache.ranks import Ranks
 from teacher_cache.sources import find_images
 from tests.fixtures import naming_ranks, tiny_teacher

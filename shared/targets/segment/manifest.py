@@ -24,8 +24,19 @@ MANIFEST = "manifest.json"
 class DamagedSegment(UserError):
     """A segment whose files are not those its manifest lists.
 
-    The message names the file and the way out.
+    The message names the file and the way out. (It is the only argument, so that the exception
+    crosses process borders; `of` writes it.)
     """
+
+    @classmethod
+    def of(cls, namespace: Namespace, segment: str, file: str, what: str) -> "DamagedSegment":
+        """Say what is wrong with a file of a segment, and the way out."""
+        return cls(
+            f"damaged segment {namespace.name}/segments/{segment}: {file}: {what}; "
+            f"`cache verify --store {namespace.storage.location}` lists all damage, `cache gc "
+            "--damaged` drops such "
+            "segments and the same `cache build` makes their records again"
+        )
 
 
 def make_manifest(files: Mapping[str, bytes], records: int) -> bytes:
@@ -67,18 +78,16 @@ def read_manifest(namespace: Namespace, segment: str) -> Manifest:
         document = json.loads(namespace.storage.read(path))
         digest = document.pop("digest")
         if hashlib.sha256(canonical_json(document)).hexdigest() != digest or digest[:32] != segment:
-            raise DamagedSegment(damage(namespace, segment, MANIFEST, "its digest differs"))
+            raise DamagedSegment.of(namespace, segment, MANIFEST, "its digest differs")
         files = {
             str(name): (int(file["size"]), str(file["sha256"]))
             for name, file in document["files"].items()
         }
         return Manifest(int(document["records"]), files)
     except FileNotFoundError:
-        raise DamagedSegment(damage(namespace, segment, MANIFEST, "it is missing")) from None
+        raise DamagedSegment.of(namespace, segment, MANIFEST, "it is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedSegment(
-            damage(namespace, segment, MANIFEST, f"unreadable ({error})")
-        ) from None
+        raise DamagedSegment.of(namespace, segment, MANIFEST, f"unreadable ({error})") from None
 
 
 def check_segment(namespace: Namespace, segment: str, shards: bool = False) -> Manifest:
@@ -97,7 +106,7 @@ def check_segment(namespace: Namespace, segment: str, shards: bool = False) -> M
     try:
         return _check_files(namespace, segment, shards)
     except FileNotFoundError:  # between listing and reading: someone is removing the segment
-        raise DamagedSegment(damage(namespace, segment, ".", "it is gone")) from None
+        raise DamagedSegment.of(namespace, segment, ".", "it is gone") from None
 
 
 def _check_files(namespace: Namespace, segment: str, shards: bool) -> Manifest:
@@ -107,19 +116,19 @@ def _check_files(namespace: Namespace, segment: str, shards: bool) -> Manifest:
     large = {chunk_path(spec) for spec in arrays_of(namespace.identity) if spec.sharded}
     for name in sorted(found.keys() | manifest.files.keys()):
         if name not in manifest.files:
-            raise DamagedSegment(damage(namespace, segment, name, "it is not in the manifest"))
+            raise DamagedSegment.of(namespace, segment, name, "it is not in the manifest")
         if name not in found:
-            raise DamagedSegment(damage(namespace, segment, name, "it is missing"))
+            raise DamagedSegment.of(namespace, segment, name, "it is missing")
         size, digest = manifest.files[name]
         if found[name] != size:
-            raise DamagedSegment(
-                damage(namespace, segment, name, f"it has {found[name]} bytes, not {size}")
+            raise DamagedSegment.of(
+                namespace, segment, name, f"it has {found[name]} bytes, not {size}"
             )
         if name in large and not shards:
             continue
         data = namespace.storage.read(namespace.path("segments", segment, name))
         if hashlib.sha256(data).hexdigest() != digest:
-            raise DamagedSegment(damage(namespace, segment, name, "its sha256 differs"))
+            raise DamagedSegment.of(namespace, segment, name, "its sha256 differs")
     return manifest
 
 
@@ -140,7 +149,7 @@ def read_keys(namespace: Namespace, segment: str, records: int) -> NDArray[np.ui
             keys,
         )
     except (FileNotFoundError, DamagedChunk) as error:
-        raise DamagedSegment(damage(namespace, segment, chunk_path(spec), str(error))) from None
+        raise DamagedSegment.of(namespace, segment, chunk_path(spec), str(error)) from None
     return keys
 
 
@@ -167,14 +176,4 @@ def read_array_shape(namespace: Namespace, segment: str, spec: ArraySpec) -> tup
         json.loads(
             namespace.storage.read(namespace.path("segments", segment, spec.name, "zarr.json"))
         )["shape"]
-    )
-
-
-def damage(namespace: Namespace, segment: str, file: str, what: str) -> str:
-    """Say what is wrong with a file of a segment, and the way out."""
-    return (
-        f"damaged segment {namespace.name}/segments/{segment}: {file}: {what}; "
-        f"`cache verify --store {namespace.storage.location}` lists all damage, `cache gc "
-        "--damaged` drops such "
-        "segments and the same `cache build` makes their records again"
     )

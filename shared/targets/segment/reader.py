@@ -20,7 +20,6 @@ from shared.targets.segment.layout import ArraySpec, arrays_of, chunk_path
 from shared.targets.segment.manifest import (
     DamagedSegment,
     check_segment,
-    damage,
     read_array_shape,
     read_keys,
 )
@@ -60,8 +59,8 @@ class SegmentReader:
         """Content key of the record at `row`."""
         return bytes(self._keys[row])
 
-    def record(self, row: int) -> dict[str, NDArray[Any]]:
-        """Read the arrays of one record."""
+    def arrays(self, row: int) -> dict[str, NDArray[Any]]:
+        """Read the arrays of the image at `row`."""
         out = {
             name: np.zeros((1, *self._shapes[name]), spec.dtype)
             for name, spec in self._specs.items()
@@ -99,8 +98,8 @@ class SegmentReader:
                         np.asarray(rows, dtype=np.intp)
                     ]
             except (DamagedChunk, FileNotFoundError) as error:
-                raise DamagedSegment(
-                    damage(self._namespace, self._segment, chunk_path(spec), str(error))
+                raise DamagedSegment.of(
+                    self._namespace, self._segment, chunk_path(spec), str(error)
                 ) from None
 
     def _read_shard(

@@ -23,7 +23,9 @@ from shared.targets.segment.layout import arrays_of
 from shared.targets.segment.manifest import keys_present
 from shared.targets.segment.scan import scan
 from shared.targets.storage.local import temporary_folder
-from teacher_cache.keeping.maintain import gc, info, merge
+from teacher_cache.keeping.gc import gc
+from teacher_cache.keeping.info import info
+from teacher_cache.keeping.merge import merge
 from tests.fixtures.targets import factors_record, identity, key, matrix_record, write_records
 
 pytestmark = pytest.mark.integration

@@ -18,7 +18,8 @@ from shared.targets import TargetStore
 from shared.targets.namespace import create_namespace
 from shared.targets.segment.manifest import keys_present
 from shared.targets.segment.scan import scan
-from teacher_cache.keeping.maintain import gc, merge
+from teacher_cache.keeping.gc import gc
+from teacher_cache.keeping.merge import merge
 from tests.fixtures.targets import identity, key, matrix_record, write_records
 
 pytestmark = pytest.mark.integration

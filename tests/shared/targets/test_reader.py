@@ -4,6 +4,7 @@ Workers of every kind, prefetch, order by segment, the side index of keys.
 """
 
 import os
+import pickle
 import sqlite3
 import time
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from shared.imaging import keys
 from shared.imaging.images import ImageReference
 from shared.imaging.keys import content_key
-from shared.targets import TargetStore
+from shared.targets import DamagedSegment, TargetStore
 from shared.targets.prefetch import prefetch
 from tests.fixtures.targets import TargetDataset, key, matrix_record, write_records
 
@@ -180,3 +181,11 @@ def test_without_its_table_every_file_is_hashed(tmp_path, cache, hashed, trouble
     assert dict(keys.content_keys(references)) == wanted
     if held is not None:
         held.close()
+
+
+def test_damage_crosses_process_borders():
+    """A DataLoader's worker sends an exception as its type and its message."""
+    error = DamagedSegment("damaged segment x")
+    assert type(error)(str(error)).args == error.args
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (DamagedSegment, "damaged segment x")

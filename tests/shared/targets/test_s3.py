@@ -17,7 +17,9 @@ from shared.targets.namespace import list_namespaces, quarantine, quarantined
 from shared.targets.segment.manifest import keys_present
 from shared.targets.segment.scan import scan
 from shared.targets.storage.objects import ObjectStorage
-from teacher_cache.keeping.maintain import gc, info, merge
+from teacher_cache.keeping.gc import gc
+from teacher_cache.keeping.info import info
+from teacher_cache.keeping.merge import merge
 from tests.fixtures.s3 import child_environment, s3_server, use
 from tests.fixtures.targets import key, matrix_record, write_records
 

@@ -1,6 +1,5 @@
-"""`cache plan` against the build it foretells, `cache verify --resample` against stores that are and are not sound."""
+"""`cache verify --resample` against stores that are and are not sound."""
 
-import os
 import shutil
 
 import numpy as np
@@ -10,9 +9,7 @@ from shared.errors import UserError
 from shared.imaging import Grid
 from shared.targets import TargetStore, TargetWriter
 from teacher_cache.building import Settings, build
-from teacher_cache.keeping.maintain import info
 from teacher_cache.keeping.resample import resample
-from teacher_cache.plan import plan
 from teacher_cache.sources import find_images
 from tests.fixtures.images import image_folder
 from tests.fixtures.tiny_teacher import TEACHER, tiny_weights
@@ -31,46 +28,6 @@ def images(tmp_path):
     image_folder(tmp_path / "images", 7, **{"bad.png": b"bad"})
     shutil.copy(tmp_path / "images" / "image000.png", tmp_path / "images" / "zcopy.png")
     return find_images(str(tmp_path / "images"))
-
-
-def test_a_plan_foretells_the_build_and_writes_nothing(tmp_path, images, weights):
-    store = tmp_path / "store"
-    foretold = plan(TEACHER, images, store, weights=weights, settings=GRID, batch_size=4)
-    assert not store.exists()
-    assert (foretold.images, foretold.distinct, foretold.found, foretold.missing) == (9, 8, 0, 8)
-    [(repeated, first)] = foretold.duplicates
-    assert (repeated.path.name, first.path.name) == ("zcopy.png", "image000.png")
-    assert [reference.path.name for reference, _ in foretold.left_out] == ["bad.png"]
-
-    built = build(TEACHER, images, store, weights=weights, settings=GRID)
-    [described] = info(store)
-    assert foretold.namespace == built.namespace
-    assert foretold.probed == built.encoded == 7
-    assert foretold.bytes_per_record == pytest.approx(described["bytes_per_record"], rel=0.1)
-    assert foretold.images_per_second > 0
-    assert foretold.hours == pytest.approx(8 / foretold.images_per_second / 3600)
-
-    after = plan(TEACHER, images, store, weights=weights, settings=GRID)
-    assert (after.found, after.missing, after.probed, after.hours) == (7, 1, 0, None)
-
-
-def test_a_plan_counts_damaged_segments_as_missing_and_says_so(tmp_path, images, weights, capsys):
-    build(TEACHER, images, tmp_path / "store", weights=weights, settings=GRID, segment_records=4)
-    first = sorted(tmp_path.glob("store/*/segments/*/manifest.json"))[0]
-    first.write_bytes(b"")
-    shutil.rmtree(os.environ["XDG_CACHE_HOME"])  # whose index still knows the keys of all segments
-    foretold = plan(TEACHER, images, tmp_path / "store", weights=weights, settings=GRID)
-    assert foretold.found in (3, 4)
-    assert foretold.found + foretold.missing == 8
-    assert "1 segments are damaged" in capsys.readouterr().err
-
-
-def test_a_plan_for_a_store_that_cannot_be_read_is_an_error(tmp_path, images, weights, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
-    with pytest.raises(UserError, match="cannot read the store s3://bucket/none"):
-        plan(TEACHER, images, "s3://bucket/none", weights=weights, settings=GRID)
 
 
 @pytest.mark.parametrize(

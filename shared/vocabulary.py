@@ -1,0 +1,23 @@
+"""The words that options, recipes and stores have in common, each said once.
+
+A command line's choices, a recipe's values and the fields of an identity are these very types; a
+choice that only one file knows stands in that file.
+"""
+
+from typing import Literal
+
+# of images
+Geometry = Literal["pad", "crop"]  # how an image becomes a square: padded, or its centre cut out
+Interpolation = Literal["bicubic", "bilinear"]  # of the resize to the teacher's size
+
+# of targets
+Encoding = Literal["matrix", "factors"]  # similarities at one grid, or what gives them at any
+Precision = Literal["f16", "u8"]  # of what is stored
+Features = Literal["block", "projected"]  # patches of the last block, or normed and projected
+Dtype = Literal["fp32", "bf16", "fp16"]  # the teacher's compute type
+ExportForm = Literal["safetensors", "npz"]  # files that `cache export` writes
+
+# of runs
+Device = Literal["auto", "cpu", "cuda"]
+Truncation = Literal["error", "answer"]  # of a sample that is too long: stop, or cut its answer
+AttentionRows = Literal["question", "last"]  # whose attention over the image tokens L_att reads

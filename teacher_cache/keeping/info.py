@@ -1,0 +1,150 @@
+"""What is in a store: a description of each namespace, and its records one by one."""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple, NotRequired, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import UserError
+from shared.targets.identity import IdentityDocument
+from shared.targets.index import build_index
+from shared.targets.namespace import Namespace, list_namespaces, quarantined
+from shared.targets.segment.manifest import DamagedSegment, check_segment, read_keys
+from shared.targets.segment.reader import SegmentReader
+
+
+class Row(NamedTuple):
+    """One record of a namespace as `cache list` shows it."""
+
+    key: str
+    segment: str
+    row: int
+    superseded: bool  # another segment holds the same key and is the one that is read
+
+
+class Ranks(TypedDict):
+    """Ranks of the `factors` of a namespace."""
+
+    smallest: int
+    mean: float
+    largest: int
+
+
+class Errors(TypedDict):
+    """Errors of a similarity that `factors` of a namespace leave."""
+
+    mean: float
+    largest: float
+
+
+class Description(TypedDict):
+    """A namespace as `cache info` shows it: JSON values, sizes in bytes, times ISO 8601 UTC."""
+
+    namespace: str
+    teacher: str
+    fingerprint: str
+    identity: IdentityDocument
+    provenance: Mapping[str, object]
+    records: int
+    superseded: int
+    segments: int
+    bytes: int
+    bytes_per_record: float | None
+    oldest: str | None
+    newest: str | None
+    quarantined: int
+    damaged: list[str]  # what could not be counted, and why
+    rank: NotRequired[Ranks]  # of `factors`, as `error`, which is by grid
+    error: NotRequired[dict[str, Errors]]
+
+
+class _Counts:
+    """What the sound segments of a namespace hold together."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.keys: set[bytes] = set()
+        self.stored = self.size = 0
+        self.times: list[float] = []
+        self.damaged: list[str] = []
+        self.ranks: list[NDArray[np.generic]] = []
+        self.errors: list[NDArray[np.generic]] = []
+        for segment in namespace.segments():
+            try:
+                self._add(namespace, segment)
+            except DamagedSegment as error:
+                self.damaged.append(str(error))
+
+    def _add(self, namespace: Namespace, segment: str) -> None:
+        manifest = check_segment(namespace, segment)
+        rows = read_keys(namespace, segment, manifest.records)
+        if namespace.identity.encoding == "factors":
+            reader = SegmentReader(namespace, segment)
+            self.ranks.append(reader.small("rank"))
+            self.errors.append(reader.small("error"))
+        written = namespace.path("segments", segment, "manifest.json")
+        self.times.append(namespace.storage.modified(written))
+        self.keys.update(row.tobytes() for row in rows)
+        self.stored += manifest.records
+        self.size += sum(length for length, _ in manifest.files.values())
+
+
+def info(root: str | Path) -> list[Description]:
+    """Describe every namespace: teacher, identity, records, bytes, age, errors of `factors`."""
+    return [_describe(namespace) for namespace in list_namespaces(root)]
+
+
+def _describe(namespace: Namespace) -> Description:
+    found = _Counts(namespace)
+    left_out = 0
+    try:
+        left_out = sum(1 for _ in quarantined(namespace))
+    except UserError as error:
+        found.damaged.append(str(error))
+    description: Description = {
+        "namespace": namespace.name,
+        "teacher": namespace.identity.teacher,
+        "fingerprint": namespace.identity.fingerprint(),
+        "identity": namespace.identity.document(),
+        "provenance": namespace.provenance,
+        "records": len(found.keys),
+        "superseded": found.stored - len(found.keys),
+        "segments": len(namespace.segments()),
+        "bytes": found.size,
+        "bytes_per_record": found.size / found.stored if found.stored else None,
+        "oldest": _iso(min(found.times)) if found.times else None,
+        "newest": _iso(max(found.times)) if found.times else None,
+        "quarantined": left_out,
+        "damaged": found.damaged,
+    }
+    if found.ranks:
+        rank, deviation = np.concatenate(found.ranks), np.concatenate(found.errors)
+        description["rank"] = {
+            "smallest": int(rank.min()),
+            "mean": float(rank.mean()),
+            "largest": int(rank.max()),
+        }
+        description["error"] = {
+            grid: {
+                "mean": float(deviation[:, column].mean()),
+                "largest": float(deviation[:, column].max()),
+            }
+            for column, grid in enumerate(("native", "24x24"))
+        }
+    return description
+
+
+def listing(namespace: Namespace) -> Iterator[Row]:
+    """Yield every stored record, segment by segment."""
+    index = build_index(namespace, namespace.segments())
+    live = index.live()
+    for number, segment in enumerate(index.segments):
+        rows = read_keys(namespace, segment, check_segment(namespace, segment).records)
+        for row, key in enumerate(rows):
+            yield Row(key.tobytes().hex(), segment, row, (number, row) not in live)
+
+
+def _iso(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
