@@ -127,8 +127,8 @@ def compare(
     """Run bare, build and recipe in turn; seconds of each round."""
     from shared.imaging import Grid
     from shared.targets import TargetWriter
-    from teacher_cache.building import Settings, load_for
     from teacher_cache.distinct import distinct_images
+    from teacher_cache.settings import Settings, load_for
     from teacher_cache.sources import find_images
     from teacher_cache.stream import prepare, stream
 

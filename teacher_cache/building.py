@@ -10,39 +10,22 @@ from collections.abc import Iterable
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from shared.console import track, warn
 from shared.errors import UserError
-from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference
 from shared.processes import choose_device
-from shared.targets import DamagedSegment, Identity, TargetStore, TargetWriter
+from shared.targets import DamagedSegment, TargetStore, TargetWriter
 from shared.targets.namespace import Namespace, create_namespace, quarantine, quarantined
 from shared.targets.segment.manifest import keys_present
-from shared.vocabulary import Geometry
 from teacher_cache.distinct import distinct_images
 from teacher_cache.ranks import Ranks, stop_on_termination
-from teacher_cache.stream import DTYPES, Failure, stream
+from teacher_cache.settings import Settings, load_for
+from teacher_cache.stream import Failure, stream
 from teacher_cache.teachers.base import Teacher
-from teacher_cache.teachers.registry import load_teacher
-
-
-class Settings(NamedTuple):
-    """What decides the numbers in the store, beside the teacher: part of the identity.
-
-    `precision` None is the encoding's own: f16 for `matrix`, u8 for `factors`.
-    """
-
-    geometry: Geometry = "pad"
-    grid: Grid = Grid(24, 24)
-    encoding: Literal["matrix", "factors"] = "matrix"
-    precision: Literal["f16", "u8"] | None = None
-    features: Literal["block", "projected"] = "block"
-    tolerance: float = 0.01
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 class BuildResult(NamedTuple):
@@ -73,7 +56,7 @@ class BuildResult(NamedTuple):
         """
         return self.encoded / self.encoding_seconds if self.encoded else None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain values for `--json`.
 
         Images that were left out are named by the path the user gave.
@@ -82,50 +65,6 @@ class BuildResult(NamedTuple):
             {"image": str(reference), "reason": reason} for reference, reason in self.left_out
         ]
         return {**self._asdict(), "left_out": left_out, "images_per_second": self.images_per_second}
-
-
-def identity_of(teacher: Teacher, settings: Settings) -> Identity:
-    """Return the identity of targets made by `teacher` under `settings`."""
-    factors = settings.encoding == "factors"
-    chosen: dict[str, Any] = {} if settings.precision is None else {"precision": settings.precision}
-    return Identity(
-        teacher=teacher.name,
-        architecture=teacher.architecture,
-        weights=teacher.weights,
-        features=settings.features,
-        preprocessing=teacher.preprocessing,
-        geometry=settings.geometry,
-        dtype=settings.dtype,
-        encoding=settings.encoding,
-        grid=teacher.grid if factors else settings.grid,
-        tolerance=settings.tolerance if factors else None,
-        **chosen,
-    )
-
-
-def settings_of(identity: Identity) -> Settings:
-    """Return the settings that give `identity` again with the same teacher."""
-    names = ("geometry", "encoding", "precision", "features", "dtype")
-    tolerance = Settings().tolerance if identity.tolerance is None else identity.tolerance
-    shared = {name: getattr(identity, name) for name in names}
-    return Settings(grid=Grid(*identity.grid), tolerance=tolerance, **shared)
-
-
-def load_for(
-    teacher: str, weights: str | None, settings: Settings, device: str
-) -> tuple[Teacher, Identity]:
-    """Load a teacher ready to encode under `settings` on a torch device, and the identity of its targets.
-
-    Raises
-    ------
-    UserError
-        As `load_teacher`; or `projected` features of a teacher without a projection.
-    """
-    loaded = load_teacher(teacher, weights, settings.grid)
-    if settings.features == "projected" and loaded.project is None:
-        raise UserError(f"teacher {teacher} has no projection: use --features block")
-    loaded.model.to(device=device, dtype=DTYPES[settings.dtype])
-    return loaded, identity_of(loaded, settings)
 
 
 def build(
@@ -252,6 +191,6 @@ def _reason(error: Failure) -> str:
     )
 
 
-def _provenance(teacher: Teacher) -> dict[str, Any]:
+def _provenance(teacher: Teacher) -> dict[str, object]:
     packages = ("medalign", "torch", "timm", "open_clip_torch", "zarr", "numcodecs", "pillow")
     return {"licence": teacher.licence, "software": {name: version(name) for name in packages}}

@@ -84,8 +84,8 @@ def plan_command(
     counted apart.
     """
     from shared.imaging.grid import Grid
-    from teacher_cache.building import Settings
     from teacher_cache.plan import plan
+    from teacher_cache.settings import Settings
     from teacher_cache.sources import find_images
 
     settings = Settings(geometry, Grid.parse(grid), encoding, precision, features, tolerance, dtype)
@@ -150,8 +150,9 @@ def build_command(
     the numbers (teacher, weights, grid, encoding, ...) make another namespace in the store.
     """
     from shared.imaging.grid import Grid
-    from teacher_cache.building import Settings, build
+    from teacher_cache.building import build
     from teacher_cache.ranks import Ranks
+    from teacher_cache.settings import Settings
     from teacher_cache.sources import find_images
 
     settings = Settings(geometry, Grid.parse(grid), encoding, precision, features, tolerance, dtype)

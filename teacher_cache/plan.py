@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from shared.console import track
 from shared.imaging.images import ImageReference
@@ -17,8 +17,9 @@ from shared.targets import TargetWriter
 from shared.targets.namespace import find_namespace
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.segment.manifest import check_segment
-from teacher_cache.building import Settings, load_for, missing_keys
+from teacher_cache.building import missing_keys
 from teacher_cache.distinct import distinct_images
+from teacher_cache.settings import Settings, load_for
 from teacher_cache.stream import Outcome, stream
 
 
@@ -54,7 +55,7 @@ class Plan(NamedTuple):
     bytes: float | None
     hours: float | None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain values for `--json`."""
         duplicates = [
             {"image": str(repeated), "same_as": str(first)} for repeated, first in self.duplicates

@@ -24,10 +24,10 @@ from shared.targets.numbers.encodings import encode_targets
 from shared.targets.numbers.factors import InaccurateFactors
 from shared.vocabulary import Geometry
 from teacher_cache.encoder import Encoded, encode
+from teacher_cache.settings import DTYPES
 from teacher_cache.teachers.base import Teacher
 
 T = TypeVar("T")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 READ_AHEAD, WRITE_BEHIND = 2, 1  # batches in memory before and after the teacher
 
 Failure = (

@@ -22,7 +22,8 @@ def test_targets_of_the_gpu_are_those_of_the_cpu(
 ) -> None:
     from shared.imaging.grid import Grid
     from shared.targets import TargetStore
-    from teacher_cache.building import Settings, build
+    from teacher_cache.building import build
+    from teacher_cache.settings import Settings
     from teacher_cache.sources import find_images
 
     write_images(tmp_path / "images", 4)

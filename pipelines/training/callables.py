@@ -57,9 +57,9 @@ def _load(
     from shared.processes import choose_device
     from shared.targets import TargetStore, first_difference
     from shared.targets.numbers.encodings import encode_targets
-    from teacher_cache.building import load_for, settings_of
     from teacher_cache.encoder import encode
-    from teacher_cache.stream import DTYPES, prepare
+    from teacher_cache.settings import DTYPES, load_for, settings_of
+    from teacher_cache.stream import prepare
 
     identity = TargetStore.open(store, teacher, fingerprint).identity
     if identity.encoding != "matrix":

@@ -26,12 +26,12 @@ class Preprocessing(BaseModel):
     interpolation: Interpolation = "bicubic"
 
 
-def _default_precision(fields: Mapping[str, object]) -> Precision:
+def default_precision(encoding: Encoding) -> Precision:
     """Factors lose nothing by int8.
 
     The rank is chosen with it, within the same tolerance, at a third of the bytes.
     """
-    return "u8" if fields.get("encoding") == "factors" else "f16"
+    return "u8" if encoding == "factors" else "f16"
 
 
 class PreprocessingDocument(TypedDict):
@@ -85,7 +85,9 @@ class Identity(BaseModel):
     dtype: Dtype = "fp32"
     encoding: Encoding = "matrix"
     grid: tuple[int, int]
-    precision: Precision = Field(default_factory=_default_precision)
+    precision: Precision = Field(
+        default_factory=lambda fields: default_precision(fields.get("encoding", "matrix"))
+    )
     tolerance: float | None = None  # of `factors`: largest error of a similarity
     definition: Literal[1] = DEFINITION
 

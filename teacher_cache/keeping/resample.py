@@ -15,8 +15,8 @@ from shared.processes import choose_device
 from shared.targets import Identity, Target, TargetStore, first_difference
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.restore import targets_of_factors
-from teacher_cache.building import load_for, settings_of
 from teacher_cache.distinct import distinct_images
+from teacher_cache.settings import load_for, settings_of
 from teacher_cache.stream import stream
 
 # What two machines or two batch sizes may differ by, in a similarity and in a share of the largest

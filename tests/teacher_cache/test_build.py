@@ -15,8 +15,9 @@ from shared.targets import TargetStore
 from shared.targets.namespace import list_namespaces, quarantined
 from shared.targets.numbers.similarity import square_from_triangle
 from teacher_cache import stream
-from teacher_cache.building import Settings, build, settings_of
+from teacher_cache.building import build
 from teacher_cache.encoder import Encoded
+from teacher_cache.settings import Settings, settings_of
 from teacher_cache.sources import find_images
 from teacher_cache.teachers.registry import load_teacher
 from tests.fixtures.images import image_folder

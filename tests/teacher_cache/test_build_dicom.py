@@ -12,7 +12,8 @@ from shared.imaging import Grid
 from shared.imaging.images import open_image
 from shared.imaging.pixels import UnreadableImage
 from shared.targets import TargetStore
-from teacher_cache.building import Settings, build
+from teacher_cache.building import build
+from teacher_cache.settings import Settings
 from teacher_cache.sources import find_images
 from tests.fixtures.images import real_dicom_folder
 from tests.fixtures.tiny_teacher import TEACHER, tiny_weights

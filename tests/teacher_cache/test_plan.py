@@ -7,9 +7,10 @@ import pytest
 
 from shared.errors import UserError
 from shared.imaging import Grid
-from teacher_cache.building import Settings, build
+from teacher_cache.building import build
 from teacher_cache.keeping.info import info
 from teacher_cache.plan import plan
+from teacher_cache.settings import Settings
 from teacher_cache.sources import find_images
 from tests.fixtures.images import image_folder
 from tests.fixtures.tiny_teacher import TEACHER, tiny_weights

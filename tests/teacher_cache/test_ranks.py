@@ -19,11 +19,12 @@ from shared.imaging import Grid, ImageReference, content_key
 from shared.targets import TargetStore
 from shared.targets.namespace import list_namespaces
 from shared.targets.segment.scan import scan
-from teacher_cache.building import Settings, build
+from teacher_cache.building import build
 from teacher_cache.distinct import distinct_images
 from teacher_cache.keeping.gc import gc
 from teacher_cache.keeping.info import info
 from teacher_cache.ranks import Ranks
+from teacher_cache.settings import Settings
 from teacher_cache.sources import find_images
 from tests.fixtures import naming_ranks, tiny_teacher
 from tests.fixtures.images import image_folder

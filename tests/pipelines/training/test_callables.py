@@ -20,7 +20,8 @@ from shared.imaging.keys import content_key
 from shared.recipe import Recipe, load_recipe, make_recipe
 from shared.records import Record, Turn
 from shared.targets import Target, TargetStore
-from teacher_cache.building import Settings, build
+from teacher_cache.building import build
+from teacher_cache.settings import Settings
 from tests.fixtures.student_checkpoints import llava_hf
 from tests.fixtures.student_runs import write_images, write_train_file
 

@@ -8,8 +8,9 @@ import pytest
 from shared.errors import UserError
 from shared.imaging import Grid
 from shared.targets import TargetStore, TargetWriter
-from teacher_cache.building import Settings, build
+from teacher_cache.building import build
 from teacher_cache.keeping.resample import resample
+from teacher_cache.settings import Settings
 from teacher_cache.sources import find_images
 from tests.fixtures.images import image_folder
 from tests.fixtures.tiny_teacher import TEACHER, tiny_weights

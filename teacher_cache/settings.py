@@ -1,0 +1,84 @@
+"""What decides the numbers of a target, and the identity that follows from it."""
+
+from typing import NamedTuple
+
+import torch
+
+from shared.errors import UserError
+from shared.imaging.grid import Grid
+from shared.targets import Identity
+from shared.targets.identity import default_precision
+from shared.vocabulary import Dtype, Encoding, Features, Geometry, Precision
+from teacher_cache.teachers.base import Teacher
+from teacher_cache.teachers.registry import load_teacher
+
+DTYPES: dict[Dtype, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+class Settings(NamedTuple):
+    """What decides the numbers in the store, beside the teacher: part of the identity.
+
+    `precision` None is the encoding's own: f16 for `matrix`, u8 for `factors`.
+    """
+
+    geometry: Geometry = "pad"
+    grid: Grid = Grid(24, 24)
+    encoding: Encoding = "matrix"
+    precision: Precision | None = None
+    features: Features = "block"
+    tolerance: float = 0.01
+    dtype: Dtype = "fp32"
+
+
+def identity_of(teacher: Teacher, settings: Settings) -> Identity:
+    """Return the identity of targets made by `teacher` under `settings`."""
+    factors = settings.encoding == "factors"
+    return Identity(
+        teacher=teacher.name,
+        architecture=teacher.architecture,
+        weights=teacher.weights,
+        features=settings.features,
+        preprocessing=teacher.preprocessing,
+        geometry=settings.geometry,
+        dtype=settings.dtype,
+        encoding=settings.encoding,
+        grid=teacher.grid if factors else settings.grid,
+        precision=settings.precision or default_precision(settings.encoding),
+        tolerance=settings.tolerance if factors else None,
+    )
+
+
+def settings_of(identity: Identity) -> Settings:
+    """Return the settings that give `identity` again with the same teacher."""
+    return Settings(
+        geometry=identity.geometry,
+        grid=Grid(*identity.grid),
+        encoding=identity.encoding,
+        precision=identity.precision,
+        features=identity.features,
+        tolerance=Settings().tolerance if identity.tolerance is None else identity.tolerance,
+        dtype=identity.dtype,
+    )
+
+
+def load_for(
+    teacher: str, weights: str | None, settings: Settings, device: str
+) -> tuple[Teacher, Identity]:
+    """Load a teacher ready to encode under `settings` on a torch device.
+
+    Its targets' identity comes with it.
+
+    Raises
+    ------
+    UserError
+        As `load_teacher`; or `projected` features of a teacher without a projection.
+    """
+    loaded = load_teacher(teacher, weights, settings.grid)
+    if settings.features == "projected" and loaded.project is None:
+        raise UserError(f"teacher {teacher} has no projection: use --features block")
+    loaded.model.to(device=device, dtype=DTYPES[settings.dtype])
+    return loaded, identity_of(loaded, settings)
