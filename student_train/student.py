@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from shared.errors import UserError
 from shared.files import whole_file
 from shared.recipe import LoraSection, Recipe, load_recipe, save_recipe
-from student_train.attention import Channel, decoder_layers, install, language_model
+from student_train.attention import Channel, install
 from student_train.rotation import Rotation
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -107,7 +107,7 @@ def _hook(model: Any, image_token_id: int, recipe: Recipe) -> Channel:
     layers = recipe.losses.layers
     rotations = nn.ModuleDict()
     if recipe.rotation.kind != "none":
-        width = int(language_model(model).config.hidden_size)  # type: ignore[union-attr, arg-type]
+        width = int(model.get_decoder().config.hidden_size)
         for layer in layers:
             rotations[str(layer)] = Rotation(width, recipe.rotation.kind, recipe.rotation.rank)
         rotations.to(model.device)
@@ -118,7 +118,7 @@ def _hook(model: Any, image_token_id: int, recipe: Recipe) -> Channel:
 
 def check_layers(model: Any, layers: tuple[int, ...]) -> None:
     """Raise a `UserError` for a distillation layer that this model does not have."""
-    count = len(decoder_layers(model))
+    count = len(model.get_decoder().layers)
     for layer in layers:
         if not 1 <= layer < count:
             raise UserError(
@@ -132,12 +132,10 @@ def lora_targets(model: Any, lora: LoraSection) -> str:
 
     The wanted linear layers of the decoder, never the head, projector or tower.
     """
-    decoder = language_model(model)
+    decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     linear = [
-        name
-        for name, module in decoder_layers(model)[0].named_modules()
-        if isinstance(module, nn.Linear)
+        name for name, module in decoder.layers[0].named_modules() if isinstance(module, nn.Linear)
     ]
     if lora.targets != "all-linear":
         wanted = set(lora.targets)

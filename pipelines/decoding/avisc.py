@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.decoding.attention import Rows, watching
+from pipelines.decoding.attention import watching
 from pipelines.decoding.contrast import amplified, contrasted
 from pipelines.decoding.generation import Limits, generate, item_generator, sampler
 from pipelines.decoding.prompts import Model, Prompts
+from student_train.kernel import AttentionCall
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def decode(
     layers = range(len(model.get_decoder().layers))
     weights: dict[int, Tensor] = {}  # layer -> (B, L), only the prefill's
 
-    def read(layer: int, rows: Rows) -> None:
+    def read(layer: int, call: AttentionCall) -> None:
         if layer not in weights:
-            weights[layer] = torch.softmax(rows.logits(), dim=-1)[:, :, 0].mean(1)
+            weights[layer] = torch.softmax(call.logits(), dim=-1)[:, :, 0].mean(1)
 
     def view() -> Prompts:
         blind = blind_tokens(

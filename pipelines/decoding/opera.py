@@ -33,6 +33,7 @@ from pipelines.decoding.generation import Limits, generate
 from pipelines.decoding.opera_passes import Passes
 from pipelines.decoding.prompts import Model, Prompts
 from shared.errors import UserError
+from student_train.upstream import kernel_name
 
 Move = Literal["on", "back", "over"]
 
@@ -99,7 +100,7 @@ def decode(
     model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
 ) -> list[list[int]]:
     """Answer every prompt of the batch."""
-    if "flash" in str(model.get_decoder().config._attn_implementation):
+    if "flash" in kernel_name(model.get_decoder().config):
         raise UserError(
             "OPERA needs an attention mask of its own; load the model with model.attention=sdpa or "
             "eager"

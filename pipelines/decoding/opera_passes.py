@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipelines.decoding.attention import Rows
 from pipelines.decoding.prefix import new_cache, prefix_cache
 from pipelines.decoding.prompts import Model, Prompts
+from student_train.kernel import AttentionCall
 
 
 class Passes:
@@ -25,11 +25,11 @@ class Passes:
         self._model, self._prompts = model, prompts
         self._cache = prefix_cache(model, prompts)
         self._past = list(prompts.mask.bool())
-        self._rows: Rows | None = None
+        self._call: AttentionCall | None = None
 
-    def see(self, layer: int, rows: Rows) -> None:
+    def see(self, layer: int, call: AttentionCall) -> None:
         """Take note of the last layer's attention (for `attention.watching`)."""
-        self._rows = rows
+        self._call = call
 
     def first(self) -> Tensor:
         """Make the step of the prompts' last tokens; return next-token logits (B, V)."""
@@ -77,8 +77,8 @@ class Passes:
             past_key_values=self._cache,
             use_cache=True,
         )
-        assert self._rows is not None
-        attention = torch.softmax(self._rows.logits(width), dim=-1).amax(1)  # (R, C, K + C)
+        assert self._call is not None
+        attention = torch.softmax(self._call.logits(width), dim=-1).amax(1)  # (R, C, K + C)
         itself = attention[:, :, past.shape[1] :].diagonal(dim1=1, dim2=2)[:, :, None]
         seen = torch.split(
             torch.cat([attention[:, :, : past.shape[1]], itself], dim=2), [len(of) for of in tokens]

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.decoding.attention import Rows, watching
+from pipelines.decoding.attention import watching
 from pipelines.decoding.contrast import contrasted, plausible
 from pipelines.decoding.generation import Limits, generate
 from pipelines.decoding.prompts import Model, Prompts
+from student_train.kernel import AttentionCall
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ def decode(
     end = depth if settings.end_layer is None else settings.end_layer
     image = prompts.image_mask
 
-    def boost(layer: int, rows: Rows) -> Tensor | None:
-        if rows.key.shape[2] == image.shape[1] and not settings.boost_first:
+    def boost(layer: int, call: AttentionCall) -> Tensor | None:
+        if call.key.shape[2] == image.shape[1] and not settings.boost_first:
             return None
-        logits = rows.logits()  # (B, H, 1, K)
+        logits = call.logits()  # (B, H, 1, K)
         columns = functional.pad(image, (0, logits.shape[3] - image.shape[1]))[:, None, None, :]
         return torch.where(columns, logits + settings.alpha * logits.abs(), logits)
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# a transformers image-text model such as LlavaForConditionalGeneration, adapter layers inside
-Model = Any
+from student_train.imagetext import ImageTextModel
+
+Model = ImageTextModel  # adapter layers and hooks inside
 
 
 @dataclass(frozen=True)

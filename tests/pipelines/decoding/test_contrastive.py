@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pipelines.decoding import avisc, damro, vcd
-from pipelines.decoding.attention import Rows, watching
+from pipelines.decoding.attention import watching
 from pipelines.decoding.contrast import ContrastPass
 from pipelines.decoding.generation import item_generator
 from pipelines.decoding.methods import Decoding, decoding
 from pipelines.decoding.prompts import encode_images
+from student_train.kernel import AttentionCall
 from tests.fixtures.decoding import LIMITS, last_logits, lively_student, prompts, unpadded
 from tests.fixtures.students import PATCHES
 
@@ -65,7 +66,7 @@ def test_strength_changes_the_answers(model: Any, name: str) -> None:
 def views(model: Any, batch: Any) -> dict[str, Any]:
     weights: dict[int, Tensor] = {}
 
-    def read(layer: int, rows: Rows) -> None:
+    def read(layer: int, rows: AttentionCall) -> None:
         weights[layer] = torch.softmax(rows.logits(), dim=-1)[:, :, 0].mean(1)
 
     with watching(model, range(4), read), torch.no_grad():
