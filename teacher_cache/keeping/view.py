@@ -11,7 +11,8 @@ from PIL import Image
 
 from shared.errors import UserError
 from shared.imaging import Grid, ImageReference, content_key, open_image
-from shared.targets import Target, TargetStore
+from shared.targets import TargetStore
+from shared.targets.numbers.triangle import triangle_row
 from teacher_cache.stream import reader_of
 
 SIDE = 384  # pixels of a panel
@@ -61,25 +62,13 @@ def draw_view(
         )
     reader = reader_of(opened.identity.preprocessing, opened.identity.geometry)
     base = reader.square(open_image(image), SIDE)
-    similar = similarity_row(target, rows * columns, chosen[0] * columns + chosen[1])
+    similar = triangle_row(target.similarity, chosen[0] * columns + chosen[1]).astype(np.float32)
     maps = [target.attention / target.attention.max(initial=1e-30), np.clip(similar, 0, 1)]
     panels = [base, *(_heat(base, values.reshape(rows, columns)) for values in maps)]
     picture = Image.new("RGB", (SIDE * len(panels), SIDE))
     for number, panel in enumerate(panels):
         picture.paste(panel, (SIDE * number, 0))
     return picture, chosen
-
-
-def similarity_row(target: Target, patches: int, row: int) -> Values:
-    """Return row `row` of S_e (N,) from the stored triangle; 1 at the patch itself."""
-    others = np.arange(patches)
-    low, high = np.minimum(others, row), np.maximum(others, row)
-    places = (
-        low * (2 * patches - low - 1) // 2 + high - low - 1
-    )  # rows before `low` hold patches-1, patches-2, ...
-    values = np.ones(patches, dtype=np.float32)
-    values[others != row] = target.similarity[places[others != row]]
-    return values
 
 
 def _heat(base: Image.Image, values: Values) -> Image.Image:

@@ -233,7 +233,7 @@ def test_view_draws_the_target(tmp_path, store, cache):
     from shared.imaging import content_key
     from shared.targets import TargetStore
     from shared.targets.numbers.similarity import square_from_triangle
-    from teacher_cache.keeping.view import similarity_row
+    from shared.targets.numbers.triangle import triangle_row
 
     target = TargetStore.open(store)[content_key(image)]
     assert target.attention.argmax() == 5 * row + column
@@ -241,7 +241,7 @@ def test_view_draws_the_target(tmp_path, store, cache):
 
     whole = square_from_triangle(torch.from_numpy(target.similarity.astype("f4"))[None])[0].numpy()
     for patch in (0, 7, 24):
-        assert np.array_equal(similarity_row(target, 25, patch), whole[patch])
+        assert np.array_equal(triangle_row(target.similarity, patch), whole[patch])
     picture = np.asarray(Image.open(out)).astype(int)
     assert picture.shape == (384, 3 * 384, 3)
     # The chosen patch is the reddest in both maps.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shared.imaging.geometry import Box, coverage
 from shared.imaging.grid import Grid, interpolation_matrix
-from shared.targets.numbers.triangle import pairs_of
+from shared.targets.numbers.triangle import places_of
 
 
 def targets_of_factors(
@@ -21,8 +21,7 @@ def targets_of_factors(
     """Compute (similarity, attention, coverage) on any grid from the stored arrays of a batch (B first)."""
     count = len(arrays["scale"])
     source, target = Grid(*native), Grid(*grid)
-    rows, columns = pairs_of(target.size)
-    places = rows * target.size + columns  # in the flattened square
+    places = places_of(target.size)
     similarity = np.empty((count, len(places)), dtype=np.float32)
     matrix = None if source == target else interpolation_matrix(source, target)
     for row in range(count):

@@ -1,4 +1,4 @@
-"""Cosine similarity between patches (Eq. 3), kept as the strict upper triangle of a symmetric matrix."""
+"""Cosine similarity between patches (Eq. 3), kept as the strict upper triangle."""
 
 import torch
 from jaxtyping import Float
@@ -7,8 +7,14 @@ from torch import Tensor
 from shared.targets.numbers.triangle import patches_of_triangle
 
 
+def pairs_on(patches: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what `triangle.pairs_of` does, as tensors on a device."""
+    rows, columns = torch.triu_indices(patches, patches, 1, device=device)
+    return rows, columns
+
+
 def cosine_similarity_triangle(tokens: Float[Tensor, "B N b"]) -> Float[Tensor, "B pairs"]:
-    """Cosine similarity of every pair of patches i < j (Eq. 3), row-major as `numpy.triu_indices(N, 1)`.
+    """Cosine similarity of every pair of patches i < j (Eq. 3), in the order of `pairs_of`.
 
     Parameters
     ----------
@@ -25,7 +31,7 @@ def cosine_similarity_triangle(tokens: Float[Tensor, "B N b"]) -> Float[Tensor, 
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
     unit = torch.nn.functional.normalize(tokens, dim=-1)
     square = unit @ unit.transpose(1, 2)
-    rows, columns = torch.triu_indices(tokens.shape[1], tokens.shape[1], 1, device=tokens.device)
+    rows, columns = pairs_on(tokens.shape[1], tokens.device)
     return square[:, rows, columns].clamp(-1, 1)
 
 
@@ -35,7 +41,7 @@ def square_from_triangle(triangle: Float[Tensor, "B pairs"]) -> Float[Tensor, "B
     The losses never need it.
     """
     patches = patches_of_triangle(triangle.shape[1])
-    rows, columns = torch.triu_indices(patches, patches, 1, device=triangle.device)
+    rows, columns = pairs_on(patches, triangle.device)
     square = torch.eye(patches, dtype=triangle.dtype, device=triangle.device).repeat(
         triangle.shape[0], 1, 1
     )
