@@ -9,8 +9,8 @@ they are called, so that `medalign --help` answers at once.
 import typer
 
 from pipelines.datasets.commands import app as data_app
-from pipelines.demo import commands as demo_commands
-from pipelines.evaluation import commands as evaluate_commands
+from pipelines.demo.commands import demo_command, demo_student_command
+from pipelines.evaluation.commands import compare_command, evaluate_command, generate_command
 from pipelines.recipes.commands import recipes_command
 from pipelines.report.commands import app as report_app
 from pipelines.training.commands import app as student_app
@@ -24,11 +24,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(demo_commands.demo)
-app.command("demo-student")(demo_commands.demo_student)
-app.command()(evaluate_commands.generate)
-app.command()(evaluate_commands.evaluate)
-app.command()(evaluate_commands.compare)
+app.command("demo")(demo_command)
+app.command("demo-student")(demo_student_command)
+app.command("generate")(generate_command)
+app.command("evaluate")(evaluate_command)
+app.command("compare")(compare_command)
 app.command("recipes")(recipes_command)
 app.add_typer(data_app, name="data")
 app.add_typer(report_app, name="report")

@@ -1,19 +1,33 @@
 """Look through a data set file before hours of training depend on it."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from shared.console import track
-from shared.imaging.images import open_image
+from shared.imaging.images import ImageReference, open_image
 from shared.imaging.keys import content_key
 from shared.imaging.pixels import UnreadableImage
-from shared.records import image_root_of, load_records
+from shared.records import Record, image_root_of, load_records
 
 
-def check(
-    file: Path, image_root: Path | None = None, against: Path | None = None
-) -> dict[str, Any]:
+class Checked(TypedDict):
+    """What was counted in a file, and `problems`: one line each, empty where it is sound."""
+
+    file: str
+    image_root: str
+    records: int
+    images: int
+    distinct_images: int
+    open: int
+    closed: int
+    answer_type_not_said: int
+    with_options: int
+    problems: list[str]
+
+
+def check(file: Path, image_root: Path | None = None, against: Path | None = None) -> Checked:
     """Read every record and open every image of a data set file.
 
     Parameters
@@ -24,10 +38,6 @@ def check(
         Another data set file with the same image root; images (by content) that both show are a
         problem.
 
-    Returns
-    -------
-    Counts, and `problems`: one line each, empty where the file is sound.
-
     Raises
     ------
     UserError
@@ -35,34 +45,14 @@ def check(
     """
     root = image_root_of(file, image_root)
     records = load_records(file)
-    problems = [
-        f"the id {identifier} names {count} records"
-        for identifier, count in Counter(record.id for record in records).items()
-        if count > 1
-    ]
-    unanswered = [record.id for record in records if not record.answer.strip()]
-    if unanswered:
-        problems.append(f"{len(unanswered)} records have no answer, first id {unanswered[0]}")
     references = sorted(
         {reference for record in records for reference in record.references(root)},
         key=lambda reference: (str(reference.path), reference.part or ""),
     )
-    keys: set[bytes] = set()
-    for reference in track(references, len(references), "images", "images"):
-        try:
-            open_image(reference)
-            keys.add(content_key(reference.path, reference.part))
-        except UnreadableImage as error:
-            problems.append(f"{reference} cannot be read: {error}")
-        except OSError as error:
-            problems.append(f"{reference} cannot be opened: {error.strerror or error}")
+    problems = _record_problems(records)
+    keys = _content_keys(references, problems)
     if against is not None:
-        others = {
-            reference for record in load_records(against) for reference in record.references(root)
-        }
-        shared = keys & {
-            content_key(other.path, other.part) for other in others if other.path.is_file()
-        }
+        shared = keys & _keys_below(against, root)
         if shared:
             problems.append(f"{len(shared)} images are also in {against}")
     types = Counter(record.answer_type or "not said" for record in records)
@@ -78,3 +68,36 @@ def check(
         "with_options": sum(bool(record.options) for record in records),
         "problems": problems,
     }
+
+
+def _record_problems(records: Sequence[Record]) -> list[str]:
+    """Say which ids occur more than once and how many records have no answer."""
+    problems = [
+        f"the id {identifier} names {count} records"
+        for identifier, count in Counter(record.id for record in records).items()
+        if count > 1
+    ]
+    unanswered = [record.id for record in records if not record.answer.strip()]
+    if unanswered:
+        problems.append(f"{len(unanswered)} records have no answer, first id {unanswered[0]}")
+    return problems
+
+
+def _content_keys(references: Sequence[ImageReference], problems: list[str]) -> set[bytes]:
+    """Open every image and return the keys of those that can be; the others become problems."""
+    keys: set[bytes] = set()
+    for reference in track(references, len(references), "images", "images"):
+        try:
+            open_image(reference)
+            keys.add(content_key(reference.path, reference.part))
+        except UnreadableImage as error:
+            problems.append(f"{reference} cannot be read: {error}")
+        except OSError as error:
+            problems.append(f"{reference} cannot be opened: {error.strerror or error}")
+    return keys
+
+
+def _keys_below(file: Path, root: Path) -> set[bytes]:
+    """Content keys of the images of another data set file that are there."""
+    others = {reference for record in load_records(file) for reference in record.references(root)}
+    return {content_key(other.path, other.part) for other in others if other.path.is_file()}

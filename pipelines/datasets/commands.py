@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shared.console import report
 from shared.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.datasets.check import Checked
+    from pipelines.datasets.description import Description
 
 app = typer.Typer(no_args_is_help=True, help="Data sets: from a release to conversation files.")
 
@@ -15,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command("list")
-def list_sets(as_json: Json = False) -> None:
+def list_command(as_json: Json = False) -> None:
     """List the data sets: what they are, where they come from, under which terms."""
     from pipelines.datasets.registry import BRAIN_ATLAS, SETS
 
@@ -45,8 +49,8 @@ def list_sets(as_json: Json = False) -> None:
     report({"sets": rows}, as_json, _list_lines(rows))
 
 
-@app.command()
-def prepare(
+@app.command("prepare")
+def prepare_command(
     name: Annotated[str, typer.Argument(help="A name of `medalign data list`, such as slake.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
     source: Annotated[Path | None, typer.Option(help="Folder with the release, unpacked.")] = None,
@@ -75,12 +79,13 @@ def prepare(
     from pipelines.datasets.registry import BRAIN_ATLAS
 
     if name == BRAIN_ATLAS:
-        from pipelines.datasets.brain_atlas import prepare as prepare_brain_atlas
+        from pipelines.datasets.brain_atlas.writing import prepare_brain_atlas
 
-        about = prepare_brain_atlas(out, seed=seed)
-        report(about, as_json, (f"{key}: {value}" for key, value in about.items()))
+        atlas = prepare_brain_atlas(out, seed=seed)
+        shown = (f"{key}: {value}" for key, value in atlas.items() if key != "schema")
+        report(atlas, as_json, shown)
         return
-    from pipelines.datasets.prepare import prepare as run_prepare
+    from pipelines.datasets.prepare import prepare
     from pipelines.datasets.registry import data_set
 
     entry = data_set(name)
@@ -91,7 +96,7 @@ def prepare(
         )
     if split not in ("by-image", "published"):
         raise UserError(f"--split {split}: there are by-image and published")
-    about = run_prepare(
+    about = prepare(
         name,
         source,
         out,
@@ -103,8 +108,8 @@ def prepare(
     report(about, as_json, _prepared_lines(about, out))
 
 
-@app.command()
-def check(
+@app.command("check")
+def check_command(
     file: Annotated[Path, typer.Argument(help="A data set file: .json, .jsonl or .parquet.")],
     image_root: Annotated[
         Path | None, typer.Option(help="Folder of its images; default: its own.")
@@ -115,9 +120,9 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Read every record and open every image of a data set file."""
-    from pipelines.datasets.check import check as run_check
+    from pipelines.datasets.check import check
 
-    result = run_check(file, image_root, against)
+    result = check(file, image_root, against)
     report(result, as_json, _checked_lines(result))
     if result["problems"]:
         raise UserError(f"{file}: {len(result['problems'])} problems, listed above")
@@ -130,30 +135,27 @@ def _list_lines(rows: list[dict[str, str]]) -> Iterator[str]:
             yield f"    {key:9} {row[key]}"
 
 
-def _prepared_lines(about: dict[str, Any], out: Path) -> Iterator[str]:
+def _prepared_lines(about: "Description", out: Path) -> Iterator[str]:
     yield f"{about['title']} ({about['form']} form)"
     yield f"licence: {about['licence']}"
     yield f"access:  {about['access']}"
     yield ""
     yield f"{'':42}{'found':>9}{'published':>11}"
-    for name, pair in about["counts"].items():
-        published = "" if pair["published"] is None else f"{pair['published']}"
-        mark = "" if pair["published"] in (None, pair["found"]) else "  differs"
-        yield f"  {name:40}{pair['found']:>9}{published:>11}{mark}"
+    for name, count in about["counts"].items():
+        published = "" if count["published"] is None else f"{count['published']}"
+        mark = "" if count["published"] in (None, count["found"]) else "  differs"
+        yield f"  {name:40}{count['found']:>9}{published:>11}{mark}"
     yield f"  published counts: {about['counts_from']}"
     yield ""
-    for pair, count in about["shared_images"].items():
-        kept = "kept" if about["split"] == "published" else "left out of the second"
-        yield f"images in both {pair.replace('+', ' and ')}: {count}" + (
-            f" ({kept})" if count else ""
-        )
+    kept = "kept" if about["split"] == "published" else "left out of the second"
+    for pair, images in about["shared_images"].items():
+        end = f" ({kept})" if images else ""
+        yield f"images in both {pair.replace('+', ' and ')}: {images}{end}"
     for split in about["splits"].values():
+        types = f"{split['open']} open, {split['closed']} closed ({split['yes/no']} yes/no)"
         yield (
             f"{out / split['file']}: {split['records']} records, {split['images']} images"
-            + (
-                f", {split['open']} open, {split['closed']} closed ({split['yes/no']} yes/no)"
-                * (split["closed"] > 0)
-            )
+            + (f", {types}" if split["closed"] > 0 else "")
             + (f"; {split['left_out']} left out" if split["left_out"] else "")
             + f"; sha256 {split['sha256'][:12]}"
         )
@@ -162,7 +164,7 @@ def _prepared_lines(about: dict[str, Any], out: Path) -> Iterator[str]:
     yield f"images: --image-root {about['image_root']}"
 
 
-def _checked_lines(result: dict[str, Any]) -> Iterator[str]:
+def _checked_lines(result: "Checked") -> Iterator[str]:
     for key, value in result.items():
         if key != "problems":
             yield f"{key.replace('_', ' ')}: {value}"

@@ -9,7 +9,6 @@ de-identification included.
 """
 
 from pathlib import Path
-from typing import Any
 
 from pipelines.datasets.release import DataSet, Release, find, report_record, text_field
 from shared.errors import UserError
@@ -52,7 +51,7 @@ def read(source: Path, out: Path, seed: int) -> Release:
     )
 
 
-def _record(row: Any, where: str) -> Record:
+def _record(row: object, where: str) -> Record:
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, found a {type(row).__name__}")
     images = row.get("image_path")

@@ -21,11 +21,11 @@ the questions are for training, drawn by patient with a seed: no examination is 
 
 import re
 from pathlib import Path
-from typing import Any
 
 from pipelines.datasets.release import (
     DataSet,
     Release,
+    Row,
     answer_counts,
     answer_field,
     answered,
@@ -67,7 +67,7 @@ def read(source: Path, out: Path, seed: int) -> Release:
     return Release("jsonl", {"train": train, "test": test}, image_root, counts, notes)
 
 
-def _record(row: dict[str, Any], where: str, number: int) -> Record:
+def _record(row: Row, where: str, number: int) -> Record:
     released = answer_field(row, where)
     opening = _OPENS.match(released)
     return question_record(
@@ -76,7 +76,7 @@ def _record(row: dict[str, Any], where: str, number: int) -> Record:
         text_field(row, where, "question"),
         opening[1].capitalize() if opening else "",
         "CLOSED",
-        released_answer=released,
+        extra={"released_answer": released},
     )
 
 

@@ -106,7 +106,8 @@ def _records(
         else:
             text = clean_report(file.read_text(encoding="utf-8"))
             if text:
-                yield report_record(f"s{study}", f"{folder}/{here[0]}.jpg", text, subject=subject)
+                shown = f"{folder}/{here[0]}.jpg"
+                yield report_record(f"s{study}", shown, text, {"subject": subject})
             else:
                 absent["section"] += 1
 

@@ -13,11 +13,11 @@ published with the set either.
 """
 
 from pathlib import Path
-from typing import Any
 
 from pipelines.datasets.release import (
     DataSet,
     Release,
+    Row,
     answer_counts,
     answer_field,
     answered,
@@ -77,7 +77,7 @@ def read(source: Path, out: Path, seed: int) -> Release:
     return Release("open-access", {"train": train, "test": test}, root, counts, notes)
 
 
-def _record(row: dict[str, Any], where: str) -> Record:
+def _record(row: Row, where: str) -> Record:
     options = [str(row[name]) for name in OPTIONS if row.get(name) not in (None, "")]
     if len(options) < 2:
         raise UserError(
@@ -91,7 +91,7 @@ def _record(row: dict[str, Any], where: str) -> Record:
         answer_field(row, where, "gt_answer"),
         "CLOSED",
         options,
-        **{name: row[name] for name in KEPT if row.get(name) not in (None, "")},
+        extra={name: row[name] for name in KEPT if row.get(name) not in (None, "")},
     )
 
 

@@ -17,24 +17,25 @@ dictionaries, text and numbers and refuses everything else.
 
 import io
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipelines.datasets.release import (
     DataSet,
     Release,
+    Row,
     Rows,
     answer_counts,
     answer_field,
     answered,
     find,
     find_optional,
-    is_yes_no,
     json_rows,
     question_record,
     text_field,
 )
 from pipelines.datasets.vqa_rad import hub_records
+from pipelines.metrics.vqa import is_yes_no
 from shared.errors import UserError
 from shared.records import Record
 
@@ -45,37 +46,44 @@ def read(source: Path, out: Path, seed: int) -> Release:
     """Read any of the three forms; images of the parquet form are written below `out`."""
     shards = {split: sorted(source.glob(f"**/{split}-*.parquet")) for split in FOLDERS}
     if any(shards.values()):
-        missing = [f"{split}-*.parquet" for split, paths in shards.items() if not paths]
-        if missing:
-            raise UserError(
-                f"{source}: no {', '.join(missing)} beside the others; download the whole "
-                "repository"
-            )
-        splits = {split: hub_records(split, paths, out) for split, paths in shards.items()}
-        return _release("parquet", splits, out)
+        return _read_parquet(source, shards, out)
     image_root = find(source, "image folder", "images", "pvqa/images")
-    root = image_root.parent
     splits = {}
     for split, short in FOLDERS.items():
-        file = find(
-            root,
-            f"{split} questions",
-            *(
-                f"{folder}{name}.json"
-                for folder in ("", "qas/", f"qas/{short}/")
-                for name in (short, f"{short}_qa")
-            ),
-            *((f"{split}.json",) if split != short else ()),
-            f"qas/{short}/{short}_qa.pkl",
-            f"qas/{short}_vqa.pkl",
-            *((f"data/{split}-*.parquet",) if split == "train" else ()),
-        )
+        file = _question_file(image_root.parent, split, short)
         rows = pickle_rows(file) if file.suffix == ".pkl" else json_rows(file)
         splits[split] = [
             _record(row, where, short, number, image_root)
             for number, (where, row) in enumerate(rows)
         ]
     return _release("files", splits, image_root)
+
+
+def _read_parquet(source: Path, shards: Mapping[str, list[Path]], out: Path) -> Release:
+    missing = [f"{split}-*.parquet" for split, paths in shards.items() if not paths]
+    if missing:
+        raise UserError(
+            f"{source}: no {', '.join(missing)} beside the others; download the whole repository"
+        )
+    splits = {split: hub_records(split, paths, out) for split, paths in shards.items()}
+    return _release("parquet", splits, out)
+
+
+def _question_file(root: Path, split: str, short: str) -> Path:
+    """Find a split's questions under any of their names; `short` is the archive's for it."""
+    return find(
+        root,
+        f"{split} questions",
+        *(
+            f"{folder}{name}.json"
+            for folder in ("", "qas/", f"qas/{short}/")
+            for name in (short, f"{short}_qa")
+        ),
+        *((f"{split}.json",) if split != short else ()),
+        f"qas/{short}/{short}_qa.pkl",
+        f"qas/{short}_vqa.pkl",
+        *((f"data/{split}-*.parquet",) if split == "train" else ()),
+    )
 
 
 def _release(form: str, splits: dict[str, list[Record]], image_root: Path) -> Release:
@@ -86,13 +94,13 @@ def _release(form: str, splits: dict[str, list[Record]], image_root: Path) -> Re
     return Release(form, splits, image_root, counts, notes)
 
 
-def _record(row: dict[str, Any], where: str, folder: str, number: int, image_root: Path) -> Record:
+def _record(row: Row, where: str, folder: str, number: int, image_root: Path) -> Record:
     name = text_field(row, where, "image_name", "image", "img_id")
     name = name if name.lower().endswith((".jpg", ".png")) else f"{name}.jpg"
     place = find_optional(image_root, f"{folder}/{name}", name)
     label = row.get("label")
     if "answer" not in row and isinstance(label, dict) and label:
-        row = row | {"answer": max(label, key=lambda answer: label[answer])}
+        row = {**row, "answer": max(label, key=lambda answer: label[answer])}
     answer = answer_field(row, where)
     kept = {key: row[key] for key in ("question_type",) if key in row}
     identifier = row.get("qid", row.get("question_id", f"{folder}_{number}"))
@@ -102,7 +110,7 @@ def _record(row: dict[str, Any], where: str, folder: str, number: int, image_roo
         text_field(row, where, "question", "sent"),
         answer,
         "CLOSED" if is_yes_no(answer) else "OPEN",
-        **kept,
+        extra=kept,
     )
 
 
@@ -112,10 +120,10 @@ class _Primitives(pickle.Unpickler):
     Any class or function is refused.
     """
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
 
-    def persistent_load(self, identifier: Any) -> Any:
+    def persistent_load(self, identifier: object) -> object:
         raise pickle.UnpicklingError("it refers to data outside itself")
 
 

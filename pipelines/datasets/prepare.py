@@ -10,22 +10,28 @@ Images that are files stay where they are; `dataset.json` names the folder.
 """
 
 import hashlib
-import json
 import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from pipelines.datasets.description import (
+    SCHEMA_NUMBER,
+    Count,
+    Description,
+    SplitDescription,
+    write_description,
+)
 from pipelines.datasets.registry import data_set
-from pipelines.datasets.release import Release, is_yes_no
+from pipelines.datasets.release import DataSet, Release
+from pipelines.metrics.vqa import is_yes_no
 from shared.console import track, warn
 from shared.errors import UserError
 from shared.records import Record, write_records
 
-DESCRIPTION = "dataset.json"
 Split = Literal["by-image", "published"]
 # Which split keeps an image that several show: scores stay comparable, training gives way.
 PRECEDENCE = ("test", "validation", "train")
@@ -40,7 +46,7 @@ def prepare(
     seed: int = 0,
     train_records: int | None = None,
     allow_other_counts: bool = False,
-) -> dict[str, Any]:
+) -> Description:
     """Read the release of a set, check it, and write its conversation files.
 
     Parameters
@@ -73,24 +79,7 @@ def prepare(
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another --out or remove it first")
     release = entry.read(source, out, seed)
-    published = entry.published[release.form]
-    counts = {
-        count: {"found": found, "published": published.get(count)}
-        for count, found in release.counts.items()
-    }
-    different = [
-        f"{count}: {pair['found']} instead of {pair['published']}"
-        for count, pair in counts.items()
-        if pair["published"] not in (None, pair["found"])
-    ]
-    if different and not allow_other_counts:
-        raise UserError(
-            f"{source} is not the published {entry.title}: {'; '.join(different)}. Is the download "
-            "complete? "
-            "--allow-other-counts goes on with what is there"
-        )
-    if different:
-        warn(f"other counts than the published ones: {'; '.join(different)}")
+    counts = _compared_counts(source, entry, release, allow_other_counts)
     keys = content_keys(release)
     splits, leaks = release.splits, shared_images(release.splits, keys)
     if split == "by-image":
@@ -105,10 +94,9 @@ def prepare(
             raise UserError(f"{source}: nothing is left of the {part} split; try --split published")
         file = out / f"{part}.json"
         write_records(file, records)
-        described[part] = _described(file, records) | {
-            "left_out": len(release.splits[part]) - len(records)
-        }
-    about = {
+        described[part] = _described(file, records, len(release.splits[part]))
+    about: Description = {
+        "schema": SCHEMA_NUMBER,
         "name": entry.name,
         "title": entry.title,
         "task": entry.task,
@@ -126,10 +114,33 @@ def prepare(
         "notes": release.notes,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    (out / DESCRIPTION).write_text(
-        json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_description(out, about)
     return about
+
+
+def _compared_counts(
+    source: Path, entry: DataSet, release: Release, allow_other: bool
+) -> dict[str, Count]:
+    """Put each count of the release beside the published one; others are an error or a warning."""
+    published = entry.published[release.form]
+    counts: dict[str, Count] = {
+        count: {"found": found, "published": published.get(count)}
+        for count, found in release.counts.items()
+    }
+    different = [
+        f"{count}: {pair['found']} instead of {pair['published']}"
+        for count, pair in counts.items()
+        if pair["published"] not in (None, pair["found"])
+    ]
+    if different and not allow_other:
+        raise UserError(
+            f"{source} is not the published {entry.title}: {'; '.join(different)}. Is the download "
+            "complete? "
+            "--allow-other-counts goes on with what is there"
+        )
+    if different:
+        warn(f"other counts than the published ones: {'; '.join(different)}")
+    return counts
 
 
 def content_keys(release: Release) -> dict[str, str]:
@@ -215,7 +226,7 @@ def _draw(records: list[Record], number: int, seed: int) -> list[Record]:
     return [record for place, record in enumerate(records) if place in chosen]
 
 
-def _described(file: Path, records: list[Record]) -> dict[str, Any]:
+def _described(file: Path, records: list[Record], released: int) -> SplitDescription:
     return {
         "file": file.name,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
@@ -224,4 +235,5 @@ def _described(file: Path, records: list[Record]) -> dict[str, Any]:
         "open": sum(record.answer_type == "OPEN" for record in records),
         "closed": sum(record.answer_type == "CLOSED" for record in records),
         "yes/no": sum(is_yes_no(record.answer) for record in records),
+        "left_out": released - len(records),
     }

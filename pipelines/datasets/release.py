@@ -10,13 +10,15 @@ import json
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
+from pipelines.metrics.vqa import is_yes_no
 from shared.errors import UserError
 from shared.records import AnswerType, Record, Turn, front_images
 
 T = TypeVar("T")
-Rows = Iterator[tuple[str, dict[str, Any]]]
+Row = Mapping[str, object]  # of a release: fields by name, read by `text_field` and its like
+Rows = Iterator[tuple[str, Row]]
 
 
 class Release(NamedTuple):
@@ -147,7 +149,7 @@ def parquet_rows(paths: Sequence[Path], columns: Sequence[str]) -> Rows:
                     number += 1
 
 
-def text_field(row: Mapping[str, Any], where: str, *names: str) -> str:
+def text_field(row: Row, where: str, *names: str) -> str:
     """Return the first of the fields `names` that the row has, as text; a number becomes text.
 
     Raises
@@ -166,7 +168,7 @@ def text_field(row: Mapping[str, Any], where: str, *names: str) -> str:
     )
 
 
-def answer_field(row: Mapping[str, Any], where: str, name: str = "answer") -> str:
+def answer_field(row: Row, where: str, name: str = "answer") -> str:
     """Return the answer as text, "" where the release itself has an empty one.
 
     A missing field is a UserError.
@@ -191,26 +193,23 @@ def question_record(
     answer: str,
     answer_type: AnswerType | None = None,
     options: Iterable[str] = (),
-    **extra: Any,
+    extra: Mapping[str, object] | None = None,
 ) -> Record:
-    """Return one question about one image with its answer."""
+    """Return one question about one image with its answer; `extra` are further fields."""
     turns = (Turn("human", front_images(question, 1)), Turn("gpt", answer))
-    return Record(identifier, (image,), turns, answer_type, tuple(options), dict(extra))
+    return Record(identifier, (image,), turns, answer_type, tuple(options), dict(extra or {}))
 
 
-REPORT_PROMPT = (
-    "Analyze the chest X-ray and generate a concise medical report."  # the authors' data files
-)
+# as in the authors' data files
+REPORT_PROMPT = "Analyze the chest X-ray and generate a concise medical report."
 
 
-def report_record(identifier: str, image: str, report: str, **extra: Any) -> Record:
+def report_record(
+    identifier: str, image: str, report: str, extra: Mapping[str, object] | None = None
+) -> Record:
     """Return one image with its report; `task` tells an evaluation to score it as a report."""
-    return question_record(identifier, image, REPORT_PROMPT, report, task="report", **extra)
-
-
-def is_yes_no(answer: str) -> bool:
-    """Whether an answer is yes or no, past case, blanks and a final period."""
-    return answer.strip().rstrip(".").lower() in ("yes", "no")
+    fields = {"task": "report", **(extra or {})}
+    return question_record(identifier, image, REPORT_PROMPT, report, extra=fields)
 
 
 def embedded_image(value: object, where: str, out: Path) -> str:

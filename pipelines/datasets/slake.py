@@ -12,11 +12,11 @@ A record: {"img_id", "img_name": "xmlab102/source.jpg", "question", "answer", "q
 """
 
 from pathlib import Path
-from typing import Any
 
 from pipelines.datasets.release import (
     DataSet,
     Release,
+    Row,
     answer_counts,
     answer_field,
     answered,
@@ -56,7 +56,7 @@ def read(source: Path, out: Path, seed: int) -> Release:
     return Release("json", splits, image_root, counts, notes)
 
 
-def _record(row: dict[str, Any], where: str) -> Record:
+def _record(row: Row, where: str) -> Record:
     answer_type = text_field(row, where, "answer_type").strip().upper()
     if answer_type not in ("OPEN", "CLOSED"):
         raise UserError(f"{where}: `answer_type` is {answer_type!r}, neither OPEN nor CLOSED")
@@ -66,7 +66,7 @@ def _record(row: dict[str, Any], where: str) -> Record:
         text_field(row, where, "question"),
         answer_field(row, where),
         "OPEN" if answer_type == "OPEN" else "CLOSED",
-        **{name: row[name] for name in KEPT if name in row},
+        extra={name: row[name] for name in KEPT if name in row},
     )
 
 

@@ -20,23 +20,23 @@ The published split asks about the same images in training and in testing.
 """
 
 from pathlib import Path
-from typing import Any
 
 from pipelines.datasets.release import (
     DataSet,
     Release,
+    Row,
     answer_counts,
     answer_field,
     answered,
     embedded_image,
     find,
     find_optional,
-    is_yes_no,
     json_rows,
     parquet_rows,
     question_record,
     text_field,
 )
+from pipelines.metrics.vqa import is_yes_no
 from shared.errors import UserError
 from shared.records import Record
 
@@ -63,7 +63,7 @@ def read(source: Path, out: Path, seed: int) -> Release:
     return Release("json", splits, image_root, counts, notes)
 
 
-def _record(row: dict[str, Any], where: str) -> Record:
+def _record(row: Row, where: str) -> Record:
     answer_type = text_field(row, where, "answer_type").strip().upper()
     if answer_type not in ("OPEN", "CLOSED"):
         raise UserError(f"{where}: `answer_type` is {answer_type!r}, neither OPEN nor CLOSED")
@@ -73,7 +73,7 @@ def _record(row: dict[str, Any], where: str) -> Record:
         text_field(row, where, "question"),
         answer_field(row, where).strip(),
         "OPEN" if answer_type == "OPEN" else "CLOSED",
-        **{name: row[name] for name in KEPT if name in row},
+        extra={name: row[name] for name in KEPT if name in row},
     )
 
 

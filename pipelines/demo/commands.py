@@ -1,4 +1,4 @@
-"""`medalign demo`, `medalign demo-student` and `medalign report`: their flags."""
+"""`medalign demo` and `medalign demo-student`: their flags."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from shared.console import say
 
 
-def demo(
+def demo_command(
     full: Annotated[
         bool, typer.Option("--full", help="Train longer: two hours at most on two cores.")
     ] = False,
@@ -27,24 +27,15 @@ def demo(
     run_demo(out or Path("runs") / budget.name, budget)
 
 
-def demo_student(
+def demo_student_command(
     atlas: Annotated[Path, typer.Option(help="Folder of `medalign data prepare brain-atlas`.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
 ) -> None:
-    """Build the demo's small student from packaged weights, its projector started by ridge regression."""
+    """Build the demo's small student from packaged weights.
+
+    Its projector starts from a ridge regression.
+    """
     from pipelines.demo.student import build_student
 
     build_student(atlas, out)
     say(f"done: {out}")
-
-
-def report(
-    run: Annotated[
-        Path, typer.Option(help="A run with lora/ and medalign/ and their evaluation inside.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="Default: RUN/report.html.")] = None,
-) -> None:
-    """Write a run's report: one HTML page that needs nothing else."""
-    from pipelines.report.page import write_report
-
-    say(f"report: {write_report(run, out)}")

@@ -1,28 +1,21 @@
-"""`medalign demo`.
+"""`medalign demo`: which commands of the pipeline run, in which order, with how much of everything.
 
-The pipeline's own commands one after the other, each printed before it runs, timed and remembered.
-
-`OUT/stages.json` lists the finished ones. Started again, the demo skips those and begins with the
-one it was in.
+Each is printed before it runs, timed and remembered (`diary`).
 """
 
 import json
 import os
-import shlex
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
+from pipelines.demo.diary import Diary, Stage
+from pipelines.demo.scores import DemoDescription, write_scores
+from pipelines.evaluation.result import FOLDER, RESULT, read_result
 from shared.console import say
-from shared.errors import UserError
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
-STAGES = "stages.json"
-_MAIN = {"cache": "teacher_cache.cli", "student": "student_train.cli", "medalign": "pipelines.cli"}
 
 
 class Budget(NamedTuple):
@@ -39,21 +32,9 @@ SHORT = Budget("demo", 15, warmup_steps=24, arm_steps=100, test_items=200)
 FULL = Budget("demo-full", 120, warmup_steps=24, arm_steps=400, test_items=None)
 
 _RESERVE = 90.0  # seconds kept for the report and for what varies
-_ANSWER_SECONDS = (
-    0.5  # of one answer, in seconds of a training sample (a conversation of several questions)
-)
+# Of one answer, in seconds of a training sample (a conversation of several questions).
+_ANSWER_SECONDS = 0.5
 _LEAST_STEPS = 4
-
-
-class Stage(NamedTuple):
-    """One command.
-
-    `result` is removed before it starts again, unless the command continues by itself.
-    """
-
-    name: str
-    command: list[str]
-    result: Path | None = None
 
 
 def run_demo(out: Path, budget: Budget) -> Path:
@@ -80,9 +61,9 @@ def run_demo(out: Path, budget: Budget) -> Path:
         say(f"demo: this machine has time for {steps} of {budget.arm_steps} steps in each arm")
     for stage in arms_and_scores(out, budget, precision, steps):
         diary.run(stage)
-    write_scores(out, budget, diary)
+    _write_scores(out, budget, diary)
     diary.run(Stage("report", ["medalign", "report", "--run", str(out)]))
-    write_scores(out, budget, diary)
+    _write_scores(out, budget, diary)
     say(f"demo: done in {diary.seconds / 60:.1f} minutes; open {out / 'report.html'}")
     return out / "report.html"
 
@@ -104,7 +85,7 @@ def preparation(out: Path, budget: Budget, precision: str) -> list[Stage]:
         str(store),
     ]
     build += ["--grid", "8x8"]
-    warmup = {
+    warmup: dict[str, object] = {
         "output": out / "warmup",
         "model.name": out / "start",
         "data.train": atlas / "conversations.json",
@@ -129,7 +110,7 @@ def preparation(out: Path, budget: Budget, precision: str) -> list[Stage]:
 
 def arms_and_scores(out: Path, budget: Budget, precision: str, steps: int) -> list[Stage]:
     """Return the two arms, which differ in the three-term loss alone, and their evaluation."""
-    shared = {
+    shared: dict[str, object] = {
         "model.name": out / "warmup",
         "data.train": out / "atlas" / "mixed.json",
         "evaluation.data": out / "atlas" / "test.json",
@@ -155,7 +136,10 @@ def arms_and_scores(out: Path, budget: Budget, precision: str, steps: int) -> li
 
 
 def affordable_steps(budget: Budget, spent: float, sample_seconds: float) -> int:
-    """Return the steps of each arm that fit, after `spent` seconds and at `sample_seconds` a training sample."""
+    """Return the steps of each arm that fit, after `spent` seconds.
+
+    A training sample takes `sample_seconds`.
+    """
     answers = 2 * (budget.test_items or 400) * _ANSWER_SECONDS * sample_seconds
     left = budget.minutes * 60 - spent - answers - _RESERVE
     return max(
@@ -163,99 +147,9 @@ def affordable_steps(budget: Budget, spent: float, sample_seconds: float) -> int
     )
 
 
-class Diary:
-    """The finished stages of a demo folder with their seconds and output, on disk after each."""
-
-    def __init__(self, out: Path) -> None:
-        self.path = out / STAGES
-        self.entries: dict[str, Any] = {"stages": [], "remembered": {}}
-        if self.path.is_file():
-            self.entries = json.loads(self.path.read_text())
-        elif out.exists() and any(out.iterdir()):
-            raise UserError(f"{out} holds something else than a demo; choose another --out")
-        out.mkdir(parents=True, exist_ok=True)
-        self._write()
-
-    @property
-    def seconds(self) -> float:
-        """Time of all finished stages."""
-        return float(sum(stage["seconds"] for stage in self.entries["stages"]))
-
-    def remember(self, name: str, find: Any) -> Any:
-        """Return what was found under `name` the first time.
-
-        A continued demo goes on with the same values.
-        """
-        if name not in self.entries["remembered"]:
-            self.entries["remembered"][name] = find()
-            self._write()
-        return self.entries["remembered"][name]
-
-    def run(self, stage: Stage) -> None:
-        """Run a stage's command, unless it is done."""
-        line = shlex.join(stage.command)
-        done = next(
-            (entry for entry in self.entries["stages"] if entry["name"] == stage.name), None
-        )
-        if done is not None:
-            if done["command"] != line:
-                raise UserError(
-                    f"{self.path.parent} holds a demo with another budget or version; remove it or "
-                    "choose another --out"
-                )
-            say(f"\n$ {line}\n(done before, {done['seconds']:.0f} s)")
-            return
-        if stage.result is not None and stage.result.exists():
-            shutil.rmtree(stage.result)
-        say(f"\n$ {line}")
-        began = time.perf_counter()
-        output = run_command(stage.command, keep="--json" in stage.command)
-        entry: dict[str, Any] = {
-            "name": stage.name,
-            "command": line,
-            "seconds": time.perf_counter() - began,
-        }
-        if output is not None:
-            entry["output"] = json.loads(output)
-            say(output)
-        self.entries["stages"].append(entry)
-        self._write()
-
-    def _write(self) -> None:
-        partial = self.path.with_name(f".{STAGES}.part")
-        partial.write_text(json.dumps(self.entries, indent=1) + "\n")
-        partial.replace(self.path)
-
-
-def run_command(command: Sequence[str], keep: bool = False) -> str | None:
-    """Run one of the project's commands in a process of its own.
-
-    Return its standard output where it is to be kept.
-    """
-    program, *arguments = command
-    starter = [sys.executable, "-c", f"from {_MAIN[program]} import main; main()", *arguments]
-    quiet = {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }  # nothing of the demo comes from the network
-    result = subprocess.run(
-        starter, env=os.environ | quiet, stdout=subprocess.PIPE if keep else None, check=False
-    )
-    if result.returncode:
-        raise UserError(
-            f"`{shlex.join(command)}` failed; mend what it says and start the demo again, it "
-            "continues there"
-        )
-    return result.stdout.decode() if keep else None
-
-
-def write_scores(out: Path, budget: Budget, diary: Diary) -> None:
-    """Write `scores.json`.
-
-    The evaluation's result, the time of every stage and what the budget was.
-    """
-    result = json.loads((out / "evaluation" / "result.json").read_text())
-    result["demo"] = {
+def _write_scores(out: Path, budget: Budget, diary: Diary) -> None:
+    result = read_result(out / FOLDER / RESULT)
+    described = {
         "full": budget.name == FULL.name,
         "minutes": budget.minutes,
         "arm_steps_planned": budget.arm_steps,
@@ -263,12 +157,10 @@ def write_scores(out: Path, budget: Budget, diary: Diary) -> None:
         **diary.entries["remembered"],
         "stages": diary.entries["stages"],
     }
-    partial = out / ".scores.json.part"
-    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    partial.replace(out / "scores.json")
+    write_scores(out, result, cast("DemoDescription", described))
 
 
-def _train(overrides: dict[str, Any]) -> list[str]:
+def _train(overrides: Mapping[str, object]) -> list[str]:
     recipe = os.path.relpath(RECIPE) if RECIPE.is_relative_to(Path.cwd()) else str(RECIPE)
     return ["student", "train", recipe, *(f"{key}={value}" for key, value in overrides.items())]
 
@@ -289,7 +181,7 @@ def _sample_seconds(folder: Path) -> float:
 
 
 def _faster_precision() -> str:
-    """Return `bf16` where this machine multiplies bfloat16 matrices faster than float32 ones, else `fp32`.
+    """Return `bf16` where this machine multiplies its matrices faster than float32, else `fp32`.
 
     Processors without bfloat16 instructions emulate them, at several times the cost.
     """

@@ -1,90 +1,29 @@
-"""Answer every item of a data set with one adapter and several decoding methods, through the journal."""
+"""Answer every item of a data set with one adapter and several decodings, through the journal."""
 
-import hashlib
-import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.decoding.methods import Decoding
+from pipelines.evaluation.items import Item
 from pipelines.evaluation.journal import Journal, answer_key
+from pipelines.evaluation.loading import Loaded, end_ids, pad_id
+from pipelines.evaluation.result import Answer
 from shared.console import track, warn
-from shared.records import Record
+
+if TYPE_CHECKING:
+    from pipelines.decoding.prompts import Prompts
 
 
-class Item(NamedTuple):
-    """A question with its images; `prompt` is everything the model is shown, by content."""
+class Bounds(NamedTuple):
+    """What holds for the answers of every method."""
 
-    record: Record
-    images: tuple[str, ...]  # content keys, hex
-    prompt: str
-
-    @property
-    def name(self) -> str:
-        """Seed of the item's random numbers and its name in the journal."""
-        return f"{self.record.id}\x00{self.prompt}"
+    max_new_tokens: int
+    seed: int
 
 
-class Loaded(NamedTuple):
-    """A student ready to decode.
-
-    The image-text model with adapter layers and hooks inside, and its processor.
-    """
-
-    model: Any
-    processor: Any
-    weights: str  # digest of every parameter
-    adapter: str  # digest of the adapter folder's weights
-
-
-def load_student(folder: Path, device: str | None = None) -> Loaded:
-    """Load an adapter folder (or a plain model folder) for decoding, on `device` or the best one there is."""
-    import torch
-
-    import student_train
-    from pipelines.decoding.prompts import plain_model
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # else DeepSpeed, which `generate` looks for, warns on stdout
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = student_train.load(
-        folder, dtype=torch.float32 if device.startswith("cpu") else torch.bfloat16
-    )
-    adapted, model = model, plain_model(model)
-    model.to(device)
-    model.eval()
-    weights = weights_digest(model)
-    if device.startswith("cpu") and hasattr(adapted, "merge_adapter"):
-        # Two small products a layer cost time there; in float32 adding them to the weights loses
-        # nothing that counts.
-        adapted.merge_adapter()
-    return Loaded(model, processor, weights, adapter_digest(folder))
-
-
-def items_of(records: Sequence[Record], image_root: Path, template: str) -> list[Item]:
-    """Read each image's content key once and name every question by what it shows and asks."""
-    from shared.imaging.keys import content_key
-
-    keys: dict[str, str] = {}
-    items = []
-    for record in records:
-        for image, reference in zip(record.images, record.references(image_root), strict=True):
-            if image not in keys:
-                keys[image] = content_key(reference.path, reference.part).hex()
-        images = tuple(keys[image] for image in record.images)
-        prompt = json.dumps(
-            {"template": template, "question": record.question, "images": images},
-            ensure_ascii=False,
-        )
-        items.append(Item(record, images, prompt))
-    return items
-
-
-def item_key(item: Item, student: Loaded, settings: dict[str, Any]) -> str:
+def item_key(item: Item, student: Loaded, settings: dict[str, object]) -> str:
     """Journal key of one answer."""
     return answer_key(
         model=student.weights,
@@ -95,39 +34,38 @@ def item_key(item: Item, student: Loaded, settings: dict[str, Any]) -> str:
     )
 
 
-def run_settings(method: Decoding, max_new_tokens: int, seed: int) -> dict[str, Any]:
+def answer_settings(decoding: Decoding, bounds: Bounds) -> dict[str, object]:
     """Everything about the decoding that an answer depends on."""
-    return {**method.described(), "max_new_tokens": max_new_tokens, "seed": seed}
+    return {**decoding.described(), **bounds._asdict()}
 
 
 def answer_items(
     items: Sequence[Item],
     student: Loaded,
-    methods: Sequence[Decoding],
+    decodings: Sequence[Decoding],
     journal: Journal,
+    bounds: Bounds,
     *,
     image_root: Path,
-    max_new_tokens: int,
-    seed: int,
     batch_size: int,
     label: str,
 ) -> None:
     """Answer the items that the journal lacks.
 
-    Each method's answers to a batch are on disk before the next begin.
+    Each decoding's answers to a batch are on disk before the next begin.
 
-    All methods of a batch start from the same prefill, which is computed once.
+    All decodings of a batch start from the same prefill, which is computed once.
     """
-    settings = {method.name: run_settings(method, max_new_tokens, seed) for method in methods}
+    keys = {
+        (decoding.name, item.name): item_key(item, student, answer_settings(decoding, bounds))
+        for decoding in decodings
+        for item in items
+    }
 
-    def lacking(item: Item) -> list[Decoding]:
-        return [
-            method
-            for method in methods
-            if item_key(item, student, settings[method.name]) not in journal
-        ]
+    def lacks(decoding: Decoding, item: Item) -> bool:
+        return keys[decoding.name, item.name] not in journal
 
-    missing = [item for item in items if lacking(item)]
+    missing = [item for item in items if any(lacks(decoding, item) for decoding in decodings)]
     # Neighbours of one length need no padding; the order changes no answer.
     missing.sort(key=lambda item: (len(item.images), len(item.record.question), item.name))
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
@@ -135,68 +73,56 @@ def answer_items(
         began = time.perf_counter()
         prompts = encoded_prompts(batch, student, image_root)
         shared_seconds = (time.perf_counter() - began) / len(batch)
-        for method in methods:
-            rows = [row for row, item in enumerate(batch) if method in lacking(item)]
-            if not rows:
-                continue
-            answers = _decode(
-                prompts.select(rows),
-                student,
-                method,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-                seconds=shared_seconds,
-            )
-            keys = [item_key(batch[row], student, settings[method.name]) for row in rows]
-            named = [
-                {"item": batch[row].record.id} | answer
-                for row, answer in zip(rows, answers, strict=True)
-            ]
-            journal.append(zip(keys, named, strict=True))
+        for decoding in decodings:
+            rows = [row for row, item in enumerate(batch) if lacks(decoding, item)]
+            if rows:
+                asked = [batch[row] for row in rows]
+                answers = _decode(
+                    asked, prompts.select(rows), student, decoding, bounds, shared_seconds
+                )
+                named = [keys[decoding.name, item.name] for item in asked]
+                journal.append(zip(named, answers, strict=True))
 
 
 def _decode(
-    prompts: Any,
+    items: Sequence[Item],
+    prompts: "Prompts",
     student: Loaded,
-    method: Decoding,
-    *,
-    max_new_tokens: int,
-    seed: int,
+    decoding: Decoding,
+    bounds: Bounds,
     seconds: float,
-) -> list[dict[str, Any]]:
-    """Decode prefilled prompts.
+) -> list[Answer]:
+    """Decode the prefilled prompts of some items.
 
-    `seconds` an item went into the prefill and are counted as if this method had made it.
-
-    `passes` counts the language model's forward passes of the batch after the shared prefill,
-    `steps` the tokens of its longest answer.
+    `seconds` an item went into the prefill and are counted as if this decoding had made it.
     """
     from pipelines.decoding.generation import Limits
     from pipelines.decoding.prompts import counted
 
-    limits = Limits(max_new_tokens, end_ids(student.processor))
+    limits = Limits(bounds.max_new_tokens, end_ids(student.processor))
     count = len(prompts.items)
     began = time.perf_counter()
     with counted(student.model) as counts:
-        tokens = method.decode(student.model, prompts, limits, method.settings, seed)
+        tokens = decoding.decode(student.model, prompts, limits, decoding.settings, bounds.seed)
     own = (time.perf_counter() - began) / count
-    lengths = [
-        min(len(row) + 1, max_new_tokens) for row in tokens
-    ]  # the end token is generated too
+    # the end token is generated too
+    lengths = [min(len(row) + 1, bounds.max_new_tokens) for row in tokens]
+    tokenizer = student.processor.tokenizer
     return [
         {
-            "text": student.processor.tokenizer.decode(row, skip_special_tokens=True).strip(),
+            "item": item.record.id,
+            "text": tokenizer.decode(row, skip_special_tokens=True).strip(),
             "tokens": length,
             "seconds": seconds + own,
             "passes": counts["calls"],
             "sequence_passes": counts["rows"] / count,
             "steps": max(lengths),
         }
-        for row, length in zip(tokens, lengths, strict=True)
+        for item, row, length in zip(items, tokens, lengths, strict=True)
     ]
 
 
-def encoded_prompts(batch: Sequence[Item], student: Loaded, image_root: Path) -> Any:
+def encoded_prompts(batch: Sequence[Item], student: Loaded, image_root: Path) -> "Prompts":
     """Return the batch as left-padded prompts with encoded images, prefilled."""
     from pipelines.decoding.prefix import prefilled
     from pipelines.decoding.prompts import collate
@@ -205,54 +131,19 @@ def encoded_prompts(batch: Sequence[Item], student: Loaded, image_root: Path) ->
         student.processor.encode(item.record.question, item.record.references(image_root))
         for item in batch
     ]
-    tokenizer = student.processor.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    names = [item.name for item in batch]
     return prefilled(
-        student.model, collate(encoded, [item.name for item in batch], student.model, pad)
+        student.model, collate(encoded, names, student.model, pad_id(student.processor))
     )
 
 
-def end_ids(processor: Any) -> tuple[int, ...]:
-    """Tokens that end an answer: the template's and the tokenizer's."""
-    tokenizer = processor.tokenizer
-    ids = [tokenizer.convert_tokens_to_ids(processor.template.end_token), tokenizer.eos_token_id]
-    return tuple(dict.fromkeys(int(one) for one in ids if one is not None))
-
-
-def weights_digest(model: Any) -> str:
-    """Hex digest of every parameter and buffer, the same on every device.
-
-    Names, shapes, types and sums of the bits.
-
-    Two sums a tensor, plain and weighted by position, both exact in 64-bit integers.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for name, tensor in sorted(model.state_dict().items()):
-        bits = tensor.detach().contiguous().view(-1).view(kinds[tensor.element_size()])
-        plain = weighted = 0
-        for start in range(0, bits.numel(), 1 << 24):
-            part = bits[start : start + (1 << 24)].to(torch.int64)
-            place = torch.arange(start, start + part.numel(), device=part.device) % 65521 + 1
-            plain += int(part.sum())
-            weighted += int((part * place).sum())
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {plain} {weighted}\n".encode())
-    return digest.hexdigest()
-
-
-def adapter_digest(folder: Path) -> str:
-    """Hex sha256 over the adapter folder's safetensors and its PEFT configuration.
-
-    Empty for a plain model folder.
-    """
-    if not (folder / "adapter_config.json").is_file():
-        return ""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), folder / "adapter_config.json"]):
-        digest.update(path.name.encode() + b"\x00" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+def collected(
+    items: Sequence[Item], student: Loaded, settings: dict[str, object], journal: Journal
+) -> list[Answer]:
+    """Return the answers of all ranks, in the items' order, once they are there."""
+    keys = [item_key(item, student, settings) for item in items]
+    wait_for_all(keys, journal)
+    return [journal[key] for key in keys]
 
 
 def wait_for_all(keys: Sequence[str], journal: Journal, poll_seconds: float = 1.0) -> None:

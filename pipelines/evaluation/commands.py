@@ -5,13 +5,17 @@ Their flags, and their tables for a person.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.decoding.methods import NAMES
+from pipelines.evaluation.result import PairedTests, Result, ResultRow, Score, row_name
 from shared.console import report, say
 from shared.errors import UserError
+
+if TYPE_CHECKING:
+    from shared.recipe.fields import EvaluationSection
 
 Run = Annotated[
     Path,
@@ -26,7 +30,7 @@ Override = Annotated[
 ]
 
 
-def generate(
+def generate_command(
     *,
     run: Run,
     image: Annotated[str, typer.Option(help="Image file, or a part of one: scan.nii.gz#axial=90.")],
@@ -55,13 +59,14 @@ def generate(
     say(answer)
 
 
-def evaluate(
+def evaluate_command(
     *,
     run: Run,
     decode: Annotated[
         str | None,
         typer.Option(
-            help=f"`all`, or some of {', '.join(NAMES)}, comma-separated. Default: the recipe's evaluation.methods."
+            help=f"`all`, or some of {', '.join(NAMES)}, comma-separated. Default: the recipe's "
+            "evaluation.methods."
         ),
     ] = None,
     data: Annotated[
@@ -74,8 +79,8 @@ def evaluate(
     preset: Annotated[
         str,
         typer.Option(
-            help="published: each method's own values; equal: the likeliest token wherever a method leaves the choice; "
-            "authors: the values of MEDALIGN's scripts for this model (or authors-llava-med, "
+            help="published: each method's own values; equal: the likeliest token wherever a "
+            "method leaves the choice; authors: the values of MEDALIGN's scripts for this model (or authors-llava-med, "
             "authors-huatuo)."
         ),
     ] = "published",
@@ -111,18 +116,14 @@ def evaluate(
     `--decode all` on a run with both adapters is the full table: the ten methods on LoRA, and
     MEDALIGN under beam search. Start it again after a kill and it continues.
     """
-    from pipelines.evaluation.run import evaluate as run_evaluation
-    from pipelines.evaluation.run import find_arms
+    from pipelines.evaluation.arms import last_arm
+    from pipelines.evaluation.run import evaluate
 
-    recipe = _evaluation_section(next(reversed(find_arms(run).values())))
-    data = data or (Path(recipe.data) if recipe.data else None)
-    if data is None:
-        raise UserError("no test set: give --data FILE, or name evaluation.data in the recipe")
-    if image_root is None and recipe.image_root and str(data) == recipe.data:
-        image_root = Path(recipe.image_root)
+    recipe = _evaluation_section(last_arm(run))
+    data, image_root = _test_set(data, image_root, recipe)
     methods = _listed(decode) if decode else recipe.methods
     beams = [f"beam.num_beams={recipe.num_beams}"] if {"beam", "all"} & set(methods) else []
-    result = run_evaluation(
+    result = evaluate(
         run,
         data,
         image_root,
@@ -143,7 +144,7 @@ def evaluate(
         report(result, as_json, table_lines(result))
 
 
-def compare(
+def compare_command(
     a: Annotated[Path, typer.Argument(help="An evaluation's folder or result.json.")],
     b: Annotated[Path, typer.Argument(help="Another one, of the same test set.")],
     row_a: Annotated[
@@ -156,40 +157,52 @@ def compare(
 
     Paired by item, clustered by image, Holm-corrected.
     """
-    from pipelines.evaluation.compare import compare as run_comparison
+    from pipelines.evaluation.compare import compare
 
-    result = run_comparison(a, b, row_a, row_b)
+    result = compare(a, b, row_a, row_b)
     report(result, as_json, comparison_lines(result))
 
 
-def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
+def table_lines(result: Result) -> Iterator[str]:
     """Write the result as text.
 
     Rows with intervals and denominators, comparisons, power, alarms.
     """
-    data = result["data"]
-    yield f"{data['file']}: {data['items']} items, {data['images']} images (sha256 {data['sha256'][:12]})"
+    data, rows = result["data"], result["rows"]
+    sha256 = data["sha256"][:12]
+    yield f"{data['file']}: {data['items']} items, {data['images']} images (sha256 {sha256})"
     counts: dict[str, int] = {}
-    for row in result["rows"]:
+    for row in rows:
         counts |= {name: score["n"] for name, score in row["scores"].items()}
     if counts.get("closed_yes_no") == counts.get("closed_accuracy"):
         counts.pop("closed_yes_no", None)  # the same column twice
-    headings = [f"{name} (n={count})" for name, count in counts.items()]
-    width = max(len(row["method"]) for row in result["rows"])
-    yield "  ".join([" " * width, *headings, "passes/token", "s/token"])
-    for row in result["rows"]:
-        cells = [
-            f"{_percent(row['scores'][name]) if name in row['scores'] else '-':>{len(heading)}}"
-            for name, heading in zip(counts, headings, strict=True)
-        ]
-        cost = [f"{row['forward_passes_per_token']:12.2f}", f"{row['seconds_per_token']:7.3f}"]
-        yield "  ".join([f"{row['method']:{width}}", *cells, *cost])
+    headings = {name: f"{name} (n={count})" for name, count in counts.items()}
+    width = max(len(row_name(row)) for row in rows)
+    yield "  ".join([" " * width, *headings.values(), "passes/token", "s/token"])
+    for row in rows:
+        yield "  ".join([f"{row_name(row):{width}}", *_cells(row, headings)])
     if "bleu" in counts:
-        yield "the metrics of reports that need a model: `medalign report metrics` on this evaluation's folder"
+        yield (
+            "the metrics of reports that need a model: `medalign report metrics` on this "
+            "evaluation's folder"
+        )
     yield from comparison_lines(result)
 
 
-def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
+def _cells(row: ResultRow, headings: Mapping[str, str]) -> list[str]:
+    """Scores of a row, each as wide as its heading, and its cost."""
+    scores = row["scores"]
+    return [
+        *(
+            f"{_percent(scores[name]) if name in scores else '-':>{len(heading)}}"
+            for name, heading in headings.items()
+        ),
+        f"{row['forward_passes_per_token']:12.2f}",
+        f"{row['seconds_per_token']:7.3f}",
+    ]
+
+
+def comparison_lines(result: PairedTests) -> Iterator[str]:
     """Write paired tests, power note and alarms as text.
 
     The strict twins of the scores are in the JSON alone.
@@ -211,21 +224,36 @@ def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
         )
     for name in dict.fromkeys(one["score"] for one in shown):
         points = result["power"][name]
-        yield f"  power: on {name} this set can show differences above {100 * points:.1f} points (80%, level 0.05)"
+        yield (
+            f"  power: on {name} this set can show differences above {100 * points:.1f} points "
+            "(80%, level 0.05)"
+        )
     for first, second in result["identical_outputs"]:
         yield f"ALARM: {first} and {second} gave byte-identical answers"
 
 
-def _percent(score: Mapping[str, Any]) -> str:
+def _percent(score: Score) -> str:
     low, high = score["interval"]
     return f"{100 * score['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _evaluation_section(folder: Path) -> Any:
+def _evaluation_section(folder: Path) -> "EvaluationSection":
     from shared.recipe import Recipe, load_recipe
 
     file = folder / "recipe.yaml"
     return (load_recipe(file) if file.is_file() else Recipe()).evaluation
+
+
+def _test_set(
+    data: Path | None, image_root: Path | None, recipe: "EvaluationSection"
+) -> tuple[Path, Path | None]:
+    """Return the test set asked for, else the recipe's, and the folder of its images."""
+    data = data or (Path(recipe.data) if recipe.data else None)
+    if data is None:
+        raise UserError("no test set: give --data FILE, or name evaluation.data in the recipe")
+    if image_root is None and recipe.image_root and str(data) == recipe.data:
+        image_root = Path(recipe.image_root)
+    return data, image_root
 
 
 def _listed(text: str) -> list[str]:

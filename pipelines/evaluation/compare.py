@@ -3,17 +3,33 @@
 The paired tests that two printed percentages cannot give.
 """
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pipelines.evaluation.run import RESULT, answers_path
+from pipelines.evaluation.result import (
+    FOLDER,
+    RESULT,
+    AnsweredSet,
+    PairedTests,
+    Result,
+    read_answers,
+    read_result,
+    row_name,
+)
 from pipelines.evaluation.scores import Scored, compare_rows, identical_outputs, power_note
 from shared.errors import UserError
 
 
-def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None) -> dict[str, Any]:
-    """Test the rows of evaluation `a` against those of evaluation `b`, paired by item and clustered by image.
+class TwoEvaluations(PairedTests):
+    """What `medalign compare --json` prints."""
+
+    a: str
+    b: str
+    data: AnsweredSet
+
+
+def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None) -> TwoEvaluations:
+    """Test the rows of evaluation `a` against those of `b`, paired by item, clustered by image.
 
     Parameters
     ----------
@@ -43,7 +59,8 @@ def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None
     pairs = []
     for one, other in _pairs(first, second, row_a, row_b):
         name_a, name_b = f"A: {one}", f"B: {other}"
-        rows[name_a], rows[name_b] = _scored(folder_a, one), _scored(folder_b, other)
+        rows[name_a] = Scored.of(read_answers(folder_a, one))
+        rows[name_b] = Scored.of(read_answers(folder_b, other))
         pairs.append((name_a, name_b))
     comparisons = compare_rows(rows, pairs)
     return {
@@ -56,36 +73,28 @@ def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None
     }
 
 
-def _result(path: Path) -> tuple[Path, dict[str, Any]]:
-    file = (
-        path
-        if path.is_file()
-        else next((p for p in (path / RESULT, path / "evaluation" / RESULT) if p.is_file()), None)
-    )
+def _result(path: Path) -> tuple[Path, Result]:
+    """Return the evaluation's folder and its result."""
+    places = [path, path / RESULT, path / FOLDER / RESULT]
+    file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise UserError(f"{path} holds no {RESULT}; run `medalign evaluate` first")
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); run `medalign evaluate` again") from None
-    return file.parent, result
+    return file.parent, read_result(file)
 
 
 def _pairs(
-    first: dict[str, Any], second: dict[str, Any], row_a: str | None, row_b: str | None
+    first: Result, second: Result, row_a: str | None, row_b: str | None
 ) -> list[tuple[str, str]]:
-    names_a, names_b = (
-        {row["method"]: row["decoding"] for row in one["rows"]} for one in (first, second)
-    )
-    for row, names in ((row_a, names_a), (row_b, names_b)):
-        if row is not None and row not in names:
-            raise UserError(f"there is no row {row!r}; there are {', '.join(names)}")
-    chosen_a = [row_a] if row_a else list(names_a)
-    chosen_b = [row_b] if row_b else list(names_b)
+    """Return which row is tested against which, by their names."""
+    decodings_a, decodings_b = _decodings(first), _decodings(second)
+    chosen_a, chosen_b = _chosen(row_a, decodings_a), _chosen(row_b, decodings_b)
     if len(chosen_a) == len(chosen_b) == 1:
         return [(chosen_a[0], chosen_b[0])]
     pairs = [
-        (one, other) for one in chosen_a for other in chosen_b if names_a[one] == names_b[other]
+        (one, other)
+        for one in chosen_a
+        for other in chosen_b
+        if decodings_a[one] == decodings_b[other]
     ]
     if not pairs:
         raise UserError(
@@ -95,16 +104,14 @@ def _pairs(
     return pairs
 
 
-def _scored(folder: Path, row: str) -> Scored:
-    path = answers_path(folder, row)
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing; run `medalign evaluate` again (answers in the journal are not "
-            "repeated)"
-        )
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return Scored(
-        [line["prediction"] for line in lines],
-        [line["scores"] for line in lines],
-        [line["images"][0] if line["images"] else "" for line in lines],
-    )
+def _decodings(result: Result) -> dict[str, Mapping[str, object]]:
+    return {row_name(row): row["decoding"] for row in result["rows"]}
+
+
+def _chosen(row: str | None, names: Mapping[str, object]) -> list[str]:
+    """Return the row asked for, or all of them."""
+    if row is None:
+        return list(names)
+    if row not in names:
+        raise UserError(f"there is no row {row!r}; there are {', '.join(names)}")
+    return [row]

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from pipelines.decoding.methods import decodings
-from pipelines.evaluation.answers import end_ids, load_student
-from pipelines.evaluation.run import LORA, MEDALIGN, find_arms
+from pipelines.evaluation.arms import LORA, MEDALIGN, find_arms
+from pipelines.evaluation.loading import end_ids, load_student, pad_id
 from shared.errors import UserError
 
 
@@ -43,11 +43,8 @@ def generate_answer(
     student = load_student(
         arms.get(MEDALIGN) or arms.get(LORA) or next(iter(arms.values())), device
     )
-    tokenizer = student.processor.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    prompts = collate(
-        [student.processor.encode(question, [picture])], [question], student.model, pad
-    )
+    encoded = student.processor.encode(question, [picture])
+    prompts = collate([encoded], [question], student.model, pad_id(student.processor))
     limits = Limits(max_new_tokens, end_ids(student.processor))
     [tokens] = chosen.decode(student.model, prompts, limits, chosen.settings, seed)
-    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+    return str(student.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

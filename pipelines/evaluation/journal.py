@@ -13,15 +13,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from pipelines.evaluation.result import Answer, JournalLine
 from shared.errors import UserError
-
-Answer = dict[str, Any]
 
 
 def answer_key(
-    *, model: str, adapter: str, decoding: Mapping[str, Any], item: str, prompt: str
+    *, model: str, adapter: str, decoding: Mapping[str, object], item: str, prompt: str
 ) -> str:
     """Hex sha256 over everything an answer depends on.
 
@@ -81,7 +80,8 @@ class Journal:
         """
         answers = list(answers)
         lines = "".join(
-            json.dumps({"key": key, **answer}, ensure_ascii=False) + "\n" for key, answer in answers
+            json.dumps(JournalLine(key=key, **answer), ensure_ascii=False) + "\n"
+            for key, answer in answers
         )
         data = memoryview(lines.encode())
         while data:
@@ -107,9 +107,8 @@ class Journal:
 
 def _read(path: Path) -> dict[str, Answer]:
     answers: dict[str, Answer] = {}
-    for number, line in enumerate(
-        path.read_bytes().split(b"\n")[:-1], start=1
-    ):  # what follows the last newline is torn
+    whole = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    for number, line in enumerate(whole, start=1):
         try:
             answer = json.loads(line)
             key = answer.pop("key")
@@ -118,5 +117,5 @@ def _read(path: Path) -> dict[str, Answer]:
                 f"{path}, line {number}, is no journal line; delete that line to answer its item "
                 "again"
             ) from None
-        answers[key] = answer
+        answers[key] = cast("Answer", answer)
     return answers

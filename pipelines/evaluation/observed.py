@@ -1,14 +1,30 @@
-"""Save what figures need of a prompt's prefill.
+"""What a student looks at: the question's attention over the image, as the loss L_att sees it.
 
-Hidden states at chosen layers and attention maps, for chosen items.
+Rows: all text after the last image. Columns: the image tokens. The mean over heads and rows, not
+normalised. Saved with hidden states for figures, or read as maps for a page.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from pipelines.evaluation.answers import Item, Loaded, encoded_prompts
+import numpy as np
+from jaxtyping import Float
+
+from pipelines.evaluation.answers import encoded_prompts
+from pipelines.evaluation.items import Item
+from pipelines.evaluation.loading import Loaded, pad_id
 from shared.errors import UserError
+from shared.imaging.images import ImageReference
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pipelines.decoding.prompts import Model, Prompts
+    from student_train.kernel import AttentionCall
+
+Maps = Float[np.ndarray, "n N"]
 
 
 def save_states(
@@ -17,64 +33,110 @@ def save_states(
     """Write `<item>.safetensors` for each item into `folder`.
 
     `hidden.J` (T, d) float16: what enters decoder layer J, after W where J is a distillation layer.
-    `attention.J` (N,) float32: attention of layer J from the question (all text after the last
-    image) to the image tokens, mean over heads and rows, as the alignment loss sees it. `ids` (T,):
-    the prompt's token ids. Raises UserError for a layer that the model does not have.
+    `attention.J` (N,) float32: attention of layer J from the question to the image tokens. `ids`
+    (T,): the prompt's token ids. Raises UserError for a layer that the model does not have.
     """
+    import torch
     from safetensors.torch import save_file
 
-    depth = len(student.model.get_decoder().layers)
-    if not all(0 <= layer < depth for layer in layers):
+    model = student.model
+    blocks = model.get_decoder().layers
+    if not all(0 <= layer < len(blocks) for layer in layers):
         raise UserError(
-            f"this model has decoder layers 0..{depth - 1}, not all of "
+            f"this model has decoder layers 0..{len(blocks) - 1}, not all of "
             f"{', '.join(map(str, layers))}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for item in items:
-        tensors = prefill_states(
-            student.model, encoded_prompts([item], student, image_root), layers
-        )
+        prompts = encoded_prompts([item], student, image_root)
+        found = {"ids": prompts.ids[0].cpu()}
+        with torch.no_grad(), ExitStack() as stack:
+            for layer in layers:
+                keep = _keeping(found, f"hidden.{layer}")
+                handle = blocks[layer].register_forward_pre_hook(keep, with_kwargs=True)
+                stack.callback(handle.remove)
+            attention = stack.enter_context(_question_attention(model, prompts, layers))
+            model(**prompts.model_inputs(), logits_to_keep=1)
+        found |= {f"attention.{layer}": weights for layer, weights in attention.items()}
         name = "".join(
             letter if letter.isalnum() or letter in "-_." else "-" for letter in item.record.id
         )
         save_file(
-            tensors,
+            found,
             folder / f"{name}.safetensors",
             metadata={"item": item.record.id, "images": ", ".join(item.images)},
         )
 
 
-def prefill_states(model: Any, prompts: Any, layers: Sequence[int]) -> dict[str, Any]:
-    """Run one prompt (a batch of one) and return the tensors that `save_states` writes."""
+def attention_maps(
+    folder: Path, questions: Sequence[str], images: Sequence[ImageReference], layer: int
+) -> Maps:
+    """Attention of each question's text over its image's patches at a layer.
+
+    Parameters
+    ----------
+    folder
+        An adapter folder of `student train`, or the model folder that it started from.
+    questions, images
+        One image a question.
+    layer
+        The distillation layer l. An adapter that was trained with another one is observed at that
+        one.
+    """
     import torch
 
-    from pipelines.decoding.attention import Rows, watching
+    from pipelines.decoding.prompts import collate, plain_model
+    from student_train.adapter.loading import load
+    from student_train.adapter.files import adapter_recipe
+
+    adapted, processor = load(folder)
+    model = plain_model(adapted)
+    if getattr(model, "alignment", None) is not None:  # it was trained with layers of its own
+        own = adapter_recipe(folder).losses.layers
+        layer = layer if layer in own else min(own)
+    maps = []
+    for question, image in zip(questions, images, strict=True):
+        encoded = processor.encode(question, [image])
+        prompts = collate([encoded], [question], model, pad_id(processor))
+        with torch.no_grad(), _question_attention(model, prompts, [layer]) as attention:
+            model(**prompts.model_inputs(), logits_to_keep=1)
+        maps.append(attention[layer].numpy())
+    return np.stack(maps)
+
+
+@contextmanager
+def _question_attention(
+    model: "Model", prompts: "Prompts", layers: Sequence[int]
+) -> "Iterator[dict[int, Tensor]]":
+    """Collect the attention (N,) of each of `layers` in the forward passes inside the block.
+
+    `prompts` is a batch of one; without an image nothing is collected.
+    """
+    import torch
+
+    from pipelines.decoding.attention import watching
 
     image = prompts.image_mask[0]
     places = torch.nonzero(image).flatten()
     question = prompts.ids.shape[1] - 1 - int(places[-1]) if len(places) else 0
-    found: dict[str, Any] = {"ids": prompts.ids[0].cpu()}
+    found: dict[int, Tensor] = {}
 
-    def read(layer: int, rows: Rows) -> None:
+    def read(layer: int, rows: "AttentionCall") -> None:
         if question:
             weights = torch.softmax(rows.logits(question), dim=-1)[0]  # (H, rows, T)
-            found[f"attention.{layer}"] = weights.mean((0, 1))[image].cpu().contiguous()
+            found[layer] = weights.mean((0, 1))[image].cpu().contiguous()
 
-    def keep(layer: int) -> Any:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entering = args[0] if args else kwargs["hidden_states"]
-            found[f"hidden.{layer}"] = entering[0].half().cpu().contiguous()
+    with watching(model, layers, read):
+        yield found
 
-        return hook
 
-    blocks = model.get_decoder().layers
-    handles = [
-        blocks[layer].register_forward_pre_hook(keep(layer), with_kwargs=True) for layer in layers
-    ]
-    try:
-        with torch.no_grad(), watching(model, layers, read):
-            model(**prompts.model_inputs(), logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+def _keeping(
+    found: "dict[str, Tensor]", name: str
+) -> "Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]":
+    """Return a hook that keeps what enters its layer under `name`."""
+
+    def hook(module: "nn.Module", args: "tuple[Tensor, ...]", kwargs: "dict[str, Tensor]") -> None:
+        entering = args[0] if args else kwargs["hidden_states"]
+        found[name] = entering[0].half().cpu().contiguous()
+
+    return hook

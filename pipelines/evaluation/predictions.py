@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipelines.metrics.metric import Pair
 from shared.errors import UserError
@@ -13,6 +13,7 @@ from shared.records import load_records
 IDS = ("id", "question_id", "study_id", "qid")
 PREDICTIONS = ("prediction", "text", "report")
 REFERENCES = ("reference", "gt_ans", "report")
+Row = Mapping[str, object]
 
 
 class Reports(NamedTuple):
@@ -74,19 +75,10 @@ def _references(path: Path) -> dict[str, str]:
     return {_field(row, IDS, where): _field(row, REFERENCES, where) for where, row in rows}
 
 
-def _rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+def _rows(path: Path) -> list[tuple[str, Row]]:
+    """Return (where, row) of every record of the file."""
     try:
-        if path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8") as file:
-                rows: list[Any] = list(csv.DictReader(file))
-        else:
-            text = path.read_text(encoding="utf-8")
-            lines = (
-                [json.loads(line) for line in text.split("\n") if line.strip()]
-                if path.suffix == ".jsonl"
-                else []
-            )
-            rows = json.loads(text) if path.suffix == ".json" else lines
+        rows = _parsed(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
@@ -94,7 +86,18 @@ def _rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     return [(f"{path}, record {number}", row) for number, row in enumerate(rows)]
 
 
-def _field(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str:
+def _parsed(path: Path) -> object:
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return json.loads(text)
+    lines = text.split("\n") if path.suffix == ".jsonl" else []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _field(row: Row, names: tuple[str, ...], where: str) -> str:
     for name in names:
         if row.get(name) is not None:
             return str(row[name])

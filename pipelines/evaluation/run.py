@@ -4,48 +4,82 @@ Every answer journaled, every score with an interval, every pair tested.
 """
 
 import hashlib
-import json
-import os
 import platform
-import random
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
-from pipelines.decoding.methods import Decoding, decodings
-from pipelines.decoding.presets import family_preset
-from pipelines.evaluation.answers import (
-    Item,
-    Loaded,
-    answer_items,
-    item_key,
-    items_of,
-    load_student,
-    run_settings,
-    wait_for_all,
-)
+from pipelines.datasets.description import set_name
+from pipelines.evaluation.answers import Bounds, answer_items, answer_settings, collected
+from pipelines.evaluation.arms import Arm, find_arms, plan_arms, preset_of
+from pipelines.evaluation.items import items_of, named_items, read_test_set
 from pipelines.evaluation.journal import Journal
+from pipelines.evaluation.loading import load_student
 from pipelines.evaluation.observed import save_states
-from pipelines.evaluation.scores import (
-    Row,
-    Scored,
-    compare_rows,
-    comparison_pairs,
-    identical_outputs,
-    item_scores,
-    power_note,
-    summarise,
+from pipelines.evaluation.result import (
+    FOLDER,
+    AnsweredSet,
+    Result,
+    RunSettings,
+    write_answers,
+    write_result,
 )
+from pipelines.evaluation.scores import Row, Scored, item_scores
+from pipelines.evaluation.table import AnsweredRow, tested
 from pipelines.statistics import RESAMPLES
-from shared.console import warn
-from shared.errors import UserError
-from shared.recipe import load_recipe
-from shared.records import Record, image_root_of, load_records
+from shared.processes import this_process
+from shared.records import Record, image_root_of
 
-RESULT = "result.json"
-LORA, MEDALIGN = "LoRA", "MEDALIGN"
+
+@dataclass(frozen=True)
+class Options:
+    """How a test set is answered.
+
+    Attributes
+    ----------
+    batch_size
+        Questions decoded at once; changes no answer.
+    max_new_tokens, preset, overrides, seed
+        The decoding settings; overrides are "method.setting=value".
+    limit
+        Only so many items: a fixed random sample, since the first ones of a file are rarely like
+        the others.
+    resamples
+        Draws of the intervals and of the tests.
+    device
+        Such as cuda:1; default: the best one that this process has.
+    save_layers, save_items
+        Decoder layers and item ids whose hidden states and attention maps go to `states/` (for
+        figures).
+    """
+
+    batch_size: int = 8
+    max_new_tokens: int = 128
+    preset: str = "published"
+    overrides: Sequence[str] = ()
+    seed: int = 0
+    limit: int | None = None
+    resamples: int = RESAMPLES
+    device: str | None = None
+    save_layers: Sequence[int] = ()
+    save_items: Sequence[str] = ()
+
+
+class OptionNames(TypedDict, total=False):
+    """The fields of `Options`, as keywords of `evaluate`."""
+
+    batch_size: int
+    max_new_tokens: int
+    preset: str
+    overrides: Sequence[str]
+    seed: int
+    limit: int | None
+    resamples: int
+    device: str | None
+    save_layers: Sequence[int]
+    save_items: Sequence[str]
 
 
 def evaluate(
@@ -54,18 +88,8 @@ def evaluate(
     image_root: Path | None = None,
     methods: Sequence[str] = ("greedy",),
     out: Path | None = None,
-    *,
-    batch_size: int = 8,
-    max_new_tokens: int = 128,
-    preset: str = "published",
-    overrides: Sequence[str] = (),
-    seed: int = 0,
-    limit: int | None = None,
-    resamples: int = RESAMPLES,
-    device: str | None = None,
-    save_layers: Sequence[int] = (),
-    save_items: Sequence[str] = (),
-) -> dict[str, Any]:
+    **options: Unpack[OptionNames],
+) -> Result:
     """Answer a test set and score the answers.
 
     Parameters
@@ -80,20 +104,12 @@ def evaluate(
     out
         Folder of `result.json`, `answers/` and `journal/`; default `evaluation/` in the run or
         adapter folder.
-    batch_size
-        Questions decoded at once; changes no answer.
-    max_new_tokens, preset, overrides, seed
-        The decoding settings; overrides are "method.setting=value".
-    limit
-        Only so many items: a fixed random sample, since the first ones of a file are rarely like
-        the others.
-    save_layers, save_items
-        Decoder layers and item ids whose hidden states and attention maps go to `states/` (for
-        figures).
+    options
+        The fields of `Options`.
 
-    Returns ------- The result: `rows` with `method`, `adapter`, `decoding` and `scores` {name:
-    {value, interval, n}}, `comparisons`, `identical_outputs`, `power`, settings, hashes, versions,
-    seconds and forward passes. On ranks above 0, {}.
+    Returns
+    -------
+    The content of `result.json`. On ranks above 0, {}.
 
     Raises
     ------
@@ -101,141 +117,114 @@ def evaluate(
         No adapter, no data, an unknown method or setting, a record without an image file or a
         reference answer.
     """
-    arms = dict(adapter) if isinstance(adapter, Mapping) else find_arms(adapter)
-    out = (
-        out
-        or (next(iter(arms.values())) if isinstance(adapter, Mapping) else Path(adapter))
-        / "evaluation"
-    )
-    records = _records(data, image_root, limit)
+    chosen = Options(**options)
+    folders = dict(adapter) if isinstance(adapter, Mapping) else find_arms(adapter)
+    if out is None:
+        home = next(iter(folders.values())) if isinstance(adapter, Mapping) else Path(adapter)
+        out = home / FOLDER
+    records = read_test_set(data, image_root, chosen.limit)
     root = image_root_of(data, image_root)
-    preset = family_preset(preset, _template(next(iter(arms.values()))))
-    plan = plan_rows(list(arms), decodings(methods, preset, overrides), everything="all" in methods)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    rows: list[Row] = []
-    scored: dict[str, Scored] = {}
-    costs: dict[str, dict[str, float]] = {}
+    preset = preset_of(chosen.preset, folders)
+    arms = plan_arms(folders, methods, preset, chosen.overrides)
+    rank = this_process().rank
     with Journal(out / "journal", rank) as journal:
-        for arm, folder in arms.items():
-            todo = [(row, method) for row, method in plan if row.adapter == arm]
-            if not todo:
-                continue
-            student = load_student(folder, device or _own_device())
-            items = items_of(records, root, student.processor.template.name)
-            if rank == 0 and save_items:
-                save_states(
-                    _named(items, save_items),
-                    student,
-                    save_layers,
-                    root,
-                    out / "states" / arm.lower(),
-                )
-            answer_items(
-                items[rank::world],
-                student,
-                [method for _, method in todo],
-                journal,
-                image_root=root,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-                batch_size=batch_size,
-                label=arm,
-            )
-            for row, method in todo:
-                if rank == 0:
-                    settings = run_settings(method, max_new_tokens, seed)
-                    answers = _collect(items, student, settings, journal)
-                    rows.append(row._replace(decoding=settings))
-                    texts = [answer["text"] for answer in answers]
-                    scores = [
-                        item_scores(record, text)
-                        for record, text in zip(records, texts, strict=True)
-                    ]
-                    scored[row.name] = Scored(
-                        texts, scores, [item.images[0] if item.images else "" for item in items]
-                    )
-                    costs[row.name] = _cost(answers)
-                    _write_answers(out, row.name, records, answers, scores)
-            del student
+        rows = [
+            row
+            for arm in arms
+            if arm.decodings
+            for row in _answered(arm, records, root, journal, out, chosen)
+        ]
     if rank:
         return {}
-    comparisons = compare_rows(scored, comparison_pairs(rows), resamples)
-    identical = identical_outputs(scored)
-    for first, second in identical:
-        warn(f"{first} and {second} gave byte-identical answers to all {len(records)} items")
-    result = {
-        "rows": [
-            {
-                "method": row.name,
-                "adapter": row.adapter,
-                "decoding": row.decoding,
-                "scores": summarise(scored[row.name], resamples),
-                **costs[row.name],
-            }
-            for row in rows
-        ],
-        "identical_outputs": identical,
-        "comparisons": comparisons,
-        "power": power_note(scored, comparisons),
-        "settings": {
-            "preset": preset,
-            "overrides": list(overrides),
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "seed": seed,
-            "limit": limit,
-            "resamples": resamples,
-            "adapters": {name: str(folder) for name, folder in arms.items()},
-        },
-        "data": {
-            "file": str(data),
-            "set": _set_name(data),
-            "sha256": hashlib.sha256(Path(data).read_bytes()).hexdigest(),
-            "items": len(records),
-            "images": len({image for record in records for image in record.images}),
-        },
-        "software": software_versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    _write_whole(out / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    result = tested(rows, chosen.resamples)
+    result["settings"] = _settings(chosen, preset, folders)
+    result["data"] = _answered_set(data, records)
+    result["software"] = software_versions()
+    result["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+    write_result(out, result)
     return result
 
 
-def find_arms(folder: Path) -> dict[str, Path]:
-    """Adapters of a run: `lora/` and `medalign/` inside it, or the folder itself."""
-    folder = Path(folder)
-    arms = {
-        name: folder / name.lower()
-        for name in (LORA, MEDALIGN)
-        if (folder / name.lower() / "adapter_config.json").is_file()
-    }
-    if arms:
-        return arms
-    if (folder / "adapter_config.json").is_file():
-        return {MEDALIGN if (folder / "rotation.safetensors").is_file() else LORA: folder}
-    if (folder / "config.json").is_file():
-        return {"base": folder}
-    raise UserError(
-        f"{folder} holds no adapter (adapter_config.json), neither itself nor in lora/ or "
-        "medalign/; "
-        "give the output folder of `student train` or of `medalign demo`"
+def _answered(
+    arm: Arm, records: Sequence[Record], root: Path, journal: Journal, out: Path, options: Options
+) -> Iterator[AnsweredRow]:
+    """Answer this rank's share of the items by one arm; rank 0 collects, scores and writes all."""
+    process = this_process()
+    student = load_student(arm.folder, options.device)
+    items = items_of(records, root, student.processor.template.name)
+    if process.rank == 0 and options.save_items:
+        saved = named_items(items, options.save_items)
+        folder = out / "states" / arm.name.lower()
+        save_states(saved, student, options.save_layers, root, folder)
+    bounds = Bounds(options.max_new_tokens, options.seed)
+    answer_items(
+        items[process.rank :: process.world],
+        student,
+        arm.decodings,
+        journal,
+        bounds,
+        image_root=root,
+        batch_size=options.batch_size,
+        label=arm.name,
+    )
+    if process.rank:
+        return
+    images = [item.images[0] if item.images else "" for item in items]
+    for decoding in arm.decodings:
+        settings = answer_settings(decoding, bounds)
+        answers = collected(items, student, settings, journal)
+        row = Row(arm.row_name(decoding), arm.name, settings)
+        texts = [answer["text"] for answer in answers]
+        scores = [item_scores(record, text) for record, text in zip(records, texts, strict=True)]
+        _write_row(out, row, records, texts, scores)
+        yield AnsweredRow(row, Scored(texts, scores, images), answers)
+
+
+def _write_row(
+    out: Path,
+    row: Row,
+    records: Sequence[Record],
+    texts: Sequence[str],
+    scores: Sequence[dict[str, float]],
+) -> None:
+    write_answers(
+        out,
+        row.name,
+        [
+            {
+                "id": record.id,
+                "images": list(record.images),
+                "question": record.question,
+                "reference": record.answer,
+                "prediction": text,
+                "scores": item,
+            }
+            for record, text, item in zip(records, texts, scores, strict=True)
+        ],
     )
 
 
-def plan_rows(
-    arms: Sequence[str], methods: Sequence[Decoding], everything: bool
-) -> list[tuple[Row, Decoding]]:
-    """Return which adapter is decoded how.
+def _settings(options: Options, preset: str, folders: Mapping[str, Path]) -> RunSettings:
+    return {
+        "preset": preset,
+        "overrides": list(options.overrides),
+        "max_new_tokens": options.max_new_tokens,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "limit": options.limit,
+        "resamples": options.resamples,
+        "adapters": {name: str(folder) for name, folder in folders.items()},
+    }
 
-    The full table is the ten methods on LoRA and MEDALIGN under beam search.
-    """
-    plan = []
-    for arm in arms:
-        for method in methods:
-            if everything and arm == MEDALIGN and LORA in arms and method.name != "beam":
-                continue
-            plan.append((Row(f"{arm} + {method.name}", arm, method.described()), method))
-    return plan
+
+def _answered_set(data: Path, records: Sequence[Record]) -> AnsweredSet:
+    return {
+        "file": str(data),
+        "set": set_name(Path(data)),
+        "sha256": hashlib.sha256(Path(data).read_bytes()).hexdigest(),
+        "items": len(records),
+        "images": len({image for record in records for image in record.images}),
+    }
 
 
 def software_versions() -> dict[str, str]:
@@ -247,122 +236,3 @@ def software_versions() -> dict[str, str]:
         for name in ("medalign", "torch", "transformers", "peft", "numpy", "tokenizers")
     }
     return {"python": platform.python_version(), **packages}
-
-
-def sampled(records: list[Record], limit: int | None) -> list[Record]:
-    """Return the `limit` records that an evaluation with that limit answers, in the file's order."""
-    if limit is None or limit >= len(records):
-        return records
-    return [records[place] for place in sorted(random.Random(0).sample(range(len(records)), limit))]
-
-
-def _records(data: Path, image_root: Path | None, limit: int | None) -> list[Record]:
-    records = sampled(load_records(data, image_root_of(data, image_root)), limit)
-    talks = [record.id for record in records if len(record.turns) != 2]
-    if talks and all(record.answer for record in records):
-        raise UserError(
-            f"{data}: {len(talks)} records hold several questions, first id {talks[0]}; one record "
-            "a question"
-        )
-    unanswered = [record.id for record in records if not record.answer]
-    if unanswered:
-        raise UserError(
-            f"{data}: {len(unanswered)} records have no reference answer, first id {unanswered[0]}"
-        )
-    return records
-
-
-def _set_name(data: Path) -> str | None:
-    """Name of the prepared set that a file belongs to (`dataset.json` beside it), or None."""
-    description = Path(data).with_name("dataset.json")
-    return (
-        json.loads(description.read_text(encoding="utf-8")).get("name")
-        if description.is_file()
-        else None
-    )
-
-
-def _template(folder: Path) -> str:
-    """Name of the prompt template that an adapter was trained with, or what its base model's name says of it."""
-    file = folder / "recipe.yaml"
-    model = load_recipe(file).model if file.is_file() else None
-    return "" if model is None else model.template or model.name
-
-
-def _named(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
-    known = {item.record.id: item for item in items}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UserError(
-            f"the test set has no item {unknown[0]!r}; its first is {items[0].record.id!r}"
-        )
-    return [known[name] for name in names]
-
-
-def _own_device() -> str | None:
-    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and _has_gpu() else None
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _collect(
-    items: Sequence[Item], student: Loaded, settings: dict[str, Any], journal: Journal
-) -> list[dict[str, Any]]:
-    keys = [item_key(item, student, settings) for item in items]
-    wait_for_all(keys, journal)
-    return [journal[key] for key in keys]
-
-
-def _cost(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean cost of a generated token.
-
-    Forward passes are a batch's, so they are divided by its steps.
-    """
-    tokens = sum(answer["tokens"] for answer in answers)
-    steps = sum(answer["steps"] for answer in answers)
-    return {
-        "tokens": tokens,
-        "seconds_per_token": sum(answer["seconds"] for answer in answers) / tokens,
-        "forward_passes_per_token": sum(answer["passes"] for answer in answers) / steps,
-        "sequence_passes_per_token": sum(answer["sequence_passes"] for answer in answers) / steps,
-    }
-
-
-def _write_answers(
-    out: Path,
-    name: str,
-    records: Sequence[Record],
-    answers: Sequence[Mapping[str, Any]],
-    scores: Sequence[Any],
-) -> None:
-    lines = [
-        json.dumps(
-            {
-                "id": record.id,
-                "images": list(record.images),
-                "question": record.question,
-                "reference": record.answer,
-                "prediction": answer["text"],
-                "scores": item_score,
-            },
-            ensure_ascii=False,
-        )
-        for record, answer, item_score in zip(records, answers, scores, strict=True)
-    ]
-    _write_whole(answers_path(out, name), "\n".join(lines) + "\n")
-
-
-def answers_path(out: Path, row: str) -> Path:
-    """Where the answers of a row are: one JSON line an item, in the data file's order."""
-    return out / "answers" / (re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-") + ".jsonl")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

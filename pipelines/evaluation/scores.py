@@ -5,8 +5,9 @@ A row a method, comparisons with paired tests, and alarms.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
+from pipelines.evaluation.result import AnswerLine, Comparison, Score
 from pipelines.metrics import vqa
 from pipelines.statistics import (
     RESAMPLES,
@@ -34,11 +35,11 @@ SCORES = {
 
 
 class Row(NamedTuple):
-    """One line of the table: an adapter decoded by a method."""
+    """One line of the table: an adapter under a decoding."""
 
     name: str
     adapter: str
-    decoding: dict[str, Any]
+    decoding: Mapping[str, object]  # `method` and its settings
 
 
 def item_scores(record: Record, answer: str) -> dict[str, float]:
@@ -87,7 +88,11 @@ def _report_scores(answer: str, truth: str) -> dict[str, float]:
         metrics = bleu.load({}), rouge.load({})
     except Unavailable as reason:
         raise UserError(f"reports cannot be scored: {reason}") from None
-    return {name: value for metric in metrics for name, value in metric.compute([pair])[0].items()}
+    return {
+        name: cast("float", value)
+        for metric in metrics
+        for name, value in metric.compute([pair])[0].items()
+    }
 
 
 class Scored(NamedTuple):
@@ -99,6 +104,15 @@ class Scored(NamedTuple):
     texts: list[str]
     scores: list[dict[str, float]]
     images: list[str]
+
+    @classmethod
+    def of(cls, lines: Sequence[AnswerLine]) -> "Scored":
+        """Take them from an answers file."""
+        return cls(
+            [line["prediction"] for line in lines],
+            [line["scores"] for line in lines],
+            [line["images"][0] if line["images"] else "" for line in lines],
+        )
 
     def column(self, name: str) -> tuple[list[float], list[str]]:
         """Return values and images of the items that have this score."""
@@ -114,9 +128,9 @@ class Scored(NamedTuple):
         return [name for name in SCORES if any(name in one for one in self.scores)]
 
 
-def summarise(scored: Scored, resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
+def summarise(scored: Scored, resamples: int = RESAMPLES) -> dict[str, Score]:
     """Each score's mean, its interval clustered by image, and its denominator."""
-    summary = {}
+    summary: dict[str, Score] = {}
     for name in scored.names():
         interval = bootstrap_interval(*scored.column(name), resamples=resamples)
         summary[name] = {
@@ -130,37 +144,44 @@ def summarise(scored: Scored, resamples: int = RESAMPLES) -> dict[str, dict[str,
 
 def compare_rows(
     rows: Mapping[str, Scored], pairs: Sequence[tuple[str, str]], resamples: int = RESAMPLES
-) -> list[dict[str, Any]]:
-    """Paired tests of the first against the second row of each pair, Holm-corrected over the pairs of each score."""
-    comparisons: list[dict[str, Any]] = []
-    for first, second in pairs:
-        for name in rows[first].names():
-            (a, images), (b, _) = rows[first].column(name), rows[second].column(name)
-            test = paired_permutation(a, b, images, resamples=resamples)
-            binary = set(a) | set(b) <= {0.0, 1.0}
-            comparisons.append(
-                {
-                    "a": first,
-                    "b": second,
-                    "score": name,
-                    "difference": test.difference,
-                    "interval": [test.low, test.high],
-                    "p_permutation": test.p,
-                    "p_mcnemar": mcnemar([x == 1 for x in a], [x == 1 for x in b])
-                    if binary
-                    else None,
-                    "n": test.n,
-                    "images": test.clusters,
-                    "detectable": test.detectable,
-                }
-            )
+) -> list[Comparison]:
+    """Paired tests of the first against the second row of each pair.
+
+    Holm-corrected over the pairs of each score.
+    """
+    comparisons = [
+        _compared(first, second, name, rows, resamples)
+        for first, second in pairs
+        for name in rows[first].names()
+    ]
     for name in SCORES:
         family = [one for one in comparisons if one["score"] == name]
-        for one, adjusted in zip(
-            family, holm([one["p_permutation"] for one in family]), strict=True
-        ):
-            one["p_holm"] = adjusted
+        adjusted = holm([one["p_permutation"] for one in family])
+        for one, p in zip(family, adjusted, strict=True):
+            one["p_holm"] = p
     return comparisons
+
+
+def _compared(
+    first: str, second: str, name: str, rows: Mapping[str, Scored], resamples: int
+) -> Comparison:
+    """Test one pair on one score; `p_holm` is that of a family of one."""
+    (a, images), (b, _) = rows[first].column(name), rows[second].column(name)
+    test = paired_permutation(a, b, images, resamples=resamples)
+    binary = set(a) | set(b) <= {0.0, 1.0}
+    return {
+        "a": first,
+        "b": second,
+        "score": name,
+        "difference": test.difference,
+        "interval": [test.low, test.high],
+        "p_permutation": test.p,
+        "p_mcnemar": mcnemar([x == 1 for x in a], [x == 1 for x in b]) if binary else None,
+        "n": test.n,
+        "images": test.clusters,
+        "detectable": test.detectable,
+        "p_holm": test.p,
+    }
 
 
 def identical_outputs(rows: Mapping[str, Scored]) -> list[list[str]]:
@@ -171,9 +192,7 @@ def identical_outputs(rows: Mapping[str, Scored]) -> list[list[str]]:
     return [[a, b] for a, b in itertools.combinations(rows, 2) if rows[a].texts == rows[b].texts]
 
 
-def power_note(
-    rows: Mapping[str, Scored], comparisons: Sequence[Mapping[str, Any]]
-) -> dict[str, float]:
+def power_note(rows: Mapping[str, Scored], comparisons: Sequence[Comparison]) -> dict[str, float]:
     """Smallest difference that this set shows with 80% power at level 0.05, for each score.
 
     From the paired comparisons where there are any (the largest of them), else as if two runs were
@@ -198,14 +217,14 @@ def comparison_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
     Rows under the same decoding come first, since only they differ in nothing but the adapter.
     """
-    last = rows[-1].adapter
-    others = [row for row in rows if row.adapter != last]
+    mine = [row for row in rows if row.adapter == rows[-1].adapter]
+    others = [row for row in rows if row.adapter != rows[-1].adapter]
     if not others:
         return [(row.name, rows[0].name) for row in rows[1:]]
-    pairs = [(row, other) for row in rows if row.adapter == last for other in others]
+    pairs = list(itertools.product(mine, others))
     # A full table has one row of the last adapter; two adapters under the same methods are compared
     # like with like.
-    if len(rows) - len(others) > 1:
+    if len(mine) > 1:
         pairs = [(row, other) for row, other in pairs if row.decoding == other.decoding]
     pairs.sort(key=lambda pair: pair[0].decoding != pair[1].decoding)
     return [(row.name, other.name) for row, other in pairs]

@@ -15,9 +15,12 @@ positive) for "No Finding".
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from pipelines.metrics.metric import Metric, Pair, Total, Unavailable, Value, model_digest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 OBSERVATIONS = (
     "Enlarged Cardiomediastinum",
@@ -43,7 +46,9 @@ BATCH = 16
 
 
 def load(models: Mapping[str, str]) -> Metric:
-    """Return the metric over the checkpoint `models["chexbert"]` and the tokenizer `models["chexbert-tokenizer"]`.
+    """Return the metric over a checkpoint and a tokenizer.
+
+    `models["chexbert"]` and `models["chexbert-tokenizer"]`.
 
     Raises
     ------
@@ -67,7 +72,7 @@ def load(models: Mapping[str, str]) -> Metric:
     def compute(pairs: Sequence[Pair]) -> list[Value]:
         texts = sorted({text for pair in pairs for text in pair}, key=len)
         described = dict(zip(texts, describe(texts, path, tokenizer), strict=True))
-        values = []
+        values: list[Value] = []
         for reference, prediction in pairs:
             (first, wanted), (second, given) = described[reference], described[prediction]
             values.append(
@@ -80,7 +85,8 @@ def load(models: Mapping[str, str]) -> Metric:
         f"chexbert 1, {model_digest(path)}, tokenizer {model_digest(tokenizer)}",
         compute,
         {
-            "chexbert": "CheXbert: mean cosine similarity of [CLS] embeddings (the paper's column; not an F1)"
+            "chexbert": "CheXbert: mean cosine similarity of [CLS] embeddings (the paper's column; "
+            "not an F1)"
         },
         {
             f"chexbert_f1_{len(names)}_{average}": Total(
@@ -120,7 +126,7 @@ def describe(
     return described
 
 
-def load_checkpoint(path: str) -> tuple[Any, list[Any]]:
+def load_checkpoint(path: str) -> "tuple[nn.Module, list[nn.Module]]":
     """Return BERT and the 14 heads of a CheXbert checkpoint, in float32 for evaluation.
 
     Every weight is used.
@@ -161,7 +167,7 @@ def load_checkpoint(path: str) -> tuple[Any, list[Any]]:
         weights = {name[5:]: tensor for name, tensor in state.items() if name.startswith("bert.")}
         weights.pop("embeddings.position_ids", None)
         bert.load_state_dict(weights)
-        heads = []
+        heads: list[nn.Module] = []
         for number in range(len(OBSERVATIONS)):
             weight = state[f"linear_heads.{number}.weight"]
             head = torch.nn.Linear(weight.shape[1], weight.shape[0])
@@ -193,13 +199,18 @@ def cosine(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _counter(names: Sequence[str]) -> Callable[[Value], list[list[float]]]:
-    """Return what counts true positives, false positives and false negatives of the labels `names` of one report."""
+    """Return what counts the labels `names` of one report.
+
+    True positives, false positives and false negatives.
+    """
     places = [OBSERVATIONS.index(name) for name in names]
 
     def count(value: Value) -> list[list[float]]:
+        wanted_labels = cast("list[int]", value["reference"])
+        given_labels = cast("list[int]", value["prediction"])
         rows = []
         for place in places:
-            wanted, given = value["reference"][place], value["prediction"][place]
+            wanted, given = wanted_labels[place], given_labels[place]
             rows.append(
                 [float(wanted and given), float(given and not wanted), float(wanted and not given)]
             )

@@ -9,8 +9,9 @@ imported there.
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from pipelines.metrics.metric import Unavailable
 from shared.errors import UserError
@@ -18,7 +19,9 @@ from shared.errors import UserError
 SCRIPTS = Path(__file__).parent / "scripts"
 
 
-def run_script(python: str, script: str, request: dict[str, Any], *, online: bool) -> Any:
+def run_script(
+    python: str, script: str, request: Mapping[str, object], *, online: bool
+) -> dict[str, object]:
     """Run `scripts/SCRIPT` under the interpreter `python` and return its answer.
 
     Parameters
@@ -55,7 +58,7 @@ def run_script(python: str, script: str, request: dict[str, Any], *, online: boo
             f"{script} under {python} failed: "
             f"{lines[-1] if lines else f'exit code {done.returncode}'}"
         )
-    return json.loads(answers[-1])
+    return cast("dict[str, object]", json.loads(answers[-1]))
 
 
 def package_version(python: str, package: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 NAMES = ("bleu", "rouge", "meteor", "bertscore", "chexbert", "radgraph", "ratescore")
 # What `--model NAME=...` may name.
@@ -30,7 +30,8 @@ class Pair(NamedTuple):
     prediction: str
 
 
-Value = dict[str, Any]  # what a metric knows of one pair: a score by name, or what a summary needs
+# What a metric knows of one pair: a score by name, or labels that a summary counts.
+Value = Mapping[str, float | list[int]]
 
 
 class Metric(NamedTuple):
@@ -64,6 +65,27 @@ class Total(NamedTuple):
     what: str
     tally: Callable[[Value], Sequence[Sequence[float]]]
     average: str  # "micro" | "macro"
+
+
+class MetricScore(TypedDict):
+    """A score over `n` reports of `images` images, with its interval [low, high]."""
+
+    what: str
+    value: float
+    interval: list[float]
+    n: int
+    images: int
+
+
+class MetricScores(TypedDict):
+    """What came of the metrics asked for.
+
+    Scores by name, how to get the metrics that are missing, and the others' versions.
+    """
+
+    scores: dict[str, MetricScore]
+    not_computed: dict[str, str]
+    versions: dict[str, str]
 
 
 class Unavailable(Exception):

@@ -21,13 +21,23 @@ own (`pipelines.metrics.environment`). The paper's checkpoint is RadGraph 1.0.0 
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from pipelines.metrics.environment import package_version, run_script
 from pipelines.metrics.metric import Metric, Pair, Unavailable, Value, model_digest
 
 MODEL_TYPE = "radgraph"
-Entities = Mapping[str, Mapping[str, Any]]
+
+
+class Entity(TypedDict):
+    """One entity of a report; a relation is [its name, the other entity's id]."""
+
+    tokens: str
+    label: str
+    relations: list[list[str]]
+
+
+Entities = Mapping[str, Entity]  # by id
 
 
 def load(models: Mapping[str, str]) -> Metric:
@@ -60,7 +70,8 @@ def load(models: Mapping[str, str]) -> Metric:
             "folder": None if model == "hub" else model,
         }
         answer = run_script(python, "radgraph_annotate.py", request, online=model == "hub")
-        annotations: dict[str, Entities] = dict(zip(texts, answer["annotations"], strict=True))
+        found = cast("list[Entities]", answer["annotations"])
+        annotations = dict(zip(texts, found, strict=True))
         return [
             score(annotations.get(pair.reference, {}), annotations.get(pair.prediction, {}))
             for pair in pairs
@@ -80,7 +91,10 @@ def load(models: Mapping[str, str]) -> Metric:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise Unavailable where the unpacked model is not there, or names an encoder that would have to be downloaded."""
+    """Raise Unavailable where the unpacked model is not there.
+
+    Or where it names an encoder that would have to be downloaded.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     if not folder.is_dir():
@@ -107,10 +121,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def score(reference: Entities, prediction: Entities) -> Value:
-    """Return all scores of one pair of annotations: {id: {"tokens", "label", "relations".
-
-    [[name, id], ...]}}.
-    """
+    """Return all scores of one pair of annotations."""
     entity = f1(_entities(reference), _entities(prediction))
     relation = f1(_relations(reference), _relations(prediction))
     spoken = bool(reference) and bool(prediction)
@@ -155,5 +166,5 @@ def _complete(found: Entities) -> set[Hashable]:
     }
 
 
-def _named(entity: Mapping[str, Any]) -> tuple[str, str]:
+def _named(entity: Entity) -> tuple[str, str]:
     return entity["tokens"], entity["label"]

@@ -10,13 +10,16 @@ side scores 0.5.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from pipelines.metrics.environment import package_version, run_script
 from pipelines.metrics.metric import Metric, Pair, Unavailable, Value, model_digest
 
 
 def load(models: Mapping[str, str]) -> Metric:
-    """Return the metric over `ratescore-python` (an interpreter), `ratescore-ner` and `ratescore-encoder` (models).
+    """Return the metric over an interpreter and two models.
+
+    `ratescore-python`, `ratescore-ner` and `ratescore-encoder`.
 
     Raises
     ------
@@ -41,7 +44,7 @@ def load(models: Mapping[str, str]) -> Metric:
         online = not (Path(ner).is_dir() and Path(encoder).is_dir())
         request = {"pairs": [list(pair) for pair in pairs], "ner": ner, "encoder": encoder}
         answer = run_script(python, "ratescore_score.py", request, online=online)
-        return [{"ratescore": value} for value in answer["scores"]]
+        return [{"ratescore": value} for value in cast("list[float]", answer["scores"])]
 
     what = {"ratescore": "RaTEScore, affinity matrix long"}
     return Metric(

@@ -9,12 +9,21 @@ import sqlite3
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import closing
 from importlib import import_module
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.metrics.metric import NAMES, Metric, Pair, Total, Unavailable, Value
+from pipelines.metrics.metric import (
+    NAMES,
+    Metric,
+    MetricScore,
+    MetricScores,
+    Pair,
+    Total,
+    Unavailable,
+    Value,
+)
 from pipelines.statistics import RESAMPLES, bootstrap_interval
 from shared.errors import UserError
 from shared.files import cache_directory
@@ -27,7 +36,7 @@ def score_reports(
     models: Mapping[str, str] | None = None,
     *,
     resamples: int = RESAMPLES,
-) -> dict[str, Any]:
+) -> MetricScores:
     """Compute report metrics.
 
     Parameters
@@ -41,12 +50,14 @@ def score_reports(
     models
         Where the models are, by name of `metric.MODELS`; nothing that is not named is downloaded.
 
-    Returns ------- `scores` {name: {what, value, interval, n}}, `not_computed` {metric: how to get
-    it}, `versions` {metric: version}.
+    Returns
+    -------
+    `scores` {name: {what, value, interval, n}}, `not_computed` {metric: how to get it}, `versions`
+    {metric: version}.
     """
     if not pairs:
         raise UserError("there are no reports to score")
-    scores: dict[str, Any] = {}
+    scores: dict[str, MetricScore] = {}
     missing: dict[str, str] = {}
     versions: dict[str, str] = {}
     for name in names:
@@ -58,21 +69,17 @@ def score_reports(
         values = cached(metric, pairs)
         versions[name] = metric.version
         for score, what in metric.scores.items():
-            interval = bootstrap_interval(
-                [value[score] for value in values], clusters, resamples=resamples
-            )
+            column = [cast("float", value[score]) for value in values]
+            interval = bootstrap_interval(column, clusters, resamples=resamples)
             scores[score] = {
                 "what": what,
                 "value": interval.value,
                 "interval": [interval.low, interval.high],
+                "n": interval.n,
+                "images": interval.clusters,
             }
-            scores[score] |= {"n": interval.n, "images": interval.clusters}
         for score, total in metric.totals.items():
-            scores[score] = {
-                "what": total.what,
-                **summed(values, total, clusters, resamples),
-                "n": len(pairs),
-            }
+            scores[score] = summed(values, total, clusters, resamples)
     return {"scores": scores, "not_computed": missing, "versions": versions}
 
 
@@ -116,7 +123,7 @@ def summed(
     clusters: Sequence[Hashable] | None,
     resamples: int,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> MetricScore:
     """Return an F1 over counts summed over the reports, with an interval that resamples images."""
     counts = np.asarray([total.tally(value) for value in values], dtype=np.float64)  # (R, L, 3)
     number: dict[Hashable, int] = {}
@@ -131,7 +138,13 @@ def summed(
     drawn = f1_of_counts(np.tensordot(weights.astype(np.float64), grouped, axes=1), total.average)
     low, high = np.quantile(drawn, [0.025, 0.975])
     value = float(f1_of_counts(grouped.sum(axis=0), total.average))
-    return {"value": value, "interval": [float(low), float(high)], "images": len(number)}
+    return {
+        "what": total.what,
+        "value": value,
+        "interval": [float(low), float(high)],
+        "n": len(values),
+        "images": len(number),
+    }
 
 
 def f1_of_counts(counts: NDArray[np.float64], average: str) -> NDArray[np.float64]:

@@ -152,23 +152,22 @@ def _most_similar(text: str, options: Sequence[str]) -> int | None:
 
 
 def _named(text: str, options: Sequence[str]) -> int | None:
-    words = _strict_words(text)
-    hits = [i for i, option in enumerate(options) if _contains(words, _strict_words(option))]
-    # "left lung" names the option "left lung", not also the option "lung".
-    hits = [
-        i
-        for i in hits
-        if not any(
-            i != j and _contains(_strict_words(options[j]), _strict_words(options[i])) for j in hits
-        )
-    ]
-    if len(hits) == 1:
-        return hits[0]
+    """Return the one option that the text names by its words, else by its letter alone."""
+    hits = _named_by_words(text, options)
+    if hits:
+        return hits[0] if len(hits) == 1 else None
     letter = re.match(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])\s*[.:)]|([A-Za-z])\s*$)", text)
-    if hits or letter is None:
+    if letter is None:
         return None
     index = ord(next(group for group in letter.groups() if group).lower()) - ord("a")
     return index if index < len(options) else None
+
+
+def _named_by_words(text: str, options: Sequence[str]) -> list[int]:
+    words, named = _strict_words(text), [_strict_words(option) for option in options]
+    hits = [i for i, option in enumerate(named) if _contains(words, option)]
+    # "left lung" names the option "left lung", not also the option "lung".
+    return [i for i in hits if not any(i != j and _contains(named[j], named[i]) for j in hits)]
 
 
 def _contains(words: Sequence[str], part: Sequence[str]) -> bool:

@@ -3,13 +3,14 @@
 A run's page, metrics of generated reports, and the paper's tables with ours beside them.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from pipelines.documents import write_document
+from pipelines.evaluation.result import SCHEMA_NUMBER, MetricsFile, metrics_path
 from pipelines.metrics.metric import MODELS, NAMES
 from shared.console import report, say
 from shared.errors import UserError
@@ -20,7 +21,7 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def page(
+def page_command(
     context: typer.Context,
     run: Annotated[
         Path | None,
@@ -35,13 +36,13 @@ def page(
         raise UserError(
             "give --run RUN for a run's page, or a command: metrics, tables (see --help)"
         )
-    from pipelines.demo.commands import report as write_page
+    from pipelines.report.page import write_report
 
-    write_page(run, out)
+    say(f"report: {write_report(run, out)}")
 
 
-@app.command()
-def metrics(
+@app.command("metrics")
+def metrics_command(
     predictions: Annotated[
         Path,
         typer.Argument(
@@ -63,8 +64,8 @@ def metrics(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where a model is: NAME=FOLDER|FILE|HUB-ID, a hub id being the permission to download it. Names: "
-            f"{', '.join(MODELS)}."
+            help="Where a model is: NAME=FOLDER|FILE|HUB-ID, a hub id being the permission to "
+            f"download it. Names: {', '.join(MODELS)}."
         ),
     ] = None,
     out: Annotated[
@@ -80,67 +81,84 @@ def metrics(
     from pipelines.evaluation.predictions import load_reports
     from pipelines.metrics.reports import score_reports
 
-    names = [name.strip() for name in only.split(",")] if only else list(NAMES)
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
-        raise UserError(f"no metric is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    models = {}
-    for given in model or ():
-        key, equals, value = given.partition("=")
-        if not (equals and value) or key not in MODELS:
-            raise UserError(f"--model {given}: write NAME=PLACE with a name of {', '.join(MODELS)}")
-        models[key] = value
-    files = (
-        sorted((predictions / "answers").glob("*.jsonl")) if predictions.is_dir() else [predictions]
-    )
-    if not files:
-        raise UserError(
-            f"{predictions} holds no answers/*.jsonl; give the folder that `medalign evaluate` "
-            "wrote"
-        )
-    results = {}
-    for file in files:
+    names, models = _metric_names(only), _models(model or ())
+    results: dict[str, MetricsFile] = {}
+    for file in _answer_files(predictions):
         reports = load_reports(file, references)
-        result = {"predictions": str(file), "reports": len(reports.ids)}
-        result |= score_reports(reports.pairs, reports.images, names, models)
-        results[file.stem] = result
+        results[file.stem] = {
+            "schema": SCHEMA_NUMBER,
+            "predictions": str(file),
+            "reports": len(reports.ids),
+            **score_reports(reports.pairs, reports.images, names, models),
+        }
         if predictions.is_dir():
-            _write(predictions / "metrics" / f"{file.stem}.json", result)
-    shown = next(iter(results.values())) if not predictions.is_dir() else {"rows": results}
+            write_document(metrics_path(predictions, file.stem), results[file.stem])
+    shown: Mapping[str, object] = (
+        {"rows": results} if predictions.is_dir() else next(iter(results.values()))
+    )
     if out is not None:
-        _write(out, shown)
+        write_document(out, shown)
     report(shown, as_json, _metric_lines(results))
 
 
-@app.command()
-def tables(
+@app.command("tables")
+def tables_command(
     out: Annotated[Path, typer.Option(help="Folder for tables.html, tables.md and tables.tex.")],
     results: Annotated[
         list[str] | None,
         typer.Option(
-            help="MODEL/SET=FOLDER of an evaluation, e.g. llava-med/slake=runs/slake/evaluation. Models: llava-med, "
-            "huatuogpt-vision; sets: names of `medalign data list`. Again for each evaluation."
+            help="MODEL/SET=FOLDER of an evaluation, e.g. llava-med/slake=runs/slake/evaluation. "
+            "Models: llava-med, huatuogpt-vision; sets: names of `medalign data list`. Again for "
+            "each evaluation."
         ),
     ] = None,
 ) -> None:
     """Render the paper's Tables 1 to 3 with our numbers beside them."""
-    from pipelines.report.tables import write_tables
+    from pipelines.report.table_formats import write_tables
 
     for path in write_tables(out, results or ()):
         say(str(path))
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def _metric_names(only: str | None) -> list[str]:
+    names = [name.strip() for name in only.split(",")] if only else list(NAMES)
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise UserError(f"no metric is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    return names
 
 
-def _metric_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _models(given: Sequence[str]) -> dict[str, str]:
+    """Return the places named by `--model NAME=PLACE`."""
+    models = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not (equals and value) or key not in MODELS:
+            raise UserError(f"--model {one}: write NAME=PLACE with a name of {', '.join(MODELS)}")
+        models[key] = value
+    return models
+
+
+def _answer_files(predictions: Path) -> list[Path]:
+    """Return the file itself, or the answers of every row of an evaluation folder."""
+    if not predictions.is_dir():
+        return [predictions]
+    files = sorted((predictions / "answers").glob("*.jsonl"))
+    if not files:
+        raise UserError(
+            f"{predictions} holds no answers/*.jsonl; give the folder that `medalign evaluate` "
+            "wrote"
+        )
+    return files
+
+
+def _metric_lines(results: Mapping[str, MetricsFile]) -> Iterator[str]:
     for name, result in results.items():
         yield f"{name}: {result['reports']} reports"
         for score, found in result["scores"].items():
             low, high = found["interval"]
             value = f"{100 * found['value']:6.2f} [{100 * low:.2f}, {100 * high:.2f}]"
-            yield f"  {score:24} {value:24} {found['what']} (n={found['n']}, {found['images']} images)"
+            counts = f"n={found['n']}, {found['images']} images"
+            yield f"  {score:24} {value:24} {found['what']} ({counts})"
         for metric, way in result["not_computed"].items():
             yield f"  {metric:24} not computed: {way}"

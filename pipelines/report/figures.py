@@ -3,10 +3,15 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
 ARM_COLOURS = {"LoRA": "#b4631a", "MEDALIGN": "#1f5fa8"}
 _OTHER = "#555555"
@@ -92,7 +97,7 @@ def similarity_figure(
     patch: int,
     visible: NDArray[np.bool_],
 ) -> str:
-    """Draw one patch of a slice, its similarity to every other patch over the slice, and the whole matrix.
+    """Draw one patch of a slice, its similarity to every other patch, and the whole matrix.
 
     `similarity` is (N, N); patches that are not `visible` (N,) show padding only and stay plain
     over the slice.
@@ -132,7 +137,7 @@ def similarity_figure(
     return _svg(figure, "similarity")
 
 
-def _rectangle(corner: tuple[float, float], width: float, height: float) -> Any:
+def _rectangle(corner: tuple[float, float], width: float, height: float) -> "Rectangle":
     from matplotlib.patches import Rectangle
 
     return Rectangle(
@@ -140,12 +145,12 @@ def _rectangle(corner: tuple[float, float], width: float, height: float) -> Any:
     )
 
 
-def _show(axis: Any, picture: Picture) -> None:
+def _show(axis: "Axes", picture: Picture) -> None:
     side = picture.shape[0]
     axis.imshow(picture, cmap="gray", extent=(0, side, side, 0), vmin=0, vmax=255, zorder=1)
 
 
-def _overlay(axis: Any, values: NDArray[np.float64], side: int) -> None:
+def _overlay(axis: "Axes", values: NDArray[np.float64], side: int) -> None:
     # A few patches often take most of the attention; scaled to them, nothing else could be told
     # apart.
     top = float(np.quantile(values, 0.95)) or float(values.max())
@@ -154,21 +159,23 @@ def _overlay(axis: Any, values: NDArray[np.float64], side: int) -> None:
     )
 
 
-def _bare(axis: Any) -> None:
+def _bare(axis: "Axes") -> None:
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set_visible(False)
 
 
-def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, Any]:
+def _figure(
+    width: float, height: float, rows: int, columns: int
+) -> "tuple[Figure, NDArray[np.object_]]":
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _svg(figure: Any, name: str) -> str:
+def _svg(figure: "Figure", name: str) -> str:
     """Return the figure as SVG without prologue.
 
     `name` keeps its inner ids apart from those of other figures.

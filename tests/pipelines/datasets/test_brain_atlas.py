@@ -13,18 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.datasets.brain_atlas import (
+from pipelines.datasets.brain_atlas.questions import LEAST_VISIBLE
+from pipelines.datasets.brain_atlas.volumes import (
     BRAIN,
     GAP,
-    LEAST_VISIBLE,
     PLANES,
-    RED,
     _name,
     assign_splits,
     load_slices,
-    prepare,
     resample_nearest,
 )
+from pipelines.datasets.brain_atlas.writing import RED, prepare_brain_atlas
 from shared.errors import UserError
 from shared.records import Record, load_records
 
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("atlas") / "set"
-    prepare(out, presence=4, test_presence=4, seed=3)
+    prepare_brain_atlas(out, presence=4, test_presence=4, seed=3)
     return out
 
 
@@ -224,8 +223,8 @@ def test_a_region_has_the_name_of_its_longest_known_beginning() -> None:
 
 
 def test_the_same_seed_gives_the_same_files(atlas: Path, tmp_path: Path) -> None:
-    prepare(tmp_path / "again", presence=4, test_presence=4, seed=3)
-    prepare(tmp_path / "other", presence=4, seed=4)
+    prepare_brain_atlas(tmp_path / "again", presence=4, test_presence=4, seed=3)
+    prepare_brain_atlas(tmp_path / "other", presence=4, seed=4)
     for path in sorted(path for path in atlas.rglob("*") if path.is_file()):
         assert (tmp_path / "again" / path.relative_to(atlas)).read_bytes() == path.read_bytes(), (
             path
@@ -236,7 +235,7 @@ def test_the_same_seed_gives_the_same_files(atlas: Path, tmp_path: Path) -> None
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(UserError, match="not empty"):
-        prepare(tmp_path)
+        prepare_brain_atlas(tmp_path)
 
 
 @pytest.mark.unit

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.demo import diary as diary_module
 from pipelines.demo import pipeline
-from pipelines.demo.pipeline import FULL, SHORT, Budget, Diary, Stage, affordable_steps
+from pipelines.demo.diary import Diary, Stage
+from pipelines.demo.pipeline import FULL, SHORT, Budget, affordable_steps
 from shared.errors import UserError
 from shared.recipe import load_recipe
 
@@ -37,7 +39,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "    print('{\"marks\": %d}' % len(path.read_text()))\n"
         "    sys.exit(1 if 'fail' in sys.argv else 0)\n"
     )
-    monkeypatch.setitem(pipeline._MAIN, "count", "own_commands")
+    monkeypatch.setitem(diary_module._MAIN, "count", "own_commands")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     return tmp_path
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.demo import student
+from pipelines.demo import projector, student
 from shared.errors import UserError
 from shared.packages import packaged_file
 from teacher_cache.teachers import vit_s_focus
@@ -103,33 +103,33 @@ def test_ridge_is_the_penalised_least_squares_solution() -> None:
         + 5
         + 0.1 * torch.randn(200, 4, generator=generator)
     )
-    weight, bias = student.ridge(features, targets)
+    weight, bias = projector.ridge(features, targets)
     # The same problem as ordinary least squares over centred data with sqrt(penalty) rows added.
     x, y = (
         features.double() - features.double().mean(0),
         targets.double() - targets.double().mean(0),
     )
-    penalty = student.RIDGE * float((x**2).sum(0).mean())
+    penalty = projector.RIDGE * float((x**2).sum(0).mean())
     stacked = torch.cat([x, penalty**0.5 * torch.eye(7, dtype=torch.float64)])
     expected = torch.linalg.lstsq(
         stacked, torch.cat([y, torch.zeros(7, 4, dtype=torch.float64)])
     ).solution
     assert torch.allclose(weight.double(), expected.T, atol=1e-5)
     assert torch.allclose(features.mean(0) @ weight.T + bias, targets.mean(0), atol=1e-4)
-    assert student.explained_variance(features @ weight.T + bias, targets) > 0.99
+    assert projector.explained_variance(features @ weight.T + bias, targets) > 0.99
 
 
 @pytest.mark.unit
 def test_patch_shares_tell_what_fills_a_patch(tmp_path: Path) -> None:
     """A mask that is twice as high as wide: the outer quarters of the square are padding."""
-    grid, patch = student.GRID, vit_s_focus.PATCH
+    grid, patch = projector.GRID, vit_s_focus.PATCH
     mask = np.zeros((grid * patch, grid * patch // 2), dtype=np.uint8)
     mask[: grid * patch // 2] = 5
     mask[grid * patch // 2 :, : grid * patch // 4 + patch // 2] = (
         9  # half a patch more than a quarter of the square
     )
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    found = student.patch_shares(tmp_path / "mask.png", [5, 7, 9]).reshape(grid, grid, 3)
+    found = projector.patch_shares(tmp_path / "mask.png", [5, 7, 9]).reshape(grid, grid, 3)
     half, quarter = grid // 2, grid // 4
     assert torch.all(found[:half, quarter : 3 * quarter] == torch.tensor([1.0, 0, 0]))
     assert torch.all(found[half:, quarter:half] == torch.tensor([0, 0, 1.0]))
@@ -148,7 +148,7 @@ def test_a_word_that_names_share_counts_less() -> None:
         )
 
     embed = torch.eye(3)
-    found = student.name_embeddings(["angular gyrus", "lingual gyrus"], tokenizer, embed)
+    found = projector.name_embeddings(["angular gyrus", "lingual gyrus"], tokenizer, embed)
     expected = torch.tensor([[2.0, 0, 1], [0, 2, 1]]) / 5**0.5
     assert torch.allclose(found, expected)
 
@@ -196,17 +196,17 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
     """
     import json
 
-    from pipelines.datasets.brain_atlas import prepare
+    from pipelines.datasets.brain_atlas.writing import prepare_brain_atlas
     from shared.imaging.images import ImageReference
     from student_train.models import load_base
 
-    prepare(tmp_path / "atlas")
+    prepare_brain_atlas(tmp_path / "atlas")
     fit = student.build_student(tmp_path / "atlas", tmp_path / "student")
     assert 0.4 < fit.explained_test < fit.explained_train < 1
     base = load_base(str(tmp_path / "student"))
     assert (base.grid.rows, base.grid.columns, base.template.name) == (
-        student.GRID,
-        student.GRID,
+        projector.GRID,
+        projector.GRID,
         "chatml",
     )
     names = {
@@ -214,7 +214,7 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
         for number, name in json.loads((tmp_path / "atlas" / "structures.json").read_text()).items()
     }
     embed = base.model.get_input_embeddings().weight.detach()
-    vectors = student.name_embeddings(list(names.values()), base.tokenizer, embed)
+    vectors = projector.name_embeddings(list(names.values()), base.tokenizer, embed)
     from shared.imaging.squares import image_reader
 
     read = image_reader(base.image_processor, base.image_size)
@@ -226,7 +226,7 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
         with torch.no_grad():
             tokens = base.model.model.get_image_features(pixel_values=pixels[None]).pooler_output[0]
         matches.append((tokens @ (vectors - vectors.mean(0)).T).amax(0))
-        visible.append(student.shows(tmp_path / "atlas" / "masks" / f"{name}.png", list(names)))
+        visible.append(projector.shows(tmp_path / "atlas" / "masks" / f"{name}.png", list(names)))
     match, shown = torch.stack(matches), torch.stack(visible).bool()
     # Share of all pairs of one shown and one not shown (of the same structure) that the better
     # match orders rightly.

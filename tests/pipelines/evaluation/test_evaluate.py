@@ -16,10 +16,12 @@ import pytest
 
 from pipelines.decoding.methods import NAMES
 from pipelines.evaluation import answers as answers_module
+from pipelines.evaluation.arms import find_arms
 from pipelines.evaluation.commands import table_lines
 from pipelines.evaluation.compare import compare
 from pipelines.evaluation.generate import generate_answer
-from pipelines.evaluation.run import evaluate, find_arms, sampled
+from pipelines.evaluation.items import sampled
+from pipelines.evaluation.run import evaluate
 from pipelines.evaluation.scores import (
     Row,
     Scored,
@@ -36,10 +38,10 @@ pytestmark = pytest.mark.integration
 PROGRAM = """
 import sys
 import typer
-from pipelines.evaluation.commands import evaluate
+from pipelines.evaluation.commands import evaluate_command
 from shared.console import run
 app = typer.Typer()
-app.command()(evaluate)
+app.command()(evaluate_command)
 run(app, "evaluate")
 """
 

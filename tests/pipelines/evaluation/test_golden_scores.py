@@ -103,12 +103,14 @@ def totals() -> dict[str, Any]:
     """F1 over counts of three labels in five reports of three images."""
     counts = np.random.default_rng(3).integers(0, 3, size=(5, 3, 3)).astype(float)
     values = [{"counts": count.tolist()} for count in counts]
-    return {
+    found = {
         average: reports.summed(
             values, Total("F1", lambda value: value["counts"], average), list("aabbc"), 500
         )
         for average in ("micro", "macro")
     }
+    kept = ("value", "interval", "images")
+    return {average: {key: one[key] for key in kept} for average, one in found.items()}
 
 
 def statistics(p_values: list[float]) -> dict[str, Any]:

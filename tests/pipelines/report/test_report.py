@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation.scores import item_scores
-from pipelines.report import page as report
 from pipelines.report.figures import AttentionRow, attention_figure, loss_curves, similarity_figure
-from pipelines.report.page import (
-    best_constant,
-    divergence,
-    full_matrix,
-    render,
-    renormalized,
-    write_report,
-)
-from pipelines.report.words import demo_summary
+from pipelines.report.kinds import best_constant, distinct_scores
+from pipelines.report.page import render, write_report
+from pipelines.report.store_pictures import divergence, full_matrix, renormalized
+from pipelines.report.summary import demo_summary
 from shared.errors import UserError
 from shared.records import Record, Turn, load_records, write_records
 
@@ -105,7 +99,7 @@ def test_a_score_that_equals_another_is_shown_once() -> None:
     rows = [
         {"scores": {"closed_accuracy": one, "closed_accuracy_strict": one, "open_recall": other}}
     ]
-    assert set(report.distinct_scores(rows)) == {"open_recall", "closed_accuracy"}
+    assert set(distinct_scores(rows)) == {"open_recall", "closed_accuracy"}
 
 
 @pytest.mark.unit

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.report.commands import app
-from pipelines.report.tables import MISSING, Ours, html, latex, make_tables, markdown, shown
+from pipelines.report.table_formats import MISSING, html, latex, markdown, shown
+from pipelines.report.tables import Ours, make_tables
 from shared.errors import UserError
 
 pytestmark = pytest.mark.unit

@@ -3,22 +3,17 @@
 What was done, what the budget allows, and what the numbers do and do not show.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-KINDS = {
-    "presence": "is structure X visible? (as many yes as no for each structure and plane)",
-    "plane": "is this slice axial / coronal / sagittal? (half yes)",
-    "which-plane": "which plane is this slice?",
-    "structures": "which structures are visible, the three largest",
-    "box": "which structure fills the marked box?",
-}
+from pipelines.demo.scores import DemoDescription
+from pipelines.evaluation.result import Comparison
+from pipelines.report.kinds import Kind
 
 
 def demo_summary(
-    demo: Mapping[str, Any],
-    comparisons: Sequence[Mapping[str, Any]],
-    kinds: Sequence[Mapping[str, Any]],
+    demo: DemoDescription,
+    comparisons: Sequence[Comparison],
+    kinds: Sequence[Kind],
 ) -> list[str]:
     """Paragraphs for the top of the page, each following from the numbers."""
     steps, planned = demo["arm_steps"], demo["arm_steps_planned"]
@@ -36,8 +31,11 @@ def demo_summary(
     return [what, _learned(kinds), _difference(comparisons), _budget(demo)]
 
 
-def _learned(kinds: Sequence[Mapping[str, Any]]) -> str:
-    """Name the kinds that the last arm answers better than a constant answer would, by its interval."""
+def _learned(kinds: Sequence[Kind]) -> str:
+    """Name the kinds that the last arm answers better than a constant answer would.
+
+    By its interval.
+    """
     above = [kind for kind in kinds if kind["values"][-1]["low"] > kind["constant"]]
     rest = [kind for kind in kinds if kind not in above]
     said = []
@@ -52,14 +50,14 @@ def _learned(kinds: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(said)
 
 
-def _list(kinds: Sequence[Mapping[str, Any]]) -> str:
+def _list(kinds: Sequence[Kind]) -> str:
     return "; ".join(
         f"{kind['text'].split(' (')[0]} ({100 * kind['values'][-1]['value']:.0f}%)"
         for kind in kinds
     )
 
 
-def _difference(tests: Sequence[Mapping[str, Any]]) -> str:
+def _difference(tests: Sequence[Comparison]) -> str:
     """Say what the paired tests found between the two arms."""
     if not tests:
         return ""
@@ -77,10 +75,13 @@ def _difference(tests: Sequence[Mapping[str, Any]]) -> str:
         f"(p = {one['p_holm']:.3f})"
         for one in sure
     )
-    return f"The paired tests tell the arms apart on: {found}. One brain and one seed carry no further than that."
+    return (
+        f"The paired tests tell the arms apart on: {found}. One brain and one seed carry no "
+        "further than that."
+    )
 
 
-def _budget(demo: Mapping[str, Any]) -> str:
+def _budget(demo: DemoDescription) -> str:
     if demo["full"]:
         return (
             "This was the full run. It shows the pipeline on a task that can be learned; the size "
@@ -97,12 +98,13 @@ def _budget(demo: Mapping[str, Any]) -> str:
     )
 
 
-def stage_notes(demo: Mapping[str, Any]) -> list[str]:
+def stage_notes(demo: DemoDescription) -> list[str]:
     """Remarks under the table of stages."""
     notes = [f"Precision {demo['precision']}, the faster one on this machine."]
     for stage in demo["stages"]:
         if stage["name"] == "cache again":
-            found, encoded = stage["output"]["found"], stage["output"]["encoded"]
+            output = stage["output"]
+            found, encoded = output["found"], output["encoded"]
             notes.append(
                 f"The second build found {found} images in the store and encoded {encoded}."
             )

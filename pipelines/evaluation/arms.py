@@ -1,0 +1,88 @@
+"""The arms of a run: which adapters there are, and under which decodings each one answers.
+
+The one place where `--run` and `--decode` become a list.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.decoding.methods import Decoding, decodings
+from pipelines.decoding.presets import family_preset
+from shared.errors import UserError
+from shared.recipe import load_recipe
+
+LORA, MEDALIGN = "LoRA", "MEDALIGN"
+EVERYTHING = "all"  # the full table, among methods
+
+
+class Arm(NamedTuple):
+    """One adapter (or plain model) with the decodings that answer by it, none or more."""
+
+    name: str
+    folder: Path
+    decodings: tuple[Decoding, ...]
+
+    def row_name(self, decoding: Decoding) -> str:
+        """Name of the row of one decoding."""
+        return f"{self.name} + {decoding.name}"
+
+
+def find_arms(folder: Path) -> dict[str, Path]:
+    """Adapters of a run: `lora/` and `medalign/` inside it, or the folder itself."""
+    folder = Path(folder)
+    arms = {
+        name: folder / name.lower()
+        for name in (LORA, MEDALIGN)
+        if (folder / name.lower() / "adapter_config.json").is_file()
+    }
+    if arms:
+        return arms
+    if (folder / "adapter_config.json").is_file():
+        return {MEDALIGN if (folder / "rotation.safetensors").is_file() else LORA: folder}
+    if (folder / "config.json").is_file():
+        return {"base": folder}
+    raise UserError(
+        f"{folder} holds no adapter (adapter_config.json), neither itself nor in lora/ or "
+        "medalign/; "
+        "give the output folder of `student train` or of `medalign demo`"
+    )
+
+
+def last_arm(folder: Path) -> Path:
+    """Folder of the arm that speaks for a run: MEDALIGN's where it has both."""
+    return next(reversed(find_arms(folder).values()))
+
+
+def preset_of(preset: str, folders: Mapping[str, Path]) -> str:
+    """Return the preset that `authors` stands for with these adapters; any other is itself."""
+    return family_preset(preset, _template(next(iter(folders.values()))))
+
+
+def plan_arms(
+    folders: Mapping[str, Path], methods: Sequence[str], preset: str, overrides: Sequence[str]
+) -> list[Arm]:
+    """Return which adapter is decoded how.
+
+    The full table is the ten methods on LoRA and MEDALIGN under beam search.
+    """
+    asked = decodings(methods, preset, overrides)
+    full = EVERYTHING in methods and {LORA, MEDALIGN} <= set(folders)
+    return [
+        Arm(
+            name,
+            folder,
+            tuple(one for one in asked if not (full and name == MEDALIGN) or one.name == "beam"),
+        )
+        for name, folder in folders.items()
+    ]
+
+
+def _template(folder: Path) -> str:
+    """Name of the prompt template that an adapter was trained with.
+
+    Or what its base model's name says of it.
+    """
+    file = folder / "recipe.yaml"
+    model = load_recipe(file).model if file.is_file() else None
+    return "" if model is None else model.template or model.name

@@ -1,0 +1,102 @@
+"""A student ready to decode, and the digests that name it in the journal."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pipelines.decoding.prompts import Model
+    from student_train.models.processor import Processor
+
+
+class Loaded(NamedTuple):
+    """A student ready to decode.
+
+    The image-text model with adapter layers and hooks inside, and its processor.
+    """
+
+    model: "Model"
+    processor: "Processor"
+    weights: str  # digest of every parameter
+    adapter: str  # digest of the adapter folder's weights
+
+
+def load_student(folder: Path, device: str | None = None) -> Loaded:
+    """Load an adapter folder (or a plain model folder) for decoding.
+
+    `device` is the best one that this process has, where none is given.
+    """
+    import torch
+
+    import student_train
+    from pipelines.decoding.prompts import plain_model
+    from shared.processes import choose_device
+
+    if not torch.cuda.is_available():
+        # else DeepSpeed, which `generate` looks for, warns on stdout
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    device = device or choose_device()
+    on_cpu = device.startswith("cpu")
+    adapted, processor = student_train.load(
+        folder, dtype=torch.float32 if on_cpu else torch.bfloat16
+    )
+    model = plain_model(adapted)
+    model.to(device)
+    model.eval()
+    weights = weights_digest(model)
+    if on_cpu and hasattr(adapted, "merge_adapter"):
+        # Two small products a layer cost time there; in float32 adding them to the weights loses
+        # nothing that counts.
+        adapted.merge_adapter()
+    return Loaded(model, processor, weights, adapter_digest(folder))
+
+
+def pad_id(processor: "Processor") -> int:
+    """Token that fills short prompts: the tokenizer's own, else its end token."""
+    tokenizer = processor.tokenizer
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(found)
+
+
+def end_ids(processor: "Processor") -> tuple[int, ...]:
+    """Tokens that end an answer: the template's and the tokenizer's."""
+    tokenizer = processor.tokenizer
+    ids = [tokenizer.convert_tokens_to_ids(processor.template.end_token), tokenizer.eos_token_id]
+    return tuple(dict.fromkeys(int(one) for one in ids if one is not None))
+
+
+def weights_digest(model: "Model") -> str:
+    """Hex digest of every parameter and buffer, the same on every device.
+
+    Names, shapes, types and sums of the bits.
+
+    Two sums a tensor, plain and weighted by position, both exact in 64-bit integers.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    for name, tensor in sorted(model.state_dict().items()):
+        bits = tensor.detach().contiguous().view(-1).view(kinds[tensor.element_size()])
+        plain = weighted = 0
+        for start in range(0, bits.numel(), 1 << 24):
+            part = bits[start : start + (1 << 24)].to(torch.int64)
+            place = torch.arange(start, start + part.numel(), device=part.device) % 65521 + 1
+            plain += int(part.sum())
+            weighted += int((part * place).sum())
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {plain} {weighted}\n".encode())
+    return digest.hexdigest()
+
+
+def adapter_digest(folder: Path) -> str:
+    """Hex sha256 over the adapter folder's safetensors and its PEFT configuration.
+
+    Empty for a plain model folder.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "adapter_config.json"]):
+        digest.update(path.name.encode() + b"\x00" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,210 @@
+"""The evaluation folder: what `medalign evaluate` writes, and the only code that reads it.
+
+    OUT/result.json          a `Result`; its schema number stands for the whole folder
+    OUT/answers/ROW.jsonl    an `AnswerLine` an item, in the data file's order
+    OUT/metrics/ROW.json     a `MetricsFile`, where `medalign report metrics` ran on the folder
+    OUT/journal/*.jsonl      a `JournalLine` an answer, in the order they were made (`journal.py`)
+
+Two keys are called `method`: that of a row is the row's own name ("LoRA + beam"), that of its
+decoding the decoding method's ("beam"). `row_name` and `decoding_method` tell them apart.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict, cast
+
+from pipelines.documents import read_document, write_document, write_text
+from pipelines.metrics.metric import MetricScores
+from shared.errors import UserError
+
+SCHEMA_NUMBER = 1
+RESULT = "result.json"
+FOLDER = "evaluation"  # in a run
+
+
+class Score(TypedDict):
+    """A mean over `n` items of `images` images, with its interval [low, high]."""
+
+    value: float
+    interval: list[float]
+    n: int
+    images: int
+
+
+class ResultRow(TypedDict):
+    """One line of the table: an adapter under a decoding."""
+
+    method: str  # the row's name, see `row_name`
+    adapter: str  # the arm's name
+    decoding: Mapping[str, object]  # `method` (see `decoding_method`) and every setting
+    scores: dict[str, Score]
+    tokens: int
+    seconds_per_token: float
+    forward_passes_per_token: float
+    sequence_passes_per_token: float
+
+
+class Comparison(TypedDict):
+    """Row `a` against row `b` on one score, paired by item, clustered by image."""
+
+    a: str
+    b: str
+    score: str
+    difference: float
+    interval: list[float]
+    p_permutation: float
+    p_mcnemar: float | None  # of scores that are 0 or 1 alone
+    n: int
+    images: int
+    detectable: float
+    p_holm: float
+
+
+class PairedTests(TypedDict, total=False):
+    """What tests say of rows: in a result, and in what `medalign compare` prints."""
+
+    identical_outputs: list[list[str]]
+    comparisons: list[Comparison]
+    power: dict[str, float]  # smallest difference that the set shows, by score
+
+
+class RunSettings(TypedDict):
+    """How the answers of a result were made."""
+
+    preset: str
+    overrides: list[str]
+    max_new_tokens: int
+    batch_size: int
+    seed: int
+    limit: int | None
+    resamples: int
+    adapters: dict[str, str]
+
+
+class AnsweredSet(TypedDict):
+    """What was answered."""
+
+    file: str
+    set: str | None  # name of the prepared set, where it is one
+    sha256: str
+    items: int
+    images: int
+
+
+class Result(PairedTests, total=False):
+    """What `result.json` holds. The ranks above 0 of an evaluation have none of it."""
+
+    schema: int
+    rows: list[ResultRow]
+    settings: RunSettings
+    data: AnsweredSet
+    software: dict[str, str]
+    created: str
+
+
+class AnswerLine(TypedDict):
+    """One item of a row's answers file."""
+
+    id: str
+    images: list[str]
+    question: str
+    reference: str
+    prediction: str
+    scores: dict[str, float]
+
+
+class MetricsFile(MetricScores):
+    """`metrics/ROW.json`, what `medalign report metrics` makes of a row's answers."""
+
+    schema: int
+    predictions: str
+    reports: int
+
+
+class Answer(TypedDict):
+    """One answer with its cost, as the journal keeps it."""
+
+    item: str
+    text: str
+    tokens: int
+    seconds: float
+    passes: int  # forward passes of the batch it was in
+    sequence_passes: float  # the same, weighted by the rows of each, per item
+    steps: int  # tokens of the batch's longest answer
+
+
+class JournalLine(Answer):
+    """An answer under the key of all it depends on (`journal.answer_key`)."""
+
+    key: str
+
+
+def row_name(row: ResultRow) -> str:
+    """Name of the row: its arm and its decoding method, such as "LoRA + beam"."""
+    return row["method"]
+
+
+def decoding_method(row: ResultRow) -> str:
+    """Name of the decoding method of a row, such as "beam"."""
+    return str(row["decoding"]["method"])
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write `result.json`."""
+    write_document(folder / RESULT, result, indent=2)
+
+
+def read_result(file: Path) -> Result:
+    """Read a `result.json`, which is there.
+
+    Raises
+    ------
+    UserError
+        It is no JSON, or of a schema that this version does not know.
+    """
+    remedy = "run `medalign evaluate` again"
+    return cast("Result", read_document(file, SCHEMA_NUMBER, remedy))
+
+
+def answers_path(folder: Path, row: str) -> Path:
+    """Where the answers of the row with this name are."""
+    return folder / "answers" / (re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-") + ".jsonl")
+
+
+def metrics_path(folder: Path, stem: str) -> Path:
+    """Where the report metrics of an answers file, named without its ending, are."""
+    return folder / "metrics" / f"{stem}.json"
+
+
+def read_metrics(folder: Path, row: str) -> MetricsFile | None:
+    """Read the report metrics of the row with this name, or None where there are none."""
+    file = metrics_path(folder, answers_path(folder, row).stem)
+    if not file.is_file():
+        return None
+    remedy = "run `medalign report metrics` again"
+    return cast("MetricsFile", read_document(file, SCHEMA_NUMBER, remedy))
+
+
+def write_answers(folder: Path, row: str, lines: Sequence[AnswerLine]) -> None:
+    """Write the answers file of a row."""
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    write_text(answers_path(folder, row), text + "\n")
+
+
+def read_answers(folder: Path, row: str) -> list[AnswerLine]:
+    """Read the answers file of a row.
+
+    Raises
+    ------
+    UserError
+        It is not there.
+    """
+    path = answers_path(folder, row)
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing; run `medalign evaluate` again (answers in the journal are not "
+            "repeated)"
+        )
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

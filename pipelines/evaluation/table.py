@@ -1,0 +1,61 @@
+"""The table of an evaluation: each row scored, each pair tested, equal answers called out."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pipelines.evaluation.result import SCHEMA_NUMBER, Answer, Result, ResultRow
+from pipelines.evaluation.scores import (
+    Row,
+    Scored,
+    compare_rows,
+    comparison_pairs,
+    identical_outputs,
+    power_note,
+    summarise,
+)
+from shared.console import warn
+
+
+class AnsweredRow(NamedTuple):
+    """A row of the table with its answers, scored."""
+
+    row: Row
+    scored: Scored
+    answers: list[Answer]
+
+
+def tested(answered: Sequence[AnsweredRow], resamples: int) -> Result:
+    """Return the part of a result that follows from the answers: scores, tests, alarms, power."""
+    scored = {one.row.name: one.scored for one in answered}
+    comparisons = compare_rows(scored, comparison_pairs([one.row for one in answered]), resamples)
+    identical = identical_outputs(scored)
+    for first, second in identical:
+        count = len(scored[first].texts)
+        warn(f"{first} and {second} gave byte-identical answers to all {count} items")
+    return {
+        "schema": SCHEMA_NUMBER,
+        "rows": [_result_row(one, resamples) for one in answered],
+        "identical_outputs": identical,
+        "comparisons": comparisons,
+        "power": power_note(scored, comparisons),
+    }
+
+
+def _result_row(answered: AnsweredRow, resamples: int) -> ResultRow:
+    """Return a row with its scores and the mean cost of a generated token.
+
+    Forward passes are a batch's, so they are divided by its steps.
+    """
+    row, scored, answers = answered
+    tokens = sum(answer["tokens"] for answer in answers)
+    steps = sum(answer["steps"] for answer in answers)
+    return {
+        "method": row.name,
+        "adapter": row.adapter,
+        "decoding": row.decoding,
+        "scores": summarise(scored, resamples),
+        "tokens": tokens,
+        "seconds_per_token": sum(answer["seconds"] for answer in answers) / tokens,
+        "forward_passes_per_token": sum(answer["passes"] for answer in answers) / steps,
+        "sequence_passes_per_token": sum(answer["sequence_passes"] for answer in answers) / steps,
+    }

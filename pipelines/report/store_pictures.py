@@ -1,0 +1,199 @@
+"""What a page shows of the store: attention beside the teacher's, one similarity matrix, sizes."""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.evaluation.observed import attention_maps
+from pipelines.report.figures import AttentionRow, Picture, attention_figure, similarity_figure
+from shared.console import warn
+from shared.imaging.images import ImageReference
+from shared.recipe import Recipe
+from shared.records import Record
+from shared.targets import Target, TargetStore
+from shared.targets.numbers.triangle import pairs_of
+from student_train.models.base import BaseStudent
+
+SHOWN_SLICES = 3
+
+
+class StoreSizes(TypedDict):
+    """Bytes of a namespace beside those of the pickles it replaces."""
+
+    images: int
+    bytes: int
+    per_image: int
+    pickle_per_image: int
+    grid: str
+    namespace: str
+
+
+class StorePictures(TypedDict):
+    """Figures as SVG and sizes; None where the run has no store, or no image shown is in it."""
+
+    attention: str | None
+    similarity: str | None
+    store: StoreSizes | None
+
+
+class Shown(NamedTuple):
+    """A held-out image whose targets are in the store."""
+
+    record: Record
+    reference: ImageReference
+    key: bytes
+    picture: Picture  # the square that the student sees
+
+
+def store_pictures(
+    recipe: Recipe, arms: Mapping[str, Path], records: Sequence[Record], root: Path
+) -> StorePictures:
+    """Draw and measure everything that needs the store."""
+    from student_train.models import load_base
+
+    if recipe.targets.store is None:
+        return {"attention": None, "similarity": None, "store": None}
+    base = load_base(recipe.model)
+    store = _open_store(recipe, base)
+    sizes = store_sizes(Path(recipe.targets.store), store)
+    shown = [
+        Shown(record, reference, key, _square(reference, base.image_size * 2))
+        for record, reference, key in _held_out(records, root)
+        if key in store
+    ]
+    if not shown:
+        warn(
+            "no held-out image is in the store; the report shows no attention and no similarity "
+            "matrix"
+        )
+        return {"attention": None, "similarity": None, "store": sizes}
+    grid = (base.grid.rows, base.grid.columns)
+    targets = store.batch([one.key for one in shown])
+    return {
+        "attention": _attention(recipe, arms, shown, targets, grid),
+        "similarity": _similarity(shown[0], targets, grid),
+        "store": sizes,
+    }
+
+
+def _open_store(recipe: Recipe, base: BaseStudent) -> TargetStore:
+    section = recipe.targets
+    teacher, fingerprint = (
+        value if isinstance(value, str) else None
+        for value in (section.teacher, section.fingerprint)
+    )
+    return TargetStore.open(str(section.store), teacher, fingerprint, base.grid)
+
+
+def _held_out(records: Sequence[Record], root: Path) -> list[tuple[Record, ImageReference, bytes]]:
+    """Return records to show, each with its own image and that image's content key.
+
+    One of each `plane`, or just the first ones.
+    """
+    from shared.imaging.keys import content_key
+
+    chosen: dict[object, Record] = {}
+    for record in records:
+        if record.images and record.extra.get("kind") != "box":
+            chosen.setdefault(record.extra.get("plane", record.images[0]), record)
+    found = []
+    for record in list(chosen.values())[:SHOWN_SLICES]:
+        reference = record.references(root)[0]
+        found.append((record, reference, content_key(reference.path, reference.part)))
+    return found
+
+
+def _attention(
+    recipe: Recipe,
+    arms: Mapping[str, Path],
+    shown: Sequence[Shown],
+    targets: Target,
+    grid: tuple[int, int],
+) -> str:
+    questions = [one.record.question for one in shown]
+    references = [one.reference for one in shown]
+    folders = {"start": Path(recipe.model.path or recipe.model.name), **arms}
+    layer = recipe.losses.layers[0]
+    found = {
+        name: attention_maps(folder, questions, references, layer)
+        for name, folder in folders.items()
+    }
+    rows = []
+    for i, one in enumerate(shown):
+        visible = np.asarray(targets.coverage[i]) > 0
+        teacher = renormalized(np.asarray(targets.attention[i], dtype=np.float64), visible)
+        students = {
+            name: renormalized(maps[i].astype(np.float64), visible) for name, maps in found.items()
+        }
+        rows.append(
+            AttentionRow(
+                str(one.record.extra.get("slice", Path(one.record.images[0]).stem)),
+                one.picture,
+                {
+                    name: seen.reshape(grid)
+                    for name, seen in {"teacher": teacher, **students}.items()
+                },
+                {name: divergence(teacher, seen) for name, seen in students.items()},
+            )
+        )
+    return attention_figure(rows)
+
+
+def _similarity(one: Shown, targets: Target, grid: tuple[int, int]) -> str:
+    """Draw the first target, at the patch that the teacher looks at most."""
+    patches = grid[0] * grid[1]
+    matrix = full_matrix(np.asarray(targets.similarity[0], dtype=np.float64), patches)
+    visible = np.asarray(targets.coverage[0]) > 0
+    patch = int(np.argmax(np.where(visible, targets.attention[0], -1)))
+    return similarity_figure(one.picture, matrix, grid, patch, visible)
+
+
+def renormalized(weights: NDArray[np.float64], visible: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return `weights` as a distribution over the visible patches."""
+    kept = np.where(visible, weights, 0.0)
+    return np.asarray(kept / kept.sum())
+
+
+def divergence(teacher: NDArray[np.float64], student: NDArray[np.float64]) -> float:
+    """KL(teacher || student) in nats."""
+    on = teacher > 0
+    return float(np.sum(teacher[on] * np.log(teacher[on] / np.maximum(student[on], 1e-12))))
+
+
+def full_matrix(triangle: NDArray[np.float64], patches: int) -> NDArray[np.float64]:
+    """Return the (N, N) matrix of a stored strict upper triangle; the diagonal is 1."""
+    matrix = np.eye(patches)
+    rows, columns = pairs_of(patches)
+    matrix[rows, columns] = matrix[columns, rows] = triangle
+    return matrix
+
+
+def store_sizes(folder: Path, store: TargetStore) -> StoreSizes:
+    """Measure the store's namespace, and a float32 matrix and vector an image as pickles."""
+    namespace = folder / store.identity.namespace()
+    files = namespace.rglob("*") if namespace.is_dir() else ()
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    patches = store[next(iter(store.keys()))].attention.shape[-1]
+    one = {
+        "similarity": np.zeros((patches, patches), np.float32),
+        "attention": np.zeros(patches, np.float32),
+    }
+    return {
+        "images": len(store),
+        "bytes": size,
+        "per_image": round(size / len(store)),
+        "pickle_per_image": len(pickle.dumps(one, protocol=pickle.HIGHEST_PROTOCOL)),
+        "grid": "x".join(str(side) for side in store.identity.grid),
+        "namespace": store.identity.namespace(),
+    }
+
+
+def _square(reference: ImageReference, size: int) -> Picture:
+    from shared.imaging.images import open_image
+    from shared.imaging.squares import square
+
+    return np.asarray(square(open_image(reference), size, "pad", (0, 0, 0)))
