@@ -205,7 +205,7 @@ def compare(
 
 
 def ranks(images: int, rounds: int) -> dict[int, list[float]]:
-    """Images per second of the build under `torchrun` with one rank and with two, dinov2-small, one thread each."""
+    """Images per second under `torchrun`: one rank and two, dinov2-small, one thread each."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     root = Path(__file__).resolve().parents[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}

@@ -1,4 +1,4 @@
-"""Features of real medical images from the packaged ViT-S/14, for the benchmarks and tests of the store.
+"""Features of real medical images from the packaged ViT-S/14, for benchmarks and tests.
 
 Images: twelve distinct DICOM files of the package pydicom-data (radiographs, MR, CT, ultrasound),
 eight MNI152 slices.

@@ -188,8 +188,8 @@ for number in range(int(sys.argv[2])):
     if number % 500 == 0:
         peak = max(peak, me.memory_info().rss)
 peak = max(peak, me.memory_info().rss)
-print(json.dumps({"records": len(store), "wall": wall, "cpu": cpu, "loaded": loaded - empty, "opened": opened - empty,
-                  "peak": peak - empty}))
+memory = {"loaded": loaded - empty, "opened": opened - empty, "peak": peak - empty}
+print(json.dumps({"records": len(store), "wall": wall, "cpu": cpu, **memory}))
 """
 
 

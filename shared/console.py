@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -29,6 +29,10 @@ from rich.text import Text
 from shared.errors import UserError
 
 T = TypeVar("T")
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of text.")
+]
 
 stdout = Console(soft_wrap=True, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -66,7 +70,7 @@ def warn(text: str) -> None:
     stderr.print(f"[yellow]warning:[/] {_escape(text)}")
 
 
-def report(data: Mapping[str, Any], as_json: bool, lines: Iterable[str]) -> None:
+def report(data: Mapping[str, object], as_json: bool, lines: Iterable[str]) -> None:
     """Print `data` as one JSON document (`--json`), or `lines` for a person."""
     if as_json:
         sys.stdout.write(json.dumps(data, indent=2, default=str) + "\n")

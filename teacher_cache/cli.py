@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from shared.console import report, run, warn
+from shared.console import JsonOption, report, run, warn
 from shared.errors import UserError
 from teacher_cache.keeping import commands as store_commands
 from teacher_cache.options import (
@@ -16,7 +16,6 @@ from teacher_cache.options import (
     GeometryOption,
     GridOption,
     ImagesOption,
-    JsonOption,
     PrecisionOption,
     RootOption,
     StoreOption,
@@ -42,8 +41,8 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def teachers(json: JsonOption = False) -> None:
+@app.command("teachers")
+def teachers_command(json: JsonOption = False) -> None:
     """List the built-in teachers and where their weights come from."""
     from teacher_cache.teachers.registry import OPEN_FAMILIES, TEACHERS
 

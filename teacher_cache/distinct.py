@@ -36,7 +36,9 @@ class Distinct(NamedTuple):
 def distinct_images(
     references: Iterable[ImageReference], workers: int, ranks: Ranks = ALONE
 ) -> Distinct:
-    """Name every image by its content key (from the side index where the file has not changed since).
+    """Name every image by its content key.
+
+    The key comes from the side index where the file has not changed since.
 
     Ranks that meet read a share of the files each and tell the others.
 

@@ -16,8 +16,8 @@ ImagesOption = Annotated[
     str,
     typer.Option(
         "--images",
-        help="What to encode: a folder (searched through), a file, a quoted glob, or a data set file "
-        "(.json .jsonl .parquet).",
+        help="What to encode: a folder (searched through), a file, a quoted glob, or a data set "
+        "file (.json .jsonl .parquet).",
     ),
 ]
 StoreOption = Annotated[
@@ -77,9 +77,6 @@ DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Compute type of the
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where the teacher runs.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Images per forward pass.", min=1)]
 WorkersOption = Annotated[int, typer.Option("--workers", help="Threads that read images.", min=1)]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document instead of text.")
-]
 
 # Which namespace of a store is meant, where it holds several.
 OfTeacherOption = Annotated[

@@ -13,14 +13,14 @@ from typing import NamedTuple
 from shared.console import track
 from shared.imaging.images import ImageReference
 from shared.processes import choose_device
-from shared.targets import TargetWriter
+from shared.targets import Identity, TargetWriter
 from shared.targets.namespace import find_namespace
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.segment.manifest import check_segment
 from teacher_cache.building import missing_keys
 from teacher_cache.distinct import distinct_images
 from teacher_cache.settings import Settings, load_for
-from teacher_cache.stream import Outcome, stream
+from teacher_cache.stream import LeftOut, Outcome, named, stream
 
 
 class Plan(NamedTuple):
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     found: int
     missing: int
     duplicates: list[tuple[ImageReference, ImageReference]]
-    left_out: list[tuple[ImageReference, str]]
+    left_out: LeftOut
     probed: int
     images_per_second: float | None
     bytes_per_record: float | None
@@ -60,10 +60,7 @@ class Plan(NamedTuple):
         duplicates = [
             {"image": str(repeated), "same_as": str(first)} for repeated, first in self.duplicates
         ]
-        left_out = [
-            {"image": str(reference), "reason": reason} for reference, reason in self.left_out
-        ]
-        return {**self._asdict(), "duplicates": duplicates, "left_out": left_out}
+        return {**self._asdict(), "duplicates": duplicates, "left_out": named(self.left_out)}
 
 
 def plan(
@@ -98,8 +95,7 @@ def plan(
     namespace = find_namespace(store, identity) if store is not None else None
     missing = list(by_key) if namespace is None else missing_keys(namespace, by_key)
 
-    # Spread over the list, for neighbours are often of one size. One image goes first, untimed, to
-    # warm up.
+    # Spread over the list, for neighbours are often of one size.
     count = min(len(missing), 2 * batch_size)
     sample = [missing[number * len(missing) // count] for number in range(count)]
 
@@ -117,22 +113,9 @@ def plan(
         with closing(flow):
             return list(track(flow, len(keys), "probing", "images"))
 
-    run(sample[:1], lambda key, record: None)
-    with tempfile.TemporaryDirectory(prefix="medalign-plan-") as folder:
-        begin = time.perf_counter()
-        with TargetWriter(folder, identity, segment_records=max(1, count)) as writer:
-            outcomes = run(sample, writer.add)
-        seconds = time.perf_counter() - begin
-        manifests = [
-            check_segment(writer.namespace, segment) for segment in writer.namespace.segments()
-        ]
-    left_out += [(by_key[key], str(error)) for key, error in outcomes if error is not None]
-    probed = sum(manifest.records for manifest in manifests)
-    size = (
-        sum(length for manifest in manifests for length, _ in manifest.files.values()) / probed
-        if probed
-        else None
-    )
+    probe = _probe(sample, identity, run)
+    left_out += [(by_key[key], str(error)) for key, error in probe.outcomes if error is not None]
+    size, stored = probe.record_size, probe.stored
     return Plan(
         namespace=identity.namespace(),
         images=len(references),
@@ -141,9 +124,42 @@ def plan(
         missing=len(missing),
         duplicates=duplicates,
         left_out=left_out,
-        probed=probed,
-        images_per_second=probed / seconds if probed else None,
+        probed=stored,
+        images_per_second=stored / probe.seconds if stored else None,
         bytes_per_record=size,
         bytes=None if size is None else size * len(missing),
-        hours=len(missing) * seconds / probed / 3600 if probed else None,
+        hours=len(missing) * probe.seconds / stored / 3600 if stored else None,
     )
+
+
+class _Probe(NamedTuple):
+    """What encoding a few images took: `stored` of them, of `size` bytes together."""
+
+    outcomes: list[Outcome]
+    stored: int
+    size: int
+    seconds: float
+
+    @property
+    def record_size(self) -> float | None:
+        """Bytes of one of them; None where none was stored."""
+        return self.size / self.stored if self.stored else None
+
+
+def _probe(
+    sample: list[bytes],
+    identity: Identity,
+    run: Callable[[list[bytes], Callable[[bytes, Arrays], None]], list[Outcome]],
+) -> _Probe:
+    """Encode `sample` into a temporary store; one image goes first, untimed, to warm up."""
+    run(sample[:1], lambda key, arrays: None)
+    with tempfile.TemporaryDirectory(prefix="medalign-plan-") as folder:
+        begin = time.perf_counter()
+        with TargetWriter(folder, identity, segment_records=max(1, len(sample))) as writer:
+            outcomes = run(sample, writer.add)
+        seconds = time.perf_counter() - begin
+        manifests = [
+            check_segment(writer.namespace, segment) for segment in writer.namespace.segments()
+        ]
+    stored = sum(manifest.records for manifest in manifests)
+    return _Probe(outcomes, stored, sum(manifest.size for manifest in manifests), seconds)

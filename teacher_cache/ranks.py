@@ -1,4 +1,4 @@
-"""One build shared by several processes, as `torchrun` starts them, and one that is asked to stop."""
+"""One build shared by processes, as `torchrun` starts them, and one that is asked to stop."""
 
 import os
 import signal
@@ -90,7 +90,7 @@ class Ranks(NamedTuple):
 
 @contextmanager
 def stop_on_termination() -> Iterator[None]:
-    """Turn SIGTERM (a batch system's notice, or `torchrun` after another rank's death) into SystemExit.
+    """Turn SIGTERM into SystemExit: a batch system's notice, or `torchrun`'s after a rank's death.
 
     So the open segment is still published on the way out. Outside the main thread nothing changes.
     """

@@ -47,12 +47,7 @@ def find_images(images: str, image_root: str | None = None) -> list[ImageReferen
     if image_root is not None:
         raise UserError("--image-root belongs to a data set file (.json, .jsonl, .parquet)")
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file() and _looks_like_image(file.relative_to(path))
-        )
-        found = [ImageReference(file) for file in files]
+        found = _below(path)
     elif path.is_file():
         found = [ImageReference(path)]
     elif (reference := parse_reference(images)).path.is_file():
@@ -65,6 +60,15 @@ def find_images(images: str, image_root: str | None = None) -> list[ImageReferen
             f"no images at {images}: --images takes a folder, a file, a glob or a data set file"
         )
     return found
+
+
+def _below(folder: Path) -> list[ImageReference]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return [
+        ImageReference(file)
+        for file in sorted(files)
+        if _looks_like_image(file.relative_to(folder))
+    ]
 
 
 def _looks_like_image(file: Path) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shared.errors import UserError
 from shared.imaging.geometry import Box, content_box
+from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference, open_image
 from shared.imaging.pixels import UnreadableImage
 from shared.imaging.squares import ImageReader
@@ -34,6 +35,12 @@ Failure = (
     UnreadableImage | InaccurateFactors | OSError
 )  # of the image for good, or (the last) of its file just now
 Outcome = tuple[bytes, Failure | None]
+LeftOut = list[tuple[ImageReference, str]]  # images without a target, and why
+
+
+def named(left_out: LeftOut) -> list[dict[str, str]]:
+    """Plain values for `--json`: an image is named as the user named it."""
+    return [{"image": str(reference), "reason": reason} for reference, reason in left_out]
 
 
 class _Batch(NamedTuple):
@@ -56,14 +63,16 @@ def stream(
     workers: int,
     device: str,
 ) -> Generator[Outcome]:
-    """Encode the images of `keys` in order and hand each record to `add`, which is called in one other thread.
+    """Encode the images of `keys` in order and hand the arrays of each to `add`.
+
+    `add` is called in one other thread.
 
     Close the iterator before anything else touches what `add` fills: closing waits for that thread.
 
     Yields
     ------
     tuple
-        The key and None once `add` has taken its record, or the key and why its image has none: it
+        The key and None once `add` has its arrays, or the key and why its image has none: it
         cannot be read, or `factors` cannot keep the tolerance for it.
 
     Raises
@@ -73,34 +82,14 @@ def stream(
     """
     dtype = DTYPES[identity.dtype]
 
-    def write(batch: _Batch, encoded: Encoded) -> list[Outcome]:
-        if not (torch.isfinite(encoded.tokens).all() and torch.isfinite(encoded.attention).all()):
-            first = by_key[batch.keys[0]]
-            raise UserError(
-                f"the teacher's values are not finite in {identity.dtype} (batch of {first}): use "
-                "a wider --dtype, "
-                "or check the weights"
-            )
-        outcomes: list[Outcome] = []
-        for part in _parts(len(batch.keys), identity):
-            tokens, attention = encoded.tokens[part], encoded.attention[part]
-            try:
-                made = encode_targets(tokens, attention, batch.boxes[part], teacher.grid, identity)
-            except InaccurateFactors as error:
-                outcomes += [(key, error) for key in batch.keys[part]]
-                continue
-            for key, record in zip(batch.keys[part], made, strict=True):
-                add(key, record)
-                outcomes.append((key, None))
-        return outcomes
-
     def jobs(
         writer: ThreadPoolExecutor, batches: Iterable[_Batch]
     ) -> Iterator[Future[list[Outcome]]]:
         for batch in batches:
             if batch.pixels is not None:
                 pixels = batch.pixels.to(device=device, dtype=dtype, non_blocking=True)
-                yield writer.submit(write, batch, encode(teacher, pixels, identity.features))
+                encoded = encode(teacher, pixels, identity.features)
+                yield writer.submit(_write, batch, encoded, teacher.grid, identity, by_key, add)
             if batch.unreadable:
                 yield writer.submit(list[Outcome], batch.unreadable)
 
@@ -110,6 +99,35 @@ def stream(
         )
         for outcomes in _ahead(jobs(writer, batches), WRITE_BEHIND):
             yield from outcomes
+
+
+def _write(
+    batch: _Batch,
+    encoded: Encoded,
+    native: Grid,
+    identity: Identity,
+    by_key: Mapping[bytes, ImageReference],
+    add: Callable[[bytes, Arrays], None],
+) -> list[Outcome]:
+    """Turn the teacher's output for a batch into targets and add them; one outcome an image."""
+    if not (torch.isfinite(encoded.tokens).all() and torch.isfinite(encoded.attention).all()):
+        first = by_key[batch.keys[0]]
+        raise UserError(
+            f"the teacher's values are not finite in {identity.dtype} (batch of {first}): use "
+            "a wider --dtype, or check the weights"
+        )
+    outcomes: list[Outcome] = []
+    for part in _parts(len(batch.keys), identity):
+        tokens, attention = encoded.tokens[part], encoded.attention[part]
+        try:
+            made = encode_targets(tokens, attention, batch.boxes[part], native, identity)
+        except InaccurateFactors as error:
+            outcomes += [(key, error) for key in batch.keys[part]]
+            continue
+        for key, arrays in zip(batch.keys[part], made, strict=True):
+            add(key, arrays)
+            outcomes.append((key, None))
+    return outcomes
 
 
 def _parts(count: int, identity: Identity) -> list[slice]:
@@ -124,7 +142,9 @@ def _parts(count: int, identity: Identity) -> list[slice]:
 def prepare(
     reference: ImageReference, preprocessing: Preprocessing, geometry: Geometry
 ) -> tuple[Tensor, Box]:
-    """Open an image and return the teacher's pixels (3, size, size) float32, and where in the square it lies.
+    """Open an image and return the teacher's pixels, and where in the square it lies.
+
+    Pixels are (3, size, size) float32.
 
     The padding is the teacher's mean colour, which is the student's: both are trained on CLIP's (or
     ImageNet's) mean.
@@ -157,17 +177,26 @@ def _read(
             return error
 
     def collect(chunk: list[bytes]) -> _Batch:
-        results = list(zip(chunk, pool.map(attempt, chunk), strict=True))
-        good = [(key, *result) for key, result in results if isinstance(result, tuple)]
-        bad = [(key, result) for key, result in results if not isinstance(result, tuple)]
-        pixels = torch.stack([item[1] for item in good]) if good else None
-        if pixels is not None and device.startswith("cuda"):
-            pixels = pixels.pin_memory()  # so that the copy to the GPU does not wait for its work
-        return _Batch([item[0] for item in good], pixels, [item[2] for item in good], bad)
+        return _batch(chunk, list(pool.map(attempt, chunk)), pin=device.startswith("cuda"))
 
     chunks = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as collector:
         yield from _ahead((collector.submit(collect, chunk) for chunk in chunks), READ_AHEAD)
+
+
+def _batch(keys: list[bytes], results: list[tuple[Tensor, Box] | Failure], pin: bool) -> _Batch:
+    """Sort readable images from those that were not; `pin` the pixels for the copy to a GPU."""
+    good: list[tuple[bytes, Tensor, Box]] = []
+    bad: list[tuple[bytes, Failure]] = []
+    for key, result in zip(keys, results, strict=True):
+        if isinstance(result, tuple):
+            good.append((key, *result))
+        else:
+            bad.append((key, result))
+    pixels = torch.stack([pixels for _, pixels, _ in good]) if good else None
+    if pixels is not None and pin:
+        pixels = pixels.pin_memory()  # so that the copy to the GPU does not wait for its work
+    return _Batch([key for key, _, _ in good], pixels, [box for _, _, box in good], bad)
 
 
 def _ahead(futures: Iterator[Future[T]], depth: int) -> Iterator[T]:

@@ -166,7 +166,10 @@ def _window(x: Values, center: float, width: float, function: str) -> Values | N
 
 
 def _padding(dataset: Any, pixels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where stored values are the padding around the image (PS3.3 C.7.5.1.1.2), which no range should follow."""
+    """Where stored values are padding around the image (PS3.3 C.7.5.1.1.2).
+
+    No range should follow them.
+    """
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return np.zeros(pixels.shape, dtype=bool)

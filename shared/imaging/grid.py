@@ -70,7 +70,10 @@ def _bilinear(source: int, target: int) -> NDArray[np.float64]:
 
 
 def _area(source: int, target: int) -> NDArray[np.float64]:
-    """Return the exact share of every source cell in every target cell, also where they do not divide."""
+    """Return the exact share of every source cell in every target cell.
+
+    Also where they do not divide.
+    """
     edges = np.arange(target + 1) * source / target
     low, high = edges[:-1, None], edges[1:, None]
     cell = np.arange(source)[None, :]

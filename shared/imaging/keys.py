@@ -21,7 +21,8 @@ from shared.imaging.images import ImageReference
 
 _SETTLED = 3 * 10**9  # nanoseconds; coarser than any file system's clock
 _CREATE = """create table if not exists keys (
-    path text, part text, size integer, modified integer, changed integer, key blob, primary key (path, part))"""
+    path text, part text, size integer, modified integer, changed integer, key blob,
+    primary key (path, part))"""
 
 
 class _State(NamedTuple):
@@ -45,7 +46,9 @@ def content_key(path: str | Path, part: str | None = None) -> bytes:
 def content_keys(
     references: Iterable[ImageReference], workers: int = 2
 ) -> Iterator[tuple[ImageReference, bytes | OSError]]:
-    """Yield each distinct reference with its content key, or with the error where its file cannot be read.
+    """Yield each distinct reference with its content key.
+
+    Or with the error where its file cannot be read.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ class UnreadableImage(ValueError):
 
 
 def gray_to_rgb(pixels: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Image.Image:
-    """Scale a grayscale plane (rows, columns) of any number type from its own range to 8 bits, as RGB.
+    """Scale a grayscale plane (rows, columns) from its own range to 8 bits, as RGB.
 
     Raises UnreadableImage where no pixel is finite, or where every pixel has one value: a flat
     plane cannot be told from a failed decoding.

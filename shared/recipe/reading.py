@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import UserError
+from shared.errors import UserError, nearest
 from shared.recipe.fields import Recipe
 
 
@@ -206,12 +206,12 @@ def _suggest(location: tuple[int | str, ...]) -> str:
         if prefix
         else list(Recipe.model_fields)
     )
-    near = difflib.get_close_matches(name, neighbours, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean `{prefix}{near[0]}`?"
+    near = nearest(name, neighbours)
+    if near is not None:
+        return f"did you mean `{prefix}{near}`?"
     leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}
-    near = difflib.get_close_matches(name, leaves, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean `{leaves[near[0]]}`?"
+    near = nearest(name, leaves)
+    if near is not None:
+        return f"did you mean `{leaves[near]}`?"
     closest = max(neighbours, key=lambda key: difflib.SequenceMatcher(None, name, key).ratio())
     return f"nearest is `{prefix}{closest}`; valid here: {', '.join(neighbours)}"

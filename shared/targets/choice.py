@@ -74,4 +74,5 @@ def _mismatch(
         reason = "which field differs cannot be told from a fingerprint alone"
     else:
         reason = f"`{difference.field}` is {difference.first!r}, wanted {difference.second!r}"
-    return f"found {have.teacher} with fingerprint {have.fingerprint()[:12]}, wanted {wanted[:12]}: {reason}"
+    found = f"found {have.teacher} with fingerprint {have.fingerprint()[:12]}"
+    return f"{found}, wanted {wanted[:12]}: {reason}"

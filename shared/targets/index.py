@@ -25,7 +25,10 @@ from shared.targets.segment.manifest import DamagedSegment, check_segment, read_
 
 
 class Index(NamedTuple):
-    """Sorted keys (K,) as 32-byte strings, their places (K, 2) = (segment number, row), and the segments' ids."""
+    """Sorted keys (K,) as 32-byte strings, their places (K, 2), and the segments' ids.
+
+    A place is (segment number, row).
+    """
 
     keys: NDArray[np.bytes_]
     places: NDArray[np.uint32]

@@ -125,7 +125,9 @@ def read_namespace(storage: Storage, name: str) -> Namespace:
 
 
 def find_namespace(root: str | Path, identity: Identity) -> Namespace | None:
-    """Read the namespace of `identity`, or return None where the store does not have it, or is not there at all.
+    """Read the namespace of `identity`.
+
+    None where the store does not have it, or is not there at all.
 
     Raises
     ------

@@ -10,7 +10,9 @@ from shared.targets.store import Target, TargetStore
 def prefetch(
     store: TargetStore, batches: Iterable[Sequence[bytes]], depth: int = 2
 ) -> Iterator[Target]:
-    """Yield the targets of each batch of keys, in order, with `depth` batches on their way in one other thread.
+    """Yield the targets of each batch of keys, in order.
+
+    `depth` batches are on their way in one other thread.
 
     Decompression releases the interpreter's lock, so it runs beside the consumer. Errors of a batch
     are raised where it would have been yielded.

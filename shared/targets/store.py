@@ -139,7 +139,10 @@ class TargetStore:
         return Target(*targets_of_factors(arrays, self.identity.grid, self.grid))
 
     def segments_of(self, keys: Sequence[bytes]) -> list[int]:
-        """Return the segment number of each key (-1 where the store lacks it), for readers that order by segment."""
+        """Return the segment number of each key, for readers that order by segment.
+
+        -1 where the store lacks the key.
+        """
         found = self._index.find(list(keys)) if keys else np.empty(0, np.int64)
         return [int(self._index.places[position, 0]) if position >= 0 else -1 for position in found]
 

@@ -4,11 +4,11 @@ They open it without the data set, and without the teacher.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.console import report, track, warn
+from shared.console import JsonOption, report, track, warn
 from shared.errors import UserError
 from shared.files import refused_as
 from shared.vocabulary import ExportForm
@@ -16,7 +16,6 @@ from teacher_cache.options import (
     BatchOption,
     DeviceOption,
     FingerprintOption,
-    JsonOption,
     OfTeacherOption,
     RootOption,
     StoreOption,
@@ -27,6 +26,7 @@ from teacher_cache.options import (
 
 if TYPE_CHECKING:
     from teacher_cache.keeping.info import Description
+    from teacher_cache.keeping.resample import Deviation
 
 
 def register(app: typer.Typer) -> None:
@@ -83,26 +83,25 @@ def list_command(
     store: StoreOption,
     teacher: OfTeacherOption = None,
     fingerprint: FingerprintOption = None,
-    quarantined: Annotated[
+    left_out: Annotated[
         bool, typer.Option("--quarantined", help="List the images that were left out, and why.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
     """List the records of a store by content key, or the images that were left out."""
-    from shared.targets.namespace import list_namespaces
-    from shared.targets.namespace import quarantined as quarantine_list
+    from shared.targets.namespace import list_namespaces, quarantined
     from teacher_cache.keeping.info import listing
 
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for namespace in list_namespaces(store):
         if teacher not in (None, namespace.identity.teacher):
             continue
         if fingerprint is not None and not namespace.identity.fingerprint().startswith(fingerprint):
             continue
-        if quarantined:
+        if left_out:
             found = [
                 {"key": one.key.hex(), "reason": one.reason, "time": one.time}
-                for one in quarantine_list(namespace)
+                for one in quarantined(namespace)
             ]
         else:
             found = [row._asdict() for row in listing(namespace)]
@@ -110,14 +109,14 @@ def list_command(
     report({"store": store, "rows": rows}, json, (_row(row) for row in rows))
 
 
-def _row(row: dict[str, Any]) -> str:
+def _row(row: dict[str, object]) -> str:
     plain = {**row, "superseded": "superseded" if row.get("superseded") else ""}
     return "  ".join(str(value) for value in plain.values()).rstrip()
 
 
 def verify_command(
     store: StoreOption,
-    resample: Annotated[
+    count: Annotated[
         int,
         typer.Option("--resample", help="Also run the teacher on this many random records.", min=0),
     ] = 0,
@@ -143,31 +142,34 @@ def verify_command(
     """
     from shared.targets.segment.scan import count_segments, scan
 
-    if resample and images is None:
+    if count and images is None:
         raise UserError("--resample runs the teacher on images: say where they are with --images")
-    if images is not None and not resample:
+    if images is not None and not count:
         raise UserError("--images belongs to --resample N; the checksums need no images")
     checked = list(track(scan(store), count_segments(store), "verifying", "segments"))
     damaged = [one for one in checked if one.damage is not None]
-    document: dict[str, Any] = {
+    total = sum(one.size for one in checked)
+    document: dict[str, object] = {
         "store": store,
         "checked": len(checked),
-        "bytes": sum(one.size for one in checked),
+        "bytes": total,
         "damaged": [{"path": one.path, "damage": one.damage} for one in damaged],
     }
-    lines = [
-        f"{len(checked)} segments and metadata files, {size(document['bytes'])}: {len(damaged)} "
-        "damaged"
-    ]
+    lines = [f"{len(checked)} segments and metadata files, {size(total)}: {len(damaged)} damaged"]
     wrong: list[str] = []
-    if resample and images is not None:
-        from teacher_cache.keeping.resample import resample as compare
+    if damaged:
+        wrong.append(
+            f"{len(damaged)} parts of {store} are damaged; `cache gc --damaged --store {store}` "
+            "drops them"
+        )
+    if count and images is not None:
+        from teacher_cache.keeping.resample import resample
         from teacher_cache.sources import find_images
 
-        found = compare(
+        found = resample(
             store,
             find_images(images, image_root),
-            resample,
+            count,
             teacher=teacher,
             fingerprint=fingerprint,
             weights=weights,
@@ -175,38 +177,30 @@ def verify_command(
             workers=workers,
             device=device,
         )
-        document["resampled"] = {
-            **found._asdict(),
-            "worst": found.worst and str(found.worst),
-            "sound": found.sound,
-        }
-        document["resampled"]["left_out"] = [
-            {"image": str(one), "reason": why} for one, why in found.left_out
-        ]
-        lines.append(
-            f"{found.records} records encoded again: similarity differs by {found.similarity:.2g} "
-            "at most (rounding "
-            f"explains {found.allowed:.2g}), attention by {found.attention:.2g} of its largest "
-            "weight "
-            f"({found.allowed_attention:.2g})"
-        )
-        if not found.sound:
-            wrong.append(
-                f"{found.namespace} is not what its teacher says today, most of all for "
-                f"{found.worst}"
-            )
-        wrong += [f"{reference}: {reason}" for reference, reason in found.left_out]
+        document["resampled"] = found.as_json()
+        lines.append(_compared(found))
+        wrong += _deviations(found)
     report(document, json, lines)
     for one in damaged:
         warn(str(one.damage))
-    if damaged:
-        wrong.insert(
-            0,
-            f"{len(damaged)} parts of {store} are damaged; `cache gc --damaged --store {store}` "
-            "drops them",
-        )
     if wrong:
         raise UserError("; ".join(wrong))
+
+
+def _compared(found: "Deviation") -> str:
+    return (
+        f"{found.records} records encoded again: similarity differs by {found.similarity:.2g} "
+        f"at most (rounding explains {found.allowed:.2g}), attention by {found.attention:.2g} "
+        f"of its largest weight ({found.allowed_attention:.2g})"
+    )
+
+
+def _deviations(found: "Deviation") -> Iterator[str]:
+    if not found.sound:
+        yield (
+            f"{found.namespace} is not what its teacher says today, most of all for {found.worst}"
+        )
+    yield from (f"{reference}: {reason}" for reference, reason in found.left_out)
 
 
 def merge_command(

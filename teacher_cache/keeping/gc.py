@@ -1,13 +1,13 @@
 """Sweeping a store: what dead writers left, damaged segments, records that are there twice."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from shared.files import refused_as
 from shared.targets.index import build_index
 from shared.targets.namespace import Namespace, list_namespaces
-from shared.targets.segment.manifest import DamagedSegment, check_segment
+from shared.targets.segment.manifest import DamagedSegment, Manifest, check_segment
 from shared.targets.segment.reader import SegmentReader
 from shared.targets.segment.writer import SegmentWriter
 
@@ -96,23 +96,14 @@ def _drop_superseded(
 
     What is still read from them moves to a new segment first.
     """
-    index = build_index(namespace, segments)
-    live = index.live()
     removed: list[str] = []
     rewritten: set[str | None] = set()
     records = saved = 0
-    for number, segment in enumerate(index.segments):
-        manifest = check_segment(namespace, segment)
-        kept = [row for row in range(manifest.records) if (number, row) in live]
-        if len(kept) == manifest.records:
-            continue
+    for segment, manifest, kept in _partly_read(namespace, segments):
+        gone = manifest.records - len(kept)
         removed.append(segment)
-        records += manifest.records - len(kept)
-        saved += (
-            sum(size for size, _ in manifest.files.values())
-            * (manifest.records - len(kept))
-            // manifest.records
-        )
+        records += gone
+        saved += manifest.size * gone // manifest.records
         if kept and not dry_run:
             rewritten.add(_rewrite(namespace, segment, kept))
     # Only now may anything go: what is left of one segment may equal another that was to be
@@ -121,6 +112,19 @@ def _drop_superseded(
     for segment in () if dry_run else removed:
         namespace.storage.remove(namespace.path("segments", segment))
     return removed, records, saved
+
+
+def _partly_read(
+    namespace: Namespace, segments: Sequence[str]
+) -> Iterator[tuple[str, Manifest, list[int]]]:
+    """Yield each segment of which not all rows are read, with its manifest and those that are."""
+    index = build_index(namespace, segments)
+    live = index.live()
+    for number, segment in enumerate(index.segments):
+        manifest = check_segment(namespace, segment)
+        kept = [row for row in range(manifest.records) if (number, row) in live]
+        if len(kept) < manifest.records:
+            yield segment, manifest, kept
 
 
 def _rewrite(namespace: Namespace, segment: str, rows: Sequence[int]) -> str | None:

@@ -88,7 +88,7 @@ class _Counts:
         self.times.append(namespace.storage.modified(written))
         self.keys.update(row.tobytes() for row in rows)
         self.stored += manifest.records
-        self.size += sum(length for length, _ in manifest.files.values())
+        self.size += manifest.size
 
 
 def info(root: str | Path) -> list[Description]:

@@ -1,6 +1,6 @@
 """Running the teacher again on records of a store, to see whether they are what it says today."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.restore import targets_of_factors
 from teacher_cache.distinct import distinct_images
 from teacher_cache.settings import load_for, settings_of
-from teacher_cache.stream import stream
+from teacher_cache.stream import LeftOut, named, stream
 
 # What two machines or two batch sizes may differ by, in a similarity and in a share of the largest
 # attention weight: sums in another order, and the rounding of what is stored.
@@ -43,13 +43,27 @@ class Deviation(NamedTuple):
     worst: ImageReference | None
     allowed: float
     allowed_attention: float
-    left_out: list[tuple[ImageReference, str]]
+    left_out: LeftOut
 
     @property
     def sound(self) -> bool:
         """Whether every record is within what rounding explains."""
         close = self.similarity <= self.allowed and self.attention <= self.allowed_attention
         return close and not self.coverage_differs
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values for `--json`."""
+        plain = {**self._asdict(), "left_out": named(self.left_out), "sound": self.sound}
+        return {**plain, "worst": self.worst and str(self.worst)}
+
+
+class _Difference(NamedTuple):
+    """How far one image's stored target is from today's; in the order of what is worst."""
+
+    similarity: float
+    attention: float
+    same_coverage: bool
+    key: bytes
 
 
 def resample(
@@ -93,28 +107,11 @@ def resample(
             f"in the store {difference.first!r}; pass the store's own weights as --weights"
         )
     by_key, _, _ = distinct_images(list(images), workers)
-    absent = set(opened.missing(by_key))
-    keys = [key for key in by_key if key not in absent]
-    if not keys:
-        raise UserError(
-            f"none of these {len(by_key)} images is in {opened.namespace.name}: pass those it was "
-            "built from"
-        )
-    drawn = np.random.default_rng().permutation(len(keys))[:count]
-    sample = [keys[number] for number in drawn]
+    sample = _drawn(opened, list(by_key), count)
+    differences: list[_Difference] = []
 
-    differences: list[tuple[float, float, bool, bytes]] = []
-
-    def compare(key: bytes, record: Arrays) -> None:
-        stored, fresh = opened[key], _target(record, identity)
-        similarity = np.abs(
-            stored.similarity.astype(np.float32) - fresh.similarity.astype(np.float32)
-        ).max(initial=0)
-        attention = np.abs(stored.attention - fresh.attention).max(
-            initial=0
-        ) / stored.attention.max(initial=1e-30)
-        same = np.array_equal(stored.coverage, fresh.coverage)
-        differences.append((float(similarity), float(attention), same, key))
+    def compare(key: bytes, arrays: Arrays) -> None:
+        differences.append(_difference(key, opened[key], _target(arrays, identity)))
 
     flow = stream(
         loaded,
@@ -136,28 +133,51 @@ def resample(
     return Deviation(
         namespace=opened.namespace.name,
         records=len(differences),
-        similarity=worst[0] if worst else 0.0,
-        attention=max((row[1] for row in differences), default=0.0),
-        coverage_differs=sum(not row[2] for row in differences),
-        worst=by_key[worst[3]] if worst else None,
+        similarity=worst.similarity if worst else 0.0,
+        attention=max((one.attention for one in differences), default=0.0),
+        coverage_differs=sum(not one.same_coverage for one in differences),
+        worst=by_key[worst.key] if worst else None,
         allowed=allowed_deviation(identity),
         allowed_attention=ROUNDING[identity.dtype],
         left_out=failures,
     )
 
 
+def _drawn(opened: TargetStore, keys: list[bytes], count: int) -> list[bytes]:
+    """Draw `count` of those of `keys` that the store has."""
+    absent = set(opened.missing(keys))
+    held = [key for key in keys if key not in absent]
+    if not held:
+        raise UserError(
+            f"none of these {len(keys)} images is in {opened.namespace.name}: pass those it was "
+            "built from"
+        )
+    return [held[number] for number in np.random.default_rng().permutation(len(held))[:count]]
+
+
+def _difference(key: bytes, stored: Target, fresh: Target) -> _Difference:
+    similarity = np.abs(
+        stored.similarity.astype(np.float32) - fresh.similarity.astype(np.float32)
+    ).max(initial=0)
+    attention = np.abs(stored.attention - fresh.attention).max(initial=0)
+    largest = stored.attention.max(initial=1e-30)
+    same = np.array_equal(stored.coverage, fresh.coverage)
+    return _Difference(float(similarity), float(attention / largest), same, key)
+
+
 def allowed_deviation(identity: Identity) -> float:
-    """Return the largest difference of a similarity that rounding explains between two runs on one image."""
+    """Return the largest difference of a similarity that rounding explains.
+
+    Between two runs of one teacher on one image.
+    """
     stored = QUANTISATION if identity.precision == "u8" and identity.encoding == "matrix" else 0.0
     return ROUNDING[identity.dtype] + stored + 2 * (identity.tolerance or 0.0)
 
 
-def _target(record: Arrays, identity: Identity) -> Target:
-    """Return what a reader would get of a record."""
+def _target(arrays: Arrays, identity: Identity) -> Target:
+    """Return what a reader would get of the arrays of one image."""
     if identity.encoding == "matrix":
-        return Target(record["similarity"], record["attention"], record["coverage"])
+        return Target(arrays["similarity"], arrays["attention"], arrays["coverage"])
     grid = Grid(*identity.grid)
-    arrays: Mapping[str, np.ndarray] = {
-        name: np.asarray(values)[None] for name, values in record.items()
-    }
-    return Target(*(values[0] for values in targets_of_factors(dict(arrays), grid, grid)))
+    batch = {name: np.asarray(values)[None] for name, values in arrays.items()}
+    return Target(*(values[0] for values in targets_of_factors(batch, grid, grid)))

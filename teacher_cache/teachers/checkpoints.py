@@ -37,22 +37,23 @@ def find_weights(weights: str, hub_files: Iterable[str] = ()) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        found = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
-        preferred = [file for file in found if file.name in set(hub_files)] or found
-        if len(preferred) != 1:
-            names = ", ".join(file.name for file in found) or "none"
-            raise UserError(
-                f"{path} must hold one weights file ({', '.join(SUFFIXES)}), found {names}: name "
-                "the file itself"
-            )
-        return preferred[0]
-    if (
-        weights.count("/") == 1
-        and path.suffix not in SUFFIXES
-        and not weights.startswith((".", "/", "~"))
-    ):
+        return _in_folder(path, set(hub_files))
+    local = path.suffix in SUFFIXES or weights.startswith((".", "/", "~"))
+    if weights.count("/") == 1 and not local:
         return _fetch(weights, tuple(hub_files))
     raise UserError(f"no weights at {path}: --weights takes a file, a folder or a hub id")
+
+
+def _in_folder(folder: Path, wanted: set[str]) -> Path:
+    found = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES]
+    preferred = [file for file in found if file.name in wanted] or found
+    if len(preferred) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise UserError(
+            f"{folder} must hold one weights file ({', '.join(SUFFIXES)}), found {names}: name "
+            "the file itself"
+        )
+    return preferred[0]
 
 
 def _fetch(repository: str, files: tuple[str, ...]) -> Path:

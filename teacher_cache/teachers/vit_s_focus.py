@@ -7,7 +7,7 @@ that is left out here. Two models are made from it: the teacher `dinov2-small` a
 student's vision tower.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -59,6 +59,27 @@ def read_tensors(path: Path) -> dict[str, Array]:
     UserError
         The file is not this ONNX export.
     """
+    nodes, stored = _read_graph(path)
+    tensors = {
+        name.removeprefix(PREFIX): array
+        for name, array in stored.items()
+        if name.startswith(PREFIX)
+    }
+    tensors |= _linear_weights(nodes, stored)
+    positions = [a for name, a in stored.items() if a.shape == (1, POSITIONS**2, WIDTH)]
+    first = [
+        a for name, a in stored.items() if a.shape == (1, 1, WIDTH) and not name.startswith(PREFIX)
+    ]
+    if len(positions) != 1 or len(first) != 1 or len(tensors) != 4 + 1 + LAYERS * 18:
+        raise UserError(
+            f"{path} is an ONNX file of another model; expected {FILE} of the package {PACKAGE}"
+        )
+    tensors["embeddings.position_embeddings"] = np.concatenate([first[0], positions[0]], axis=1)
+    return tensors
+
+
+def _read_graph(path: Path) -> tuple[list[Node], dict[str, Array]]:
+    """Return the nodes of an ONNX file and its stored tensors by name."""
     try:
         import onnx
         from onnx import numpy_helper
@@ -75,27 +96,11 @@ def read_tensors(path: Path) -> dict[str, Array]:
         tensor.name: np.array(numpy_helper.to_array(tensor), dtype=np.float32)
         for tensor in graph.initializer
     }
-    tensors = {
-        name.removeprefix(PREFIX): array
-        for name, array in stored.items()
-        if name.startswith(PREFIX)
-    }
-    tensors |= _linear_weights(graph.node, stored)
-    positions = [a for name, a in stored.items() if a.shape == (1, POSITIONS**2, WIDTH)]
-    first = [
-        a for name, a in stored.items() if a.shape == (1, 1, WIDTH) and not name.startswith(PREFIX)
-    ]
-    if len(positions) != 1 or len(first) != 1 or len(tensors) != 4 + 1 + LAYERS * 18:
-        raise UserError(
-            f"{path} is an ONNX file of another model; expected {FILE} of the package {PACKAGE}"
-        )
-    tensors["embeddings.position_embeddings"] = np.concatenate([first[0], positions[0]], axis=1)
-    return tensors
+    return list(graph.node), stored
 
 
-def _linear_weights(nodes: Iterable[Node], stored: Mapping[str, Array]) -> dict[str, Array]:
+def _linear_weights(nodes: Sequence[Node], stored: Mapping[str, Array]) -> dict[str, Array]:
     """Name the anonymous operands of the products after the biases that are added to them."""
-    nodes = list(nodes)
     products = {node.output[0]: node.input[1] for node in nodes if node.op_type == "MatMul"}
     tensors = {}
     for node in nodes:

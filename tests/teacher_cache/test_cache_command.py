@@ -48,7 +48,10 @@ def store(tmp_path, weights, cache):
 
 
 def test_the_command_starts_without_torch():
-    code = "import sys; from teacher_cache.cli import app; assert not {'torch', 'numpy', 'zarr'} & set(sys.modules)"
+    code = (
+        "import sys; from teacher_cache.cli import app; "
+        "assert not {'torch', 'numpy', 'zarr'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

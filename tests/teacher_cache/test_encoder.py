@@ -62,7 +62,7 @@ def test_unimed(tiny, tmp_path, name):
 
 
 class Operators(TorchDispatchMode):
-    """Count the fused attentions that run, and note the shape of everything that a softmax returns."""
+    """Count the fused attentions that run; note the shape of all that a softmax returns."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The Python door of stage one: `teacher_cache.build` is the function, and costs nothing until used."""
+"""The Python door of stage one: `teacher_cache.build` is the function, loaded when used."""
 
 import subprocess
 import sys

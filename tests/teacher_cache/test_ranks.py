@@ -68,7 +68,10 @@ def port(number):
 
 
 def undisturbed(tmp_path, weights):
-    """Build the same images in one quiet process, one image a batch so that equal means equal in every bit."""
+    """Build the same images in one quiet process.
+
+    One image a batch, so that equal means equal in every bit.
+    """
     images = find_images(str(tmp_path / "images"))
     build(
         TEACHER,

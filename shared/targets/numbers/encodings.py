@@ -1,6 +1,6 @@
-"""From one teacher pass to stored records: Eq. 2 (interpolate), Eq.
+"""From one teacher pass to stored arrays.
 
-3 (cosine), and the encoding of the identity.
+Eq. 2 (interpolate), Eq. 3 (cosine), and the encoding of the identity.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def encode_targets(
     native: tuple[int, int],
     identity: Identity,
 ) -> list[Arrays]:
-    """Turn a batch of teacher outputs into the records that a `TargetWriter` adds.
+    """Turn a batch of teacher outputs into the arrays that a `TargetWriter` adds, image by image.
 
     Parameters
     ----------
@@ -50,16 +50,16 @@ def encode_targets(
     if not (torch.isfinite(tokens).all() and torch.isfinite(attention).all()):
         raise ValueError("the teacher returned values that are not finite; try --dtype fp32")
     if identity.encoding == "matrix":
-        return _matrix_records(tokens, attention, boxes, Grid(*native), identity)
+        return _matrix_arrays(tokens, attention, boxes, Grid(*native), identity)
     if tuple(native) != identity.grid or identity.tolerance is None:
         raise ValueError(
             f"factors are stored on the teacher's grid {native}, the identity says {identity.grid}"
         )
     weights = attention.float().cpu().numpy()
-    records: list[Arrays] = []
+    encoded: list[Arrays] = []
     for row, box in enumerate(boxes):
         factors = factorise(tokens[row].float(), native, identity.tolerance, identity.precision)
-        records.append(
+        encoded.append(
             {
                 "factors": factors.values,
                 "scale": factors.scale,
@@ -70,10 +70,10 @@ def encode_targets(
                 "coverage": coverage(box, Grid(*native)),
             }
         )
-    return records
+    return encoded
 
 
-def _matrix_records(
+def _matrix_arrays(
     tokens: Tensor, attention: Tensor, boxes: Sequence[Box], native: Grid, identity: Identity
 ) -> list[Arrays]:
     grid = Grid(*identity.grid)

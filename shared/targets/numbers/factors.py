@@ -44,7 +44,9 @@ class Factors(NamedTuple):
 def factorise(
     tokens: Float[Tensor, "M b"], native: tuple[int, int], tolerance: float, precision: str
 ) -> Factors:
-    """Find the smallest rank whose largest error of a similarity is within `tolerance`, stored values included.
+    """Find the smallest rank whose largest error of a similarity is within `tolerance`.
+
+    The error is that of the values as they are stored.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from shared.targets.numbers.triangle import places_of
 def targets_of_factors(
     arrays: Mapping[str, NDArray[Any]], native: tuple[int, int], grid: tuple[int, int]
 ) -> tuple[Float32[np.ndarray, "B pairs"], Float32[np.ndarray, "B N"], UInt8[np.ndarray, "B N"]]:
-    """Compute (similarity, attention, coverage) on any grid from the stored arrays of a batch (B first)."""
+    """Compute (similarity, attention, coverage) on any grid from a batch of stored arrays."""
     count = len(arrays["scale"])
     source, target = Grid(*native), Grid(*grid)
     places = places_of(target.size)

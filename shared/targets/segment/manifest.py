@@ -64,6 +64,11 @@ class Manifest(NamedTuple):
     records: int
     files: dict[str, tuple[int, str]]
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files that it lists."""
+        return sum(size for size, _ in self.files.values())
+
 
 def read_manifest(namespace: Namespace, segment: str) -> Manifest:
     """Read a segment's manifest and check its digest against itself and against the segment's id.

@@ -144,7 +144,10 @@ class SegmentReader:
 
 
 def _runs(rows: Sequence[int], index: NDArray[np.uint64]) -> list[tuple[int, int]]:
-    """Group ascending rows whose chunks lie side by side into [start, stop) runs of bounded length in bytes."""
+    """Group ascending rows whose chunks lie side by side into runs [start, stop).
+
+    The length of a run in bytes is bounded.
+    """
     runs: list[tuple[int, int]] = []
     start, length = 0, 0
     for position, row in enumerate(rows):

@@ -93,7 +93,7 @@ def _scan_segment(namespace: Namespace, segment: str) -> Checked:
         return Checked(path, 0, str(error))
     except OSError as error:
         return Checked(path, 0, f"damaged segment {path}: {_reason(error)}")
-    return Checked(path, sum(size for size, _ in manifest.files.values()), None)
+    return Checked(path, manifest.size, None)
 
 
 def _reason(error: Exception) -> str:

@@ -42,8 +42,10 @@ class SegmentWriter:
     def __contains__(self, key: bytes) -> bool:
         return key in self._keys
 
-    def add(self, key: bytes, record: Arrays) -> None:
-        """Add one image's arrays, named and shaped as `layout.arrays_of` says, without the record axis.
+    def add(self, key: bytes, arrays: Arrays) -> None:
+        """Add one image's arrays, named and shaped as `layout.arrays_of` says.
+
+        They come without the record axis.
 
         Raises
         ------
@@ -53,10 +55,10 @@ class SegmentWriter:
         """
         if len(key) != KEY_BYTES or key in self._keys:
             raise ValueError(f"a key is {KEY_BYTES} bytes and added once, got {key.hex()}")
-        if set(record) != set(self._chunks):
-            raise ValueError(f"a record holds {sorted(self._chunks)}, got {sorted(record)}")
+        if set(arrays) != set(self._chunks):
+            raise ValueError(f"a record holds {sorted(self._chunks)}, got {sorted(arrays)}")
         prepared = {
-            name: _prepare(np.asarray(values), self._specs[name]) for name, values in record.items()
+            name: _prepare(np.asarray(values), self._specs[name]) for name, values in arrays.items()
         }
         for name, values in prepared.items():
             spec = self._specs[name]

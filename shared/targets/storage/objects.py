@@ -104,7 +104,9 @@ class ObjectStorage:
             return float(obstore.head(self._store.store, path)["last_modified"].timestamp())
 
     def sweep(self, namespace: str, older_than: float | None = None) -> list[str]:
-        """Remove the objects of segments that never became visible, if their youngest is older than `older_than`.
+        """Remove the objects of segments that never became visible.
+
+        Those whose youngest is older than `older_than`.
 
         Nothing tells a dead writer's objects from a live one's but their age: without it, none are
         removed.
@@ -164,7 +166,7 @@ class ObjectStorage:
 
     @contextmanager
     def _talk(self) -> Iterator[None]:
-        """Speak of every failure of the connection as an OSError, and refuse to hang after a fork."""
+        """Speak of every failure of the connection as an OSError; refuse to hang after a fork."""
         import obstore
 
         if os.getpid() != self._process:

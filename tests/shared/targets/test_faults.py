@@ -390,7 +390,7 @@ def test_a_damaged_quarantine_record_is_named_and_harms_no_record(tmp_path, cont
 
 
 def test_gc_keeps_a_segment_that_equals_what_is_left_of_another(tmp_path):
-    """What remains of {0, 1} without a superseded record is the very segment {0} (or {1}) that was superseded."""
+    """What remains of {0, 1} is the very segment {0} (or {1}) that was superseded."""
     for extra in range(4):
         root = tmp_path / str(extra)
         for numbers in ([0], [1], [0, 1], [1, 2 + extra], [0, 2 + extra]):

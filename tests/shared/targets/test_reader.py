@@ -109,7 +109,7 @@ def image_files(folder, count, age=60):
 
 @pytest.fixture
 def hashed(monkeypatch):
-    """Count the files that are really hashed, and let change times of a moment ago pass as settled."""
+    """Count the files that are really hashed; change times of a moment ago pass as settled."""
     calls = []
 
     def counted(path, part=None):

@@ -78,7 +78,7 @@ def test_a_segment_without_its_group_file_is_not_there_and_gc_sweeps_it(root):
 
 
 def test_age_is_measured_by_the_servers_clock(root, monkeypatch):
-    """What another writer is just putting there is not swept by a machine whose clock is a year ahead."""
+    """What another writer is just putting there is safe from a clock that is a year ahead."""
     namespace = write_records(root, range(8))
     kept, cut = namespace.segments()
     namespace.storage._store.store.delete(f"{namespace.path('segments', cut)}/zarr.json")

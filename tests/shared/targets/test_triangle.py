@@ -1,4 +1,4 @@
-"""The order in which a triangle is kept, by one definition everywhere: numpy, torch, one row, all rows."""
+"""The order in which a triangle is kept, by one definition: numpy, torch, one row, all rows."""
 
 import numpy as np
 import pytest
