@@ -56,7 +56,10 @@ def student(folder: Path | None) -> tuple[Any, Any]:
 def measure(
     tokens: int, rounds: int, folder: Path | None
 ) -> dict[tuple[str, int], dict[str, float]]:
-    """Return, for each (method, batch size), forward passes per token and the rounds' seconds per token."""
+    """Return forward passes per token and the rounds' seconds per token.
+
+    For each (method, batch size).
+    """
     import torch
     from PIL import Image
 
@@ -165,7 +168,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/performance-decoding.md"))
     arguments = parser.parse_args()
     found = measure(arguments.tokens, arguments.rounds, arguments.student)
-    command = f"python benchmarks/decoding_cost.py --tokens {arguments.tokens} --rounds {arguments.rounds}"
+    command = (
+        f"python benchmarks/decoding_cost.py --tokens {arguments.tokens} --rounds "
+        f"{arguments.rounds}"
+    )
     arguments.out.write_text(
         table(found, arguments.tokens, arguments.rounds, command), encoding="utf-8"
     )

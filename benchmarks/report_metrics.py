@@ -18,7 +18,10 @@ import time
 from pipelines.metrics.metric import Pair
 from pipelines.metrics.reports import score_reports
 
-FINDINGS = "pleural effusion, pneumothorax, focal consolidation, pulmonary edema, acute fracture, free air, lung mass, nodule"
+FINDINGS = (
+    "pleural effusion, pneumothorax, focal consolidation, pulmonary edema, acute fracture, free "
+    "air, lung mass, nodule"
+)
 PLACES = "the left lower lobe, the right upper lobe, both lung bases, the left costophrenic angle"
 SENTENCES = [
     *(f"There is no evidence of {finding}." for finding in FINDINGS.split(", ")),

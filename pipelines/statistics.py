@@ -95,7 +95,10 @@ def paired_permutation(
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Exact two-sided McNemar p value of two methods' right and wrong answers to the same items (binomial)."""
+    """Exact two-sided McNemar p value (binomial).
+
+    Of two methods' right and wrong answers to the same items.
+    """
     from scipy.stats import binomtest
 
     if len(a) != len(b):
@@ -124,11 +127,11 @@ def detectable_difference(
     power: float = 0.8,
     level: float = 0.05,
 ) -> float:
-    """Smallest mean difference a two-sided test at `level` finds with `power`, from the clustered standard error.
+    """Smallest mean difference that a two-sided test at `level` finds with `power`.
 
-    The standard error is that of the ratio estimator, sqrt(C / (C - 1) sum_c (d_c - n_c mean)^2) /
-    n. Two methods that (nearly) always agree make it 0, which says nothing about the set: then the
-    error of one differing cluster is used.
+    It follows from the clustered standard error, that of the ratio estimator:
+    sqrt(C / (C - 1) sum_c (d_c - n_c mean)^2) / n. Two methods that (nearly) always agree make it
+    0, which says nothing about the set: then the error of one differing cluster is used.
     """
     from scipy.stats import norm
 

@@ -75,5 +75,6 @@ IU_XRAY_REPORT = DataSet(
     layout="annotation.json and images/CXRn_IM-n/{0,1}.png",
     read=read,
     published={"r2gen": {"train reports": 2069, "validation reports": 296, "test reports": 590}},
-    counts_from="counted in a public copy of annotation.json (github.com/manavkapadnis/SERPENT-VLM, data/iu_xray/)",
+    counts_from="counted in a public copy of annotation.json "
+    "(github.com/manavkapadnis/SERPENT-VLM, data/iu_xray/)",
 )

@@ -2,8 +2,8 @@ r"""IU-Xray VQA.
 
 The factuality questions of CARES (Xia et al. 2024) about Indiana University chest X-rays.
 
-    SOURCE/iuxray_factuality.jsonl (or data/IU-Xray/...)     2,573 lines
-    SOURCE/images/CXR3030_IM-1405/0.png                      the R2Gen image folder (also iu_xray/images)
+    SOURCE/iuxray_factuality.jsonl (or data/IU-Xray/...)   2,573 lines
+    SOURCE/images/CXR3030_IM-1405/0.png    the R2Gen image folder (also iu_xray/images)
 
 A line: {"question": "Is there ...? Please choose from the following two options: [yes,
 no]\n<image>", "answer": "Yes.", "image": "CXR3030_IM-1405/0.png", "question_id": 0, "text": the
@@ -97,5 +97,6 @@ IU_XRAY_VQA = DataSet(
     published={
         "jsonl": {"released questions": 2573, "released images": 587, "released yes/no": 2491}
     },
-    counts_from="counted in the file of CARES' repository (commit a743fe0) by the rule of this reader",
+    counts_from="counted in the file of CARES' repository (commit a743fe0) by the rule of this "
+    "reader",
 )

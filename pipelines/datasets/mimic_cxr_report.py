@@ -1,11 +1,15 @@
-"""MIMIC-CXR reports (Johnson et al. 2019) from the two PhysioNet projects, with the published split by patient.
+"""MIMIC-CXR reports (Johnson et al. 2019) from the two PhysioNet projects.
+
+The published split is by patient.
 
 SOURCE holds both projects, as `wget -r` leaves them below `physionet.org/files/`:
 
     mimic-cxr-jpg/2.*/mimic-cxr-2.0.0-split.csv.gz        dicom_id, study_id, subject_id, split
     mimic-cxr-jpg/2.*/mimic-cxr-2.0.0-metadata.csv.gz     dicom_id, ..., ViewPosition
     mimic-cxr-jpg/2.*/files/p10/p10000032/s50414267/<dicom_id>.jpg
-    mimic-cxr/2.*/mimic-cxr-reports/files/p10/p10000032/s50414267.txt      (mimic-cxr-reports.zip, unpacked)
+    mimic-cxr/2.*/mimic-cxr-reports/files/p10/p10000032/s50414267.txt
+
+The last comes from mimic-cxr-reports.zip, unpacked.
 
 One record a study: one frontal view (PA before AP) and the findings and impression of its report.
 The authors rewrote the reports of 2,000 sampled images with a language model and publish neither
@@ -166,12 +170,13 @@ MIMIC_CXR_REPORT = DataSet(
     name="mimic-cxr-report",
     title="MIMIC-CXR reports",
     task="report",
-    download="physionet.org: mimic-cxr-jpg 2.x (images, tables) and mimic-cxr 2.x (mimic-cxr-reports.zip)",
+    download="physionet.org: mimic-cxr-jpg 2.x (images, tables) and mimic-cxr 2.x "
+    "(mimic-cxr-reports.zip)",
     licence="PhysioNet Credentialed Health Data License 1.5.0",
-    access="credentialed: PhysioNet account, CITI training and a signed data use agreement; no redistribution, "
-    "and no sending of images or reports to third-party services",
-    layout="mimic-cxr-jpg/2.*/{mimic-cxr-2.0.0-split.csv.gz, mimic-cxr-2.0.0-metadata.csv.gz, files/} and "
-    "mimic-cxr/2.*/mimic-cxr-reports/files/",
+    access="credentialed: PhysioNet account, CITI training and a signed data use agreement; no "
+    "redistribution, and no sending of images or reports to third-party services",
+    layout="mimic-cxr-jpg/2.*/{mimic-cxr-2.0.0-split.csv.gz, mimic-cxr-2.0.0-metadata.csv.gz, "
+    "files/} and mimic-cxr/2.*/mimic-cxr-reports/files/",
     read=read,
     published={
         "physionet": {"train images": 368960, "validation images": 2991, "test images": 5159}

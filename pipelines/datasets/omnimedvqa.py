@@ -105,6 +105,7 @@ OMNIMEDVQA = DataSet(
     layout="QA_information/Open-access/<dataset>.json and Images/<dataset>/",
     read=read,
     published={"open-access": {"open-access questions": 88996, "open-access images": 82059}},
-    counts_from="papers that use the open-access part, such as Med-R1 (arXiv 2503.13939); the number of its source "
+    counts_from="papers that use the open-access part, such as Med-R1 (arXiv 2503.13939); the "
+    "number of its source "
     "sets could not be confirmed and is not checked",
 )

@@ -2,9 +2,12 @@
 
 Three forms are read:
 
-    hub (flaviagiammarino/path-vqa)   data/{train,validation,test}-*.parquet with `image`, `question`, `answer`
-    JSON                              train.json, val.json, test.json (or qas/...) and images/{train,val,test}/NAME.jpg
-    the authors' archive (`pvqa`)     qas/{split}/{split}_qa.pkl or qas/{split}_vqa.pkl, and images/ as above
+    hub (flaviagiammarino/path-vqa)
+        data/{train,validation,test}-*.parquet with `image`, `question`, `answer`
+    JSON
+        train.json, val.json, test.json (or qas/...) and images/{train,val,test}/NAME.jpg
+    the authors' archive (`pvqa`)
+        qas/{split}/{split}_qa.pkl or qas/{split}_vqa.pkl, and images/ as above
 
 A JSON record: {"qid", "image_name": "train_0422.jpg", "question", "answer", "answer_type": "yes/no"
 | "other" | "number", "question_type"}. A pickled one: {"image": "train_0422", "question", "answer"}
@@ -153,10 +156,13 @@ PATH_VQA = DataSet(
     name="path-vqa",
     title="PathVQA",
     task="vqa",
-    download="Hugging Face flaviagiammarino/path-vqa (parquet), or the pvqa archive of UCSD-AI4H/PathVQA",
-    licence="MIT (the card of the Hugging Face release); figures come from textbooks and the PEIR library",
+    download="Hugging Face flaviagiammarino/path-vqa (parquet), or the pvqa archive of "
+    "UCSD-AI4H/PathVQA",
+    licence="MIT (the card of the Hugging Face release); figures come from textbooks and the PEIR "
+    "library",
     access="open",
-    layout="data/{train,validation,test}-*.parquet, or images/{train,val,test}/ with train.json ... or qas/*.pkl",
+    layout="data/{train,validation,test}-*.parquet, or images/{train,val,test}/ with train.json "
+    "... or qas/*.pkl",
     read=read,
     published={
         "parquet": {
@@ -175,7 +181,8 @@ PATH_VQA = DataSet(
             "test yes/no": 3391,
         },
     },
-    counts_from="files: printed in a notebook of LLaVA-Med (llava/notebook/run_eval_metrics.ipynb), 32,795 in all as "
+    counts_from="files: printed in a notebook of LLaVA-Med "
+    "(llava/notebook/run_eval_metrics.ipynb), 32,795 in all as "
     "on the card; parquet: the card of flaviagiammarino/path-vqa, yes/no as checked by public code "
     "that reads it",
 )

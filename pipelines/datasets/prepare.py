@@ -2,9 +2,9 @@
 
 Conversation files without image leakage, and `dataset.json`.
 
-    OUT/train.json, test.json (and validation.json)    LLaVA conversations
-    OUT/dataset.json                                   terms, counts beside the published ones, split hashes
-    OUT/images/                                        only where the release embeds its images in tables
+    OUT/train.json, test.json (and validation.json)   LLaVA conversations
+    OUT/dataset.json   terms, counts beside the published ones, split hashes
+    OUT/images/        only where the release embeds its images in tables
 
 Images that are files stay where they are; `dataset.json` names the folder.
 """

@@ -2,8 +2,8 @@
 
 English questions about CT, MRI and X-ray images, in the published splits.
 
-    SOURCE/train.json, validation.json (or validate.json), test.json     lists of records
-    SOURCE/imgs/xmlabN/source.jpg                                        with mask.png and detection.json beside it
+    SOURCE/train.json, validation.json (or validate.json), test.json   lists of records
+    SOURCE/imgs/xmlabN/source.jpg    with mask.png and detection.json beside it
 
 A record: {"img_id", "img_name": "xmlab102/source.jpg", "question", "answer", "q_lang": "en" | "zh",
 "location", "modality", "answer_type": "OPEN" | "CLOSED", "base_type", "triple", "qid",
@@ -94,5 +94,6 @@ SLAKE = DataSet(
             "test yes/no": 355,
         }
     },
-    counts_from="counted in a public copy of Slake1.0 (github.com/xiaoman-zhang/PMC-VQA, Slake1.0/)",
+    counts_from="counted in a public copy of Slake1.0 "
+    "(github.com/xiaoman-zhang/PMC-VQA, Slake1.0/)",
 )

@@ -4,7 +4,8 @@ The JSON release and the parquet files of the hub.
 
 JSON release (OSF):
 
-    SOURCE/VQA_RAD Dataset Public.json         2,248 records; test ones have a `phrase_type` that starts with "test_"
+    SOURCE/VQA_RAD Dataset Public.json    2,248 records; those for testing have a `phrase_type`
+                                          that starts with "test_"
     SOURCE/VQA_RAD Image Folder/synpicN.jpg
 
 A record: {"qid", "phrase_type", "qid_linked_id", "image_case_url", "image_name", "image_organ",
@@ -88,7 +89,10 @@ def _read_parquet(source: Path, shards: dict[str, list[Path]], out: Path) -> Rel
             )
         splits[split] = hub_records(split, paths, out)
         counts |= answer_counts(split, splits[split])
-    note = "this form has no answer type: closed is what is answered by yes or no, so denominators differ from the JSON"
+    note = (
+        "this form has no answer type: closed is what is answered by yes or no, so denominators "
+        "differ from the JSON"
+    )
     splits, notes = answered(splits)
     return Release("parquet", splits, out, counts, [note, *notes])
 
@@ -117,7 +121,8 @@ VQA_RAD = DataSet(
     download="osf.io/89kps (JSON and images), or Hugging Face flaviagiammarino/vqa-rad (parquet)",
     licence="CC0 1.0",
     access="open",
-    layout=f"'{PUBLIC}' and '{IMAGES}/synpicN.jpg', or data/train-*.parquet and data/test-*.parquet",
+    layout=f"'{PUBLIC}' and '{IMAGES}/synpicN.jpg', or data/train-*.parquet and "
+    "data/test-*.parquet",
     read=read,
     published={
         "json": {
@@ -131,5 +136,6 @@ VQA_RAD = DataSet(
         },
         "parquet": {"train questions": 1793, "test questions": 451},
     },
-    counts_from="printed in a notebook of LLaVA-Med (llava/notebook/run_eval_metrics.ipynb); the hub's data set viewer",
+    counts_from="printed in a notebook of LLaVA-Med (llava/notebook/run_eval_metrics.ipynb); the "
+    "hub's data set viewer",
 )

@@ -80,7 +80,8 @@ def evaluate_command(
         str,
         typer.Option(
             help="published: each method's own values; equal: the likeliest token wherever a "
-            "method leaves the choice; authors: the values of MEDALIGN's scripts for this model (or authors-llava-med, "
+            "method leaves the choice; authors: the values of MEDALIGN's scripts for this model "
+            "(or authors-llava-med, "
             "authors-huatuo)."
         ),
     ] = "published",

@@ -19,7 +19,9 @@ def generate_answer(
     seed: int = 0,
     device: str | None = None,
 ) -> str:
-    """Return the answer of a run's adapter (MEDALIGN's where it has both) to `question` about `image`.
+    """Return the answer of a run's adapter to `question` about `image`.
+
+    MEDALIGN's where the run has both.
 
     `image` may name a part of a file, as in data files: "scan.nii.gz#axial=90". Raises UserError
     for a run without an adapter, an unknown method, an image that is missing or cannot be read.

@@ -26,10 +26,13 @@ SCORES = {
     "open_recall_strict": "open questions: the same with clipped counts",
     "closed_accuracy": "closed questions: LLaVA-Med's substring rule",
     "closed_accuracy_strict": "closed questions: whole words",
-    "closed_yes_no": "closed questions whose answer is yes or no (the paper's denominators), LLaVA-Med's rule",
-    "choice_accuracy": "multiple choice: most similar option, OmniMedVQA's rule in the authors' code",
+    "closed_yes_no": "closed questions whose answer is yes or no (the paper's denominators), "
+    "LLaVA-Med's rule",
+    "choice_accuracy": "multiple choice: most similar option, OmniMedVQA's rule in the authors' "
+    "code",
     "choice_accuracy_strict": "multiple choice: the one option named",
-    "bleu": "reports: mean sentence BLEU-4; `medalign report metrics` gives the metrics that need a model",
+    "bleu": "reports: mean sentence BLEU-4; `medalign report metrics` gives the metrics that need "
+    "a model",
     "rouge_l": "reports: ROUGE-L F measure",
 }
 

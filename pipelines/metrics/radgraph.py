@@ -3,12 +3,14 @@
 The paper's "RadGraph" column is (entity F1 + relation F1) / 2 of each report (CXR-Report-Metric's
 `radgraph_combined`). The levels of the `radgraph` package stand beside it:
 
-| score            | an item is                                                                             |
-|------------------|----------------------------------------------------------------------------------------|
-| entity, relation | (tokens, label); ((tokens, label), (tokens, label), relation)                          |
-| simple           | (tokens, label)                                                                        |
-| partial          | (tokens, label, whether the entity has a relation)                                     |
-| complete         | (tokens, label) of an entity without relations; else (tokens, label, relation, target) |
+| score    | an item is                                                                     |
+|----------|--------------------------------------------------------------------------------|
+| entity   | (tokens, label)                                                                |
+| relation | ((tokens, label), (tokens, label), relation)                                   |
+| simple   | (tokens, label)                                                                |
+| partial  | (tokens, label, whether the entity has a relation)                             |
+| complete | (tokens, label) of an entity without relations; else (tokens, label, relation, |
+|          | target)                                                                        |
 
 A level is 0 where either report has no entity. An F1 without any item on a side is 0. The package's
 `complete` compares lower-case tokens in relations, and so does this.
@@ -41,7 +43,9 @@ Entities = Mapping[str, Entity]  # by id
 
 
 def load(models: Mapping[str, str]) -> Metric:
-    """Return the metric over `radgraph-python` (an interpreter) and `radgraph` (a folder, or `hub`).
+    """Return the metric over an interpreter and a model.
+
+    `radgraph-python`, and `radgraph` (a folder, or `hub`).
 
     Raises
     ------

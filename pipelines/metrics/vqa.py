@@ -5,12 +5,14 @@ Open recall, closed accuracy and multiple choice, under the authors' rule and a 
 `authors` is the scoring of LLaVA-Med (`llava/eval/run_eval.py` and `eval_metrics/`), which
 MEDALIGN's authors use, its substring faults included. `strict` is the same idea on whole words:
 
-| score  | `authors`                                          | `strict`                                          |
-|--------|----------------------------------------------------|---------------------------------------------------|
-| open   | shared words count as often as *predicted*         | counts are clipped to the reference's             |
-| closed | needs the letters "yes" or "no" anywhere, and the  | the first word yes or no decides; any other       |
-|        | reference as a substring                           | reference must occur word for word                |
-| choice | the most similar option, letter by letter (difflib)| the one option that the prediction names          |
+| score  | `authors`                                 | `strict`                                   |
+|--------|-------------------------------------------|--------------------------------------------|
+| open   | shared words count as often as            | counts are clipped to the reference's      |
+|        | *predicted*                               |                                            |
+| closed | needs the letters "yes" or "no" anywhere, | the first word yes or no decides; any      |
+|        | and the reference as a substring          | other reference must occur word for word   |
+| choice | the most similar option, letter by letter | the one option that the prediction names   |
+|        | (difflib)                                 |                                            |
 """
 
 import re
@@ -24,9 +26,8 @@ Rule = Literal["authors", "strict"]
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD_BEFORE_NO_DIGIT = re.compile(r"\.(?!\d)")
-_PERIODS_REMOVED = (
-    32  # the original passes the flag re.UNICODE, which is 32, where the count belongs
-)
+# The original passes the flag re.UNICODE, which is 32, where the count belongs.
+_PERIODS_REMOVED = 32
 _NUMBERS = {"none": "0"} | {
     word: str(number)
     for number, word in enumerate(
@@ -38,13 +39,14 @@ _ARTICLES = frozenset({"a", "an", "the"})
 # Spellings of the VQA evaluation's contraction table; its keys are these words with one apostrophe
 # left out.
 _CONTRACTED = """
-ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
-how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've o'clock
-oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
-someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
-they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
-where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
-y'all y'all'd've y'all'll you'd you'd've you'll you're you've
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't
+mightn't've must've mustn't needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
+shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+someone's something'd something'd've something'll that's there'd there'd've there're there's
+they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
+won't would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """
 _CONTRACTIONS = {
     word[:position] + word[position + 1 :]: word

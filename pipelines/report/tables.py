@@ -176,7 +176,7 @@ def _method(row: ResultRow) -> str | None:
 
 
 def _columns(name: str, row: ResultRow, folder: Path) -> dict[str, Ours]:
-    """Return the paper's columns that this row of an evaluation of the set `name` has a score for."""
+    """Return the paper's columns that a row has a score for; the set answered is `name`."""
     metrics = read_metrics(folder, row_name(row))
     scores: dict[str, Score | MetricScore] = {**row["scores"]}
     if metrics is not None:

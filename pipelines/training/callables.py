@@ -17,11 +17,11 @@ LOSS = "eval_loss"
 def target_computer(
     recipe: Recipe,
 ) -> Callable[[Sequence[ImageReference]], Iterator[Target]] | None:
-    """Return what computes images' targets as the recipe's store would hold them, for `targets.on_missing: compute`.
+    """Return what computes images' targets as the recipe's store would hold them.
 
-    The teacher is the one that filled the store's namespace, checked by fingerprint, on
-    `targets.device`. None where the recipe does not ask for it; the teacher is loaded for the first
-    missing image and gone after the last.
+    For `targets.on_missing: compute`. The teacher is the one that filled the store's namespace,
+    checked by fingerprint, on `targets.device`. None where the recipe does not ask for it; the
+    teacher is loaded for the first missing image and gone after the last.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def target_computer(
     if (
         section.on_missing != "compute"
         or section.store is None
-        or not (recipe.losses.alpha or recipe.losses.beta)
+        or not recipe.losses.aligned
     ):
         return None
     if isinstance(section.teacher, list) or isinstance(section.fingerprint, list):

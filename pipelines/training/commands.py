@@ -10,8 +10,8 @@ from student_train import cli as student
 app = typer.Typer(help=student.app.info.help, no_args_is_help=True)
 
 
-@app.command()
-def train(
+@app.command("train")
+def train_command(
     recipe: student.RecipeFile,
     overrides: student.Overrides = None,
     resume: student.Resume = False,

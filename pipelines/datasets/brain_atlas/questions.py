@@ -36,7 +36,9 @@ def make_records(
 
 
 def join_by_image(records: list[Record], turns: int = TURNS) -> list[Record]:
-    """Join the single questions about each image, in their order, into conversations of at most `turns` questions.
+    """Join the single questions about each image, in their order, into conversations.
+
+    Each has at most `turns` questions.
 
     An image is encoded once for all its turns, so an epoch costs a fraction of that over single
     questions.

@@ -1,4 +1,6 @@
-"""Annotate reports with RadGraph, in an environment of its own (radgraph 0.1.18 with transformers < 5).
+"""Annotate reports with RadGraph, in an environment of its own.
+
+It has radgraph 0.1.18 and transformers < 5.
 
 Standard input: {"texts": [...], "model_type": "radgraph", "folder": DIR or null}; with a folder,
 DIR/radgraph/ holds the unpacked model and nothing is downloaded. Last line of standard output:

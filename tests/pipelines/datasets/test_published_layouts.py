@@ -26,7 +26,8 @@ def command(*arguments: str) -> str:
     code = "from pipelines.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        cwd=ROOT, env=os.environ | {"DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=os.environ | {"DS_ACCELERATOR": "cpu"},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -55,8 +56,9 @@ def test_two_steps_then_an_answer(name: str, tmp_path: Path) -> None:
         "losses": {"layer": 2},
         "lora": {"r": 4},
         "train": {
-            "max_steps": 2, "batch_size": 2, "accumulation": 1, "device": "cpu", "precision": "fp32",
-            "learning_rate": 0.01, "logging_steps": 1, "save_steps": 0, "report_to": [],
+            "max_steps": 2, "batch_size": 2, "accumulation": 1, "device": "cpu",
+            "precision": "fp32", "learning_rate": 0.01, "logging_steps": 1, "save_steps": 0,
+            "report_to": [],
         },
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))

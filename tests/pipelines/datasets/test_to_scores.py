@@ -1,4 +1,7 @@
-"""Every release layout, from the files that a user downloads to scores, through the command line."""
+"""Every release layout, from the files that a user downloads to scores.
+
+Through the command line.
+"""
 
 import json
 from pathlib import Path

@@ -40,7 +40,10 @@ def vision_tower(layers: int) -> Any:
 @pytest.mark.integration
 @pytest.mark.parametrize("layers", [student.VISION_LAYERS, vit_s_focus.LAYERS])
 def test_vision_features_equal_those_of_onnx_runtime(layers: int, tmp_path: Path) -> None:
-    """The hidden state after `layers` blocks, before any further norm, is the input of the next block's first norm."""
+    """The hidden state after `layers` blocks, before any further norm.
+
+    It is the input of the next block's first norm.
+    """
     import onnx
     import onnxruntime
 
@@ -168,7 +171,10 @@ def language() -> tuple[Any, Any]:
 @pytest.mark.integration
 @pytest.mark.timeout(1800)
 def test_the_language_model_equals_the_gguf_file(language: tuple[Any, Any]) -> None:
-    """Inside the assembled student, text alone gives the logits of the model that transformers reads from the GGUF."""
+    """Inside the assembled student, text alone gives the language model's logits.
+
+    Those of the model that transformers reads from the GGUF.
+    """
     from transformers import AutoModelForCausalLM
 
     model, tokenizer = language

@@ -1,4 +1,7 @@
-"""CheXbert, RadGraph and RaTEScore on small local models, and what happens where a model is missing or broken."""
+"""CheXbert, RadGraph and RaTEScore on small local models.
+
+And what happens where a model is missing or broken.
+"""
 
 import json
 import os

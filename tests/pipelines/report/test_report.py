@@ -189,7 +189,8 @@ def test_the_words_follow_from_the_numbers(full: bool) -> None:
     assert "40 steps" in text
     assert "100 planned" in text
     assert re.search(
-        r"better than the best constant answer\): box \(60%\)\. Not learned so far: presence \(55%\)",
+        r"better than the best constant answer\): box \(60%\)\. Not learned so far: presence "
+        r"\(55%\)",
         text,
     )
     assert "No paired test tells the two arms apart" in text

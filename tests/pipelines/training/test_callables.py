@@ -50,13 +50,17 @@ def recipe_of(run: dict[str, Any], output: str, **targets: Any) -> Recipe:
             "output": str(folder / output),
             "deepspeed": "none",
             "model": {"name": str(folder / "base")},
-            "data": {"train": str(folder / "train.json"), "image_root": str(folder / "images"), "workers": 0},
+            "data": {
+                "train": str(folder / "train.json"),
+                "image_root": str(folder / "images"),
+                "workers": 0,
+            },
             "targets": {"store": str(folder / "half"), "on_missing": "compute"} | targets,
             "losses": {"layer": 2},
             "lora": {"r": 2},
             "train": {
-                "max_steps": 1, "batch_size": 4, "accumulation": 1, "device": "cpu", "precision": "fp32",
-                "logging_steps": 1, "save_steps": 0, "report_to": [],
+                "max_steps": 1, "batch_size": 4, "accumulation": 1, "device": "cpu",
+                "precision": "fp32", "logging_steps": 1, "save_steps": 0, "report_to": [],
             },
         }
     )  # fmt: skip
