@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NotRequired, TypedDict, TypeVar, cast
+from typing import NamedTuple, TypedDict, TypeVar, cast
 
 from pipelines.documents import read_document, write_document
+from pipelines.report.demo_scores import StageEntry
 from shared.console import say
 from shared.errors import UserError
 
@@ -35,15 +36,6 @@ class Stage(NamedTuple):
     name: str
     command: list[str]
     result: Path | None = None
-
-
-class StageEntry(TypedDict):
-    """A finished stage; `output` is the JSON document of a command that prints one."""
-
-    name: str
-    command: str
-    seconds: float
-    output: NotRequired[dict[str, object]]
 
 
 class StagesFile(TypedDict):

@@ -10,8 +10,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipelines.demo.diary import StageEntry
-from pipelines.demo.scores import read_demo
 from pipelines.evaluation.arms import find_arms
 from pipelines.evaluation.items import sampled
 from pipelines.evaluation.result import (
@@ -26,6 +24,7 @@ from pipelines.evaluation.result import (
     row_name,
 )
 from pipelines.evaluation.scores import SCORES
+from pipelines.report.demo_scores import StageEntry, read_demo
 from pipelines.report.figures import LOSSES, loss_curves
 from pipelines.report.kinds import Answered, Example, Kind, distinct_scores, examples, kind_table
 from pipelines.report.store_pictures import StorePictures, store_pictures

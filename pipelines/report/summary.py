@@ -5,8 +5,8 @@ What was done, what the budget allows, and what the numbers do and do not show.
 
 from collections.abc import Sequence
 
-from pipelines.demo.scores import DemoDescription
 from pipelines.evaluation.result import Comparison
+from pipelines.report.demo_scores import DemoDescription
 from pipelines.report.kinds import Kind
 
 

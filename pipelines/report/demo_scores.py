@@ -1,13 +1,24 @@
-"""`scores.json` of a demo: its evaluation's result, with what was done and how long it took."""
+"""`scores.json`, which a demo leaves for its page.
+
+Its evaluation's result, with what was done and how long it took.
+"""
 
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
-from pipelines.demo.diary import StageEntry
 from pipelines.documents import read_document, write_document
 from pipelines.evaluation.result import SCHEMA_NUMBER, Result
 
 SCORES = "scores.json"
+
+
+class StageEntry(TypedDict):
+    """A finished stage; `output` is the JSON document of a command that prints one."""
+
+    name: str
+    command: str
+    seconds: float
+    output: NotRequired[dict[str, object]]
 
 
 class DemoDescription(TypedDict):
