@@ -43,5 +43,5 @@ def read_document(file: Path, schema: int, remedy: str) -> dict[str, object]:
         raise UserError(f"{file} holds a {type(document).__name__}, not an object; {remedy}")
     found = document.get(SCHEMA, 1)
     if found != schema:
-        raise UserError(f"{file} has schema {found}, this version reads {schema}; {remedy}")
+        raise UserError(f"{file} has schema {found!r}, this version reads {schema}; {remedy}")
     return document

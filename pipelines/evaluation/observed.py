@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pipelines.decoding.prompts import Model, Prompts
+    from student_train.attention import Request
     from student_train.kernel import AttentionCall
 
 Maps = Float[np.ndarray, "n N"]
@@ -86,8 +87,8 @@ def attention_maps(
     import torch
 
     from pipelines.decoding.prompts import collate, plain_model
-    from student_train.adapter.loading import load
     from student_train.adapter.files import adapter_recipe
+    from student_train.adapter.loading import load
 
     adapted, processor = load(folder)
     model = plain_model(adapted)
@@ -112,22 +113,38 @@ def _question_attention(
 
     `prompts` is a batch of one; without an image nothing is collected.
     """
-    import torch
-
     from pipelines.decoding.attention import watching
+    from student_train.attention import question_attention
 
-    image = prompts.image_mask[0]
-    places = torch.nonzero(image).flatten()
-    question = prompts.ids.shape[1] - 1 - int(places[-1]) if len(places) else 0
+    request = _request_of(prompts)
     found: dict[int, Tensor] = {}
 
-    def read(layer: int, rows: "AttentionCall") -> None:
-        if question:
-            weights = torch.softmax(rows.logits(question), dim=-1)[0]  # (H, rows, T)
-            found[layer] = weights.mean((0, 1))[image].cpu().contiguous()
+    def read(layer: int, call: "AttentionCall") -> None:
+        if request is not None:
+            found[layer] = question_attention(call, request)[0].cpu().contiguous()
 
     with watching(model, layers, read):
         yield found
+
+
+def _request_of(prompts: "Prompts") -> "Request | None":
+    """Ask for the image's columns, and for every row of text after the last image."""
+    import torch
+
+    from student_train.attention import Request
+
+    columns = prompts.image_mask[0].nonzero()[:, 0]
+    length, first = prompts.ids.shape[1], torch.zeros(1, dtype=torch.int64, device=columns.device)
+    if not len(columns) or int(columns[-1]) + 1 == length:
+        return None
+    rows = torch.arange(int(columns[-1]) + 1, length, device=columns.device)
+    return Request(
+        image_sample=first,
+        image_columns=columns[None],
+        span_image=first,
+        span_rows=rows[None],
+        span_lengths=first + len(rows),
+    )
 
 
 def _keeping(

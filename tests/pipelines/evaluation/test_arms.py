@@ -1,0 +1,59 @@
+"""Which adapters a run has, and which decodings each answers under."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.decoding.methods import NAMES
+from pipelines.evaluation.arms import find_arms, last_arm, plan_arms, preset_of
+from shared.errors import UserError
+
+pytestmark = pytest.mark.unit
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_adapters_inside_a_run_come_before_what_it_is_itself(tmp_path: Path) -> None:
+    touch(tmp_path / "config.json")
+    assert find_arms(tmp_path) == {"base": tmp_path}
+    touch(tmp_path / "adapter_config.json")
+    assert find_arms(tmp_path) == {"LoRA": tmp_path}
+    touch(tmp_path / "rotation.safetensors")
+    assert find_arms(tmp_path) == {"MEDALIGN": tmp_path}
+    touch(tmp_path / "medalign" / "adapter_config.json")
+    assert find_arms(tmp_path) == {"MEDALIGN": tmp_path / "medalign"}
+    touch(tmp_path / "lora" / "adapter_config.json")
+    assert list(find_arms(tmp_path)) == ["LoRA", "MEDALIGN"]
+    assert last_arm(tmp_path) == tmp_path / "medalign"
+    with pytest.raises(UserError, match="holds no adapter"):
+        find_arms(tmp_path / "nowhere")
+
+
+def rows(folders: dict[str, Path], methods: list[str]) -> list[str]:
+    arms = plan_arms(folders, methods, "published", ())
+    return [arm.row_name(decoding) for arm in arms for decoding in arm.decodings]
+
+
+def test_the_full_table_decodes_medalign_by_beam_search_alone(tmp_path: Path) -> None:
+    both = {"LoRA": tmp_path, "MEDALIGN": tmp_path}
+    assert rows(both, ["all"]) == [*(f"LoRA + {name}" for name in NAMES), "MEDALIGN + beam"]
+    assert rows({"MEDALIGN": tmp_path}, ["all"]) == [f"MEDALIGN + {name}" for name in NAMES]
+    assert rows(both, ["greedy", "beam"]) == [
+        "LoRA + greedy",
+        "LoRA + beam",
+        "MEDALIGN + greedy",
+        "MEDALIGN + beam",
+    ]
+
+
+def test_the_authors_preset_is_that_of_the_first_adapters_template(tmp_path: Path) -> None:
+    folders = {"one": tmp_path / "one", "two": tmp_path / "two"}
+    assert preset_of("equal", folders) == "equal"
+    assert preset_of("authors", folders) == "authors-llava-med"
+    recipe = touch(tmp_path / "one" / "recipe.yaml")
+    recipe.write_text("output: x\nmodel: {name: huatuogpt-vision-7b}\ndata: {train: x.json}\n")
+    assert preset_of("authors", folders) == "authors-huatuo"

@@ -1,0 +1,81 @@
+"""The evaluation folder's files: written and read in one place, older ones as well."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.evaluation.result import (
+    RESULT,
+    AnswerLine,
+    ResultRow,
+    answers_path,
+    decoding_method,
+    read_answers,
+    read_metrics,
+    read_result,
+    row_name,
+    write_answers,
+    write_result,
+)
+from shared.errors import UserError
+
+pytestmark = pytest.mark.unit
+
+ROW: ResultRow = {
+    "method": "LoRA + beam",
+    "adapter": "LoRA",
+    "decoding": {"method": "beam", "num_beams": 5},
+    "scores": {"open_recall": {"value": 0.5, "interval": [0.25, 0.75], "n": 4, "images": 2}},
+    "tokens": 12,
+    "seconds_per_token": 0.1,
+    "forward_passes_per_token": 1.0,
+    "sequence_passes_per_token": 5.0,
+}
+LINE: AnswerLine = {
+    "id": "1",
+    "images": ["ä.png"],
+    "question": "Which?",
+    "reference": "left lung",
+    "prediction": "the left\nlung",
+    "scores": {"open_recall": 1.0},
+}
+
+
+def test_a_result_comes_back(tmp_path: Path) -> None:
+    write_result(tmp_path / "out", {"schema": 1, "rows": [ROW], "identical_outputs": []})
+    assert read_result(tmp_path / "out" / RESULT)["rows"] == [ROW]
+
+
+def test_a_result_from_before_the_number_is_read(tmp_path: Path) -> None:
+    (tmp_path / RESULT).write_text(json.dumps({"rows": [ROW], "identical_outputs": []}))
+    assert read_result(tmp_path / RESULT)["rows"] == [ROW]
+
+
+def test_a_result_of_a_later_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / RESULT).write_text(json.dumps({"schema": 2, "rows": []}))
+    with pytest.raises(UserError, match=r"has schema 2.*run `medalign evaluate` again"):
+        read_result(tmp_path / RESULT)
+
+
+def test_a_rows_name_is_not_its_decoding_method() -> None:
+    assert row_name(ROW) == "LoRA + beam"
+    assert decoding_method(ROW) == "beam"
+
+
+def test_answers_come_back_in_their_order(tmp_path: Path) -> None:
+    lines = [LINE, {**LINE, "id": "2"}]
+    write_answers(tmp_path, row_name(ROW), lines)
+    assert answers_path(tmp_path, row_name(ROW)) == tmp_path / "answers" / "lora-beam.jsonl"
+    assert read_answers(tmp_path, row_name(ROW)) == lines
+    with pytest.raises(
+        UserError, match=r"medalign-beam\.jsonl is missing; run `medalign evaluate`"
+    ):
+        read_answers(tmp_path, "MEDALIGN + beam")
+
+
+def test_metrics_of_a_row_are_read_where_there_are_some(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path, row_name(ROW)) is None
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "lora-beam.json").write_text(json.dumps({"scores": {}}))
+    assert read_metrics(tmp_path, row_name(ROW)) == {"scores": {}}
