@@ -234,7 +234,7 @@ def _record(row: object, where: str, number: int) -> Record:
     )
 
 
-def _images(fields: dict[str, Any], where: str) -> tuple[str, ...]:
+def _images(fields: dict[str, object], where: str) -> tuple[str, ...]:
     name = next(
         (key for key in ("image", "img_name", "image_name") if fields.get(key) is not None), None
     )
@@ -253,7 +253,7 @@ def _images(fields: dict[str, Any], where: str) -> tuple[str, ...]:
     return tuple(images)
 
 
-def _answer_type(value: object, fields: dict[str, Any]) -> AnswerType | None:
+def _answer_type(value: object, fields: dict[str, object]) -> AnswerType | None:
     """Read OPEN or CLOSED past blanks and case (VQA-RAD has "CLOSED ").
 
     Another scheme stays an extra field.
@@ -289,7 +289,7 @@ def _conversation(value: object, where: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _question_form(fields: dict[str, Any], where: str) -> tuple[Turn, ...]:
+def _question_form(fields: dict[str, object], where: str) -> tuple[Turn, ...]:
     """Ask as the authors' evaluation does.
 
     With the choices, or with the request for a yes or no.
@@ -350,8 +350,8 @@ def _check_images(records: list[Record], path: Path, root: Path) -> None:
         )
 
 
-def _row(record: Record) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": record.id}
+def _row(record: Record) -> dict[str, object]:
+    row: dict[str, object] = {"id": record.id}
     if record.images:
         row["image"] = record.images[0] if len(record.images) == 1 else list(record.images)
     row["conversations"] = [{"from": turn.role, "value": turn.text} for turn in record.turns]

@@ -8,7 +8,7 @@ image without `frame=N` (0-based) shows its middle frame: the first is often emp
 data is decoded by pylibjpeg.
 """
 
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,11 @@ from PIL import Image
 
 from shared.imaging.pixels import UnreadableImage, check_size, frame_number, gray_to_rgb
 
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
 Values = NDArray[np.float64]
+Pixels = NDArray[np.number]
 
 
 def is_dicom(head: bytes) -> bool:
@@ -66,7 +70,7 @@ def open_dicom(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image
         raise UnreadableImage(f"broken DICOM file: {type(error).__name__}: {reason}") from None
 
 
-def _frame(dataset: Any, index: int) -> NDArray[Any]:
+def _frame(dataset: "Dataset", index: int) -> Pixels:
     """Decode one frame: (rows, columns) or (rows, columns, 3) in RGB."""
     from pydicom.pixels import pixel_array
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -80,7 +84,7 @@ def _frame(dataset: Any, index: int) -> NDArray[Any]:
     return np.asarray(pixel_array(dataset, index=index))
 
 
-def _shown(dataset: Any, pixels: NDArray[Any], index: int) -> Image.Image:
+def _shown(dataset: "Dataset", pixels: Pixels, index: int) -> Image.Image:
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         return _palette(dataset, pixels)
     if pixels.ndim == 3:
@@ -88,7 +92,7 @@ def _shown(dataset: Any, pixels: NDArray[Any], index: int) -> Image.Image:
     return _gray(dataset, pixels, index)
 
 
-def _gray(dataset: Any, pixels: NDArray[Any], index: int) -> Image.Image:
+def _gray(dataset: "Dataset", pixels: Pixels, index: int) -> Image.Image:
     from pydicom.pixels import apply_modality_lut
 
     transformation = _group(dataset, "PixelValueTransformationSequence", index)
@@ -106,7 +110,7 @@ def _gray(dataset: Any, pixels: NDArray[Any], index: int) -> Image.Image:
     return Image.fromarray(levels, "L").convert("RGB")
 
 
-def _group(dataset: Any, name: str, index: int) -> Any | None:
+def _group(dataset: "Dataset", name: str, index: int) -> "Dataset | None":
     """Return a functional group of an enhanced multi-frame object (PS3.3 C.7.6.16).
 
     The frame's own, or the shared.
@@ -121,7 +125,7 @@ def _group(dataset: Any, name: str, index: int) -> Any | None:
     return None
 
 
-def _windowed(values: NDArray[Any], holder: Any) -> Values | None:
+def _windowed(values: Pixels, holder: "Dataset") -> Values | None:
     """Apply the VOI LUT or first window of `holder` (PS3.3 C.11.2).
 
     Values in [0, 1], or None where it has neither.
@@ -165,7 +169,7 @@ def _window(x: Values, center: float, width: float, function: str) -> Values | N
     return np.clip(ramp, 0, 1)
 
 
-def _padding(dataset: Any, pixels: NDArray[Any]) -> NDArray[np.bool_]:
+def _padding(dataset: "Dataset", pixels: Pixels) -> NDArray[np.bool_]:
     """Where stored values are padding around the image (PS3.3 C.7.5.1.1.2).
 
     No range should follow them.
@@ -179,7 +183,7 @@ def _padding(dataset: Any, pixels: NDArray[Any]) -> NDArray[np.bool_]:
     return inside
 
 
-def _palette(dataset: Any, pixels: NDArray[Any]) -> Image.Image:
+def _palette(dataset: "Dataset", pixels: Pixels) -> Image.Image:
     from pydicom.pixels import apply_color_lut
 
     if not dataset.original_encoding[
@@ -196,6 +200,6 @@ def _palette(dataset: Any, pixels: NDArray[Any]) -> Image.Image:
     return _colour(coloured, 16 if coloured.max() > 255 else 8)
 
 
-def _colour(pixels: NDArray[Any], bits: int) -> Image.Image:
+def _colour(pixels: Pixels, bits: int) -> Image.Image:
     eight = pixels if bits <= 8 else pixels.astype(np.float64) * 255 / (2**bits - 1)
     return Image.fromarray(np.rint(eight).astype(np.uint8)[..., :3], "RGB")

@@ -12,13 +12,15 @@ import threading
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from shared.imaging.pixels import UnreadableImage, check_size
+
+Voxel = TypeVar("Voxel", bound=np.generic)
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 MAX_VOXELS = 1 << 30  # a whole-body CT has half of it; as float32 4 GiB
@@ -61,7 +63,7 @@ def open_nifti(path: Path, part: str | None, max_pixels: int) -> Image.Image:
     return Image.fromarray(plane, "L").convert("RGB")
 
 
-def slice_of(volume: NDArray[Any], axis: int, position: int) -> NDArray[Any]:
+def slice_of(volume: NDArray[Voxel], axis: int, position: int) -> NDArray[Voxel]:
     """Cut a RAS+ volume (x, y, z).
 
     Rows run downwards (front or head first), columns along the remaining axis.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -90,7 +90,7 @@ class TargetStore:
         """What the targets depend on; its `fingerprint()` names the namespace."""
         return self.namespace.identity
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return (_reopen, (self.namespace.storage.location, self.identity.fingerprint(), self.grid))
 
     def __len__(self) -> int:
@@ -157,7 +157,7 @@ class TargetStore:
             block = np.ascontiguousarray(self._index.keys[group]).tobytes()
             yield [block[place : place + 32] for place in range(0, len(block), 32)]
 
-    def arrays(self, keys: Sequence[bytes]) -> dict[str, NDArray[Any]]:
+    def arrays(self, keys: Sequence[bytes]) -> dict[str, NDArray[np.generic]]:
         """Read the stored arrays themselves, by name, with a leading record axis.
 
         Raises as `[]` does.
@@ -171,10 +171,10 @@ class TargetStore:
             self._refresh()
             return self._arrays(list(keys))
 
-    def _arrays(self, keys: list[bytes]) -> dict[str, NDArray[Any]]:
+    def _arrays(self, keys: list[bytes]) -> dict[str, NDArray[np.generic]]:
         places = self._places(keys)
         readers = {number: self._reader(number) for number in dict.fromkeys(places[:, 0].tolist())}
-        out: dict[str, NDArray[Any]] = {}
+        out: dict[str, NDArray[np.generic]] = {}
         for spec in arrays_of(self.identity):
             if spec.name != "key":
                 widths = [reader.shape(spec.name) for reader in readers.values()] or [

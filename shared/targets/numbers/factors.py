@@ -8,7 +8,7 @@ F stands for A E on every grid, and S is the cosine of its rows (Eq. 2, 3). Each
 scale, because a few outlier patches with large norms would spoil a common one.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Factors(NamedTuple):
     `values` (M, r) int8 or float16, `scale` (M,), and the error (native, 24x24) of S.
     """
 
-    values: NDArray[Any]
+    values: NDArray[np.int8] | NDArray[np.float16]
     scale: NDArray[np.float32]
     error: NDArray[np.float32]
 

@@ -4,7 +4,6 @@ Without torch, which would be most of a reader's memory.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -16,7 +15,7 @@ from shared.targets.numbers.triangle import places_of
 
 
 def targets_of_factors(
-    arrays: Mapping[str, NDArray[Any]], native: tuple[int, int], grid: tuple[int, int]
+    arrays: Mapping[str, NDArray[np.generic]], native: tuple[int, int], grid: tuple[int, int]
 ) -> tuple[Float32[np.ndarray, "B pairs"], Float32[np.ndarray, "B N"], UInt8[np.ndarray, "B N"]]:
     """Compute (similarity, attention, coverage) on any grid from a batch of stored arrays."""
     count = len(arrays["scale"])
@@ -38,4 +37,5 @@ def targets_of_factors(
         return similarity, arrays["attention"], arrays["coverage"]
     cover = [coverage(Box(*(float(edge) for edge in box)), target) for box in arrays["box"]]
     stacked = np.stack(cover) if cover else np.empty((0, target.size), dtype=np.uint8)
-    return similarity, arrays["attention"] @ matrix.T, stacked
+    attention = np.asarray(arrays["attention"], dtype=np.float32)
+    return similarity, attention @ matrix.T, stacked

@@ -5,14 +5,18 @@ index of (offset, length) pairs as little-endian uint64, closed by a crc32c), an
 The tests hold every function here equal to what zarr itself reads and writes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.targets.segment.layout import ArraySpec, Codec
+
+Values = NDArray[np.generic]
+Chunk = Values | bytes | memoryview  # between two codecs of a chain
+Configuration = tuple[tuple[str, object], ...]  # of a codec, so that it can be a key
 
 _MISSING = np.uint64(2**64 - 1)
 
@@ -21,15 +25,26 @@ class DamagedChunk(ValueError):
     """Bytes that do not decode: a wrong checksum, a wrong length, or a hole."""
 
 
-def encode_chunk(values: NDArray[Any], spec: ArraySpec) -> bytes:
+@runtime_checkable
+class NumCodec(Protocol):
+    """What is used of a codec of numcodecs."""
+
+    def encode(self, buf: Chunk) -> Chunk:
+        """Return what is stored of values."""
+
+    def decode(self, buf: Chunk) -> Chunk:
+        """Return the values that are stored."""
+
+
+def encode_chunk(values: Values, spec: ArraySpec) -> bytes:
     """Encode one record (or a whole small array) by the array's codec chain."""
-    current: Any = np.ascontiguousarray(values, dtype=spec.input_dtype)
+    current: Chunk = np.ascontiguousarray(values, dtype=spec.input_dtype)
     for codec in spec.codecs:
         current = _encode(current, codec)
     return bytes(current)
 
 
-def decode_chunk(data: bytes | memoryview, spec: ArraySpec, out: NDArray[Any]) -> None:
+def decode_chunk(data: bytes | memoryview, spec: ArraySpec, out: Values) -> None:
     """Decode one chunk into `out`, a contiguous array of the array's own type.
 
     Raises
@@ -38,7 +53,7 @@ def decode_chunk(data: bytes | memoryview, spec: ArraySpec, out: NDArray[Any]) -
         If a checksum or a length is wrong.
     """
     try:
-        current: Any = data
+        current: Chunk = data
         for codec in reversed(spec.codecs):
             current = _decode(current, codec)
         flat = (
@@ -49,18 +64,19 @@ def decode_chunk(data: bytes | memoryview, spec: ArraySpec, out: NDArray[Any]) -
         raise DamagedChunk(f"array {spec.name}: {error}") from None
 
 
-def _encode(current: Any, codec: Codec) -> Any:
+def _encode(current: Chunk, codec: Codec) -> Chunk:
     if codec["name"] == "bytes":
         return current
     if codec["name"] == "crc32c":
         data = bytes(current)
         return data + _crc32c(data)
-    if codec["name"] == "numcodecs.fixedscaleoffset":
-        codec = {**codec, "configuration": {**codec["configuration"], "dtype": str(current.dtype)}}
-    return _numcodec(codec["name"], _frozen(codec)).encode(current)
+    configuration = dict(codec.get("configuration", {}))
+    if codec["name"] == "numcodecs.fixedscaleoffset" and isinstance(current, np.ndarray):
+        configuration["dtype"] = str(current.dtype)
+    return _numcodec(codec["name"], _frozen(configuration)).encode(current)
 
 
-def _decode(current: Any, codec: Codec) -> Any:
+def _decode(current: Chunk, codec: Codec) -> Chunk:
     name = codec["name"]
     if name == "bytes":
         return current
@@ -69,25 +85,29 @@ def _decode(current: Any, codec: Codec) -> Any:
         if len(current) < 4 or _crc32c(data) != bytes(current[-4:]):
             raise DamagedChunk("checksum differs")
         return data
+    configuration = _frozen(codec.get("configuration", {}))
     if name == "numcodecs.fixedscaleoffset":
-        return _dequantise(_frozen(codec))[np.frombuffer(current, dtype=np.uint8)]
-    return _numcodec(name, _frozen(codec)).decode(current)
+        return _dequantise(configuration)[np.frombuffer(current, dtype=np.uint8)]
+    return _numcodec(name, configuration).decode(current)
 
 
-def _frozen(codec: Codec) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(codec.get("configuration", {}).items()))
+def _frozen(configuration: Mapping[str, object]) -> Configuration:
+    return tuple(sorted(configuration.items()))
 
 
 @lru_cache(maxsize=32)
-def _numcodec(name: str, configuration: tuple[tuple[str, Any], ...]) -> Any:
+def _numcodec(name: str, configuration: Configuration) -> NumCodec:
     """Make the numcodecs object behind a codec's name in zarr.json."""
     import numcodecs
 
-    return numcodecs.get_codec({"id": name.removeprefix("numcodecs."), **dict(configuration)})
+    codec: NumCodec = numcodecs.get_codec(
+        {"id": name.removeprefix("numcodecs."), **dict(configuration)}
+    )
+    return codec
 
 
 @lru_cache(maxsize=8)
-def _dequantise(configuration: tuple[tuple[str, Any], ...]) -> NDArray[Any]:
+def _dequantise(configuration: Configuration) -> Values:
     """Tabulate what each of the 256 codes reads back as.
 
     A look-up is faster than arithmetic in float64.

@@ -3,7 +3,8 @@
 Format version 1 of the store.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -13,7 +14,13 @@ from shared.targets.numbers.triangle import triangle_length
 KEY_BYTES = 32
 SEGMENT_RECORDS = 256
 
-Codec = dict[str, Any]  # one codec of a chain, as zarr.json writes it
+
+class Codec(TypedDict):
+    """One codec of a chain, as zarr.json writes it."""
+
+    name: str
+    configuration: NotRequired[Mapping[str, object]]
+
 
 BYTES: Codec = {"name": "bytes", "configuration": {"endian": "little"}}
 CRC32C: Codec = {"name": "crc32c"}
@@ -43,14 +50,14 @@ class ArraySpec(NamedTuple):
     """
 
     name: str
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     sharded: bool
     codecs: tuple[Codec, ...]
     axes: tuple[str, ...]
 
     @property
-    def input_dtype(self) -> np.dtype[Any]:
+    def input_dtype(self) -> np.dtype[np.generic]:
         """Type of the values to encode.
 
         What is quantised comes as float32, for float16 would round it twice.
@@ -105,7 +112,7 @@ def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
     )
 
 
-def array_document(spec: ArraySpec, shape: tuple[int, ...]) -> dict[str, Any]:
+def array_document(spec: ArraySpec, shape: tuple[int, ...]) -> dict[str, object]:
     """Write the zarr.json of one array of `shape` (records first), Zarr v3 core specification."""
     codecs: list[Codec] = list(spec.codecs)
     if spec.sharded:

@@ -4,7 +4,6 @@ Its manifest checked, its shard indexes at hand, its records decoded into the ca
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +48,7 @@ class SegmentReader:
             for spec in self._specs.values()
         }
         self._shards: dict[str, NDArray[np.uint64]] = {}
-        self._small: dict[str, NDArray[Any]] = {}
+        self._small: dict[str, NDArray[np.generic]] = {}
 
     def has(self, key: bytes, row: int) -> bool:
         """Whether `row` is the record of `key`."""
@@ -59,7 +58,7 @@ class SegmentReader:
         """Content key of the record at `row`."""
         return bytes(self._keys[row])
 
-    def arrays(self, row: int) -> dict[str, NDArray[Any]]:
+    def arrays(self, row: int) -> dict[str, NDArray[np.generic]]:
         """Read the arrays of the image at `row`."""
         out = {
             name: np.zeros((1, *self._shapes[name]), spec.dtype)
@@ -68,7 +67,7 @@ class SegmentReader:
         self.read([row], [0], out)
         return {name: values[0] for name, values in out.items()}
 
-    def small(self, name: str) -> NDArray[Any]:
+    def small(self, name: str) -> NDArray[np.generic]:
         """Read the whole of an array that is a single chunk, such as `rank`."""
         out = {name: np.zeros((self._records, *self._shapes[name]), self._specs[name].dtype)}
         self.read(range(self._records), range(self._records), out)
@@ -79,7 +78,7 @@ class SegmentReader:
         return self._shapes[name]
 
     def read(
-        self, rows: Sequence[int], into: Sequence[int], out: Mapping[str, NDArray[Any]]
+        self, rows: Sequence[int], into: Sequence[int], out: Mapping[str, NDArray[np.generic]]
     ) -> None:
         """Decode the records at `rows` (ascending) of every array in `out` into its rows `into`.
 
@@ -103,7 +102,7 @@ class SegmentReader:
                 ) from None
 
     def _read_shard(
-        self, spec: ArraySpec, rows: Sequence[int], into: Sequence[int], out: NDArray[Any]
+        self, spec: ArraySpec, rows: Sequence[int], into: Sequence[int], out: NDArray[np.generic]
     ) -> None:
         index = self._shard_index(spec)
         shape = self._shapes[spec.name]
@@ -128,7 +127,7 @@ class SegmentReader:
             self._shards[spec.name] = index
         return self._shards[spec.name]
 
-    def _read_small(self, spec: ArraySpec) -> NDArray[Any]:
+    def _read_small(self, spec: ArraySpec) -> NDArray[np.generic]:
         if spec.name not in self._small:
             values = np.empty((self._records, *spec.shape), dtype=spec.dtype)
             decode_chunk(self._read(spec, 0, self._sizes[spec.name]), spec, values)

@@ -5,7 +5,6 @@ And the writer that fills a namespace.
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,10 @@ class SegmentWriter:
         self._namespace = namespace
         self._specs = {spec.name: spec for spec in arrays_of(namespace.identity)}
         self._keys: dict[bytes, None] = {}
-        self._chunks: dict[str, list[Any]] = {name: [] for name in self._specs if name != "key"}
+        self._values = [name for name in self._specs if name != "key"]
+        # Of each image: its chunk of an array, or its values where the whole segment decides.
+        self._chunks: dict[str, list[bytes]] = {name: [] for name in self._values}
+        self._held: dict[str, list[NDArray[np.generic]]] = {name: [] for name in self._values}
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -55,16 +57,17 @@ class SegmentWriter:
         """
         if len(key) != KEY_BYTES or key in self._keys:
             raise ValueError(f"a key is {KEY_BYTES} bytes and added once, got {key.hex()}")
-        if set(arrays) != set(self._chunks):
-            raise ValueError(f"a record holds {sorted(self._chunks)}, got {sorted(arrays)}")
+        if set(arrays) != set(self._values):
+            raise ValueError(f"a record holds {sorted(self._values)}, got {sorted(arrays)}")
         prepared = {
             name: _prepare(np.asarray(values), self._specs[name]) for name, values in arrays.items()
         }
         for name, values in prepared.items():
             spec = self._specs[name]
-            self._chunks[name].append(
-                encode_chunk(values, spec) if spec.sharded and -1 not in spec.shape else values
-            )
+            if spec.sharded and -1 not in spec.shape:
+                self._chunks[name].append(encode_chunk(values, spec))
+            else:
+                self._held[name].append(values)
         self._keys[key] = None
 
     def publish(self) -> str | None:
@@ -87,8 +90,9 @@ class SegmentWriter:
         identifier = str(json.loads(files[MANIFEST])["digest"])[:32]
         publish_files(self._namespace, identifier, files)
         self._keys.clear()
-        for chunks in self._chunks.values():
-            chunks.clear()
+        for name in self._values:
+            self._chunks[name].clear()
+            self._held[name].clear()
         return identifier
 
     def _files(self) -> dict[str, bytes]:
@@ -103,10 +107,10 @@ class SegmentWriter:
                 )
                 shape, data = values.shape, encode_chunk(values, spec)
             elif not spec.sharded:
-                stacked = np.stack(self._chunks[name])
+                stacked = np.stack(self._held[name])
                 shape, data = stacked.shape, encode_chunk(stacked, spec)
             elif -1 in spec.shape:
-                padded = _pad(self._chunks[name])
+                padded = _pad(self._held[name])
                 shape, data = (
                     padded.shape,
                     encode_shard([encode_chunk(values, spec) for values in padded]),
@@ -136,7 +140,7 @@ def publish_files(namespace: Namespace, segment: str, files: Mapping[str, bytes]
     return False
 
 
-def _prepare(values: NDArray[Any], spec: ArraySpec) -> NDArray[Any]:
+def _prepare(values: NDArray[np.generic], spec: ArraySpec) -> NDArray[np.generic]:
     """Check one array of a record and bring it to the stored type."""
     expected = tuple(size for size in spec.shape if size != -1)
     if values.shape[: len(expected)] != expected or values.ndim != len(spec.shape):
@@ -153,7 +157,7 @@ def _prepare(values: NDArray[Any], spec: ArraySpec) -> NDArray[Any]:
     return values.copy()
 
 
-def _pad(chunks: list[NDArray[Any]]) -> NDArray[Any]:
+def _pad(chunks: list[NDArray[np.generic]]) -> NDArray[np.generic]:
     """Stack matrices of different widths, zeros on the right."""
     width = max(values.shape[-1] for values in chunks)
     padded = np.zeros((len(chunks), chunks[0].shape[0], width), dtype=chunks[0].dtype)

@@ -9,8 +9,8 @@ import os
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, TypeVar
+from datetime import datetime, timedelta
+from typing import Protocol, TypedDict, TypeVar, runtime_checkable
 
 from shared.errors import UserError
 from shared.targets.storage import join
@@ -19,6 +19,43 @@ from shared.targets.storage.base import TEMPORARY
 T = TypeVar("T")
 GROUP = "zarr.json"
 _SCHEMES = ("s3://", "gs://", "az://", "memory://")
+
+
+class Listed(TypedDict):
+    """What is read of an object in obstore's listing."""
+
+    path: str
+    size: int
+    last_modified: datetime
+
+
+@runtime_checkable
+class Buffer(Protocol):
+    """What is read of zarr's buffers."""
+
+    def to_bytes(self) -> bytes:
+        """Return its bytes."""
+
+
+@runtime_checkable
+class ZarrStore(Protocol):
+    """What is used of zarr's `ObjectStore`."""
+
+    store: object  # obstore's own
+
+    def get(
+        self, key: str, prototype: object, byte_range: object
+    ) -> "Coroutine[object, None, Buffer | None]":
+        """Read an object, or a part of it; None where there is none."""
+
+    def set(self, key: str, value: Buffer) -> "Coroutine[object, None, None]":
+        """Write an object."""
+
+    def exists(self, key: str) -> "Coroutine[object, None, bool]":
+        """Whether there is an object."""
+
+    def delete(self, key: str) -> "Coroutine[object, None, None]":
+        """Remove an object."""
 
 
 class ObjectStorage:
@@ -149,13 +186,13 @@ class ObjectStorage:
             str(item["path"])[len(folder) + 1 :]: int(item["size"]) for item in self._list(folder)
         }
 
-    def _list(self, folder: str) -> Iterator[Any]:
+    def _list(self, folder: str) -> Iterator[Listed]:
         import obstore
 
         for batch in obstore.list(self._store.store, prefix=f"{folder}/"):
             yield from batch
 
-    def _get(self, path: str, byte_range: Any) -> bytes:
+    def _get(self, path: str, byte_range: object) -> bytes:
         from zarr.core.buffer import default_buffer_prototype
 
         with self._talk():
@@ -182,7 +219,7 @@ class ObjectStorage:
             raise OSError(f"{self.location}: {str(error).splitlines()[0]}") from error
 
 
-def _connect(location: str) -> Any:
+def _connect(location: str) -> ZarrStore:
     """Open zarr's store over the bucket and prefix of a URL."""
     try:
         import obstore.store
@@ -194,21 +231,23 @@ def _connect(location: str) -> Any:
         raise UserError(
             f"cannot open a store at {location}: use a folder or one of {', '.join(_SCHEMES)}"
         )
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         "retry_config": {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
     }
     if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         options["client_options"] = {"allow_http": True}
     try:
-        make: Callable[..., Any] = obstore.store.from_url
-        return ObjectStore(make(location, **({} if location.startswith("memory://") else options)))
+        make: Callable[..., object] = obstore.store.from_url
+        place = make(location, **({} if location.startswith("memory://") else options))
+        store: ZarrStore = ObjectStore(place)
     except obstore.exceptions.BaseError as error:
         raise UserError(
             f"cannot open a store at {location}: {str(error).splitlines()[0]}"
         ) from error
+    return store
 
 
-def _wait(operation: Coroutine[Any, Any, T]) -> T:
+def _wait(operation: Coroutine[object, None, T]) -> T:
     """Run one of zarr's asynchronous store operations to its end."""
     from zarr.core.sync import sync
 
@@ -216,7 +255,8 @@ def _wait(operation: Coroutine[Any, Any, T]) -> T:
     return result
 
 
-def _buffer(data: bytes) -> Any:
+def _buffer(data: bytes) -> Buffer:
     from zarr.core.buffer import default_buffer_prototype
 
-    return default_buffer_prototype().buffer.from_bytes(data)
+    buffer: Buffer = default_buffer_prototype().buffer.from_bytes(data)
+    return buffer

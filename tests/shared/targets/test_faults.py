@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -278,18 +279,23 @@ except UserError as error:
 """
 
 
-def test_a_store_made_read_only_half_way(tmp_path):
-    for parent in (tmp_path, *tmp_path.parents):  # pytest's own folders are for their owner alone
-        if parent.name.startswith(("test_", "popen-", "pytest-")):
-            parent.chmod(0o755)
-    (tmp_path / "place").mkdir()
-    command = [sys.executable, "-c", READ_ONLY, str(tmp_path / "place" / "store")]
+@pytest.fixture
+def public_folder():
+    """A folder that another user may enter; pytest's own are for their owner alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_store_made_read_only_half_way(public_folder):
+    (public_folder / "place").mkdir()
+    command = [sys.executable, "-c", READ_ONLY, str(public_folder / "place" / "store")]
     result = subprocess.run(
         command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False
     )
     assert result.returncode == 1, result.stderr
     assert "cannot write to the store" in result.stdout
-    assert read_all(tmp_path / "place" / "store", range(6))
+    assert read_all(public_folder / "place" / "store", range(6))
 
 
 def test_only_what_is_certainly_dead_is_swept_by_a_build(tmp_path):
