@@ -105,6 +105,15 @@ def test_affordable_steps_fit_the_budget_or_are_the_least(spent: float, sample: 
 
 
 @pytest.mark.unit
+def test_the_time_left_is_shared_by_two_arms() -> None:
+    train = load_recipe(pipeline.RECIPE).train
+    # 15 minutes less 100 s spent, 200 answers of half a sample for each arm, and 90 s of reserve.
+    left = 15 * 60 - 100 - 2 * 200 * 0.5 * 2.0 - 90
+    steps = int(left / 2 / (2.0 * train.batch_size * train.accumulation))
+    assert affordable_steps(SHORT, spent=100, sample_seconds=2.0) == steps == 19
+
+
+@pytest.mark.unit
 def test_the_arms_differ_in_the_three_terms_alone(tmp_path: Path) -> None:
     lora, medalign, _ = pipeline.arms_and_scores(tmp_path, SHORT, "bf16", 10)
     recipes = [

@@ -1,0 +1,102 @@
+"""What the page shows of a store: its own numbers, drawn for held-out images that are in it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.report import store_pictures as module
+from pipelines.report.figures import AttentionRow
+from pipelines.report.store_pictures import full_matrix, store_pictures
+from shared.recipe import load_recipe
+from shared.records import load_records
+from shared.targets import TargetStore
+from tests.fixtures.runs import write_run
+from tests.fixtures.student_runs import write_store
+
+pytestmark = pytest.mark.integration
+IMAGES = ["0.png", "1.png"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two arms, and a store with targets of two of its three images."""
+    folder = write_run(tmp_path_factory.mktemp("run"), images=3)
+    config = folder / "base" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prompt_template": "vicuna_v1"}))
+    write_store(folder / "store", folder / "data", IMAGES, 4)
+    return folder
+
+
+def test_the_figures_are_given_the_stores_targets(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, tuple[object, ...]] = {}
+
+    def attention(rows: list[AttentionRow]) -> str:
+        shown["attention"] = tuple(rows)
+        return "<svg>attention</svg>"
+
+    def similarity(*given: object) -> str:
+        shown["similarity"] = given
+        return "<svg>similarity</svg>"
+
+    monkeypatch.setattr(module, "attention_figure", attention)
+    monkeypatch.setattr(module, "similarity_figure", similarity)
+    store = TargetStore.open(run / "store", grid=(4, 4))
+    recipe = load_recipe(run / "medalign" / "recipe.yaml", [f"targets.store={run / 'store'}"])
+    arms = {"LoRA": run / "lora", "MEDALIGN": run / "medalign"}
+    records = load_records(run / "data" / "test.json")
+    pictures = store_pictures(recipe, arms, records, run / "data")
+
+    assert pictures["attention"] == "<svg>attention</svg>"
+    assert pictures["similarity"] == "<svg>similarity</svg>"
+    rows = shown["attention"]
+    assert len(rows) == len(IMAGES)
+    for row in rows:
+        assert isinstance(row, AttentionRow)
+        assert list(row.maps) == ["teacher", "start", "LoRA", "MEDALIGN"]
+        assert list(row.divergence) == ["start", "LoRA", "MEDALIGN"]
+        for one in row.maps.values():
+            assert one.shape == (4, 4)
+            assert one.sum() == pytest.approx(1)
+        assert all(value > 0 for value in row.divergence.values())
+    _, matrix, grid, patch, visible = shown["similarity"]
+    assert grid == (4, 4)
+    assert any(
+        np.array_equal(full_matrix(np.asarray(one.similarity, np.float64), 16), np.asarray(matrix))
+        and patch == int(np.argmax(np.where(one.coverage > 0, one.attention, -1)))
+        and np.array_equal(one.coverage > 0, np.asarray(visible))
+        for one in map(store.__getitem__, store.keys())
+    )
+    sizes = pictures["store"]
+    assert sizes is not None
+    assert sizes["images"] == len(IMAGES)
+    assert sizes["grid"] == "4x4"
+    files = [path for path in (run / "store").rglob("*") if path.is_file()]
+    inside = [path for path in files if sizes["namespace"] in path.parts]
+    assert sizes["bytes"] == sum(path.stat().st_size for path in inside)
+    assert sizes["per_image"] == round(sizes["bytes"] / 2)
+    assert sizes["pickle_per_image"] > 4 * (16 * 16 + 16)
+
+
+def test_a_run_without_a_store_shows_none_of_it(run: Path) -> None:
+    recipe = load_recipe(run / "lora" / "recipe.yaml")
+    found = store_pictures(recipe, {"LoRA": run / "lora"}, [], run / "data")
+    assert found == {"attention": None, "similarity": None, "store": None}
+
+
+def test_images_that_the_store_lacks_leave_its_sizes(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(run / "medalign" / "recipe.yaml", [f"targets.store={run / 'store'}"])
+    records = [
+        record
+        for record in load_records(run / "data" / "test.json")
+        if record.images[0] not in IMAGES
+    ]
+    found = store_pictures(recipe, {}, records, run / "data")
+    assert found["attention"] is found["similarity"] is None
+    assert found["store"] is not None
+    assert "no held-out image is in the store" in capsys.readouterr().err
