@@ -40,7 +40,6 @@ def student(folder: Path | None) -> tuple[Any, Any]:
     from shared.recipe import make_recipe
     from student_train.models import load_base
     from student_train.models.base import make_base
-    from student_train.models.processor import Processor
     from student_train.student import make_student
 
     if folder is None:
@@ -50,7 +49,7 @@ def student(folder: Path | None) -> tuple[Any, Any]:
         base = load_base(str(folder))
     recipe = make_recipe({"lora": {"r": 16}, "losses": {"layer": 18}})
     made = make_student(base.model, base.image_token_id, recipe)
-    return plain_model(made.model).eval(), Processor.of(base)
+    return plain_model(made.model).eval(), base.processor()
 
 
 def measure(

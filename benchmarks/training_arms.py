@@ -129,7 +129,7 @@ def step(student: Any, recipe: Recipe, optimizer: Any, batch: dict[str, Any], ar
     if arm == "authors":
         loss = authors_loss(student, batch, recipe)
     else:
-        from student_train.run.trainer import term_sums
+        from student_train.run.terms import term_sums
 
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16"):
             terms = term_sums(

@@ -28,6 +28,17 @@ def is_main_process() -> bool:
     return this_process().rank == 0
 
 
+def no_gpu_for_deepspeed() -> None:
+    """Where torch sees no GPU, tell DeepSpeed to look for none.
+
+    Else it asks for one wherever it is imported, and warns on standard output.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def choose_device(wanted: str = "auto", option: str = "--device cuda") -> str:
     """Return the torch device of this process.
 

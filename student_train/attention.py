@@ -1,4 +1,4 @@
-"""What the losses see of the language model: rotated image tokens, and layer l's question attention.
+"""What the losses see of the language model: rotated image tokens, layer l's question attention.
 
 B rows of a batch, T tokens, P images, N patches, d student width, I spans, R rows, H heads.
 
@@ -112,7 +112,7 @@ def install(
     model.model.register_forward_hook(_Leave(channel), always_call=True)
     decoder.register_forward_pre_hook(_Guard(channel), with_kwargs=True)
     for layer in layers:
-        rotation = rotations[str(layer)] if str(layer) in rotations else None
+        rotation = dict(rotations.items()).get(str(layer))
         blocks[layer].register_forward_pre_hook(_Rotate(channel, layer, rotation), with_kwargs=True)
         tap(blocks[layer].self_attn, _Read(channel, layer))
     return channel
@@ -140,7 +140,7 @@ def observing(channel: Channel, request: Request) -> Iterator[Observed]:
 
 @contextmanager
 def image_positions(channel: Channel, mask: Tensor | None) -> Iterator[None]:
-    """Say where image tokens are, mask (B, T) bool, for forwards given embeddings, not token ids."""
+    """Say where image tokens are, mask (B, T) bool, for forwards given embeddings, not ids."""
     channel.given_mask = mask
     try:
         yield

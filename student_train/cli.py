@@ -11,15 +11,15 @@ from shared.console import report, run
 if TYPE_CHECKING:
     from shared.recipe import Recipe
     from student_train.data.join import ComputeTargets
-    from student_train.run.train import Score
+    from student_train.run.evaluation import Score
 
     Callables = tuple[ComputeTargets | None, Score | None]
 
 app = typer.Typer(
     help="""Stage two: fine-tune the medical vision-language model, streaming the teacher's targets.
 
-    Begin with `train RECIPE --dry-run`. Recipes are in pipelines/recipes, and docs/recipe.md explains every key;
-    `--debug` behind any command shows a traceback with its error.""",
+    Begin with `train RECIPE --dry-run`. Recipes are in pipelines/recipes, and docs/recipe.md
+    explains every key; `--debug` behind any command shows a traceback with its error.""",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -114,7 +114,8 @@ def export(
         str | None,
         typer.Option(
             "--push-to-hub",
-            help="Upload the result under this hub id, as a private repository; HF_TOKEN is the token.",
+            help="Upload the result under this hub id, as a private repository; HF_TOKEN is the "
+            "token.",
         ),
     ] = None,
 ) -> None:

@@ -2,13 +2,13 @@
 
 B rows of a batch, T tokens, N patches of one of P images, d student width, V vocabulary.
 
-`LlavaForConditionalGeneration` and `SmolVLMForConditionalGeneration` are such models; so is one with
-LoRA layers inside. transformers ships no types of its own that could be read here.
+`LlavaForConditionalGeneration` and `SmolVLMForConditionalGeneration` are such models; so is one
+with LoRA layers inside. transformers ships no types of its own that could be read here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ Hook = Callable[..., object]  # torch's hooks: (module, args[, kwargs][, output]
 Inputs = dict[str, object]  # keyword arguments of a forward pass, as hooks see them
 
 
+@runtime_checkable
 class Module(Protocol):
     """A torch module, as far as it is hooked and walked here."""
 
@@ -70,6 +71,7 @@ class Module(Protocol):
         ...
 
 
+@runtime_checkable
 class TextConfig(AttentionConfig, Protocol):
     """Configuration of the language model."""
 
@@ -77,6 +79,7 @@ class TextConfig(AttentionConfig, Protocol):
     vocab_size: int
 
 
+@runtime_checkable
 class VisionConfig(Protocol):
     """Configuration of the vision tower."""
 
@@ -84,6 +87,7 @@ class VisionConfig(Protocol):
     patch_size: int
 
 
+@runtime_checkable
 class ImageTextConfig(Protocol):
     """Configuration of the whole model."""
 
@@ -97,12 +101,14 @@ class ImageTextConfig(Protocol):
         ...
 
 
+@runtime_checkable
 class DecoderLayer(Module, Protocol):
     """One layer of the language model."""
 
     self_attn: nn.Module
 
 
+@runtime_checkable
 class Decoder(Module, Protocol):
     """The language model without its head."""
 
@@ -112,24 +118,28 @@ class Decoder(Module, Protocol):
     norm: nn.Module
 
 
+@runtime_checkable
 class ImageFeatures(Protocol):
     """What tower and projector make of P images."""
 
     pooler_output: Sequence[Tensor]  # P of (N, d)
 
 
+@runtime_checkable
 class Hidden(Protocol):
     """Output of the model without its head."""
 
     last_hidden_state: Tensor  # (B, T, d)
 
 
+@runtime_checkable
 class Logits(Protocol):
     """Output of the model."""
 
     logits: Tensor  # (B, T, V), or fewer rows where fewer are asked for
 
 
+@runtime_checkable
 class Multimodal(Module, Protocol):
     """Tower, projector and language model: it puts image features among the embeddings."""
 
@@ -137,18 +147,20 @@ class Multimodal(Module, Protocol):
         """Return the last hidden states."""
         ...
 
-    def get_image_features(self, pixel_values: Tensor, **options: object) -> ImageFeatures:
+    def get_image_features(
+        self, pixel_values: Tensor, *others: object, **options: object
+    ) -> ImageFeatures:
         """Return the features of images (P, 3, S, S)."""
         ...
 
 
+@runtime_checkable
 class ImageTextModel(Module, Protocol):
     """A model that answers questions about images; a PEFT model behaves as the one inside it."""
 
     config: ImageTextConfig
     model: Multimodal
     lm_head: nn.Module
-    rotation: nn.ModuleDict  # W by layer, where `student_train.student` has put it
     generation_config: object
 
     @property
@@ -182,17 +194,54 @@ class ImageTextModel(Module, Protocol):
         ...
 
 
+@runtime_checkable
+class HookedModel(ImageTextModel, Protocol):
+    """A model on which `student_train.student` has put rotations and hooks."""
+
+    rotation: nn.ModuleDict  # W by layer
+    alignment: object  # the channel of the hooks
+
+
+@runtime_checkable
+class AdaptedModel(ImageTextModel, Protocol):
+    """PEFT's wrapper of a model with adapter layers."""
+
+    @property
+    def peft_config(self) -> "Mapping[str, AdapterConfig]":
+        """Configurations by adapter name; there is one, `default`."""
+        ...
+
+    def get_base_model(self) -> ImageTextModel:
+        """Return the model inside, its adapter layers and hooks in place."""
+        ...
+
+    def merge_and_unload(self) -> ImageTextModel:
+        """Add the adapters to the weights and return the plain model."""
+        ...
+
+
+@runtime_checkable
+class AdapterConfig(Protocol):
+    """PEFT's configuration of an adapter."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return its fields."""
+        ...
+
+
+@runtime_checkable
 class TokenIds(Protocol):
     """What a tokenizer makes of one text."""
 
     input_ids: list[int]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """A transformers tokenizer."""
 
     bos_token_id: int | None
-    eos_token_id: int | None
+    eos_token_id: int
     pad_token_id: int | None
     eos_token: str
     pad_token: str | None
@@ -239,6 +288,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
 class ImageProcessor(Protocol):
     """A transformers image processor: mean, deviation and size are read from it."""
 

@@ -1,18 +1,18 @@
 """The one tap on attention: a module's query, key, value and mask, and the logits of its rows.
 
-B rows of a batch, H heads (H_k of keys), T tokens, Q the newest of them, c width of a head, I spans,
-R rows.
+B rows of a batch, H heads (H_k of keys), T tokens, Q the newest of them, I spans, R rows,
+c width of a head.
 
-A tapped module gets a copy of its configuration that names this file's kernel. That kernel runs the
-module's own, whatever it is (SDPA, eager, FlashAttention), and then shows the call to each listener.
-Masks and all other modules keep the model's own kernel. The losses listen at layer l
+A tapped module gets a copy of its configuration that names this file's kernel. That kernel runs
+the module's own, whatever it is (SDPA, eager, FlashAttention), and then shows the call to each
+listener. Masks and all other modules keep the model's own kernel. The losses listen at layer l
 (`student_train.attention`), decoding methods where they look (`pipelines.decoding.attention`); both
 may listen to one module.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,7 @@ class _Taps:
     listeners: list[Listener] = field(default_factory=list)
 
 
+@runtime_checkable
 class _Tapped(Protocol):
     config: AttentionConfig
     attention_taps: _Taps

@@ -8,14 +8,15 @@ ranks): `visual_alignment_terms` and `attention_alignment_terms` give one value 
 """
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from shared.recipe.fields import AttentionNormalization
+from shared.targets.numbers.triangle import places_of, triangle_length
 
 
 def visual_alignment_loss(
@@ -83,7 +84,7 @@ def visual_alignment_terms(
 ) -> Float[Tensor, " images"]:
     """L_vis of each image; arguments as in `visual_alignment_loss`."""
     patches = tokens.shape[1]
-    pairs = patches * (patches - 1) // 2
+    pairs = triangle_length(patches)
     if similarity.shape[1] != pairs:
         raise ValueError(
             f"{patches} patches have {pairs} pairs, but the targets hold {similarity.shape[1]}"
@@ -138,13 +139,13 @@ class _Gram(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
         return torch.bmm(rows, rows.transpose(1, 2))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (rows,) = ctx.saved_tensors
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return torch.bmm(gradient + gradient.transpose(1, 2), rows)
 
 
@@ -164,7 +165,5 @@ def _relative_entropy(q: Tensor, p: Tensor, visible: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _triangle_index(patches: int, device: torch.device) -> Tensor:
-    """Positions of the strict upper triangle in a flattened (N, N) matrix, row-major as in the store."""
-    rows, columns = torch.triu_indices(patches, patches, 1, device=device)
-    index: Tensor = rows * patches + columns
-    return index
+    """Places of the store's triangle in a flattened (N, N) matrix."""
+    return torch.from_numpy(places_of(patches)).to(device)

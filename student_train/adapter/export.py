@@ -3,15 +3,18 @@
 And uploads.
 """
 
-import os
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from shared.console import say, warn
 from shared.errors import UserError
 from shared.files import whole_file
+from shared.processes import no_gpu_for_deepspeed
 from shared.recipe import save_recipe
 from student_train.adapter.card import merged_card
-from student_train.student import RECIPE, ROTATION_WEIGHTS, adapter_recipe, load_adapter
+from student_train.adapter.files import RECIPE, ROTATION_WEIGHTS, adapter_recipe
+from student_train.imagetext import HookedModel
 
 
 def export(folder: Path, to: Path, base: str | None = None) -> Path:
@@ -28,37 +31,20 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
     """
     import shutil
 
-    import torch
-
+    from student_train.adapter.loading import load_adapter, moved
     from student_train.models import load_base
-    from student_train.models.base import BaseStudent, save_base
+    from student_train.models.base import save_base
 
     if to.exists() and any(to.iterdir()):
         raise UserError(f"{to} is not empty; choose a new folder")
     recipe = adapter_recipe(folder)
-    section = recipe.model
-    if base is not None:
-        section = section.model_copy(
-            update={"path": base} if section.path is not None else {"name": base, "path": None}
-        )
-    if not torch.cuda.is_available():
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # transformers' saving imports DeepSpeed, which would ask
-    loaded = load_base(section)
+    no_gpu_for_deepspeed()  # transformers' saving imports DeepSpeed, which would ask
+    loaded = load_base(moved(recipe.model, base))
     student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)
     merged = student.model.merge_and_unload()
-    del merged.rotation  # saved as its own file below
+    del cast(HookedModel, merged).rotation  # saved as its own file below
     to.mkdir(parents=True, exist_ok=True)
-    whole = BaseStudent(
-        merged,
-        loaded.tokenizer,
-        loaded.image_processor,
-        loaded.template,
-        loaded.image_token_id,
-        loaded.grid,
-        loaded.image_size,
-    )
+    whole = replace(loaded, model=merged)
     # The base weights come last: without them nothing loads the folder, and with them W and its
     # recipe are there.
     whole_file(to / RECIPE, lambda path: save_recipe(recipe, path))
@@ -73,9 +59,11 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
 
 
 def push(folder: Path, repository: str) -> None:
-    """Upload a finished folder, without checkpoints and logs, as a private repository of the hub."""
+    """Upload a finished folder as a private repository of the hub, without checkpoints and logs."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of the hub library's own HTTP client
+
+    # Of the hub library's own HTTP client.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     warn("weights trained on patient data may reveal it; upload only what your data's terms allow")
     api = HfApi()

@@ -6,9 +6,10 @@ Images of a data set joined with the store's targets by content key.
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.console import track, warn
 from shared.errors import UserError
@@ -20,7 +21,7 @@ from shared.recipe import Recipe
 from shared.records import Record
 from shared.targets import Target, TargetStore
 
-Array = np.ndarray[Any, np.dtype[Any]]
+Array = NDArray[np.generic]  # float16, float32 or uint8
 ComputeTargets = Callable[[Sequence[ImageReference]], Iterable[Target]]
 
 

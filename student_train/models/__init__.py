@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from shared.console import stderr
 from shared.errors import UserError
@@ -11,9 +11,11 @@ from shared.processes import is_main_process
 from shared.recipe import ModelSection
 
 if TYPE_CHECKING:
+    import torch
+
     from student_train.models.base import BaseStudent
 
-Loader = Callable[[Path, ModelSection, Any, str | None], "BaseStudent"]
+    Loader = Callable[[Path, ModelSection, torch.dtype, str | None], BaseStudent]
 
 
 class Family(NamedTuple):
@@ -29,7 +31,7 @@ FAMILIES = {
 }
 
 
-def load_base(model: ModelSection | str, dtype: Any = None) -> "BaseStudent":
+def load_base(model: ModelSection | str, dtype: "torch.dtype | None" = None) -> "BaseStudent":
     """Load a student by family name, folder or hub id; never runs code from a checkpoint.
 
     Parameters
@@ -79,7 +81,7 @@ def load_base(model: ModelSection | str, dtype: Any = None) -> "BaseStudent":
     )
 
 
-def _loader(layout: str, folder: Path) -> Loader:
+def _loader(layout: object, folder: Path) -> "Loader":
     """Return the loader of a config's `model_type`."""
     if layout == "llava":
         from student_train.models.llava import load_llava

@@ -1,18 +1,23 @@
-"""What every model family is loaded into, and how such a model is saved as a plain transformers folder."""
+"""What every model family is loaded into, and how that is saved as a transformers folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import cast
+
+from torch import nn
 
 from shared.errors import UserError
 from shared.imaging.grid import Grid
-from student_train.models.prompts import Template, check_tokenizer, template_named
+from shared.vocabulary import Geometry
+from student_train.imagetext import ImageProcessor, ImageTextModel, Tokenizer
+from student_train.models.processor import Processor
+from student_train.models.templates import Template, check_tokenizer, template_named
 
 TEMPLATE_KEY = "prompt_template"  # in config.json: which template the model was trained with
 
 
-@dataclass(frozen=True)
-class BaseStudent:
+@dataclass(frozen=True, kw_only=True)
+class BaseStudent(Processor):
     """A loaded model, with all that is needed to ask it something.
 
     Attributes
@@ -20,38 +25,20 @@ class BaseStudent:
     model
         transformers' `LlavaForConditionalGeneration`, or another image-text class with the same
         call.
-    tokenizer
-        Its tokenizer, which has a padding token.
-    image_processor
-        Its transformers image processor; `student_train.pixels` reads mean and deviation from it.
-    template
-        How conversations are written for it.
-    image_token_id
-        The id that stands for one image patch.
-    grid
-        Patches of one image, (rows, columns); N is their product.
-    image_size
-        Side of the square that the vision tower sees, in pixels.
     """
 
-    model: Any
-    tokenizer: Any
-    image_processor: Any
-    template: Template
-    image_token_id: int
-    grid: Grid
-    image_size: int
+    model: ImageTextModel
 
-    @property
-    def image_tokens(self) -> int:
-        """N, the tokens of one image."""
-        return self.grid.rows * self.grid.columns
+    def processor(self, geometry: Geometry = "pad") -> Processor:
+        """Return what turns questions into this model's inputs; `geometry` is `data.geometry`."""
+        own = {field.name: getattr(self, field.name) for field in fields(Processor)}
+        return Processor(**{**own, "geometry": geometry})
 
 
 def assemble(
-    model: Any,
-    tokenizer: Any,
-    image_processor: Any,
+    model: ImageTextModel,
+    tokenizer: Tokenizer,
+    image_processor: ImageProcessor,
     template: str | None,
     *,
     image_size: int,
@@ -89,12 +76,21 @@ def assemble(
     set_generation(model, tokenizer, chosen)
     grid = Grid(side, side)
     return BaseStudent(
-        model, tokenizer, image_processor, chosen, config.image_token_id, grid, image_size
+        model=model,
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        template=chosen,
+        image_token_id=config.image_token_id,
+        grid=grid,
+        image_size=image_size,
     )
 
 
 def make_base(
-    model: Any, tokenizer: Any, image_processor: Any, template: str | None
+    model: ImageTextModel,
+    tokenizer: Tokenizer,
+    image_processor: ImageProcessor,
+    template: str | None,
 ) -> BaseStudent:
     """Join the parts of a `LlavaForConditionalGeneration`.
 
@@ -120,25 +116,31 @@ def make_base(
 
 
 def save_base(base: BaseStudent, folder: str | Path) -> None:
-    """Write a transformers folder (safetensors, config, tokenizer, image processor) that `load_base` reads."""
+    """Write a transformers folder that `load_base` reads.
+
+    Weights (safetensors), configuration, tokenizer and image processor.
+    """
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     base.image_processor.save_pretrained(folder)
 
 
-def connector(model: Any) -> Any:
-    """Return the module between vision tower and language model (LLaVA's projector, SmolVLM's connector)."""
+def connector(model: ImageTextModel) -> nn.Module:
+    """Return the module between vision tower and language model.
+
+    LLaVA's projector, SmolVLM's connector.
+    """
     for name in ("multi_modal_projector", "connector"):
         if hasattr(model.model, name):
-            return getattr(model.model, name)
+            return cast(nn.Module, getattr(model.model, name))
     raise UserError(
         f"train.tune=projector: {type(model).__name__} has no projector to train; use "
         "train.tune=lora"
     )
 
 
-def check_image_token(tokenizer: Any, image_token_id: int) -> None:
-    """Raise a `UserError` where `image_token_id` is not a special token of its own in `tokenizer`."""
+def check_image_token(tokenizer: Tokenizer, image_token_id: int) -> None:
+    """Raise a `UserError` where `image_token_id` is no special token of its own in `tokenizer`."""
     known = image_token_id < len(tokenizer)
     token = tokenizer.convert_ids_to_tokens(image_token_id) if known else None
     if token is None or token not in tokenizer.get_added_vocab():
@@ -154,12 +156,11 @@ def check_image_token(tokenizer: Any, image_token_id: int) -> None:
         )
 
 
-def processor_size(image_processor: Any) -> int:
+def processor_size(image_processor: ImageProcessor) -> int:
     """Return the side of the square that an image processor produces, in pixels."""
     size = getattr(image_processor, "crop_size", None) or image_processor.size
-    sides = {
-        int(size[key]) for key in ("height", "width", "shortest_edge") if size.get(key) is not None
-    }
+    given = [size.get(key) for key in ("height", "width", "shortest_edge")]
+    sides = {int(side) for side in given if side is not None}
     if len(sides) != 1:
         raise UserError(
             f"the image processor's size {dict(size)} is no square; students here see squares"
@@ -167,8 +168,11 @@ def processor_size(image_processor: Any) -> int:
     return sides.pop()
 
 
-def set_generation(model: Any, tokenizer: Any, template: Template) -> None:
-    """End answers at the template's end token and drop whatever sampling the checkpoint's own defaults ask for."""
+def set_generation(model: ImageTextModel, tokenizer: Tokenizer, template: Template) -> None:
+    """End answers at the template's end token.
+
+    Whatever sampling the checkpoint's own defaults ask for is dropped.
+    """
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(

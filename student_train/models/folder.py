@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -48,7 +47,9 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
             f"no model folder at {place}, and it is no hub id such as owner/name either"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of the hub library's own HTTP client
+
+    # Of the hub library's own HTTP client.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     say(f"model: {place} from the hub (kept in its cache)")
     try:
@@ -65,7 +66,7 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     return folder
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, object]:
     """Read `config.json` of a checkpoint folder."""
     path = folder / CONFIG
     try:
@@ -78,7 +79,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files, safetensors before .bin, checked to be there and whole as far as can be seen cheaply.
+    """Return the weight files, safetensors before .bin.
+
+    They are checked to be there, and whole as far as can be seen cheaply.
 
     Raises
     ------
@@ -140,7 +143,7 @@ def open_weights(files: list[Path]) -> Iterator[dict[str, Callable[[], Tensor]]]
                     handle = stack.enter_context(safe_open(file, framework="pt"))
                     readers |= {
                         key: (lambda handle=handle, key=key: handle.get_tensor(key))
-                        for key in handle.keys()
+                        for key in handle.keys()  # noqa: SIM118 - no dict, only keys
                     }
                 else:
                     # Files of torch before 1.6 are no zip archives and cannot be mapped.

@@ -1,22 +1,27 @@
-"""HuatuoGPT-Vision-7B in its own layout (`model_type: llava_qwen2`, `FreedomIntelligence/HuatuoGPT-Vision-7B`).
+"""HuatuoGPT-Vision-7B in its own layout (`model_type: llava_qwen2`).
+
+Published as `FreedomIntelligence/HuatuoGPT-Vision-7B`.
 
 Its vision tower is always the checkpoint's. The authors train with OpenAI's CLIP and test with the
 checkpoint's; here training and inference see the same tower.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from shared.errors import UserError
 from shared.recipe import ModelSection
 from student_train.models.base import BaseStudent
 from student_train.models.original import load_original
 
+if TYPE_CHECKING:
+    import torch
+
 MODEL_TYPE = "llava_qwen2"
 
 
 def load_huatuo(
-    folder: Path, section: ModelSection, dtype: Any, template: str | None
+    folder: Path, section: ModelSection, dtype: "torch.dtype", template: str | None
 ) -> BaseStudent:
     """Load an original HuatuoGPT-Vision folder.
 

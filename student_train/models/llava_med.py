@@ -1,4 +1,6 @@
-"""LLaVA-Med-1.5 in its own layout (`model_type: llava_mistral`, `microsoft/llava-med-v1.5-mistral-7b`).
+"""LLaVA-Med-1.5 in its own layout (`model_type: llava_mistral`).
+
+Published as `microsoft/llava-med-v1.5-mistral-7b`.
 
 The checkpoint holds a fine-tuned vision tower, but LLaVA-Med's public loader (and the authors')
 leaves it aside and loads OpenAI's CLIP afterwards; a conversion to transformers' format keeps it.
@@ -7,17 +9,20 @@ the latter being the authors'.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from shared.recipe import ModelSection
 from student_train.models.base import BaseStudent
 from student_train.models.original import load_original
 
+if TYPE_CHECKING:
+    import torch
+
 MODEL_TYPE = "llava_mistral"
 
 
 def load_llava_med(
-    folder: Path, section: ModelSection, dtype: Any, template: str | None
+    folder: Path, section: ModelSection, dtype: "torch.dtype", template: str | None
 ) -> BaseStudent:
     """Load an original LLaVA-Med folder.
 

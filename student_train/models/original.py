@@ -1,4 +1,6 @@
-"""LLaVA's own checkpoint layout (`llava_mistral`, `llava_qwen2`) into transformers' `LlavaForConditionalGeneration`.
+"""LLaVA's own checkpoint layout into transformers' `LlavaForConditionalGeneration`.
+
+V vocabulary, d student width. The layout's model types are `llava_mistral` and `llava_qwen2`.
 
 | original key | here |
 |---|---|
@@ -13,15 +15,17 @@ shipped for Llava.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from shared.errors import UserError
 from shared.recipe import ModelSection
+from student_train.imagetext import ImageProcessor, ImageTextConfig, TextConfig, Tokenizer
 from student_train.models.base import BaseStudent, make_base
 from student_train.models.folder import open_weights, read_config, weight_files
-from student_train.models.llava import from_pretrained, load_part
+from student_train.models.pretrained import Loading, PartClass, from_pretrained, load_part
 
 IMAGE_TOKEN = "<image>"
 TOWER = "model.vision_tower."
@@ -40,7 +44,7 @@ _RENAMED = {
 _LEFT_OUT = ("rotary_emb.inv_freq", "embeddings.position_ids", "model.image_newline")
 
 # openai/clip-vit-large-patch14-336, the tower of both published models.
-CLIP_LARGE_336 = {
+CLIP_LARGE_336: dict[str, object] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -89,8 +93,12 @@ def rename(key: str) -> str | None:
     )
 
 
-def llava_config(original: Mapping[str, Any], text_class: Any, folder: Path) -> Any:
-    """Return the `LlavaConfig` of an original `config.json`, image token and resized vocabulary still unset.
+def llava_config(
+    original: Mapping[str, object], text_class: Callable[..., TextConfig], folder: Path
+) -> ImageTextConfig:
+    """Return the `LlavaConfig` of an original `config.json`.
+
+    Image token and resized vocabulary are still unset.
 
     Parameters
     ----------
@@ -124,7 +132,7 @@ def llava_config(original: Mapping[str, Any], text_class: Any, folder: Path) -> 
         rope_parameters={"rope_type": "default", "rope_theta": original["rope_theta"]},
     )
     vision = CLIPVisionConfig(**_vision_fields(str(original["mm_vision_tower"]), folder))
-    return LlavaConfig(
+    config: ImageTextConfig = LlavaConfig(
         vision_config=vision,
         text_config=text,
         vision_feature_layer=original.get("mm_vision_select_layer", -2),
@@ -134,16 +142,17 @@ def llava_config(original: Mapping[str, Any], text_class: Any, folder: Path) -> 
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         tie_word_embeddings=bool(original.get("tie_word_embeddings", False)),
     )
+    return config
 
 
 def load_original(
     folder: Path,
     section: ModelSection,
-    dtype: Any,
+    dtype: torch.dtype,
     *,
     template: str,
-    text_class: Any,
-    tokenizer_class: Any,
+    text_class: Callable[..., TextConfig],
+    tokenizer_class: PartClass[Tokenizer],
     padding: str | None,
 ) -> BaseStudent:
     """Load a checkpoint in LLaVA's own layout, strictly.
@@ -180,7 +189,7 @@ def load_original(
             LlavaForConditionalGeneration, section, dtype, None, config=config, state_dict=state
         )
     size = config.vision_config.image_size
-    processor = CLIPImageProcessor(
+    processor: ImageProcessor = CLIPImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}
     )
     return make_base(model, tokenizer, processor, template)
@@ -192,12 +201,11 @@ def rename_all(readers: Mapping[str, Callable[[], Tensor]]) -> dict[str, Callabl
     return {name: read for name, read in named if name is not None}
 
 
-def expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: ImageTextConfig) -> dict[str, tuple[int, ...]]:
     """Return every weight that `LlavaForConditionalGeneration(config)` has, with its shape.
 
     Allocates nothing.
     """
-    import torch
     from transformers import LlavaForConditionalGeneration
 
     with torch.device("meta"):
@@ -231,8 +239,10 @@ def compare(
             )
 
 
-def add_tokens(tokenizer: Any, padding: str | None, rows: int) -> tuple[int, int]:
-    """Add `<image>` (and a padding token) and return the image token's id and the rows the embedding needs.
+def add_tokens(tokenizer: Tokenizer, padding: str | None, rows: int) -> tuple[int, int]:
+    """Add `<image>` and a padding token.
+
+    Return the image token's id and the rows the embedding needs.
 
     As in transformers' own conversion: an embedding that the new tokens outgrow is padded to a
     multiple of 64, so that LLaVA-Med's 32000 rows become 32064 (`<image>` 32000, `<pad>` 32001);
@@ -250,25 +260,25 @@ def add_tokens(tokenizer: Any, padding: str | None, rows: int) -> tuple[int, int
     elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     needed = len(tokenizer)
-    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)), rows if needed <= rows else -(
-        -needed // 64
-    ) * 64
+    grown = rows if needed <= rows else -(-needed // 64) * 64
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)), grown
 
 
 def grow(weight: Tensor, rows: int) -> Tensor:
     """Append rows to an embedding (V, d) or head, each the mean of the old ones.
 
-    None is ever read or learned.
-
-    The image token's row is replaced by image features, padding is masked. A mean row of the head
-    gives the mean logit, which no answer is sampled at.
+    None is ever read or learned: the image token's row is replaced by image features, padding is
+    masked. A mean row of the head gives the mean logit, which no answer is sampled at.
     """
     if weight.shape[0] >= rows:
         return weight
-    import torch
-
     mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
     return torch.cat([weight, mean.expand(rows - weight.shape[0], -1)])
+
+
+@runtime_checkable
+class _Tower(Protocol):
+    def state_dict(self) -> dict[str, Tensor]: ...
 
 
 def openai_tower(place: str) -> dict[str, Tensor]:
@@ -279,16 +289,17 @@ def openai_tower(place: str) -> dict[str, Tensor]:
 
     folder = checkpoint_folder(place)
     weight_files(folder)
-    tower, loading = load_part(CLIPVisionModel, folder, "vision tower", output_loading_info=True)
+    parts: PartClass[tuple[_Tower, Loading]] = CLIPVisionModel
+    tower, loading = load_part(parts, folder, "vision tower", output_loading_info=True)
     if loading["missing_keys"]:  # the text half of a whole CLIP is left over, and that is fine
         raise UserError(
             f"{folder} is no CLIP with a vision tower: it lacks "
-            f"{sorted(loading['missing_keys'])[0]}"
+            f"{sorted(map(str, loading['missing_keys']))[0]}"
         )
     return {TOWER + name: tensor for name, tensor in tower.state_dict().items()}
 
 
-def _vision_fields(tower: str, folder: Path) -> dict[str, Any]:
+def _vision_fields(tower: str, folder: Path) -> dict[str, object]:
     """Return the tower's configuration.
 
     From the sub-folder that the checkpoint ships, or CLIP's published one.
@@ -296,7 +307,9 @@ def _vision_fields(tower: str, folder: Path) -> dict[str, Any]:
     shipped = folder / tower
     if (shipped / "config.json").is_file():
         fields = read_config(shipped)
-        return {**fields.get("vision_config", fields), "model_type": "clip_vision_model"}
+        nested = fields.get("vision_config")
+        own = nested if isinstance(nested, dict) else fields
+        return {**own, "model_type": "clip_vision_model"}
     if tower.rstrip("/").rpartition("/")[2].replace("_", "-") == "clip-vit-large-patch14-336":
         return CLIP_LARGE_336
     raise UserError(

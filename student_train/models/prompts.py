@@ -1,6 +1,6 @@
 r"""From a conversation to token ids.
 
-Templates, labels, image positions and the question rows behind each image.
+Labels, image positions and the question rows behind each image.
 
 Text is tokenised in pieces, as the published models do it: the prompt is cut at every `<image>`,
 each piece is tokenised on its own (only the first keeps a beginning-of-sequence token) and the
@@ -10,86 +10,16 @@ the ids, never from a constant: with the published tokenizers the image starts a
 `vicuna_v1` (LLaVA-Med-1.5) and at 33 under `huatuo_v1` (HuatuoGPT-Vision).
 """
 
-import difflib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from shared.errors import UserError
 from shared.records import IMAGE_MARK, Turn, front_images, strip_marks
+from shared.vocabulary import Truncation
+from student_train.imagetext import Tokenizer
+from student_train.models.templates import Template
 
 IGNORED = -100  # the label that the language-model loss leaves out
-
-_VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
-)
-
-
-class Template(NamedTuple):
-    """How one model family writes a conversation as text.
-
-    A conversation reads `start`, then for every question `human` (with the text for `{}`) and
-    `opening`, then the answer as `gap` + answer + `end`; `between` separates it from the next
-    question. What is learned is `gap` + answer + `end`; a generation prompt stops after `opening`.
-    An image in front of a question is written as `image`; a question without one may have another
-    form, `plain`.
-    """
-
-    name: str
-    start: str
-    human: str
-    opening: str
-    gap: str
-    end: str
-    between: str = ""
-    image: str = "<image>\n"
-    plain: str | None = None
-
-    @property
-    def end_token(self) -> str:
-        """The one token that ends an answer."""
-        return self.end.strip()
-
-
-TEMPLATES = {
-    template.name: template
-    for template in (
-        # LLaVA's v1 conversation, with which the authors train and test LLaVA-Med-1.5.
-        Template("vicuna_v1", _VICUNA_SYSTEM, "USER: {} ", "ASSISTANT:", " ", "</s>"),
-        # The authors' template for HuatuoGPT-Vision: the same system sentence, the model's own role
-        # marks.
-        Template(
-            "huatuo_v1", _VICUNA_SYSTEM, "<|user|>: {} ", "<|assistant|>:", " ", "<|endoftext|>"
-        ),
-        # LLaVA-Med-1.5's own evaluation.
-        Template("mistral_instruct", "", "[INST] {} [/INST]", "", " ", " </s>"),
-        # HuatuoGPT-Vision's own command line.
-        Template("huatuo", "", "<|user|>\n{}\n", "<|assistant|>\n", "", "<|endoftext|>", "\n"),
-        # SmolLM2-Instruct's chat template.
-        Template(
-            "chatml",
-            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
-            "Face<|im_end|>\n",
-            "<|im_start|>user\n{}<|im_end|>\n",
-            "<|im_start|>assistant\n",
-            "",
-            "<|im_end|>",
-            "\n",
-        ),
-        # SmolVLM's chat template, with the one square that is shown whole (no tiles).
-        Template(
-            "smolvlm",
-            "<|im_start|>",
-            "User:{}<end_of_utterance>\n",
-            "Assistant:",
-            " ",
-            "<end_of_utterance>",
-            "\n",
-            "<fake_token_around_image><global-img><image><fake_token_around_image>",
-            "User: {}<end_of_utterance>\n",
-        ),
-    )
-}
 
 
 class Span(NamedTuple):
@@ -121,34 +51,14 @@ class Encoded(NamedTuple):
     questions: list[list[Span]]
 
 
-def template_named(name: str) -> Template:
-    """Return a template by name, or raise a `UserError` with the nearest name."""
-    if name not in TEMPLATES:
-        near = difflib.get_close_matches(name, TEMPLATES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TEMPLATES)}"
-        raise UserError(f"no prompt template is named {name!r}; {hint}")
-    return TEMPLATES[name]
-
-
-def check_tokenizer(tokenizer: Any, template: Template) -> None:
-    """Raise a `UserError` where `tokenizer` has no single token for the template's end of an answer."""
-    ids = tokenizer(template.end_token, add_special_tokens=False).input_ids
-    if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
-        raise UserError(
-            f"the tokenizer has no token {template.end_token}, with which template {template.name} "
-            "ends an answer; "
-            f"set model.template to the one this model was trained with ({', '.join(TEMPLATES)})"
-        )
-
-
 def encode_conversation(
     turns: Sequence[Turn],
     template: Template,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     image_tokens_per_image: int,
     image_token_id: int,
     max_length: int | None = None,
-    truncation: Literal["error", "answer"] = "error",
+    truncation: Truncation = "error",
 ) -> Encoded:
     """Encode a conversation for training: labels on the answers and their end tokens alone.
 
@@ -200,7 +110,7 @@ def encode_conversation(
 def encode_prompt(
     question: str | Sequence[Turn],
     template: Template,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     image_tokens_per_image: int,
     image_token_id: int,
     *,
@@ -272,7 +182,7 @@ def _chunks(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
 def _encode(
     turns: Sequence[Turn],
     template: Template,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     image_tokens: int,
     image_token_id: int,
 ) -> tuple[Encoded, Span]:
@@ -299,7 +209,9 @@ def _encode(
     return Encoded(ids, labels, images, _question_rows(answer, images)), last_answer
 
 
-def _tokenize(chunk: Sequence[_Piece], tokenizer: Any, first: bool) -> tuple[list[int], list[int]]:
+def _tokenize(
+    chunk: Sequence[_Piece], tokenizer: Tokenizer, first: bool
+) -> tuple[list[int], list[int]]:
     """Tokenise a chunk as one string and find where each of its pieces ends.
 
     A piece ends where the ids of the text up to it stop agreeing with those of the whole: a token
@@ -320,7 +232,7 @@ def _tokenize(chunk: Sequence[_Piece], tokenizer: Any, first: bool) -> tuple[lis
     return whole, [*ends, len(whole)]
 
 
-def _refuse_special_tokens(turns: Sequence[Turn], tokenizer: Any) -> None:
+def _refuse_special_tokens(turns: Sequence[Turn], tokenizer: Tokenizer) -> None:
     """Text that spells a special token would be read as one: an end of the answer, or an image."""
     for turn in turns:
         text = turn.text.replace(IMAGE_MARK, "")

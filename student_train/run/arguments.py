@@ -1,39 +1,16 @@
-"""From the recipe to the Trainer's arguments, the base model in its dtype and the collator."""
+"""From the recipe to the Trainer's arguments."""
 
 from pathlib import Path
-from typing import Any
 
 from shared.recipe import Recipe
-from student_train.data.samples import Collator
-from student_train.models import load_base
-from student_train.models.base import BaseStudent
-
-
-def load_student_base(recipe: Recipe, config: dict[str, Any] | None) -> BaseStudent:
-    """Load the base model, frozen, in the recipe's precision."""
-    import torch
-
-    # The projector's warm-up trains base weights themselves: they stay float32, autocast does the
-    # rest.
-    half = recipe.train.precision == "bf16" and recipe.train.tune == "lora"
-    base = load_base(recipe.model, torch.bfloat16 if half else torch.float32)
-    base.model.requires_grad_(False)
-    return base
-
-
-def make_collator(recipe: Recipe, base: BaseStudent) -> Collator:
-    """Return the collator of the recipe's losses."""
-    return Collator(
-        base.tokenizer.pad_token_id,
-        base.image_tokens,
-        recipe.losses.attention_rows,
-        recipe.losses.mask_padding,
-    )
+from student_train.run.environment import DeepSpeedConfig
+from student_train.run.parts import RunArguments
+from student_train.upstream import use_one_gpu
 
 
 def training_arguments(
-    recipe: Recipe, output: Path, cpu: bool, config: dict[str, Any] | None
-) -> Any:
+    recipe: Recipe, output: Path, cpu: bool, config: DeepSpeedConfig | None
+) -> RunArguments:
     """Translate the recipe's `train` section."""
     from transformers import TrainingArguments
 
@@ -41,7 +18,8 @@ def training_arguments(
     evaluated = section.eval_steps > 0 and recipe.data.validation is not None
     # The best checkpoint can only be kept if there is one at each evaluation.
     save_steps = section.eval_steps if section.best_metric is not None else section.save_steps
-    arguments = TrainingArguments(
+    checkpointing = section.gradient_checkpointing
+    arguments: RunArguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=section.batch_size,
         per_device_eval_batch_size=section.batch_size,
@@ -66,13 +44,9 @@ def training_arguments(
         eval_strategy="steps" if evaluated else "no",
         eval_steps=section.eval_steps or None,
         metric_for_best_model=section.best_metric,
-        greater_is_better=None
-        if section.best_metric is None
-        else "loss" not in section.best_metric,
-        activation_checkpointing=section.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False}
-        if section.gradient_checkpointing
-        else None,
+        greater_is_better=_greater_is_better(section.best_metric),
+        activation_checkpointing=checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
         dataloader_num_workers=recipe.data.workers,
         dataloader_prefetch_factor=recipe.data.prefetch if recipe.data.workers else None,
         dataloader_persistent_workers=recipe.data.workers > 0,
@@ -85,7 +59,9 @@ def training_arguments(
         deepspeed=config,
         disable_tqdm=True,
     )
-    # Several GPUs without a launcher: torch's DataParallel would copy the model and leave the hooks
-    # behind. Use one.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    use_one_gpu(arguments)
     return arguments
+
+
+def _greater_is_better(metric: str | None) -> bool | None:
+    return None if metric is None else "loss" not in metric

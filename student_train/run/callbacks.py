@@ -7,10 +7,10 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import torch
 from rich.progress import TaskID
@@ -20,7 +20,8 @@ from shared.console import progress, stderr
 from shared.files import whole_file
 from shared.processes import is_main_process
 from shared.recipe import Recipe, save_recipe
-from student_train.student import RECIPE
+from student_train.adapter.files import RECIPE
+from student_train.run.parts import Logs, RunArguments, RunControl, RunState
 
 
 def callbacks(recipe: Recipe, interrupt: "Interrupt", begun: float) -> list[TrainerCallback]:
@@ -40,14 +41,18 @@ class Claim(TrainerCallback):  # type: ignore[misc]
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: RunArguments, state: RunState, control: RunControl, **_: object
+    ) -> None:
         """Claim the folder."""
         if is_main_process():
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             whole_file(folder / RECIPE, lambda path: save_recipe(self.recipe, path))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(
+        self, args: RunArguments, state: RunState, control: RunControl, **_: object
+    ) -> None:
         """Log at every checkpoint.
 
         A mean over steps on both sides of an interruption could not be resumed exactly.
@@ -67,7 +72,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.task: TaskID | None = None
         self.started, self.start_step = 0.0, 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: RunArguments, state: RunState, control: RunControl, **_: object
+    ) -> None:
         """Show the bar."""
         self.started, self.start_step = time.perf_counter(), state.global_step
         self.bars.start()
@@ -75,17 +82,25 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             "training", total=state.max_steps, completed=state.global_step, unit="steps"
         )
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(
+        self, args: RunArguments, state: RunState, control: RunControl, **_: object
+    ) -> None:
         """Advance the bar."""
         if self.first:
             now, self.first = time.perf_counter(), False
-            spent = f"{now - self.begun:.1f} s after the start ({now - self.started:.1f} s of it the step)"
-            stderr.print(f"first step done {spent}", markup=False)
+            spent, step = now - self.begun, now - self.started
+            line = f"first step done {spent:.1f} s after the start ({step:.1f} s of it the step)"
+            stderr.print(line, markup=False)
         if self.task is not None:
             self.bars.update(self.task, completed=state.global_step)
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any
+        self,
+        args: RunArguments,
+        state: RunState,
+        control: RunControl,
+        logs: Logs | None = None,
+        **_: object,
     ) -> None:
         """Print losses."""
         shown = {
@@ -106,7 +121,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             f"step {state.global_step}/{state.max_steps}  {text}  {left:.0f} s left", markup=False
         )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(
+        self, args: RunArguments, state: RunState, control: RunControl, **_: object
+    ) -> None:
         """Take the bar away."""
         self.bars.stop()
 
@@ -120,7 +137,9 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
     def __init__(self, patience: int, eval_steps: int) -> None:
         self.steps = patience * eval_steps
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(
+        self, args: RunArguments, state: RunState, control: RunControl, **_: object
+    ) -> None:
         """Look before a step: the evaluation of the step before has been recorded by then."""
         best = state.best_global_step
         if best and state.global_step - best >= self.steps:
@@ -141,7 +160,7 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]
         """Catch the signals inside the block; a second one ends the process as usual."""
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-        def note(number: int, _: Any) -> None:
+        def note(number: int, _: FrameType | None) -> None:
             self.signal = signal.Signals(number).name
             signal.signal(number, before[signal.Signals(number)])
 
@@ -157,7 +176,9 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(
+        self, args: RunArguments, state: RunState, control: RunControl, **_: object
+    ) -> None:
         """Ask every rank whether one of them was told to stop."""
         stop = self.signal is not None
         if args.world_size > 1:
@@ -175,14 +196,7 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]
 
         The one it was started with, and `--resume`.
         """
-        words = (
-            sys.argv[1:]
-            if Path(sys.argv[0]).name in ("student", "medalign")
-            else ["train", str(output / RECIPE)]
-        )
-        program = (
-            Path(sys.argv[0]).name
-            if Path(sys.argv[0]).name in ("student", "medalign")
-            else "student"
-        )
+        program, words = Path(sys.argv[0]).name, sys.argv[1:]
+        if program not in ("student", "medalign"):
+            program, words = "student", ["train", str(output / RECIPE)]
         return shlex.join([program, *(word for word in words if word != "--resume"), "--resume"])

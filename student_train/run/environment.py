@@ -8,12 +8,43 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from shared.console import warn
 from shared.errors import UserError
-from shared.processes import is_main_process
+from shared.processes import is_main_process, no_gpu_for_deepspeed, this_process
 from shared.recipe import Recipe
+from student_train.upstream import skip_shared_memory_reduction
+
+
+class Offload(TypedDict, total=False):
+    """Where something is put that does not stay on the device."""
+
+    device: str
+
+
+class ZeroOptimization(TypedDict, total=False):
+    """The keys of DeepSpeed's `zero_optimization` that are read here."""
+
+    stage: int
+    offload_optimizer: Offload
+    offload_param: Offload
+    zero_quantized_nontrainable_weights: bool
+
+
+class Switch(TypedDict):
+    """Something on or off."""
+
+    enabled: bool
+
+
+class DeepSpeedConfig(TypedDict, total=False):
+    """The keys of DeepSpeed's configuration that are read or written here."""
+
+    zero_optimization: ZeroOptimization
+    bf16: Switch
+    checkpoint: dict[str, bool]
+
 
 SHIPPED = Path(__file__).with_name("deepspeed")
 
@@ -77,7 +108,7 @@ def check_hub(recipe: Recipe) -> None:
         )
 
 
-def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
+def deepspeed_config(recipe: Recipe) -> DeepSpeedConfig | None:
     """Return DeepSpeed's configuration for the recipe's `deepspeed` key; None without DeepSpeed.
 
     Raises
@@ -95,7 +126,7 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.json")))
         raise UserError(f"deepspeed={name} is neither one of {shipped}, none, nor a JSON file")
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: DeepSpeedConfig = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if use_cpu(recipe) and config.get("zero_optimization", {}).get(
@@ -113,7 +144,7 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
     return config
 
 
-def zero_stage(config: dict[str, Any] | None) -> int:
+def zero_stage(config: DeepSpeedConfig | None) -> int:
     """Return the ZeRO stage of a DeepSpeed configuration, 0 without one."""
     return 0 if config is None else int(config.get("zero_optimization", {}).get("stage", 0))
 
@@ -129,12 +160,13 @@ def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
     before = dict(os.environ)
     try:
         if cpu:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
             import torch
+
+            no_gpu_for_deepspeed()
 
             # accelerate would choose a number itself, and warn of it.
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        launched = this_process().world > 1
         if deepspeed and not launched and "RANK" not in os.environ:
             os.environ |= _alone()
         if deepspeed:
@@ -142,14 +174,10 @@ def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
             import deepspeed as library
 
             if cpu:
-                # DeepSpeed would first compile a shared-memory all-reduce: 100 s and a C++
-                # compiler, for little here.
-                library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+                skip_shared_memory_reduction()
             library.init_distributed(dist_backend="gloo" if cpu else "nccl", verbose=False)
-        with (
-            warnings.catch_warnings(),
-            _without_accumulation_notes(),
-        ):  # DeepSpeed 0.19 calls these two by names that torch 2.14 has replaced
+        with warnings.catch_warnings(), _without_accumulation_notes():
+            # DeepSpeed 0.19 calls these two by names that torch 2.14 has replaced.
             names = "(all_gather_into|reduce_scatter)_tensor"
             warnings.filterwarnings(
                 "ignore", rf"`torch.distributed.{names}` is deprecated", FutureWarning
@@ -162,7 +190,10 @@ def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
 
 @contextmanager
 def _without_accumulation_notes() -> Iterator[None]:
-    """Hold back accelerate's note that its plugin, which the Trainer leaves at 1, and DeepSpeed differ in a number."""
+    """Hold back accelerate's note on a number in which its plugin and DeepSpeed differ.
+
+    The Trainer leaves the plugin's at 1.
+    """
     logger = logging.getLogger("accelerate.accelerator")
 
     def other(record: logging.LogRecord) -> bool:

@@ -6,7 +6,6 @@ The losses on held-out records, a few generated answers, scores of a callable.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,8 +15,10 @@ from shared.processes import is_main_process
 from shared.recipe import Recipe
 from shared.records import Record
 from student_train.data.samples import AlignmentData
+from student_train.imagetext import ImageTextModel
 from student_train.models.processor import Processor
-from student_train.run.trainer import TERMS, AlignmentTrainer, term_sums
+from student_train.run.terms import TERMS, term_sums
+from student_train.run.trainer import AlignmentTrainer
 
 Score = Callable[[Sequence[Record], Sequence[str]], Mapping[str, float]]
 SAMPLES = "samples.jsonl"
@@ -74,7 +75,7 @@ def losses(trainer: AlignmentTrainer, data: AlignmentData, recipe: Recipe) -> di
         if "error" in batch:
             raise UserError(batch["error"])
         with torch.no_grad(), trainer.autocast_smart_context_manager():
-            terms = term_sums(model, trainer.channel, trainer._prepare_inputs(batch), recipe)
+            terms = term_sums(model, trainer.channel, trainer.to_device(batch), recipe)
         totals += torch.stack([terms.sums.float(), terms.counts])
     model.train(was_training)
     if ranks > 1:
@@ -87,7 +88,11 @@ def losses(trainer: AlignmentTrainer, data: AlignmentData, recipe: Recipe) -> di
 
 
 def generate(
-    model: Any, records: Sequence[Record], image_root: Path, processor: Processor, recipe: Recipe
+    model: ImageTextModel,
+    records: Sequence[Record],
+    image_root: Path,
+    processor: Processor,
+    recipe: Recipe,
 ) -> list[str]:
     """Answer the first question of each record, greedily.
 

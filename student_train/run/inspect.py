@@ -2,20 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from shared.errors import UserError
-from student_train.run.outputs import STATE, last_checkpoint
-from student_train.student import (
+from student_train.adapter.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     ROTATION_WEIGHTS,
     adapter_recipe,
     read_tensors,
 )
+from student_train.run.outputs import TRAINER_STATE, last_checkpoint
 
 
-def inspect(folder: Path) -> dict[str, Any]:
+def inspect(folder: Path) -> dict[str, object]:
     """Describe an adapter folder or a checkpoint.
 
     Returns
@@ -42,7 +41,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     lora = read_tensors(folder / ADAPTER_WEIGHTS)
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     size = sum(one.numel() for one in lora.values())
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "base model": recipe.model.path or recipe.model.name,
         "lora": f"{len(lora) // 2} pairs of rank {config['r']}, {size:,} parameters",
         "adapter bytes": (folder / ADAPTER_WEIGHTS).stat().st_size,
@@ -57,8 +56,8 @@ def inspect(folder: Path) -> dict[str, Any]:
         f"alpha {losses.alpha}, beta {losses.beta} ({losses.attention_normalization}), "
         f"layer {', '.join(map(str, losses.layers))}"
     )
-    if (folder / STATE).is_file():
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if (folder / TRAINER_STATE).is_file():
+        state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
         found["steps"] = f"{state['global_step']} of {state['max_steps']}"
         rows = [row for row in state["log_history"] if "loss_lm" in row]
         for name, row in (("first losses", rows[:1]), ("last losses", rows[-1:])):

@@ -6,16 +6,28 @@ Refused where another run lives, found again for resuming, finished as one whole
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from shared.console import say
 from shared.errors import UserError
 from shared.processes import is_main_process
 from shared.recipe import Recipe, load_recipe, recipe_keys
-from student_train.student import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECIPE, ROTATION_WEIGHTS
+from student_train.adapter.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECIPE, ROTATION_WEIGHTS
 
-STATE = "trainer_state.json"
-_TRACES = (RECIPE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, ROTATION_WEIGHTS, STATE, "config.json")
+if TYPE_CHECKING:
+    from student_train.data.samples import AlignmentData
+    from student_train.run.parts import RunState
+
+TRAINER_STATE = "trainer_state.json"
+TRAINABLE_WEIGHTS = "trainable.safetensors"  # of a checkpoint without DeepSpeed
+_TRACES = (
+    RECIPE,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    ROTATION_WEIGHTS,
+    TRAINER_STATE,
+    "config.json",
+)
 # What may change between a run and its continuation: nothing that the losses or their order depend
 # on.
 _FREE = (
@@ -75,7 +87,7 @@ def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     return checkpoint
 
 
-def changed_keys(before: Recipe, now: Recipe) -> list[tuple[str, Any, Any]]:
+def changed_keys(before: Recipe, now: Recipe) -> list[tuple[str, object, object]]:
     """List the keys with another value that a continued run must not change: (key, before, now)."""
     free = {*_FREE, *(f"train.{name}" for name in _FREE_TRAIN)}
     found = []
@@ -84,18 +96,18 @@ def changed_keys(before: Recipe, now: Recipe) -> list[tuple[str, Any, Any]]:
             continue
         values = []
         for recipe in (before, now):
-            value: Any = recipe
+            value: object = recipe
             for part in key.split("."):
                 value = getattr(value, part)
             values.append(value)
         if values[0] != values[1]:
-            found.append((key, *values))
+            found.append((key, values[0], values[1]))
     return found
 
 
 def last_checkpoint(output: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end (its trainer state comes last)."""
-    whole = [path for path in _checkpoints(output) if (path / STATE).is_file()]
+    whole = [path for path in _checkpoints(output) if (path / TRAINER_STATE).is_file()]
     return max(whole, key=_step, default=None)
 
 
@@ -109,7 +121,17 @@ def _step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def finish(trainer: Any, recipe: Recipe, output: Path, adapter: bool) -> None:
+@runtime_checkable
+class _Trained(Protocol):
+    """The trainer of a run that is over."""
+
+    state: "RunState"
+    train_dataset: "AlignmentData"
+
+    def save_model(self, output_dir: str) -> None: ...
+
+
+def finish(trainer: _Trained, recipe: Recipe, output: Path, adapter: bool) -> None:
     """Write the run's result into the output folder; all ranks call it together."""
     best = trainer.state.best_model_checkpoint if recipe.train.best_metric is not None else None
     if best is None or not adapter:
@@ -120,11 +142,14 @@ def finish(trainer: Any, recipe: Recipe, output: Path, adapter: bool) -> None:
                 shutil.copy2(Path(best) / name, output / name)
     if not is_main_process():
         return
-    trainer.state.save_to_json(str(output / STATE))
-    from student_train.adapter.card import write_card
+    trainer.state.save_to_json(str(output / TRAINER_STATE))
+    from student_train.adapter.card import Taught, write_card
 
     joined = trainer.train_dataset.targets
-    teachers = [] if joined is None else [store.identity.teacher for store in joined.stores]
+    teachers = []
+    for store in [] if joined is None else joined.stores:
+        licence = store.namespace.provenance.get("licence")
+        teachers.append(Taught(store.identity.teacher, None if licence is None else str(licence)))
     write_card(recipe, output, trainer.state.log_history, teachers)
     if best is not None:
         say(f"kept {Path(best).name}: {recipe.train.best_metric} {trainer.state.best_metric:.4g}")

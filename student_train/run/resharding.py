@@ -6,20 +6,18 @@ DeepSpeed's universal checkpoint, made from the ranks' own shards on the way.
 import argparse
 import contextlib
 import io
-import os
 from pathlib import Path
-from typing import Any
 
 from shared.console import say
 from shared.errors import UserError
-from shared.processes import is_main_process
+from shared.processes import is_main_process, this_process
 from shared.recipe import Recipe, load_recipe
-from student_train.run.environment import zero_stage
-from student_train.student import RECIPE
+from student_train.adapter.files import RECIPE
+from student_train.run.environment import DeepSpeedConfig, zero_stage
 
 
 def check_effective_batch(checkpoint: Path, recipe: Recipe, ranks: int) -> None:
-    """Raise a `UserError` where a resumed run would take another number of samples a step than it began with."""
+    """Raise a `UserError` where a resumed run would take another number of samples per step."""
     before = load_recipe(checkpoint / RECIPE).train
     old = (ranks_of(checkpoint), before.batch_size, before.accumulation)
     new = (ranks, recipe.train.batch_size, recipe.train.accumulation)
@@ -37,8 +35,8 @@ def ranks_of(checkpoint: Path) -> int:
     return max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
 
 
-def adapt_checkpoint(checkpoint: Path, config: dict[str, Any] | None, ranks: int) -> None:
-    """Prepare a checkpoint of another number of ranks, and tell DeepSpeed's configuration of it (in place).
+def adapt_checkpoint(checkpoint: Path, config: DeepSpeedConfig | None, ranks: int) -> None:
+    """Prepare a checkpoint of another number of ranks; DeepSpeed's configuration is told of it.
 
     ZeRO shards optimiser states over the ranks; the main process merges the shards once, into the
     checkpoint's folder. The checkpoint is trusted: DeepSpeed's files are pickles.
@@ -63,7 +61,7 @@ def adapt_checkpoint(checkpoint: Path, config: dict[str, Any] | None, ranks: int
         )
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             convert(arguments)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if this_process().world > 1:
         import torch
 
         torch.distributed.barrier()

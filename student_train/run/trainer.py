@@ -10,141 +10,33 @@ longer divides by the accumulation steps: a term added to the loss would be 8 ti
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import Trainer
 
 from shared.errors import UserError
 from shared.recipe import Recipe
-from student_train.attention import Channel, Request, observing
-from student_train.data.samples import EpochOrder, request_of
-from student_train.losses import attention_alignment_terms, visual_alignment_terms
-from student_train.models.prompts import IGNORED
+from student_train.adapter.files import read_tensors
+from student_train.attention import Channel
+from student_train.data.batches import Batch
+from student_train.data.order import EpochOrder
+from student_train.data.samples import Failure
+from student_train.imagetext import ImageTextModel
+from student_train.run.outputs import TRAINABLE_WEIGHTS
+from student_train.run.parts import RunControl
+from student_train.run.terms import TERMS, Terms, schedule_factor, step_counts, term_sums
+from student_train.upstream import TrainerSeams
 
-TERMS = ("loss_lm", "loss_vis", "loss_att")
-STATE = "trainable.safetensors"
-
-
-class Terms(NamedTuple):
-    """Sums over a micro-batch and what they are sums of; (3,) each.
-
-    Tokens, images, images with a question.
-    """
-
-    sums: Tensor
-    counts: Tensor
+# What a run's Trainer calls: writes what a reader loads, gathers the trainable parameters.
+SaveModel = Callable[[Path, Mapping[str, Tensor]], None]
+Gather = Callable[[], dict[str, Tensor]]
 
 
-def step_counts(batch: Mapping[str, Any]) -> Tensor:
-    """Count what the three terms are means of, (3,).
-
-    Labelled tokens, images with targets, those with question rows.
-    """
-    tokens = (batch["labels"][:, 1:] != IGNORED).sum()
-    request = request_of(batch)
-    if request is None:
-        return torch.stack([tokens, torch.zeros_like(tokens), torch.zeros_like(tokens)]).float()
-    asked = int(torch.unique(request.span_image).numel())
-    return torch.stack(
-        [tokens, tokens.new_tensor(len(request.image_sample)), tokens.new_tensor(asked)]
-    ).float()
-
-
-def term_sums(
-    model: Any, channel: Channel | None, batch: Mapping[str, Any], recipe: Recipe
-) -> Terms:
-    """Run the model on a collated batch and return the sums of the three terms with their counts.
-
-    Logits are computed only where a label is: the vocabulary dominates a small model's step.
-    """
-    labels = batch["labels"]
-    wanted = torch.zeros_like(labels, dtype=torch.bool)
-    wanted[:, :-1] = labels[:, 1:] != IGNORED
-    request = (
-        request_of(batch)
-        if channel is not None and (recipe.losses.alpha or recipe.losses.beta)
-        else None
-    )
-    inputs = {
-        name: batch[name]
-        for name in ("input_ids", "attention_mask", "pixel_values")
-        if name in batch
-    }
-    if request is None or channel is None:
-        logits = model(**inputs, logits_to_keep=wanted, use_cache=False).logits
-        visual = attentive = logits.new_zeros((), dtype=torch.float32)
-    else:
-        with observing(channel, request) as seen:
-            logits = model(**inputs, logits_to_keep=wanted, use_cache=False).logits
-        visual = (
-            _visual(seen.tokens, batch)
-            if recipe.losses.alpha
-            else logits.new_zeros((), dtype=torch.float32)
-        )
-        attentive = (
-            _attentive(seen.attention, batch, request, recipe)
-            if recipe.losses.beta
-            else logits.new_zeros((), dtype=torch.float32)
-        )
-    targets = labels[:, 1:][wanted[:, :-1]]
-    language = functional.cross_entropy(logits.float(), targets, reduction="sum")
-    return Terms(torch.stack([language, visual, attentive]), step_counts(batch).to(labels.device))
-
-
-def _visual(tokens: Mapping[int, Tensor], batch: Mapping[str, Any]) -> Tensor:
-    """Sum of L_vis over the images, the mean over layers and teachers of each."""
-    coverage = batch.get("coverage")
-    terms = [
-        visual_alignment_terms(
-            found, similarity, None if coverage is None else coverage[teacher]
-        ).sum()
-        for found in tokens.values()
-        for teacher, similarity in enumerate(batch["similarity"])
-    ]
-    return torch.stack(terms).mean()
-
-
-def _attentive(
-    found: Mapping[int, Tensor], batch: Mapping[str, Any], request: Request, recipe: Recipe
-) -> Tensor:
-    """Sum of L_att over the images with a question.
-
-    An image's is the mean over its turns, layers and teachers.
-    """
-    image = request.span_image
-    if not len(image):
-        return torch.zeros((), device=image.device)
-    turns = torch.bincount(image, minlength=len(request.image_sample))[image]
-    coverage = batch.get("coverage")
-    terms = []
-    for attention in found.values():
-        for teacher, target in enumerate(batch["attention"]):
-            visible = None if coverage is None else coverage[teacher][image]
-            value = attention_alignment_terms(
-                attention, target[image], recipe.losses.attention_normalization, visible
-            )
-            terms.append((value / turns).sum())
-    mean: Tensor = torch.stack(terms).mean()
-    return mean
-
-
-def schedule_factor(schedule: str, done: float, ratio: float) -> float:
-    """Return what a loss weight is multiplied with when the share `done` of the run is over."""
-    if schedule == "warmup":
-        return min(1.0, done / ratio) if ratio > 0 else 1.0
-    if schedule == "linear":
-        return max(0.0, 1.0 - done)
-    if schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-    return 1.0
-
-
-class AlignmentTrainer(Trainer):  # type: ignore[misc]
+class AlignmentTrainer(TrainerSeams[Batch | Failure], Trainer):  # type: ignore[misc]
     """Trainer of a hooked student, or of the projector alone (`channel=None`).
 
     Parameters
@@ -161,30 +53,29 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         Gathers them; all ranks call it together.
     evaluate_with
         Returns the metrics of an evaluation; all ranks call it together.
+    options
+        Of the stock Trainer.
     """
 
     loss_is_scaled_for_ga = True
 
     def __init__(
         self,
-        *args: Any,
+        *,
         recipe: Recipe,
         channel: Channel | None,
         order: EpochOrder | None,
-        save_model_to: Callable[[Path, Mapping[str, Tensor]], None],
-        trainable: Callable[[], dict[str, Tensor]],
+        save_model_to: SaveModel,
+        trainable: Gather,
         evaluate_with: "Callable[[AlignmentTrainer], dict[str, float]] | None" = None,
-        **kwargs: Any,
+        **options: object,
     ) -> None:
-        self.optimizer: Any
-        self.control: Any
-        super().__init__(*args, **kwargs)
+        self.optimizer: torch.optim.Optimizer | None
+        self.control: RunControl
+        super().__init__(**options)
         self.recipe, self.channel, self.order = recipe, channel, order
-        self.save_model_to, self.trainable, self.evaluate_with = (
-            save_model_to,
-            trainable,
-            evaluate_with,
-        )
+        self.save_model_to, self.trainable = save_model_to, trainable
+        self.evaluate_with = evaluate_with
         self._term_totals = torch.zeros(len(TERMS))
         self._unasked = torch.zeros(())
         self._terms_logged_at: int | None = None
@@ -192,18 +83,18 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         self._ids: list[str] = []
 
     # --- the loss
-    # -----------------------------------------------------------------------------------------------
 
-    def _get_num_items_in_batch(
-        self, batch_samples: list[Any], device: torch.device
-    ) -> Tensor | None:
-        for batch in batch_samples:
+    def count_step(self, batches: Sequence[Batch | Failure], device: torch.device) -> Tensor | None:
+        """Count what the terms of this step are means of, over micro-batches and ranks."""
+        whole: list[Batch] = []
+        for batch in batches:
             if "error" in batch:
                 raise UserError(batch["error"])
-        if not batch_samples:
+            whole.append(batch)
+        if not whole:
             return None
-        self._ids = [name for batch in batch_samples for name in batch["ids"]]
-        counts = torch.stack([step_counts(batch) for batch in batch_samples]).sum(0).to(device)
+        self._ids = [name for batch in whole for name in batch["ids"]]
+        counts = torch.stack([step_counts(batch) for batch in whole]).sum(0).to(device)
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts, "sum")
         self._counts = counts
@@ -225,12 +116,12 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(
         self,
-        model: nn.Module,
-        inputs: dict[str, Any],
+        model: ImageTextModel,
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Return this micro-batch's share of L = L_LM + alpha L_vis + beta L_att over the whole optimiser step.
+        """Return this micro-batch's share of L = L_LM + alpha L_vis + beta L_att over the step.
 
         Raises
         ------
@@ -243,49 +134,49 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         # the factor.
         shares = terms.sums / self._counts.clamp_min(1.0) * self.accelerator.num_processes
         loss: Tensor = (shares * shares.new_tensor(self.loss_weights())).sum()
-        found = shares.detach()
-        if (
-            self._terms_logged_at is None
-        ):  # the first step of this process: 0, or where a resumed run begins
+        if self._terms_logged_at is None:
+            # The first step of this process: 0, or where a resumed run begins.
             self._terms_logged_at = self.state.global_step
         if not torch.isfinite(loss):
             named = ", ".join(
-                f"{name} {value:g}" for name, value in zip(TERMS, found.tolist(), strict=True)
+                f"{name} {value:g}" for name, value in zip(TERMS, shares.tolist(), strict=True)
             )
             raise UserError(
                 f"the loss is not finite at step {self.state.global_step} ({named}), samples "
                 f"{', '.join(inputs['ids'])}; lower train.learning_rate or look at these records"
             )
-        self._term_totals = self._term_totals.to(found.device) + found
-        self._unasked = self._unasked.to(found.device) + (terms.counts[1] - terms.counts[2])
+        self._note(shares.detach(), terms)
         return loss
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+    def _note(self, shares: Tensor, terms: Terms) -> None:
+        """Add a micro-batch to what the next log shows."""
+        self._term_totals = self._term_totals.to(shares.device) + shares
+        self._unasked = self._unasked.to(shares.device) + (terms.counts[1] - terms.counts[2])
+
+    def check_norm(self, norm: Tensor | float | None) -> None:
         """Stop at a gradient that is not finite though the loss was.
 
         What it leaves behind must not be saved.
         """
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if (
-            norm is not None and not 0.0 <= float(norm) < math.inf
-        ):  # DeepSpeed reports such a norm as -1
+        # DeepSpeed reports such a norm as -1.
+        if norm is not None and not 0.0 <= float(norm) < math.inf:
             raise UserError(
                 f"the gradient is not finite at step {self.state.global_step}, samples "
                 f"{', '.join(self._ids)}; "
                 "lower train.learning_rate or look at these records"
             )
-        return norm
 
-    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> AbstractContextManager[object]:
         """Compute in bfloat16 under `train.precision: bf16`.
 
         Adapter and W stay float32 parameters.
         """
-        enabled = self.recipe.train.precision == "bf16"
         return torch.autocast(
             self.args.device.type,
             torch.bfloat16,
-            enabled=enabled,
+            enabled=self.recipe.train.precision == "bf16",
             cache_enabled=bool(cache_enabled),
         )
 
@@ -306,26 +197,22 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
             self._terms_logged_at = self.state.global_step
         super().log(logs, start_time)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+    def floating_point_ops(self, inputs: Batch) -> int:
         """Skip the count: it walks all parameters at every micro-batch."""
         return 0
 
     # --- data and optimiser
-    # -------------------------------------------------------------------------------------
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder | None:
+    def sampler(self) -> EpochOrder | None:
+        """Return the order of the training set."""
         return self.order
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW; W may have a learning rate of its own (`rotation.learning_rate`)."""
         own = self.recipe.rotation.learning_rate
         if own is not None and self.optimizer is None:
-            named = [
-                (name, parameter)
-                for name, parameter in self.model.named_parameters()
-                if parameter.requires_grad
-            ]
-            groups: list[dict[str, Any]] = [
+            named = [pair for pair in self.model.named_parameters() if pair[1].requires_grad]
+            groups: list[dict[str, object]] = [
                 {"params": [parameter for name, parameter in named if ".rotation." not in name]},
                 {
                     "params": [parameter for name, parameter in named if ".rotation." in name],
@@ -340,10 +227,12 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
         return optimizer
 
     # --- saving, loading, evaluating
-    # ----------------------------------------------------------------------------
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter (or model) folder, and in a checkpoint the raw trainable parameters beside it."""
+    def write_model(self, folder: Path, in_checkpoint: bool) -> None:
+        """Write the adapter (or model) folder.
+
+        A checkpoint has the raw trainable parameters beside it.
+        """
         from safetensors.torch import save_file
 
         state = self.trainable()
@@ -356,31 +245,25 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]
                 "nothing is saved; lower train.learning_rate"
             )
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
             self.save_model_to(folder, state)
-            if _internal_call and not self.is_deepspeed_enabled:
-                save_file(state, folder / STATE)
+            if in_checkpoint and not self.is_deepspeed_enabled:
+                save_file(state, folder / TRAINABLE_WEIGHTS)
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        from student_train.student import read_tensors
-
-        state = read_tensors(Path(resume_from_checkpoint) / STATE)
+    def read_model(self, folder: Path) -> None:
+        """Take the trainable parameters from a checkpoint."""
+        state = read_tensors(folder / TRAINABLE_WEIGHTS)
         wanted = {
             name: parameter
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
         if state.keys() != wanted.keys():
-            raise UserError(
-                f"{resume_from_checkpoint} holds other trainable weights than this recipe makes"
-            )
+            raise UserError(f"{folder} holds other trainable weights than this recipe makes")
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(state[name])
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: object, **options: object) -> dict[str, float]:
         """Return and log `eval_loss`, its terms and what `evaluate_with` adds."""
         metrics = self.evaluate_with(self) if self.evaluate_with is not None else {}
         self.log(metrics)

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from student_train.data.batches import Collator, request_of
 from student_train.data.join import Targets
-from student_train.data.samples import Collator, EpochOrder, question_spans, request_of
+from student_train.data.order import EpochOrder
+from student_train.data.samples import question_spans
 from student_train.models.prompts import IGNORED, Span
 
 pytestmark = pytest.mark.unit

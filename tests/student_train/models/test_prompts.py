@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 
 from shared.errors import UserError
 from shared.records import Turn
-from student_train.models.prompts import (
-    IGNORED,
-    TEMPLATES,
-    Span,
-    check_tokenizer,
-    encode_conversation,
-    encode_prompt,
-    template_named,
-)
+from student_train.models.prompts import IGNORED, Span, encode_conversation, encode_prompt
+from student_train.models.templates import TEMPLATES, check_tokenizer, template_named
 from tests.fixtures.student_checkpoints import mistral_tokenizer, qwen_tokenizer
 
 pytestmark = pytest.mark.unit

@@ -202,14 +202,15 @@ def test_records_that_cannot_be_learned_from(values, tmp_path):
 
 def test_nothing_left_to_learn(values, tmp_path, monkeypatch):
     from student_train.data import samples as data
+    from student_train.models import processor
 
-    encode = data.encode_conversation
+    encode = processor.encode_conversation
 
     def unlabelled(*args, **kwargs):
         encoded = encode(*args, **kwargs)
         return encoded._replace(labels=[data.IGNORED] * len(encoded.labels))
 
-    monkeypatch.setattr(data, "encode_conversation", unlabelled)
+    monkeypatch.setattr(processor, "encode_conversation", unlabelled)
     fails(values, "record r0: no token is left to learn from", tmp_path)
 
 

@@ -1,0 +1,99 @@
+"""How model families write a conversation as text."""
+
+import difflib
+from typing import NamedTuple
+
+from shared.errors import UserError
+from student_train.imagetext import Tokenizer
+
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+
+
+class Template(NamedTuple):
+    """How one model family writes a conversation as text.
+
+    A conversation reads `start`, then for every question `human` (with the text for `{}`) and
+    `opening`, then the answer as `gap` + answer + `end`; `between` separates it from the next
+    question. What is learned is `gap` + answer + `end`; a generation prompt stops after `opening`.
+    An image in front of a question is written as `image`; a question without one may have another
+    form, `plain`.
+    """
+
+    name: str
+    start: str
+    human: str
+    opening: str
+    gap: str
+    end: str
+    between: str = ""
+    image: str = "<image>\n"
+    plain: str | None = None
+
+    @property
+    def end_token(self) -> str:
+        """The one token that ends an answer."""
+        return self.end.strip()
+
+
+TEMPLATES = {
+    template.name: template
+    for template in (
+        # LLaVA's v1 conversation, with which the authors train and test LLaVA-Med-1.5.
+        Template("vicuna_v1", _VICUNA_SYSTEM, "USER: {} ", "ASSISTANT:", " ", "</s>"),
+        # The authors' template for HuatuoGPT-Vision: the same system sentence, the model's own role
+        # marks.
+        Template(
+            "huatuo_v1", _VICUNA_SYSTEM, "<|user|>: {} ", "<|assistant|>:", " ", "<|endoftext|>"
+        ),
+        # LLaVA-Med-1.5's own evaluation.
+        Template("mistral_instruct", "", "[INST] {} [/INST]", "", " ", " </s>"),
+        # HuatuoGPT-Vision's own command line.
+        Template("huatuo", "", "<|user|>\n{}\n", "<|assistant|>\n", "", "<|endoftext|>", "\n"),
+        # SmolLM2-Instruct's chat template.
+        Template(
+            "chatml",
+            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
+            "Face<|im_end|>\n",
+            "<|im_start|>user\n{}<|im_end|>\n",
+            "<|im_start|>assistant\n",
+            "",
+            "<|im_end|>",
+            "\n",
+        ),
+        # SmolVLM's chat template, with the one square that is shown whole (no tiles).
+        Template(
+            "smolvlm",
+            "<|im_start|>",
+            "User:{}<end_of_utterance>\n",
+            "Assistant:",
+            " ",
+            "<end_of_utterance>",
+            "\n",
+            "<fake_token_around_image><global-img><image><fake_token_around_image>",
+            "User: {}<end_of_utterance>\n",
+        ),
+    )
+}
+
+
+def template_named(name: str) -> Template:
+    """Return a template by name, or raise a `UserError` with the nearest name."""
+    if name not in TEMPLATES:
+        near = difflib.get_close_matches(name, TEMPLATES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TEMPLATES)}"
+        raise UserError(f"no prompt template is named {name!r}; {hint}")
+    return TEMPLATES[name]
+
+
+def check_tokenizer(tokenizer: Tokenizer, template: Template) -> None:
+    """Raise a `UserError` where the template's end of an answer is no single token."""
+    ids = tokenizer(template.end_token, add_special_tokens=False).input_ids
+    if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
+        raise UserError(
+            f"the tokenizer has no token {template.end_token}, with which template {template.name} "
+            "ends an answer; "
+            f"set model.template to the one this model was trained with ({', '.join(TEMPLATES)})"
+        )

@@ -1,0 +1,89 @@
+"""What a run reads: the base model, records joined with their targets, their order, batches."""
+
+from shared.errors import UserError
+from shared.processes import is_main_process
+from shared.recipe import Recipe
+from shared.records import image_root_of, load_records
+from student_train.data.batches import Collator
+from student_train.data.join import ComputeTargets, join, open_stores
+from student_train.data.order import EpochOrder
+from student_train.data.samples import AlignmentData
+from student_train.models import load_base
+from student_train.models.base import BaseStudent
+from student_train.run.parts import RunArguments
+
+
+def load_student_base(recipe: Recipe) -> BaseStudent:
+    """Load the base model, frozen, in the recipe's precision."""
+    import torch
+
+    # The projector's warm-up trains base weights themselves: they stay float32, autocast does the
+    # rest.
+    half = recipe.train.precision == "bf16" and recipe.train.tune == "lora"
+    base = load_base(recipe.model, torch.bfloat16 if half else torch.float32)
+    base.model.requires_grad_(False)
+    return base
+
+
+def prepare_data(
+    recipe: Recipe, base: BaseStudent, compute_targets: ComputeTargets | None = None
+) -> tuple[AlignmentData, AlignmentData | None]:
+    """Read and check the records, join them with the store.
+
+    The validation set only where evaluations are wanted.
+
+    Raises
+    ------
+    UserError
+        No training data named, and everything that `AlignmentData` and `join` refuse.
+    """
+    if recipe.data.train is None:
+        raise UserError(
+            "data.train is not set; name the training file, such as data.train=train.json"
+        )
+    processor = base.processor(recipe.data.geometry)
+    aligned = recipe.train.tune == "lora" and recipe.losses.aligned
+    stores = open_stores(recipe, base.grid) if aligned else []
+
+    def make(path: str, limit: int = 0) -> AlignmentData:
+        root = image_root_of(path, recipe.data.image_root)
+        records = load_records(path)[: limit or None]
+        joined = join(records, path, root, recipe, stores, compute_targets) if aligned else None
+        return AlignmentData(
+            records,
+            root,
+            processor,
+            joined,
+            recipe.data.max_length,
+            recipe.data.truncation,
+            not is_main_process(),
+        )
+
+    train_data = make(recipe.data.train)
+    if recipe.data.validation is None or not recipe.train.eval_steps:
+        return train_data, None
+    return train_data, make(recipe.data.validation, recipe.train.eval_samples)
+
+
+def make_order(data: AlignmentData, recipe: Recipe, arguments: RunArguments) -> EpochOrder:
+    """Return the order of the training set for the effective batch of a run."""
+    over_ranks = arguments.train_batch_size * arguments.world_size
+    segments = None
+    if recipe.data.group_by_segment and data.targets is not None:
+        segments = data.targets.segments([one.references(data.image_root) for one in data.records])
+    return EpochOrder(
+        data.lengths,
+        recipe.train.seed,
+        over_ranks * arguments.gradient_accumulation_steps,
+        over_ranks if arguments.world_size > 1 else 1,
+        segments,
+    )
+
+
+def make_collator(recipe: Recipe, base: BaseStudent) -> Collator:
+    """Return the collator of the recipe's losses."""
+    pad = base.tokenizer.pad_token_id
+    if pad is None:
+        raise ValueError("the base model's tokenizer has no padding token")
+    losses = recipe.losses
+    return Collator(pad, base.image_tokens, losses.attention_rows, losses.mask_padding)
