@@ -206,6 +206,11 @@ class LossesSection(Section):
         """The distillation layers, one or several."""
         return tuple(self.layer) if isinstance(self.layer, list) else (self.layer,)
 
+    @property
+    def aligned(self) -> bool:
+        """Whether one of the two alignment losses is on."""
+        return bool(self.alpha or self.beta)
+
 
 class RotationSection(Section):
     """W of Eq. 1: X' = (I + W) X on the image tokens that enter layer l."""
