@@ -13,8 +13,7 @@ from datetime import datetime, timedelta
 from typing import Protocol, TypedDict, TypeVar, runtime_checkable
 
 from shared.errors import UserError
-from shared.targets.storage import join
-from shared.targets.storage.base import TEMPORARY
+from shared.targets.storage.base import TEMPORARY, join
 
 T = TypeVar("T")
 GROUP = "zarr.json"
