@@ -121,8 +121,9 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         below = base.get(key)
         if isinstance(below, dict) and isinstance(value, dict):
-            value = _merged(below, value)
-        merged[key] = value
+            merged[key] = _merged(below, value)
+        else:
+            merged[key] = value
     return merged
 
 
