@@ -2,13 +2,14 @@
 
 Step time, peak memory, data wait, batch gain, time to the first step.
 
-    python -m benchmarks.step_cost step --layers 3 --pairs 3       # the real width: d 4096, 32/8 heads, 576 patches
+    python -m benchmarks.step_cost step --layers 3 --pairs 3
     python -m benchmarks.step_cost memory
     python -m benchmarks.step_cost data
     python -m benchmarks.step_cost batch
     python -m benchmarks.step_cost start
 
-What runs is in `benchmarks.training_arms`. Results: docs/performance-train.md.
+`step` has the real width: d 4096, 32/8 heads, 576 patches. What runs is in
+`benchmarks.training_arms`. Results: docs/performance-train.md.
 """
 
 import argparse
@@ -61,7 +62,9 @@ def measure_steps(sizes: dict[str, int], arms: list[str], pairs: int) -> dict[st
 
 
 def measure_memory(whole: int = 32) -> dict[str, Any]:
-    """Peak resident memory of each arm (GiB) after two steps at 2 and 3 layers, carried to `whole` by its slope.
+    """Peak resident memory of each arm (GiB) after two steps at 2 and 3 layers.
+
+    It is carried to `whole` layers by its slope.
 
     What is compared is memory in use. glibc by itself keeps pieces below 32 MiB that were freed, as
     many as the order of sizes happens to leave, so it is told to give back all above 64 KiB; the
@@ -115,7 +118,7 @@ def _peak_and_frozen(arm: str, layers: int, exact: bool) -> Any:
 
 
 def peak(arm: str, layers: int) -> tuple[float, float]:
-    """Return the peak resident memory of two steps and the bytes of the frozen weights in it, GiB."""
+    """Return the peak resident memory of two steps and the frozen weights in it, GiB."""
     sizes = real(layers)
     student, recipe, optimizer = build(arm, **sizes)
     batch = batch_of(1, sizes["vocabulary"], sizes["patches"])
@@ -222,7 +225,8 @@ from shared.recipe import load_recipe
 from student_train.run.train import train
 train(load_recipe(sys.argv[1]))
 mark("everything else")
-print(json.dumps({name: marks[number + 1][1] - marks[number][1] for number, (name, _) in enumerate(marks[1:])}))
+steps = zip(marks, marks[1:])
+print(json.dumps({name: end - begin for (_, begin), (name, end) in steps}))
 """
 
 

@@ -98,7 +98,7 @@ def build(
 def batch_of(
     size: int, vocabulary: int, patches: int, text: int = TEXT, answer: int = ANSWER
 ) -> dict[str, Any]:
-    """Make a batch of `patches` image tokens and `text` others, the last `answer` of which are labelled."""
+    """Make a batch of `patches` image tokens and `text` others, the last `answer` labelled."""
     random = np.random.default_rng(0)
     length, start = patches + text, 34
     ids = torch.from_numpy(random.integers(5, vocabulary - 2, (size, length)))
@@ -143,7 +143,7 @@ def step(student: Any, recipe: Recipe, optimizer: Any, batch: dict[str, Any], ar
 
 
 def authors_loss(student: Any, batch: dict[str, Any], recipe: Recipe) -> torch.Tensor:
-    """Eager attention in every layer, all weights kept, float32 squares as targets, logits everywhere."""
+    """Eager attention, all weights kept, float32 squares as targets, logits everywhere."""
     layer = recipe.losses.layers[0]
     keep = {name: batch[name] for name in ("input_ids", "attention_mask", "labels", "pixel_values")}
     out = student.model(**keep, output_attentions=True, output_hidden_states=True, use_cache=False)

@@ -42,8 +42,8 @@ DryRun = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 
-@app.command()
-def train(
+@app.command("train")
+def train_command(
     recipe: RecipeFile,
     overrides: Overrides = None,
     resume: Resume = False,
@@ -63,11 +63,11 @@ def run_training(
     path: Path,
     overrides: list[str] | None,
     resume: bool,
-    dry_run: bool,
+    only_check: bool,
     as_json: bool,
     callables: "Callable[[Recipe], Callables] | None" = None,
 ) -> None:
-    """Do what `train` says.
+    """Do what the command `train` says.
 
     `callables` gives, for a recipe, the teacher and the scores that only `pipelines` has.
     """
@@ -75,36 +75,36 @@ def run_training(
 
     recipe = load_recipe(path, overrides or [])
     compute_targets, score = (None, None) if callables is None else callables(recipe)
-    if dry_run:
-        from student_train.run.dry_run import dry_run as check
+    if only_check:
+        from student_train.run.dry_run import dry_run
 
-        found = check(recipe, compute_targets, resume)
+        found = dry_run(recipe, compute_targets, resume)
         report(found, as_json, [f"{name}: {value}" for name, value in found.items()])
         return
     from shared.processes import is_main_process
-    from student_train.run.train import train as start
+    from student_train.run.train import train
 
-    output = start(recipe, compute_targets=compute_targets, score=score, resume=resume)
+    output = train(recipe, compute_targets=compute_targets, score=score, resume=resume)
     if as_json and is_main_process():
         report({"output": str(output)}, True, [])
 
 
-@app.command()
-def inspect(
+@app.command("inspect")
+def inspect_command(
     folder: Annotated[
         Path, typer.Argument(help="Output folder of `student train`, or a checkpoint in it.")
     ],
     as_json: AsJson = False,
 ) -> None:
     """Show what an adapter folder holds: sizes, ranks, norms of W, losses."""
-    from student_train.run.inspect import inspect as look
+    from student_train.run.inspect import inspect
 
-    found = look(folder)
+    found = inspect(folder)
     report(found, as_json, [f"{name}: {value}" for name, value in found.items()])
 
 
-@app.command()
-def export(
+@app.command("export")
+def export_command(
     folder: Annotated[Path, typer.Argument(help="Output folder of `student train`.")],
     to: Annotated[Path, typer.Option("--to", help="New folder for the merged model.")],
     base: Annotated[
@@ -120,10 +120,9 @@ def export(
     ] = None,
 ) -> None:
     """Merge LoRA into the base model; W stays beside it and `student_train.load` loads both."""
-    from student_train.adapter.export import export as merge
-    from student_train.adapter.export import push
+    from student_train.adapter.export import export, push
 
-    merge(folder, to, base)
+    export(folder, to, base)
     if push_to_hub is not None:
         push(to, push_to_hub)
 

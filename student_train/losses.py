@@ -5,6 +5,8 @@ Everything is computed in float32.
 Both take one row per image and are means over the images. The training step needs sums instead (it
 divides by the images of the whole optimiser step, which may be several micro-batches on several
 ranks): `visual_alignment_terms` and `attention_alignment_terms` give one value per image.
+
+P images, N patches, d student width: `images`, `patches`, `width` in the shapes below.
 """
 
 from functools import lru_cache

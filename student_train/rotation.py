@@ -17,6 +17,8 @@ is not.
 Dtype: the parameters are float32 whatever the model's dtype (an optimiser step of 1e-4 vanishes in
 bfloat16); the product is taken in the tokens' dtype. Under ZeRO-3, which wants one dtype, DeepSpeed
 keeps the float32 master itself.
+
+d student width, r rank; a row is one image token.
 """
 
 import math

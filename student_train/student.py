@@ -121,23 +121,24 @@ def lora_targets(model: ImageTextModel, lora: LoraSection) -> str:
     """
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if id(module) == id(decoder))
-    linear = [
-        name for name, module in decoder.layers[0].named_modules() if isinstance(module, nn.Linear)
-    ]
+    modules = decoder.layers[0].named_modules()
+    linear = [name for name, module in modules if isinstance(module, nn.Linear)]
     if lora.targets != "all-linear":
-        wanted = set(lora.targets)
-        unknown = sorted(
-            name for name in wanted if not any(one.rpartition(".")[2] == name for one in linear)
-        )
-        if unknown:
-            names = ", ".join(name.rpartition(".")[2] for name in linear)
-            raise UserError(
-                f"lora.targets: the decoder has no linear layer {', '.join(unknown)}; it has "
-                f"{names}"
-            )
-        linear = [name for name in linear if name.rpartition(".")[2] in wanted]
+        linear = _named(linear, set(lora.targets))
     alternatives = "|".join(name.replace(".", r"\.") for name in linear)
     return rf"{prefix.replace('.', chr(92) + '.')}\.layers\.\d+\.({alternatives})"
+
+
+def _named(linear: list[str], wanted: set[str]) -> list[str]:
+    """Return the linear layers whose own names are wanted; a `UserError` for a name of none."""
+    own = [name.rpartition(".")[2] for name in linear]
+    unknown = sorted(wanted - set(own))
+    if unknown:
+        raise UserError(
+            f"lora.targets: the decoder has no linear layer {', '.join(unknown)}; it has "
+            f"{', '.join(own)}"
+        )
+    return [name for name, last in zip(linear, own, strict=True) if last in wanted]
 
 
 def trainable_state(model: Module) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ Contrast with the image tokens that take attention whatever is asked.
 At the prefill the newest row's attention is read in every layer. The layers that look at the image
 most (together a share `gamma`) are averaged; image tokens above mean + lam std are blind. The
 contrast pass sees those alone, the embeddings of the others are blanked in place.
+
+B prompts, L tokens of the longest, N patches.
 """
 
 from dataclasses import dataclass
@@ -60,7 +62,10 @@ def decode(
 
 
 def blind_tokens(weights: Tensor, image_mask: Tensor, settings: Settings) -> Tensor:
-    """Mask (B, L) of blind image tokens from the newest row's head-mean attention, `weights` (layers, B, L)."""
+    """Mask (B, L) of blind image tokens.
+
+    `weights` (layers, B, L): the newest row's attention, mean over heads.
+    """
     blind = torch.zeros_like(image_mask)
     for row, mask in enumerate(image_mask):
         if int(mask.sum()) < 2:
@@ -75,7 +80,7 @@ def blind_tokens(weights: Tensor, image_mask: Tensor, settings: Settings) -> Ten
 
 
 def blanked(prompts: Prompts, kept: Tensor, masking: str, seed: int) -> Prompts:
-    """Return the prompts with every image token outside `kept` (B, L) replaced by zeros, ones or noise."""
+    """Return the prompts, image tokens outside `kept` (B, L) replaced by zeros, ones or noise."""
     flags = torch.split(kept[prompts.image_mask], [len(image) for image in prompts.features])
     generators = {
         row: item_generator(seed, f"{item}\x00mask") for row, item in enumerate(prompts.items)

@@ -1,5 +1,7 @@
 """The second pass of the contrastive methods.
 
+B prompts, t new tokens, V vocabulary.
+
 Another view of the same prompt, its own cache, the same new tokens.
 """
 
@@ -15,7 +17,7 @@ from pipelines.decoding.prompts import Model, Prompts
 
 
 class ContrastPass:
-    """Logits of `prompts` (a changed view of the main prompts) continued by the tokens that the main pass generates.
+    """Logits of a changed view of the prompts, continued by the main pass's tokens.
 
     The view has its own length and cache; W acts on its image tokens alone, because the ids say
     where those are.
@@ -39,13 +41,12 @@ class ContrastPass:
                 f"the contrast pass has seen {self._seen} new tokens, the main pass "
                 f"{generated.shape[1]}"
             )
-        inputs = (
-            self._prompts.model_inputs() if self._seen == 0 else {"input_ids": generated[:, -1:]}
-        )
+        inputs, length = self._prompts.model_inputs(), self._prompts.ids.shape[1]
         if self._seen:
+            inputs, length = {"input_ids": generated[:, -1:]}, 1
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(generated), 1)], dim=1)
         self._seen += 1
-        positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -inputs["input_ids"].shape[1] :]
+        positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
         with torch.no_grad(), undisturbed():
             output = self._model(
                 **inputs | {"attention_mask": self._mask},
@@ -54,8 +55,7 @@ class ContrastPass:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        last: Tensor = output.logits[:, -1]
-        return last.float()
+        return output.logits[:, -1].float()
 
 
 def contrasted(
@@ -66,9 +66,8 @@ def contrasted(
 ) -> Processor:
     """Processor that replaces the main logits l by `combine(l, l_view, t)`.
 
-    T counts new tokens, 1 for the first.
-
-    A view that depends on the main prefill is given as a function; it is called after that.
+    `t` counts new tokens, 1 for the first. A view that depends on the main prefill is given as a
+    function; it is called after that.
     """
     passes: list[ContrastPass] = []
     length = main.ids.shape[1]

@@ -5,13 +5,15 @@ Contrast with the image patches that the vision encoder attends to most.
 Those outliers carry global, not local information. They are found at the layer whose output the
 student uses: the CLS query against the patch keys over the full width, heads not split. The
 contrast pass sees them alone.
+
+P images, N patches.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.decoding.contrast import amplified, contrasted
 from pipelines.decoding.generation import Limits, generate, sampler
@@ -94,13 +96,11 @@ def outliers(model: Model, pixels: Tensor, tokens: int, top_k: int) -> Tensor:
     return mask if tokens == patches else torch.cat([torch.zeros_like(mask[:, :1]), mask], dim=1)
 
 
-def _feature_layer(model: Model) -> Any:
+def _feature_layer(model: Model) -> nn.Module:
     """Find the attention module of the vision layer whose output the student reads."""
-    tower, index = (
-        getattr(model.model, "vision_tower", None),
-        getattr(model.config, "vision_feature_layer", 0),
-    )
-    index = index if isinstance(index, int) else index[-1]
+    tower: nn.Module | None = getattr(model.model, "vision_tower", None)
+    given: int | list[int] = getattr(model.config, "vision_feature_layer", 0)
+    index = given if isinstance(given, int) else given[-1]
     modules = [
         module
         for module in (tower.modules() if tower is not None else ())

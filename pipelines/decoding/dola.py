@@ -6,20 +6,22 @@ At every step the candidate layer whose next-token distribution differs most fro
 (Jensen-Shannon) is the premature one; l' = log p - log p_premature over the tokens with p >=
 relative_top max p. The layer is chosen for each row; the published code chooses one a batch and
 runs batches of one.
+
+B prompts, C candidate layers, V vocabulary.
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.decoding.generation import Limits, Processor, generate
 from pipelines.decoding.prompts import Model, Prompts
 from shared.errors import UserError
+from student_train.imagetext import Hook, Inputs, entering
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def contrasted_layers(logits: Tensor, early: Tensor, relative_top: float) -> Ten
 
 @contextmanager
 def early_logits(model: Model, layers: tuple[int, ...], norm: bool) -> Iterator[dict[str, Tensor]]:
-    """Yield a place that holds, after each forward, the head's logits (B, C, V) of the newest token at `layers`.
+    """Yield a place that holds the newest token's logits (B, C, V) at `layers` after each forward.
 
     The candidates pass through the head together with the last layer, so that its weights are read
     once.
@@ -90,17 +92,17 @@ def early_logits(model: Model, layers: tuple[int, ...], norm: bool) -> Iterator[
     states: dict[int, Tensor] = {}
     early: dict[str, Tensor] = {}
 
-    def keep(layer: int) -> Any:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            states[layer] = (args[0] if args else kwargs["hidden_states"])[:, -1]
+    def keep(layer: int) -> Hook:
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: Inputs) -> None:
+            states[layer] = entering(args, kwargs)[:, -1]
 
         return hook
 
-    def widen(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+    def widen(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         candidates = torch.stack([states[layer] for layer in layers], dim=1)
         return (torch.cat([args[0], decoder.norm(candidates) if norm else candidates], dim=1),)
 
-    def narrow(module: Any, args: Any, output: Tensor) -> Tensor:
+    def narrow(module: nn.Module, args: object, output: Tensor) -> Tensor:
         early["logits"] = output[:, -len(layers) :]
         return output[:, : -len(layers)]
 

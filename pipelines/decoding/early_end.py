@@ -14,16 +14,17 @@ from torch import Tensor
 
 
 def attainable(total: float, length: int, longest: int, length_penalty: float) -> float:
-    """Bound the score of every answer that grows out of a beam of `length` tokens with log-probability `total`.
+    """Bound the score of every answer that grows out of a beam.
 
-    A score is the sum of log-probabilities (at most `total`, at most 0) over the answer's length,
-    at most `longest`, to the power `length_penalty`.
+    It has `length` tokens and log-probability `total`. A score is the sum of log-probabilities (at
+    most `total`, at most 0) over the answer's length, at most `longest`, to the power
+    `length_penalty`.
     """
     return float(total / max(length**length_penalty, longest**length_penalty))
 
 
 class EarlyEnd:
-    """Watches transformers' beam search over several items and ends each item's as soon as its answer is certain.
+    """Watches a beam search over several items; ends each as soon as its answer is certain.
 
     `normalised` is its last logits processor, the object itself its stopping criterion: told that
     all candidates of an item end here, the search files them behind the answer that it has.
@@ -52,7 +53,7 @@ class EarlyEnd:
         self._logs = torch.empty(0)
 
     def normalised(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Return log-probabilities (items x beams, V) over the tokens that are allowed, which beams add up."""
+        """Return log-probabilities (items x beams, V) over the allowed tokens; beams add these."""
         self._logs = torch.log_softmax(scores, dim=-1)
         self._rows = {}
         for row, tokens in enumerate(ids[:, self._start :].tolist()):

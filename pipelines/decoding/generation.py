@@ -1,12 +1,14 @@
 """One way into transformers' `generate` for all methods.
 
 One stop rule, no checkpoint defaults, own random numbers.
+
+B prompts, T tokens so far, V vocabulary.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,9 +71,11 @@ def generate(
         )
         steps.append(early.normalised)
         endings.append(early)
-    cache = {} if custom else {"past_key_values": prefix_cache(model, prompts, num_beams)}
+    cache: dict[str, object] = {}
+    if custom is None:
+        cache["past_key_values"] = prefix_cache(model, prompts, num_beams)
     with torch.no_grad(), _no_checkpoint_defaults(model):
-        output: Tensor = model.generate(
+        output = model.generate(
             input_ids=prompts.ids,
             attention_mask=prompts.mask,
             **cache,
@@ -132,10 +136,10 @@ def item_generator(seed: int, item: str) -> torch.Generator:
 
 @contextmanager
 def _no_checkpoint_defaults(model: Model) -> Iterator[None]:
-    """Hide the checkpoint's own generation settings (temperature, penalties), which fill what a call leaves unset."""
+    """Hide the checkpoint's own generation settings, which fill what a call leaves unset."""
     from transformers import GenerationConfig
 
-    own: Any = model.generation_config
+    own = model.generation_config
     model.generation_config = GenerationConfig()
     try:
         yield

@@ -6,6 +6,8 @@ l' = l + (1 - g) / g (l - l_text) over the plausible tokens, g = exp(-decay t), 
 new token. The paper's indicator, which applies it only where the model is unsure (max p <
 confidence), is off by default, as in the implementation of AVISC's authors that others follow;
 there is no official code.
+
+B prompts, V vocabulary.
 """
 
 import math

@@ -4,10 +4,13 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.decoding.presets import PRESETS
 from shared.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 NAMES = ("greedy", "beam", "nucleus", "vcd", "dola", "opera", "avisc", "m3id", "damro", "pai")
 
@@ -19,16 +22,16 @@ class Decoding(NamedTuple):
     """
 
     name: str
-    settings: Any
+    settings: "DataclassInstance"
     decode: Callable[..., list[list[int]]]
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """Return name and settings as plain data, for journals and tables."""
         return {"method": self.name, **dataclasses.asdict(self.settings)}
 
 
 def decoding(
-    name: str, preset: str = "published", overrides: Mapping[str, Any] | None = None
+    name: str, preset: str = "published", overrides: Mapping[str, object] | None = None
 ) -> Decoding:
     """Return the method `name` under a preset, single settings overridden.
 
@@ -53,7 +56,7 @@ def decodings(
 ) -> list[Decoding]:
     """Return several methods; `all` stands for the ten, `overrides` are "method.setting=value"."""
     wanted = [name for given in names for name in (NAMES if given == "all" else (given,))]
-    values: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, object]] = {}
     for override in overrides:
         target, equals, text = override.partition("=")
         method, dot, key = target.partition(".")
@@ -66,7 +69,7 @@ def decodings(
     return [decoding(name, preset, values.get(name)) for name in dict.fromkeys(wanted)]
 
 
-def _parsed(text: str, override: str) -> Any:
+def _parsed(text: str, override: str) -> object:
     import yaml
 
     try:

@@ -17,12 +17,15 @@ between new tokens:
 Products are taken as sums of logarithms in float32; the published code multiplies in half
 precision, where they overflow: `emulate_half` rounds phi as half does. Items are searched side by
 side, each at a step of its own; the model's passes, which they share, are in `opera_passes`.
+
+n beams of an item, C candidates of each, t new tokens, T tokens so far.
 """
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,7 +109,7 @@ def decode(
             "eager"
         )
 
-    def search(model: Model, input_ids: Tensor, **unused: Any) -> Tensor:
+    def search(model: Model, input_ids: Tensor, **unused: object) -> Tensor:
         answers = _answers(model, prompts, limits, settings)
         longest = max(map(len, answers))  # a shorter one ends in an end token
         rows = [tokens + [prompts.pad_token_id] * (longest - len(tokens)) for tokens in answers]
@@ -126,29 +129,43 @@ def _answers(model: Model, prompts: Prompts, limits: Limits, settings: Settings)
             hidden, attention = passes.attempt(
                 [tokens for tokens, _ in asked], [search.item for search in running]
             )
-            going: list[_Search] = []
-            rows: list[Tensor] = []
-            first = 0
-            for search, (tokens, tried), seen in zip(running, asked, attention, strict=True):
-                if search.advance(tokens, tried, seen) != "over":
-                    going.append(search)
-                    rows.append(search.beam + first)
-                first += len(tokens)
-            if going:
-                row, place = torch.cat(rows), torch.cat([search.place for search in going])
-                passes.keep(row, place, [search.item for search in going])
-                logits = list(
-                    torch.split(
-                        passes.logits(hidden[row, place]), [len(search.beam) for search in going]
-                    )
-                )
-                first = 0
-                for number, search in enumerate(going):
-                    if search.last_move == "back":
-                        logits[number] = passes.rewrite(first, search.item, search.beams.tokens)
-                    first += len(search.beam)
-            running = going
+            running, rows = _advanced(running, asked, attention)
+            if running:
+                logits = _kept(passes, running, rows, hidden)
     return [max(search.finished, key=lambda one: one.score).tokens for search in searches]
+
+
+def _advanced(
+    running: "Sequence[_Search]",
+    asked: Sequence[tuple[Tensor, Tensor]],
+    attention: Sequence[Tensor],
+) -> "tuple[list[_Search], list[Tensor]]":
+    """Move every search on; return those that go on, and which old rows their beams come from."""
+    going: list[_Search] = []
+    rows: list[Tensor] = []
+    first = 0
+    for search, (tokens, tried), seen in zip(running, asked, attention, strict=True):
+        if search.advance(tokens, tried, seen) != "over":
+            going.append(search)
+            rows.append(search.beam + first)
+        first += len(tokens)
+    return going, rows
+
+
+def _kept(
+    passes: Passes, going: "Sequence[_Search]", rows: Sequence[Tensor], hidden: Tensor
+) -> list[Tensor]:
+    """Let the passes follow the searches; return the next logits of each one's beams."""
+    row, place = torch.cat(list(rows)), torch.cat([search.place for search in going])
+    passes.keep(row, place, [search.item for search in going])
+    counts = [len(search.beam) for search in going]
+    logits = list(torch.split(passes.logits(hidden[row, place]), counts))
+    first = 0
+    for number, search in enumerate(going):
+        if search.last_move == "back":
+            logits[number] = passes.rewrite(first, search.item, search.beams.tokens)
+        first += len(search.beam)
+    return logits
 
 
 class _Search:
@@ -176,7 +193,10 @@ class _Search:
         self.last_move: Move = "on"
 
     def candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the likeliest tokens of each beam (n, C) and their logits, excluded continuations left out."""
+        """Return the likeliest tokens of each beam (n, C) and their logits.
+
+        Excluded continuations are left out.
+        """
         logits = logits.clone()
         logits[:, self.image_token_id] = -torch.inf
         for beam, token in self.past.excluded.get(self.beams.tokens.shape[1], []):
@@ -185,7 +205,10 @@ class _Search:
         return best.indices, best.values
 
     def advance(self, tokens: Tensor, tried: Tensor, attention: Tensor) -> Move:
-        """Move on by one token, or back, given the candidates (n, C), their logits and attention (n, C, T + 1)."""
+        """Move on by one token, or back.
+
+        Given are the candidates (n, C), their logits and attention (n, C, T + 1).
+        """
         beams, step = self.beams, self.beams.tokens.shape[1]
         self.past.beams[step], self.past.finished[step] = beams, list(self.finished)
         scores, columns, named = self._penalised(tried, attention)
@@ -211,7 +234,7 @@ class _Search:
         return self.last_move
 
     def _penalised(self, tried: Tensor, attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the candidates' scores (n, C), column sums (n, C, t + 1) and named columns (n, C)."""
+        """Return the candidates' scores, column sums (n, C, t + 1) and named columns (n, C)."""
         settings, beams = self.settings, self.beams
         row = attention / attention.sum(-1, keepdim=True)
         newest = (settings.scale * row[:, :, self.length :]).log()  # (n, C, t + 1)

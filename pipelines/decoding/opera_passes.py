@@ -2,6 +2,8 @@
 
 Every candidate sees its beam's past and itself, not its rivals, and the one that is chosen needs no
 second pass.
+
+R rows (beams of all items), n of one item, C candidates, K places of the cache, V vocabulary.
 """
 
 from collections.abc import Sequence

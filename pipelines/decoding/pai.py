@@ -6,6 +6,8 @@ Before the softmax of layers `start_layer` to `end_layer` - 1 the newest row's l
 grow by alpha |logit|. With p from that pass and p_text from the prompt without its image tokens
 (not boosted): l' = gamma (log p - log p_text) + log p_text over the plausible tokens. The likeliest
 token is taken.
+
+B prompts, H heads, T tokens so far.
 """
 
 from dataclasses import dataclass
@@ -50,7 +52,7 @@ def decode(
     def boost(layer: int, call: AttentionCall) -> Tensor | None:
         if call.key.shape[2] == image.shape[1] and not settings.boost_first:
             return None
-        logits = call.logits()  # (B, H, 1, K)
+        logits = call.logits()  # (B, H, 1, T)
         columns = functional.pad(image, (0, logits.shape[3] - image.shape[1]))[:, None, None, :]
         return torch.where(columns, logits + settings.alpha * logits.abs(), logits)
 

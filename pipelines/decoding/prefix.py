@@ -4,15 +4,42 @@ For all beams of an item, and for all methods that decode it.
 
 Everything but the last token is kept, so that every method still makes that token's step itself,
 with its own hooks on layers, attention or head in place.
+
+B prompts, H_k heads of keys, T tokens, c width of a head.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from pipelines.decoding.attention import undisturbed
 from pipelines.decoding.prompts import Model, Prompts
+
+
+@runtime_checkable
+class CachedLayer(Protocol):
+    """Keys and values (B, H_k, T, c) of one layer."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """A transformers cache: what is kept of every layer's keys and values."""
+
+    layers: Sequence[CachedLayer]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> object:
+        """Append keys and values to one layer."""
+        ...
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        ...
 
 
 def prefilled(model: Model, prompts: Prompts) -> Prompts:
@@ -34,7 +61,7 @@ def prefilled(model: Model, prompts: Prompts) -> Prompts:
     return replace(prompts, prefix=tuple((layer.keys, layer.values) for layer in cache.layers))
 
 
-def prefix_cache(model: Model, prompts: Prompts, copies: int = 1) -> Any:
+def prefix_cache(model: Model, prompts: Prompts, copies: int = 1) -> Cache:
     """Return a fresh cache of the prompts' prefix, each row `copies` times in succession."""
     ready = prefilled(model, prompts)
     assert ready.prefix is not None
@@ -46,8 +73,9 @@ def prefix_cache(model: Model, prompts: Prompts, copies: int = 1) -> Any:
     return cache
 
 
-def new_cache(model: Model) -> Any:
+def new_cache(model: Model) -> Cache:
     """Return an empty cache for the language model."""
     from transformers import DynamicCache
 
-    return DynamicCache(config=model.config.get_text_config())
+    cache: Cache = DynamicCache(config=model.config.get_text_config())
+    return cache

@@ -4,17 +4,13 @@ What a preset does not name keeps its published default.
 
 - `published`: each method as its own paper and code have it.
 - `authors-llava-med`, `authors-huatuo` (`authors` picks by the model's template): the values in
-  MEDALIGN's evaluation
-  scripts for its two models. Their scripts also cap OPERA at 128 new tokens and LLaVA-Med's other
-  methods at 1024 (`max_new_tokens` is for the run, not here).
+  MEDALIGN's evaluation scripts for its two models. Their scripts also cap OPERA at 128 new tokens
+  and LLaVA-Med's other methods at 1024 (`max_new_tokens` is for the run, not here).
 - `equal`: one token budget and stop rule for all (the run's), and the likeliest token wherever a
-  method leaves the
-  choice; nucleus sampling is the one that cannot do without drawing.
+  method leaves the choice; nucleus sampling is the one that cannot do without drawing.
 """
 
-from typing import Any
-
-Preset = dict[str, dict[str, Any]]
+Preset = dict[str, dict[str, object]]
 
 _AUTHORS: Preset = {
     "vcd": {"alpha": 1.0, "beta": 0.1, "noise_step": 500, "sample": True, "temperature": 1.0},
@@ -35,6 +31,8 @@ _AUTHORS: Preset = {
     "pai": {"alpha": 0.2, "gamma": 1.1, "start_layer": 2, "boost_first": False},
 }
 
+_EQUAL: Preset = {name: {"sample": False} for name in ("vcd", "avisc", "m3id", "damro")}
+
 PRESETS: dict[str, Preset] = {
     "published": {},
     "authors-llava-med": _AUTHORS
@@ -47,8 +45,7 @@ PRESETS: dict[str, Preset] = {
         "m3id": {"decay": 0.02, "beta": 0.1, "sample": True, "temperature": 0.7},
         "opera": {"scale": 50.0, "threshold": 15, "candidates": 5, "penalty": 1.0},
     },
-    "equal": {name: {"sample": False} for name in ("vcd", "avisc", "m3id", "damro")}
-    | {"dola": {"repetition_penalty": 1.0}},
+    "equal": _EQUAL | {"dola": {"repetition_penalty": 1.0}},
 }
 
 

@@ -1,9 +1,12 @@
-"""A batch of prompts, left-padded, with its images encoded once for the main pass and for every contrast pass."""
+"""A batch of prompts, left-padded, its images encoded once for the main and every contrast pass.
+
+B prompts, L tokens of the longest, P images, N patches, d student width, S side of
+an image in pixels.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +26,7 @@ class Prompts:
         (B, L) token ids and 1 where real, padded on the left; an image is its run of
         `image_token_id`.
     pixels
-        (P, 3, H, W), the images in order of appearance; None without images.
+        (P, 3, S, S), the images in order of appearance; None without images.
     features
         P projected images (N, d); all the image tokens of a row stand in its images' order.
     items
@@ -57,11 +60,11 @@ class Prompts:
             starts.append(starts[-1] + len(image))
         return [rows[start] for start in starts[: len(self.features)]]
 
-    def model_inputs(self) -> dict[str, Any]:
+    def model_inputs(self) -> dict[str, object]:
         """Keyword arguments of the model's forward, or of `generate`."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        inputs: dict[str, Any] = {"input_ids": self.ids, "attention_mask": self.mask}
+        inputs: dict[str, object] = {"input_ids": self.ids, "attention_mask": self.mask}
         if self.features:
             inputs["mm_encoder_outputs"] = {
                 "image": BaseModelOutputWithPooling(pooler_output=list(self.features))
@@ -96,7 +99,10 @@ class Prompts:
         return replace(self, features=tuple(features), prefix=None)
 
     def keeping(self, kept: Sequence[Tensor]) -> "Prompts":
-        """Return shorter prompts with only those image tokens where the image's mask (N,) in `kept` is True."""
+        """Return shorter prompts with only the image tokens that `kept` shows.
+
+        It holds a mask (N,) of each image.
+        """
         flat = torch.cat([*kept, torch.zeros(0, dtype=torch.bool, device=self.ids.device)])
         stay = self.mask.bool().clone()
         stay[self.image_mask] = flat.to(stay.device)
@@ -120,9 +126,10 @@ class Prompts:
 def collate(
     encoded: Sequence[Mapping[str, Tensor]], items: Sequence[str], model: Model, pad_token_id: int
 ) -> Prompts:
-    """Left-pad encoded prompts (`input_ids` (1, L), `pixel_values` (p, 3, H, W)) and encode their images.
+    """Left-pad encoded prompts and encode their images.
 
-    `items` names them; equal names would share their random numbers.
+    Each has `input_ids` (1, L) and perhaps `pixel_values` (p, 3, S, S). `items` names them; equal
+    names would share their random numbers.
     """
     device = next(model.parameters()).device
     ids, mask = _left_padded(
@@ -137,7 +144,7 @@ def collate(
 
 
 def encode_images(model: Model, pixels: Tensor) -> tuple[Tensor, ...]:
-    """Projected features (N, d) of every image in `pixels` (P, 3, H, W)."""
+    """Projected features (N, d) of every image in `pixels` (P, 3, S, S)."""
     with torch.no_grad():
         return tuple(model.model.get_image_features(pixels, return_dict=True).pooler_output)
 
@@ -147,7 +154,8 @@ def plain_model(model: Model) -> Model:
 
     Its adapter layers and hooks stay in place.
     """
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inside: Model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inside
 
 
 def _left_padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +176,7 @@ def counted(model: Model) -> Iterator[dict[str, int]]:
     """
     counts = {"calls": 0, "rows": 0, "tokens": 0}
 
-    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def count(module: object, args: object, kwargs: Mapping[str, Tensor]) -> None:
         shape = kwargs["inputs_embeds"].shape
         counts["calls"] += 1
         counts["rows"] += shape[0]

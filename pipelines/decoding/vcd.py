@@ -4,6 +4,8 @@ Contrast with the same prompt over a noisy image.
 
 l' = (1 + alpha) l - alpha l_noisy over the plausible tokens; the noisy image is the diffusion
 process's x_t at step `noise_step`, on the normalised pixels, drawn once an item.
+
+P images, S their side in pixels.
 """
 
 from dataclasses import dataclass
@@ -54,7 +56,10 @@ def noisy_view(model: Model, prompts: Prompts, step: int, seed: int) -> Prompts:
 
 
 def diffused(pixels: Tensor, noise: Tensor, step: int) -> Tensor:
-    """sqrt(a) x + sqrt(1 - a) noise with a = prod_{i <= step} (1 - b_i), b a sigmoid schedule of 1000 steps."""
+    """Return sqrt(a) x + sqrt(1 - a) noise with a = prod_{i <= step} (1 - b_i).
+
+    b is a sigmoid schedule of 1000 steps.
+    """
     schedule = torch.sigmoid(torch.linspace(-6, 6, 1000)) * (0.5e-2 - 1e-5) + 1e-5
     kept = torch.cumprod(1 - schedule, dim=0)[step]
     return kept.sqrt().to(pixels) * pixels + (1 - kept).sqrt().to(pixels) * noise.to(pixels)

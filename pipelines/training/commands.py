@@ -34,5 +34,5 @@ def train_command(
     )
 
 
-app.command()(student.inspect)
-app.command()(student.export)
+app.command("inspect")(student.inspect_command)
+app.command("export")(student.export_command)

@@ -81,19 +81,14 @@ def write_card(
         else "- Trained: the multimodal projector",
         f"- Data: `{Path(recipe.data.train or '').name}`",
     ]
+    lines += [teacher.line() for teacher in teachers]
     if teachers:
-        lines += [teacher.line() for teacher in teachers]
         lines.append(
             f"- Losses: alpha {recipe.losses.alpha}, beta {recipe.losses.beta} "
             f"({recipe.losses.attention_normalization}), "
             f"layer {', '.join(map(str, recipe.losses.layers))}"
         )
-    last = next((row for row in reversed(history) if "loss_lm" in row), None)
-    if last is not None:
-        terms = ", ".join(
-            f"{name} {last[name]:.4g}" for name in ("loss", "loss_lm", "loss_vis", "loss_att")
-        )
-        lines.append(f"- Last logged step {last['step']}: {terms}")
+    lines += _last_losses(history)
     how = (
         "student_train.load(folder)"
         if recipe.train.tune == "lora"
@@ -101,6 +96,15 @@ def write_card(
     )
     lines += ["", f"Load it with `{how}`{warning if rotated else ''}.", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _last_losses(history: Sequence[Mapping[str, float]]) -> list[str]:
+    last = next((row for row in reversed(history) if "loss_lm" in row), None)
+    if last is None:
+        return []
+    names = ("loss", "loss_lm", "loss_vis", "loss_att")
+    terms = ", ".join(f"{name} {last[name]:.4g}" for name in names)
+    return [f"- Last logged step {last['step']}: {terms}"]
 
 
 def merged_card(text: str) -> str:

@@ -1,6 +1,8 @@
 """The one meeting point of the two stages.
 
 Images of a data set joined with the store's targets by content key.
+
+K teachers, N patches.
 """
 
 import shlex

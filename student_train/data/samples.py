@@ -1,4 +1,7 @@
-"""Records, images and targets as one data set: each sample is checked before the run begins."""
+"""Records, images and targets as one data set: each sample is checked before the run begins.
+
+S side of an image in pixels.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

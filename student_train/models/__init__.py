@@ -61,6 +61,18 @@ def load_base(model: ModelSection | str, dtype: "torch.dtype | None" = None) -> 
         # a log file would keep every state of the bar, and ranks would mix theirs
         logging.disable_progress_bar()
     section = ModelSection(name=model) if isinstance(model, str) else model
+    family = _family(section)
+    place = section.path or (family.hub_id if family else section.name)
+    folder = checkpoint_folder(place, section.revision)
+    layout = read_config(folder)["model_type"]
+    template = section.template or (family.template if family else None)
+    return _loader(layout, folder)(
+        folder, section, torch.float32 if dtype is None else dtype, template
+    )
+
+
+def _family(section: ModelSection) -> Family | None:
+    """Return the named model that is asked for; None for a folder or a hub id."""
     family = FAMILIES.get(section.name)
     if family is None and section.path is not None:
         raise UserError(
@@ -71,14 +83,7 @@ def load_base(model: ModelSection | str, dtype: "torch.dtype | None" = None) -> 
         near = difflib.get_close_matches(section.name, FAMILIES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"named models are {', '.join(FAMILIES)}"
         raise UserError(f"model.name={section.name} is no named model, folder or hub id; {hint}")
-    folder = checkpoint_folder(
-        section.path or (family.hub_id if family else section.name), section.revision
-    )
-    layout = read_config(folder)["model_type"]
-    template = section.template or (family.template if family else None)
-    return _loader(layout, folder)(
-        folder, section, torch.float32 if dtype is None else dtype, template
-    )
+    return family
 
 
 def _loader(layout: object, folder: Path) -> "Loader":

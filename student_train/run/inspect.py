@@ -28,15 +28,7 @@ def inspect(folder: Path) -> dict[str, object]:
     UserError
         A folder without an adapter.
     """
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (folder / name).is_file():
-            unfinished = last_checkpoint(folder)
-            hint = f"; its run is not finished, see {unfinished}" if unfinished else ""
-            if (folder / "config.json").is_file():
-                hint = (
-                    ", it is a merged model; inspect the adapter that `student export` made it from"
-                )
-            raise UserError(f"{folder} holds no {name}{hint}")
+    _check_adapter(folder)
     recipe = adapter_recipe(folder)
     lora = read_tensors(folder / ADAPTER_WEIGHTS)
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -56,14 +48,34 @@ def inspect(folder: Path) -> dict[str, object]:
         f"alpha {losses.alpha}, beta {losses.beta} ({losses.attention_normalization}), "
         f"layer {', '.join(map(str, losses.layers))}"
     )
-    if (folder / TRAINER_STATE).is_file():
-        state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
-        found["steps"] = f"{state['global_step']} of {state['max_steps']}"
-        rows = [row for row in state["log_history"] if "loss_lm" in row]
-        for name, row in (("first losses", rows[:1]), ("last losses", rows[-1:])):
-            if row:
-                found[name] = ", ".join(
-                    f"{key} {row[0][key]:.4g}"
-                    for key in ("loss", "loss_lm", "loss_vis", "loss_att")
+    return found | _progress(folder)
+
+
+def _check_adapter(folder: Path) -> None:
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            unfinished = last_checkpoint(folder)
+            hint = f"; its run is not finished, see {unfinished}" if unfinished else ""
+            if (folder / "config.json").is_file():
+                hint = (
+                    ", it is a merged model; inspect the adapter that `student export` made it from"
                 )
+            raise UserError(f"{folder} holds no {name}{hint}")
+
+
+def _progress(folder: Path) -> dict[str, object]:
+    """Return how far the run came and its losses."""
+    path = folder / TRAINER_STATE
+    if not path.is_file():
+        return {}
+    state = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, object] = {"steps": f"{state['global_step']} of {state['max_steps']}"}
+    rows = [row for row in state["log_history"] if "loss_lm" in row]
+    if rows:
+        found |= {"first losses": _losses(rows[0]), "last losses": _losses(rows[-1])}
     return found
+
+
+def _losses(row: dict[str, float]) -> str:
+    names = ("loss", "loss_lm", "loss_vis", "loss_att")
+    return ", ".join(f"{name} {row[name]:.4g}" for name in names)

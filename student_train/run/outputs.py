@@ -15,6 +15,8 @@ from shared.recipe import Recipe, load_recipe, recipe_keys
 from student_train.adapter.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECIPE, ROTATION_WEIGHTS
 
 if TYPE_CHECKING:
+    from student_train.adapter.card import Taught
+    from student_train.data.join import Join
     from student_train.data.samples import AlignmentData
     from student_train.run.parts import RunState
 
@@ -131,6 +133,16 @@ class _Trained(Protocol):
     def save_model(self, output_dir: str) -> None: ...
 
 
+def _teachers(joined: "Join | None") -> "list[Taught]":
+    from student_train.adapter.card import Taught
+
+    found = []
+    for store in [] if joined is None else joined.stores:
+        licence = store.namespace.provenance.get("licence")
+        found.append(Taught(store.identity.teacher, None if licence is None else str(licence)))
+    return found
+
+
 def finish(trainer: _Trained, recipe: Recipe, output: Path, adapter: bool) -> None:
     """Write the run's result into the output folder; all ranks call it together."""
     best = trainer.state.best_model_checkpoint if recipe.train.best_metric is not None else None
@@ -143,14 +155,9 @@ def finish(trainer: _Trained, recipe: Recipe, output: Path, adapter: bool) -> No
     if not is_main_process():
         return
     trainer.state.save_to_json(str(output / TRAINER_STATE))
-    from student_train.adapter.card import Taught, write_card
+    from student_train.adapter.card import write_card
 
-    joined = trainer.train_dataset.targets
-    teachers = []
-    for store in [] if joined is None else joined.stores:
-        licence = store.namespace.provenance.get("licence")
-        teachers.append(Taught(store.identity.teacher, None if licence is None else str(licence)))
-    write_card(recipe, output, trainer.state.log_history, teachers)
+    write_card(recipe, output, trainer.state.log_history, _teachers(trainer.train_dataset.targets))
     if best is not None:
         say(f"kept {Path(best).name}: {recipe.train.best_metric} {trainer.state.best_metric:.4g}")
     if recipe.train.push_to_hub is not None:

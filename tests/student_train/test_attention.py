@@ -57,7 +57,7 @@ def seen(model, channel, inputs, request):
 
 
 def expected_attention(model, inputs, request):
-    """All attention weights of layer l from an eager forward, then rows, heads and columns picked by loops."""
+    """All weights of layer l from an eager forward; rows, heads, columns picked by loops."""
     model.set_attn_implementation("eager")
     with torch.no_grad():
         weights = model(**inputs, output_attentions=True).attentions[LAYER]

@@ -1,4 +1,4 @@
-"""The losses against numpy, written down a second time from the equations, in float64 and with plain loops."""
+"""The losses against numpy, written down again from the equations, in float64, plain loops."""
 
 import numpy as np
 import pytest

@@ -55,7 +55,7 @@ def test_where_a_model_comes_from() -> None:
 
 
 def test_the_marks_of_deepspeed() -> None:
-    """Parameters carry them once an optimiser has been made; here its source must still set them."""
+    """Parameters carry them once there is an optimiser; here its source must still set them."""
     from deepspeed.runtime.zero import partition_parameters, stage3
     from deepspeed.utils import mixed_precision_linkage
 

@@ -1,4 +1,7 @@
-"""Beam search against transformers' own, which goes on until as many answers have ended as there are beams."""
+"""Beam search against transformers' own.
+
+That goes on until as many answers have ended as there are beams.
+"""
 
 from typing import Any
 

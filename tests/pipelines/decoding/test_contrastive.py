@@ -1,4 +1,4 @@
-"""VCD, AVISC, M3ID, DAMRO and PAI against their formulas, evaluated step by step without a cache."""
+"""VCD, AVISC, M3ID, DAMRO and PAI against their formulas, step by step without a cache."""
 
 import math
 from collections.abc import Callable

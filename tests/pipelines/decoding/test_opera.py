@@ -46,7 +46,10 @@ def test_without_a_penalty_it_is_beam_search(model: Any, length_penalty: float) 
 
 
 def plain_forward(model: Any, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Next-token logits (V,) and the last layer's attention (T, T), largest head, rows summing to 1."""
+    """Next-token logits (V,), and the last layer's attention (T, T).
+
+    Its largest head, rows summing to 1.
+    """
     decoder, last = model.get_decoder(), model.get_decoder().layers[-1].self_attn
     with torch.no_grad():
         states: dict[str, Any] = {}

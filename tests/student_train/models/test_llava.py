@@ -144,7 +144,8 @@ def test_code_in_a_checkpoint_is_not_run(copy: Path) -> None:
         (ModelSection(name="/nowhere/model"), "no model folder at /nowhere/model"),
         (
             ModelSection(name="llava-med"),
-            r"model\.name=llava-med is no named model, folder or hub id; did you mean llava-med-1\.5",
+            r"model\.name=llava-med is no named model, folder or hub id; "
+            r"did you mean llava-med-1\.5",
         ),
         (ModelSection(name="tinyllama"), r"named models are llava-med-1\.5, huatuogpt-vision-7b"),
         (

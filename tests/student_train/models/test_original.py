@@ -75,22 +75,35 @@ def test_buffers_of_older_software_are_left_out() -> None:
         rename("model.seg_head.weight")
 
 
-def reference_logits(state: dict[str, torch.Tensor], original: dict[str, Any], tower: dict[str, torch.Tensor] | None,
-                     before: list[int], after: list[int], pixels: torch.Tensor) -> torch.Tensor:  # fmt: skip
-    """Assemble the model from its three published parts, without transformers' Llava class, and run it once."""
+def reference_logits(
+    state: dict[str, torch.Tensor],
+    original: dict[str, Any],
+    tower: dict[str, torch.Tensor] | None,
+    before: list[int],
+    after: list[int],
+    pixels: torch.Tensor,
+) -> torch.Tensor:
+    """Run the model once, made of its three published parts without transformers' Llava class."""
     from transformers import (
         CLIPVisionConfig,
         CLIPVisionModel,
         MistralConfig,
         MistralForCausalLM,
         Qwen2Config,
-        Qwen2ForCausalLM,  # fmt: skip
+        Qwen2ForCausalLM,
     )
 
     vision = CLIPVisionModel(
-        CLIPVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
-                         image_size=56, patch_size=14, hidden_act="quick_gelu")
-    )  # fmt: skip
+        CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=56,
+            patch_size=14,
+            hidden_act="quick_gelu",
+        )
+    )
     prefix = "model.vision_tower.vision_tower.vision_model."
     own = {
         key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)
@@ -100,11 +113,19 @@ def reference_logits(state: dict[str, torch.Tensor], original: dict[str, Any], t
     )
     mistral = original["model_type"] == "llava_mistral"
     text_config = (MistralConfig if mistral else Qwen2Config)(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        rms_norm_eps=original["rms_norm_eps"], vocab_size=original["vocab_size"], sliding_window=None,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, max_position_embeddings=32768,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rms_norm_eps=original["rms_norm_eps"],
+        vocab_size=original["vocab_size"],
+        sliding_window=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        max_position_embeddings=32768,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     text = (MistralForCausalLM if mistral else Qwen2ForCausalLM)(text_config)
     text.load_state_dict(
         {

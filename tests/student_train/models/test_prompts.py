@@ -1,4 +1,4 @@
-"""Prompts against independent evaluations with the tokenizers' own libraries, and their invariants."""
+"""Prompts against independent evaluations with the tokenizers' own libraries; invariants."""
 
 import os
 from pathlib import Path
@@ -178,7 +178,7 @@ words = st.text(
 def test_any_conversation(
     pairs: list[tuple[str, str, int]], name: str, mistral: Any, qwen: Any
 ) -> None:
-    """Training ids begin with the ids of the generation prompt, and nothing but the answers is labelled."""
+    """Training ids begin with those of the generation prompt; only the answers are labelled."""
     tokenizer = mistral if name in ("vicuna_v1", "mistral_instruct") else qwen
     turns = []
     for question, answer, images in pairs:

@@ -40,7 +40,8 @@ def test_prompt_is_the_published_chat_template(folder: Path) -> None:
     base = load_base(str(folder))
     assert (tuple(base.grid), base.image_size, base.template.name) == ((4, 4), 64, "smolvlm")
     fake, image = "<fake_token_around_image>", "<image>" * 16
-    text = f"<|im_start|>User:{fake}<global-img>{image}{fake}What is shown?<end_of_utterance>\nAssistant:"
+    shown = f"{fake}<global-img>{image}{fake}"
+    text = f"<|im_start|>User:{shown}What is shown?<end_of_utterance>\nAssistant:"
     assert ids_of(base, "What is shown?")[0].tolist() == base.tokenizer(text).input_ids
     turns = [Turn("human", "Really?"), Turn("gpt", "yes")]
     encoded = encode_conversation(turns, base.template, base.tokenizer, 16, base.image_token_id)
@@ -72,25 +73,30 @@ def test_trains_saves_and_answers(folder: Path, tmp_path: Path) -> None:
     from student_train.run.train import train
 
     images = write_images(tmp_path / "images", 3)
-    values: dict[str, Any] = (
-        {
-            "output": str(tmp_path / "run"),
-            "deepspeed": "none",
-            "model": {"name": str(folder)},
-            "data": {
-                "train": str(write_train_file(tmp_path / "train.json", images, 4)),
-                "image_root": str(tmp_path / "images"),
-                "workers": 0,
-            },
-            "targets": {"store": str(write_store(tmp_path / "store", tmp_path / "images", images, 4))},
-            "losses": {"layer": 2},
-            "lora": {"r": 4},
-            "train": {
-                "max_steps": 2, "batch_size": 2, "accumulation": 1, "device": "cpu", "precision": "fp32",
-                "learning_rate": 0.01, "logging_steps": 1, "save_steps": 0, "report_to": [],
-            },
-        }
-    )  # fmt: skip
+    values: dict[str, Any] = {
+        "output": str(tmp_path / "run"),
+        "deepspeed": "none",
+        "model": {"name": str(folder)},
+        "data": {
+            "train": str(write_train_file(tmp_path / "train.json", images, 4)),
+            "image_root": str(tmp_path / "images"),
+            "workers": 0,
+        },
+        "targets": {"store": str(write_store(tmp_path / "store", tmp_path / "images", images, 4))},
+        "losses": {"layer": 2},
+        "lora": {"r": 4},
+        "train": {
+            "max_steps": 2,
+            "batch_size": 2,
+            "accumulation": 1,
+            "device": "cpu",
+            "precision": "fp32",
+            "learning_rate": 0.01,
+            "logging_steps": 1,
+            "save_steps": 0,
+            "report_to": [],
+        },
+    }
     output = train(make_recipe(values))
     model, processor = student_train.load(output)
     inputs = processor.encode(

@@ -1,4 +1,4 @@
-"""An interrupted and resumed run equals an undisturbed one, bit for bit, and says how it is resumed."""
+"""An interrupted and resumed run equals an undisturbed one, bit for bit; how it is resumed."""
 
 import json
 import shutil

@@ -38,7 +38,8 @@ IN_A_NEW_PROCESS = """
 import sys, torch
 import student_train
 model, processor = student_train.load(sys.argv[1])
-batch = processor.encode(["What is shown?", "Where is the longer question looking?"], [[sys.argv[2]], [sys.argv[3]]])
+questions = ["What is shown?", "Where is the longer question looking?"]
+batch = processor.encode(questions, [[sys.argv[2]], [sys.argv[3]]])
 with torch.no_grad():
     torch.save(model(**batch).logits[:, -3:], sys.argv[4])
 """
