@@ -156,7 +156,13 @@ def prepare(
 
 def reader_of(preprocessing: Preprocessing, geometry: Geometry) -> ImageReader:
     """Return the reader that a store's identity describes."""
-    return ImageReader(preprocessing.size, preprocessing.mean, preprocessing.std, geometry)
+    return ImageReader(
+        preprocessing.size,
+        preprocessing.mean,
+        preprocessing.std,
+        geometry,
+        preprocessing.interpolation,
+    )
 
 
 def _read(

@@ -16,9 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from shared.imaging.images import ImageReference, open_image
-from shared.vocabulary import Geometry
+from shared.vocabulary import Geometry, Interpolation
 
 Colours = tuple[float, float, float]  # of the three channels, on the scale 0 to 1
+RESAMPLING: dict[Interpolation, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
 
 
 class ImageReader(NamedTuple):
@@ -34,12 +38,15 @@ class ImageReader(NamedTuple):
         Of each channel, on the scale 0 to 1.
     geometry
         `pad` keeps the whole image on a square of the mean colour; `crop` keeps its centre.
+    interpolation
+        Of the resize: the one that the encoder was trained with.
     """
 
     size: int
     mean: Colours
     deviation: Colours
     geometry: Geometry = "pad"
+    interpolation: Interpolation = "bicubic"
 
     def __call__(self, reference: ImageReference) -> Float[Tensor, "3 size size"]:
         """Open an image and return its pixels; `UnreadableImage` where that fails."""
@@ -56,7 +63,9 @@ class ImageReader(NamedTuple):
     def square(self, image: Image.Image, size: int) -> Image.Image:
         """Return what the encoder sees of an open image, as a `size` x `size` picture."""
         red, green, blue = (int(255 * level) for level in self.mean)
-        return square(image.convert("RGB"), size, self.geometry, (red, green, blue))
+        return square(
+            image.convert("RGB"), size, self.geometry, (red, green, blue), self.interpolation
+        )
 
 
 class ImageProcessor(Protocol):
@@ -75,9 +84,13 @@ def image_reader(
 
 
 def square(
-    image: Image.Image, size: int, geometry: Geometry, fill: tuple[int, int, int]
+    image: Image.Image,
+    size: int,
+    geometry: Geometry,
+    fill: tuple[int, int, int],
+    interpolation: Interpolation = "bicubic",
 ) -> Image.Image:
-    """Return `image` (RGB) as a `size` x `size` square, resampled bicubically.
+    """Return `image` (RGB) as a `size` x `size` square, resampled.
 
     Parameters
     ----------
@@ -89,7 +102,10 @@ def square(
         `pad` or `crop`.
     fill
         Colour of the padding, the student's `int(255 * image_mean)`.
+    interpolation
+        `bicubic` or `bilinear`.
     """
+    resampling = RESAMPLING[interpolation]
     width, height = image.size
     if geometry == "crop":
         short = min(width, height)
@@ -98,7 +114,7 @@ def square(
             if width <= height
             else (int(size * width / short), size)
         )
-        image = image.resize(scaled, Image.Resampling.BICUBIC)
+        image = image.resize(scaled, resampling)
         left, top = round((image.width - size) / 2), round((image.height - size) / 2)
         return image.crop((left, top, left + size, top + size))
     side = max(width, height)
@@ -106,4 +122,4 @@ def square(
         canvas = Image.new("RGB", (side, side), fill)
         canvas.paste(image, ((side - width) // 2, (side - height) // 2))
         image = canvas
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+    return image.resize((size, size), resampling)
