@@ -23,12 +23,13 @@ from shared.targets.numbers.encodings import encode_targets
 from shared.targets.numbers.factors import InaccurateFactors
 from shared.targets.segment.chunks import decode_chunk, encode_chunk
 from shared.targets.segment.layout import CRC32C, ArraySpec, arrays_of
+from shared.vocabulary import Encoding, Precision
 
 GRID = Grid(24, 24)
 MIB = 2**20
 
 
-def identity(encoding: str, precision: str, grid: Grid) -> Identity:
+def identity(encoding: Encoding, precision: Precision, grid: Grid) -> Identity:
     return Identity(
         teacher="dinov2-small",
         architecture="vit_small_patch14_dinov2",
@@ -41,7 +42,9 @@ def identity(encoding: str, precision: str, grid: Grid) -> Identity:
     )
 
 
-def records_of(features: Features, encoding: str, precision: str) -> tuple[Identity, list[Arrays]]:
+def records_of(
+    features: Features, encoding: Encoding, precision: Precision
+) -> tuple[Identity, list[Arrays]]:
     """Encode image by image, as a build does.
 
     One whose factors cannot keep the tolerance is told and left out.

@@ -5,7 +5,7 @@ The ViT ONNX Runtime's, the language model the GGUF file's.
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -219,7 +219,7 @@ def test_the_student_starts_near_the_names(tmp_path: Path) -> None:
         int(number): name
         for number, name in json.loads((tmp_path / "atlas" / "structures.json").read_text()).items()
     }
-    embed = base.model.get_input_embeddings().weight.detach()
+    embed = cast("Any", base.model).get_input_embeddings().weight.detach()
     vectors = projector.name_embeddings(list(names.values()), base.tokenizer, embed)
     from shared.imaging.squares import image_reader
 

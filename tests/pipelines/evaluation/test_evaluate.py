@@ -65,7 +65,7 @@ def data_of(run: Path) -> Path:
     return run / "data" / "test.json"
 
 
-def scores_of(result: dict[str, Any]) -> Any:
+def scores_of(result: Any) -> Any:
     """The part of a result that no kill, batch or rank may change."""
     rows = [
         {key: row[key] for key in ("method", "adapter", "decoding", "scores")}

@@ -5,44 +5,51 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from pipelines.evaluation.journal import Journal, answer_key
+from pipelines.evaluation.result import Answer
 from shared.errors import UserError
 
 pytestmark = pytest.mark.unit
 
 
+def said(text: str) -> Answer:
+    """Return an answer; nothing here depends on its other fields."""
+    return cast("Answer", {"text": text})
+
+
 def test_answers_come_back_after_reopening(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
-        journal.append([("a", {"text": "yes"}), ("b", {"text": "left\nlung é"})])
+        journal.append([("a", said("yes")), ("b", said("left\nlung é"))])
         assert "a" in journal
     with Journal(tmp_path) as journal:
-        assert journal["b"] == {"text": "left\nlung é"}
+        assert journal["b"] == said("left\nlung é")
         assert len(journal) == 2
 
 
 def test_every_cut_of_the_file_keeps_the_whole_lines(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
-        journal.append([("a", {"text": "é"}), ("b", {"text": "no"})])
+        journal.append([("a", said("é")), ("b", said("no"))])
     content = (tmp_path / "answers-0.jsonl").read_bytes()
     first_line = content.index(b"\n") + 1
     for cut in range(len(content)):
         (tmp_path / "answers-0.jsonl").write_bytes(content[:cut])
         with Journal(tmp_path) as journal:
             assert len(journal) == (cut >= first_line)
-            journal.append([("c", {"text": "appended"})])
+            journal.append([("c", said("appended"))])
         with Journal(tmp_path) as journal:
-            assert journal["c"] == {"text": "appended"}
+            assert journal["c"] == said("appended")
 
 
 def test_ranks_share_what_they_wrote(tmp_path: Path) -> None:
     with Journal(tmp_path, 0) as first, Journal(tmp_path, 1) as second:
-        first.append([("a", {"text": "0"})])
-        second.append([("b", {"text": "1"})])
+        first.append([("a", said("0"))])
+        second.append([("b", said("1"))])
         first.refresh()
-        assert first["b"] == {"text": "1"}
+        assert first["b"] == said("1")
     with Journal(tmp_path, 2) as journal:
         assert len(journal) == 2
 
@@ -59,7 +66,7 @@ def test_a_broken_line_before_the_last_is_named(tmp_path: Path) -> None:
 
 
 def test_the_key_depends_on_everything() -> None:
-    base = {
+    base: dict[str, Any] = {
         "model": "m",
         "adapter": "a",
         "decoding": {"method": "vcd", "alpha": 1.0},
@@ -67,13 +74,14 @@ def test_the_key_depends_on_everything() -> None:
         "prompt": "?",
     }
     keys = {answer_key(**base)}
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"model": "n"},
         {"adapter": ""},
         {"decoding": {"method": "vcd", "alpha": 0.5}},
         {"item": "2"},
         {"prompt": "!"},
-    ):
+    )
+    for change in changes:
         keys.add(answer_key(**(base | change)))
     assert len(keys) == 6
     assert answer_key(**(base | {"decoding": {"alpha": 1.0, "method": "vcd"}})) == answer_key(

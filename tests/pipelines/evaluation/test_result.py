@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_rows_name_is_not_its_decoding_method() -> None:
 
 
 def test_answers_come_back_in_their_order(tmp_path: Path) -> None:
-    lines = [LINE, {**LINE, "id": "2"}]
+    lines = cast("list[AnswerLine]", [LINE, {**LINE, "id": "2"}])
     write_answers(tmp_path, row_name(ROW), lines)
     assert answers_path(tmp_path, row_name(ROW)) == tmp_path / "answers" / "lora-beam.jsonl"
     assert read_answers(tmp_path, row_name(ROW)) == lines

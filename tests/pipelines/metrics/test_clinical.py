@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -75,14 +76,18 @@ def test_chexbert_similarity_is_the_cosine_of_the_states(chexbert_files):
     (a, _), (b, _) = chexbert.describe(TEXTS[:2], models["chexbert"], models["chexbert-tokenizer"])
     assert same["chexbert"] == pytest.approx(1)
     assert other["chexbert"] == pytest.approx(np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
-    assert other["chexbert"] < 0.99
+    assert cast("float", other["chexbert"]) < 0.99
     assert set(metric.totals) == {
         f"chexbert_f1_{n}_{average}" for n in (14, 5) for average in ("micro", "macro")
     }
     tallies = metric.totals["chexbert_f1_5_micro"].tally(other)
     places = [chexbert.OBSERVATIONS.index(name) for name in chexbert.FIVE]
-    assert [sum(row[::2]) for row in tallies] == [other["reference"][place] for place in places]
-    assert [sum(row[:2]) for row in tallies] == [other["prediction"][place] for place in places]
+    assert [sum(row[::2]) for row in tallies] == [
+        cast("list[int]", other["reference"])[place] for place in places
+    ]
+    assert [sum(row[:2]) for row in tallies] == [
+        cast("list[int]", other["prediction"])[place] for place in places
+    ]
 
 
 def _edited(path, target, edit):
@@ -161,7 +166,7 @@ def test_missing_models_say_how_to_get_them(tmp_path):
 
 # The example of the RadGraph paper's format: tokens, label, and relations to other entities by
 # their number.
-FOUND = {
+FOUND: Any = {
     "1": {
         "tokens": "acute",
         "label": "OBS-DA",
@@ -218,7 +223,7 @@ def test_radgraph_is_symmetric_and_bounded():
         a, b = (_random_annotation(generator) for _ in range(2))
         forward, backward = radgraph.score(a, b), radgraph.score(b, a)
         assert forward == backward
-        assert all(0 <= value <= 1 for value in forward.values())
+        assert all(0 <= cast("float", value) <= 1 for value in forward.values())
 
 
 def _random_annotation(generator):
@@ -307,7 +312,7 @@ def test_radgraph_in_its_own_environment(tmp_path):
     ]
     ours = radgraph.load({"radgraph": str(tmp_path), "radgraph-python": python}).compute(pairs)
     assert ours[0]["radgraph"] == 1
-    assert 0 < ours[1]["radgraph"] < 1
+    assert 0 < cast("float", ours[1]["radgraph"]) < 1
     assert set(ours[3].values()) == {0.0}
     program = (
         "import json, sys; from radgraph import F1RadGraph\n"
@@ -385,7 +390,7 @@ def _check_ratescore(python, folder):
     empty, same, other = (value["ratescore"] for value in metric.compute(pairs))
     assert empty == 0.5
     assert same == pytest.approx(1, abs=1e-5)
-    assert 0 < other < 0.999
+    assert 0 < cast("float", other) < 0.999
 
 
 @pytest.mark.integration

@@ -5,6 +5,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_the_template_has_no_unknown_names() -> None:
 @pytest.mark.unit
 def test_a_score_that_equals_another_is_shown_once() -> None:
     one, other = {"value": 0.5, "n": 4}, {"value": 0.25, "n": 4}
-    rows = [
+    rows: Any = [
         {"scores": {"closed_accuracy": one, "closed_accuracy_strict": one, "open_recall": other}}
     ]
     assert set(distinct_scores(rows)) == {"open_recall", "closed_accuracy"}
@@ -159,7 +160,7 @@ def test_figures_are_well_formed_and_their_ids_unique() -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("full", [False, True])
 def test_the_words_follow_from_the_numbers(full: bool) -> None:
-    demo = {
+    demo: Any = {
         "full": full,
         "minutes": 15,
         "arm_steps": 40,
@@ -167,17 +168,17 @@ def test_the_words_follow_from_the_numbers(full: bool) -> None:
         "batch_size": 8,
         "precision": "bf16",
     }
-    learned = {
+    learned: Any = {
         "text": "box",
         "constant": 0.2,
         "values": [{}, {"low": 0.5, "value": 0.6, "high": 0.7}],
     }
-    unlearned = {
+    unlearned: Any = {
         "text": "presence (x)",
         "constant": 0.5,
         "values": [{}, {"low": 0.45, "value": 0.55, "high": 0.65}],
     }
-    test = {
+    test: Any = {
         "score": "open_recall",
         "difference": 0.1,
         "p_holm": 0.2,
