@@ -16,8 +16,12 @@ from teacher_cache.options import (
     GeometryOption,
     GridOption,
     ImagesOption,
+    InterpolationOption,
+    MeanOption,
     PrecisionOption,
+    QuickGeluOption,
     RootOption,
+    StdOption,
     StoreOption,
     TeacherOption,
     ToleranceOption,
@@ -64,6 +68,10 @@ def plan_command(
     ] = None,
     image_root: RootOption = None,
     weights: WeightsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    interpolation: InterpolationOption = None,
+    quick_gelu: QuickGeluOption = None,
     geometry: GeometryOption = "pad",
     grid: GridOption = "24x24",
     encoding: EncodingOption = "matrix",
@@ -86,8 +94,12 @@ def plan_command(
     from teacher_cache.plan import plan
     from teacher_cache.settings import Settings
     from teacher_cache.sources import find_images
+    from teacher_cache.teachers.trained import stated
 
-    settings = Settings(geometry, Grid.parse(grid), encoding, precision, features, tolerance, dtype)
+    trained = stated(mean, std, interpolation, quick_gelu)
+    settings = Settings(
+        geometry, Grid.parse(grid), encoding, precision, features, tolerance, dtype, trained
+    )
     found = plan(
         teacher,
         find_images(images, image_root),
@@ -124,6 +136,10 @@ def build_command(
     store: StoreOption,
     image_root: RootOption = None,
     weights: WeightsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    interpolation: InterpolationOption = None,
+    quick_gelu: QuickGeluOption = None,
     geometry: GeometryOption = "pad",
     grid: GridOption = "24x24",
     encoding: EncodingOption = "matrix",
@@ -153,8 +169,12 @@ def build_command(
     from teacher_cache.ranks import Ranks
     from teacher_cache.settings import Settings
     from teacher_cache.sources import find_images
+    from teacher_cache.teachers.trained import stated
 
-    settings = Settings(geometry, Grid.parse(grid), encoding, precision, features, tolerance, dtype)
+    trained = stated(mean, std, interpolation, quick_gelu)
+    settings = Settings(
+        geometry, Grid.parse(grid), encoding, precision, features, tolerance, dtype, trained
+    )
     result = build(
         teacher,
         find_images(images, image_root),

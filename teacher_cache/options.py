@@ -4,7 +4,15 @@ from typing import Annotated
 
 import typer
 
-from shared.vocabulary import Device, Dtype, Encoding, Features, Geometry, Precision
+from shared.vocabulary import (
+    Device,
+    Dtype,
+    Encoding,
+    Features,
+    Geometry,
+    Interpolation,
+    Precision,
+)
 
 TeacherOption = Annotated[
     str,
@@ -30,6 +38,28 @@ WeightsOption = Annotated[
     str | None,
     typer.Option(
         "--weights", help="Weights of a teacher that brings none: a file, folder or hub id."
+    ),
+]
+# What bare weights were trained with, where no registry and no file beside them says it.
+MeanOption = Annotated[
+    str | None,
+    typer.Option("--mean", help="Of bare weights: the channels' mean in training, as R,G,B."),
+]
+StdOption = Annotated[
+    str | None,
+    typer.Option("--std", help="Of bare weights: the channels' deviation in training, as R,G,B."),
+]
+InterpolationOption = Annotated[
+    Interpolation | None,
+    typer.Option(
+        "--interpolation", help="Of bare weights: the resize that they were trained with."
+    ),
+]
+QuickGeluOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--quick-gelu/--no-quick-gelu",
+        help="Of bare open_clip weights: whether they were trained with QuickGELU.",
     ),
 ]
 GeometryOption = Annotated[

@@ -11,6 +11,7 @@ from shared.targets.identity import default_precision
 from shared.vocabulary import Dtype, Encoding, Features, Geometry, Precision
 from teacher_cache.teachers.base import Teacher
 from teacher_cache.teachers.registry import load_teacher
+from teacher_cache.teachers.trained import NOT_SAID, Trained
 
 DTYPES: dict[Dtype, torch.dtype] = {
     "fp32": torch.float32,
@@ -22,7 +23,8 @@ DTYPES: dict[Dtype, torch.dtype] = {
 class Settings(NamedTuple):
     """What decides the numbers in the store, beside the teacher: part of the identity.
 
-    `precision` None is the encoding's own: f16 for `matrix`, u8 for `factors`.
+    `precision` None is the encoding's own: f16 for `matrix`, u8 for `factors`. `trained` is what
+    the user says of bare weights: the teacher's own preprocessing follows from it.
     """
 
     geometry: Geometry = "pad"
@@ -32,6 +34,7 @@ class Settings(NamedTuple):
     features: Features = "block"
     tolerance: float = 0.01
     dtype: Dtype = "fp32"
+    trained: Trained = NOT_SAID
 
 
 def identity_of(teacher: Teacher, settings: Settings) -> Identity:
@@ -54,7 +57,15 @@ def identity_of(teacher: Teacher, settings: Settings) -> Identity:
 
 def settings_of(identity: Identity) -> Settings:
     """Return the settings that give `identity` again with the same teacher."""
+    own = identity.preprocessing
+    # Only open_clip's names leave the activation open; it is then part of the architecture.
+    quick = (
+        identity.architecture.endswith("-quickgelu")
+        if identity.teacher.startswith("open_clip:")
+        else None
+    )
     return Settings(
+        trained=Trained(own.mean, own.std, own.interpolation, quick),
         geometry=identity.geometry,
         grid=Grid(*identity.grid),
         encoding=identity.encoding,
@@ -77,7 +88,7 @@ def load_for(
     UserError
         As `load_teacher`; or `projected` features of a teacher without a projection.
     """
-    loaded = load_teacher(teacher, weights, settings.grid)
+    loaded = load_teacher(teacher, weights, settings.grid, settings.trained)
     if settings.features == "projected" and loaded.project is None:
         raise UserError(f"teacher {teacher} has no projection: use --features block")
     loaded.model.to(device=device, dtype=DTYPES[settings.dtype])

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from shared.errors import UserError
 from shared.imaging.grid import Grid
 from shared.targets import Preprocessing
-
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+from teacher_cache.teachers.trained import Trained
 
 
 class TeacherInfo(NamedTuple):
@@ -48,9 +47,9 @@ class Teacher(NamedTuple):
 
 
 # How a named teacher is loaded (its line, --weights, the targets' grid), and one of an open family
-# (the full name, what follows the colon, --weights).
+# (the full name, what follows the colon, --weights, what the command line says of them).
 Loader = Callable[[TeacherInfo, str | None, Grid | None], Teacher]
-FamilyLoader = Callable[[str, str, str | None], Teacher]
+FamilyLoader = Callable[[str, str, str | None, Trained], Teacher]
 
 
 def need_weights(info: TeacherInfo, weights: str | None) -> str:

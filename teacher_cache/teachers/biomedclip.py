@@ -4,7 +4,7 @@ from torch import Tensor
 
 from shared.errors import UserError
 from shared.imaging.grid import Grid
-from teacher_cache.teachers.base import OPENAI_MEAN, OPENAI_STD, Teacher, TeacherInfo, need_weights
+from teacher_cache.teachers.base import Teacher, TeacherInfo, need_weights
 from teacher_cache.teachers.checkpoints import (
     find_weights,
     read_weights,
@@ -12,6 +12,7 @@ from teacher_cache.teachers.checkpoints import (
     weights_hash,
 )
 from teacher_cache.teachers.timm_models import filled_timm, timm_teacher
+from teacher_cache.teachers.trained import OPEN_CLIP
 
 BIOMEDCLIP = TeacherInfo(
     "biomedclip",
@@ -42,4 +43,4 @@ def load_biomedclip(info: TeacherInfo, weights: str | None, grid: Grid | None = 
         normed: Tensor = norm(tokens)
         return normed @ projection.to(normed).T
 
-    return timm_teacher(info, trunk, OPENAI_MEAN, OPENAI_STD, hashed, project)
+    return timm_teacher(info, trunk, OPEN_CLIP, hashed, project)

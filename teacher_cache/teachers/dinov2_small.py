@@ -11,6 +11,7 @@ from shared.imaging.grid import Grid
 from teacher_cache.teachers.base import Teacher, TeacherInfo
 from teacher_cache.teachers.checkpoints import load_strictly, weights_hash
 from teacher_cache.teachers.timm_models import timm_teacher
+from teacher_cache.teachers.trained import Trained
 from teacher_cache.teachers.vit_s_focus import (
     MEAN,
     PATCH,
@@ -75,7 +76,7 @@ def dinov2_small(
     tensors["pos_embed"] = resample_abs_pos_embed(tensors["pos_embed"], *grids, antialias=False)
     model = timm.create_model(info.architecture, img_size=PATCH * native.rows, num_classes=0)
     load_strictly(model, tensors, info.name)
-    return timm_teacher(info, model, MEAN, STD, hashed)
+    return timm_teacher(info, model, Trained(MEAN, STD, "bicubic"), hashed)
 
 
 def _dinov2_to_timm(source: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,20 +1,36 @@
 """Any plain ViT with a CLS token of open_clip: `open_clip:NAME`, and the towers of UniMed-CLIP."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NotRequired, Protocol, TypedDict, cast
 
 from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.imaging.grid import Grid
-from shared.targets import Preprocessing
-from teacher_cache.teachers.base import OPENAI_MEAN, OPENAI_STD, Teacher, TeacherInfo, downloaded
+from teacher_cache.teachers.base import Teacher, TeacherInfo, downloaded
 from teacher_cache.teachers.checkpoints import (
     find_weights,
     load_strictly,
     read_weights,
     tensors_below,
     weights_hash,
+)
+from teacher_cache.teachers.timm_models import refusal
+from teacher_cache.teachers.trained import (
+    OPEN_CLIP_CONFIG,
+    Configs,
+    Source,
+    Trained,
+    agreed,
+    alike,
+    complete,
+    configs_beside,
+    of_mapping,
+    or_else,
+    part,
+    preprocessing_of,
+    sources_of,
 )
 
 OPEN_CLIP = TeacherInfo(
@@ -50,24 +66,20 @@ class VisionConfig(TypedDict, total=False):
     timm_model_name: str
 
 
-class Colours(TypedDict, total=False):
-    """The normalisation of open_clip's preprocessing."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
 class ModelConfig(TypedDict):
     """What is read of open_clip's model configuration."""
 
     embed_dim: int
     vision_cfg: VisionConfig
     quick_gelu: NotRequired[bool]
-    preprocess_cfg: NotRequired[Colours]
 
 
-def load_open_clip(name: str, rest: str, weights: str | None) -> Teacher:
-    """Load open_clip's NAME, or NAME/TAG with the registry's weights of that tag."""
+def load_open_clip(name: str, rest: str, weights: str | None, said: Trained) -> Teacher:
+    """Load open_clip's NAME, or NAME/TAG with the registry's weights of that tag.
+
+    The tag says what its weights were trained with, also where `weights` is a local copy of them;
+    otherwise an `open_clip_config.json` beside the file, or `said`.
+    """
     import open_clip
 
     architecture, _, tag = rest.partition("/")
@@ -75,36 +87,109 @@ def load_open_clip(name: str, rest: str, weights: str | None) -> Teacher:
         raise UserError(
             f"open_clip knows no model {architecture!r}; `open_clip.list_models()` names them"
         )
-    if weights is not None:
-        tensors = read_weights(
-            find_weights(weights, ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
+    config = open_clip_config(architecture)
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag and not open_clip.get_pretrained_cfg(architecture, tag):
+        raise UserError(
+            f"open_clip has no weights {tag!r} of {architecture}; it has "
+            f"{', '.join(tags) or 'none'}"
         )
-    elif tag:
+    if weights is None and not tag:
+        raise UserError(
+            f"teacher {name} needs its weights: pass --weights FILE, or name a tag "
+            f"({', '.join(tags) or 'none'}) as {name}/TAG"
+        )
+
+    def registered() -> Source | None:
+        return Source(f"the tag {tag}", tag_settings(architecture, tag)) if tag else None
+
+    if weights is None:
+        trained = agreed(name, sources_of(Configs(None, None), said, registered))
+        quick = bool(trained.quick_gelu)
         tensors = downloaded(
-            name, lambda: open_clip.create_model(architecture, pretrained=tag)
+            name,
+            lambda: open_clip.create_model(architecture, pretrained=tag, force_quick_gelu=quick),
         ).state_dict()
     else:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
-        raise UserError(
-            f"teacher {name} needs its weights: pass --weights FILE, or name a tag ({tags}) as "
-            f"{name}/TAG"
-        )
+        file = find_weights(weights, ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
+        configs = configs_beside(weights, file)
+        if configs.open_clip is not None:
+            config = _same_tower(config, part(configs.open_clip, "model_cfg"), architecture)
+        trained = agreed(name, _of_name(architecture, sources_of(configs, said, registered)))
+        if Path(weights).expanduser().exists():
+            trained = or_else(trained, alike([tag_settings(architecture, one) for one in tags]))
+        hint = f", or name the tag as {name}/TAG ({', '.join(tags)})" if tags and not tag else ""
+        complete(name, trained, Trained._fields, hint)
+        tensors = read_weights(file)
     visual = (
         tensors_below(tensors, "visual.", name)
         if any(n.startswith("visual.") for n in tensors)
         else tensors
     )
-    return open_clip_tower(name, architecture, visual, OPEN_CLIP.licence)
+    info = TeacherInfo(name, architecture, "", OPEN_CLIP.licence)
+    return open_clip_tower(info, config, visual, trained)
+
+
+def tag_settings(architecture: str, tag: str) -> Trained:
+    """Return what open_clip's weights TAG of an architecture were trained with."""
+    import open_clip
+
+    registered = open_clip.get_pretrained_cfg(architecture, tag)
+    config = open_clip.get_model_config(architecture)
+    quick = registered.get("quick_gelu", config.get("quick_gelu", False))
+    return of_mapping(registered, f"open_clip's {architecture}/{tag}")._replace(quick_gelu=quick)
+
+
+def _of_name(architecture: str, sources: list[Source]) -> list[Source]:
+    """Add what the name of an architecture says: `-quickgelu` has that activation."""
+    import open_clip
+
+    quick = open_clip.get_model_config(architecture).get("quick_gelu", False)
+    named = Source(f"the name {architecture}", Trained(quick_gelu=True))
+    return [named, *sources] if quick else sources
+
+
+def _same_tower(
+    config: ModelConfig, beside: Mapping[str, object], architecture: str
+) -> ModelConfig:
+    """Refuse a configuration file that describes another tower than the name."""
+    from open_clip.model import CLIPVisionCfg
+
+    if not beside:
+        return config
+    try:
+        found = CLIPVisionCfg(**part(beside, "vision_cfg"))
+    except TypeError as error:
+        raise UserError(
+            f"{OPEN_CLIP_CONFIG} has a vision_cfg that open_clip cannot read ({error})"
+        ) from None
+    wanted = CLIPVisionCfg(**config["vision_cfg"])
+    pairs = [("embed_dim", config["embed_dim"], beside.get("embed_dim"))]
+    pairs += [
+        (field, value, getattr(found, field))
+        for field, value in vars(wanted).items()
+        if field != "patch_dropout"  # only in training
+    ]
+    for field, value, other in pairs:
+        if value != other:
+            raise UserError(
+                f"{OPEN_CLIP_CONFIG} describes another model than {architecture}: {field} is "
+                f"{other}, not {value}; name the model of these weights"
+            )
+    return config
 
 
 def open_clip_tower(
-    name: str, architecture: str, tensors: Mapping[str, Tensor], licence: str
+    info: TeacherInfo, config: ModelConfig, tensors: Mapping[str, Tensor], trained: Trained
 ) -> Teacher:
-    """Build open_clip's vision tower `architecture`, fill it with `tensors`, and freeze it."""
-    config = _config_of(architecture)
-    vision, colours = config["vision_cfg"], config.get("preprocess_cfg", {})
-    model = _empty_tower(config, architecture)
-    load_strictly(model, tensors, name)
+    """Build open_clip's vision tower, fill it with `tensors`, and freeze it.
+
+    `trained` is complete. Where the activation is QuickGELU the architecture's name ends with
+    `-quickgelu`, so that it is part of a store's identity.
+    """
+    vision, quick = config["vision_cfg"], bool(trained.quick_gelu)
+    model = empty_tower(config, info.architecture, quick)
+    load_strictly(model, tensors, info.name)
     vit = cast("OpenClipViT", model)
     # Tokens first, as torch's attention works inside. Images first, it takes a path of its own on a
     # CPU, which forms every weight; kept off that one, it hands transposed tensors on, which cost
@@ -118,37 +203,49 @@ def open_clip_tower(
         return projected if vit.proj is None else projected @ vit.proj
 
     patches = vision["image_size"] // vision["patch_size"]
-    preprocessing = Preprocessing(
-        size=vision["image_size"],
-        mean=colours.get("mean", OPENAI_MEAN),
-        std=colours.get("std", OPENAI_STD),
-    )
     model.eval().requires_grad_(False)
-    grid, hashed = Grid(patches, patches), weights_hash(tensors)
-    return Teacher(name, architecture, model, grid, preprocessing, hashed, licence, project)
+    return Teacher(
+        info.name,
+        info.architecture.removesuffix("-quickgelu") + ("-quickgelu" if quick else ""),
+        model,
+        Grid(patches, patches),
+        preprocessing_of(vision["image_size"], trained),
+        weights_hash(tensors),
+        info.licence,
+        project,
+    )
 
 
-def _config_of(architecture: str) -> ModelConfig:
+def open_clip_config(architecture: str) -> ModelConfig:
     """Return open_clip's configuration of a ViT of its own."""
     import open_clip
 
     config: ModelConfig | None = open_clip.get_model_config(architecture)
-    if config is not None:
-        vision = config["vision_cfg"]
-        if "timm_model_name" not in vision and isinstance(vision.get("layers"), int):
+    vision = config["vision_cfg"] if config is not None else {}
+    if config is not None and "timm_model_name" not in vision:
+        if isinstance(vision.get("layers"), int):
             return config
+        raise UserError(
+            f"open_clip's {architecture} is not a plain ViT with a CLS token, from which the "
+            "teacher's attention is read: choose one of its ViTs"
+        )
+    wrapped = vision.get("timm_model_name", "")
+    reason = refusal(wrapped)
+    if reason:
+        raise UserError(f"open_clip's {architecture} wraps timm's {wrapped}, which {reason}")
     raise UserError(
-        f"open_clip's {architecture} is not one of its own ViTs; timm:NAME serves those it wraps"
+        f"open_clip's {architecture} wraps timm's {wrapped}: take timm:{wrapped}, which reads "
+        "open_clip's file of it as --weights"
     )
 
 
-def _empty_tower(config: ModelConfig, architecture: str) -> nn.Module:
+def empty_tower(config: ModelConfig, architecture: str, quick_gelu: bool) -> nn.Module:
     """Make the vision tower, and refuse one that `encode` would compute wrongly."""
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
     from open_clip.transformer import VisionTransformer
 
     model: nn.Module = _build_vision_tower(
-        config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), config.get("quick_gelu", False)
+        config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), quick_gelu
     )
     vit = cast("OpenClipViT", model)
     plain = isinstance(model, VisionTransformer) and vit.attn_pool is None

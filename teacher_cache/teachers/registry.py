@@ -19,6 +19,7 @@ from teacher_cache.teachers.biomedclip import BIOMEDCLIP, load_biomedclip
 from teacher_cache.teachers.dinov2_small import DINOV2_SMALL, load_dinov2_small
 from teacher_cache.teachers.open_clip_models import OPEN_CLIP, load_open_clip
 from teacher_cache.teachers.timm_models import TIMM, load_timm
+from teacher_cache.teachers.trained import NOT_SAID, Trained, check_stated
 from teacher_cache.teachers.unimed import BASE, LARGE, load_unimed
 
 TEACHERS = {info.name: info for info in (LARGE, BASE, BIOMEDCLIP, DINOV2_SMALL)}
@@ -33,7 +34,9 @@ OPEN_FAMILIES = (OPEN_CLIP, TIMM)
 FAMILIES: dict[str, FamilyLoader] = {"open_clip": load_open_clip, "timm": load_timm}
 
 
-def load_teacher(name: str, weights: str | None = None, grid: Grid | None = None) -> Teacher:
+def load_teacher(
+    name: str, weights: str | None = None, grid: Grid | None = None, said: Trained = NOT_SAID
+) -> Teacher:
     """Build the teacher `name` and load its weights.
 
     Parameters
@@ -45,16 +48,22 @@ def load_teacher(name: str, weights: str | None = None, grid: Grid | None = None
     grid
         The grid of the targets. Only `dinov2-small` heeds it: it runs on that grid, or on twice it
         below 16 x 16, since a patch of few pixels' context says little.
+    said
+        What bare weights were trained with; the files and registries that name it must agree.
 
     Raises
     ------
     UserError
-        An unknown name, weights that are missing (with where to get them) or another model's.
+        An unknown name, weights that are missing (with where to get them) or another model's; or
+        settings of the weights that nothing says, or that two sources say differently.
     """
     if name in TEACHERS:
-        return LOADERS[name](TEACHERS[name], weights, grid)
+        teacher = LOADERS[name](TEACHERS[name], weights, grid)
+        quick = teacher.architecture.endswith("-quickgelu")
+        check_stated(name, said, teacher.preprocessing, quick)
+        return teacher
     family, _, rest = name.partition(":")
     if family in FAMILIES and rest:
-        return FAMILIES[family](name, rest, weights)
+        return FAMILIES[family](name, rest, weights, said)
     hint = did_you_mean(name, TEACHERS, "`cache teachers` lists them")
     raise UserError(f"no teacher is named {name!r}; {hint}")

@@ -1,13 +1,16 @@
 """Any plain ViT with a CLS token of timm: `timm:NAME`, and the trunks of teachers built on timm."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypedDict, cast
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.imaging.grid import Grid
-from shared.targets import Preprocessing
 from teacher_cache.teachers.base import Teacher, TeacherInfo, downloaded
 from teacher_cache.teachers.checkpoints import (
     find_weights,
@@ -15,8 +18,21 @@ from teacher_cache.teachers.checkpoints import (
     read_weights,
     weights_hash,
 )
+from teacher_cache.teachers.trained import (
+    Configs,
+    Source,
+    Trained,
+    agreed,
+    alike,
+    complete,
+    configs_beside,
+    of_mapping,
+    or_else,
+    preprocessing_of,
+    sources_of,
+)
 
-Colours = tuple[float, float, float]
+Filter = Callable[..., dict[str, Tensor]]  # (tensors by name, the model to be filled)
 
 TIMM = TeacherInfo(
     "timm:NAME",
@@ -24,13 +40,6 @@ TIMM = TeacherInfo(
     "timm's registry, or --weights",
     "see the weights",
 )
-
-
-class PretrainedConfig(TypedDict):
-    """What is read of the configuration that timm keeps with a model."""
-
-    mean: Sequence[float]
-    std: Sequence[float]
 
 
 class PatchEmbedding(Protocol):
@@ -46,29 +55,109 @@ class TimmViT(Protocol):
     blocks: Sequence[nn.Module]
     cls_token: Tensor | None
     patch_embed: PatchEmbedding
-    pretrained_cfg: PretrainedConfig
+    pretrained_cfg: Mapping[str, object]
 
 
-def load_timm(name: str, architecture: str, weights: str | None) -> Teacher:
-    """Load timm's `architecture`, with its registry's weights where none are given."""
+def load_timm(name: str, architecture: str, weights: str | None, said: Trained) -> Teacher:
+    """Load timm's `architecture`, with its registry's weights where none are given.
+
+    `NAME.TAG` names what a file was trained with; otherwise a `config.json` or
+    `open_clip_config.json` beside it says so, or `said`.
+    """
     import timm
 
     if not timm.is_model(architecture):
         raise UserError(f"timm knows no model {architecture!r}; `timm.list_models()` names them")
-    info = TeacherInfo(name, architecture, "", TIMM.licence)
+    registry, (base, _, tag) = _registered(architecture), architecture.partition(".")
+    if tag and tag not in registry:
+        raise UserError(
+            f"timm has no weights {tag!r} of {base}; it has {', '.join(registry) or 'none'}"
+        )
+    reason = refusal(architecture)
+    if reason:
+        raise UserError(f"timm's {architecture} {reason}")
+    own = Source(f"timm's {base}", Trained(quick_gelu=_quick_gelu(architecture)))
+
+    def registered() -> Source | None:
+        return Source(f"the tag {tag}", registry[tag]) if tag else None
+
     if weights is None:
+        sources = [own, *sources_of(Configs(None, None), said, registered)]
         model = downloaded(
             name, lambda: timm.create_model(architecture, pretrained=True, num_classes=0)
         )
-        tensors = model.state_dict()
+        used = of_mapping(cast("TimmViT", model).pretrained_cfg, f"timm's {architecture}")
+        trained = agreed(name, [Source("timm's registry", used), *sources])
+        tensors = dict(model.state_dict())
     else:
-        tensors = read_weights(find_weights(weights, ("model.safetensors", "pytorch_model.bin")))
-        tensors = {n: t for n, t in tensors.items() if not n.startswith(("head.", "fc_norm."))}
-        model = filled_timm(architecture, tensors)
-    _check_plain(model, architecture)
-    config = cast("TimmViT", model).pretrained_cfg
-    mean, std = (cast("Colours", tuple(values)) for values in (config["mean"], config["std"]))
-    return timm_teacher(info, model, mean, std, weights_hash(tensors))
+        file = find_weights(weights, ("model.safetensors", "pytorch_model.bin"))
+        configs = configs_beside(weights, file)
+        trained = agreed(name, [own, *sources_of(configs, said, registered)])
+        if Path(weights).expanduser().exists():
+            trained = or_else(trained, alike(list(registry.values())))
+        tags = ", ".join(registry)
+        hint = f", or name the tag as {name}.TAG ({tags})" if registry and not tag else ""
+        model, tensors = _filled(architecture, read_weights(file))
+    trained = complete(name, trained, ("mean", "std", "interpolation"), hint if weights else "")
+    info = TeacherInfo(name, architecture, "", TIMM.licence)
+    return timm_teacher(info, model, trained, weights_hash(tensors))
+
+
+def _registered(architecture: str) -> dict[str, Trained]:
+    """Return what each of timm's weights of an architecture was trained with, by tag."""
+    from timm.models import get_pretrained_cfg, list_pretrained
+
+    base = architecture.partition(".")[0]
+    names = [name for name in list_pretrained(f"{base}.*") if name.partition(".")[0] == base]
+    found = {}
+    for name in names:
+        config = get_pretrained_cfg(name)
+        if config is not None:
+            found[name.partition(".")[2]] = of_mapping(config.to_dict(), f"timm's {name}")
+    return found
+
+
+def _filled(architecture: str, source: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Fill timm's `architecture` with a file of timm, open_clip, DINOv2 or RADIO, strictly.
+
+    timm's own filter renames and, where the file has another grid, resamples.
+    """
+    import timm
+
+    model: nn.Module = timm.create_model(architecture, num_classes=0, pretrained=False)
+    expected = model.state_dict()
+    try:
+        tensors = _filter_of(architecture)(dict(source), model)
+    except Exception as error:  # a foreign file fails wherever the filter first looks
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the weights are not those of timm's {architecture} ({type(error).__name__}: {reason})"
+        ) from None
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in expected or not name.startswith(("head.", "head_dist.", "fc_norm."))
+    }
+    load_strictly(model, tensors, f"timm's {architecture}")
+    return model, tensors
+
+
+def _filter_of(architecture: str) -> Filter:
+    """Return the filter that timm itself puts a checkpoint of `architecture` through."""
+    from timm.models import deit, model_entrypoint, vision_transformer
+
+    module = sys.modules[model_entrypoint(architecture.partition(".")[0]).__module__]
+    own: Filter = getattr(module, "checkpoint_filter_fn", vision_transformer.checkpoint_filter_fn)
+    if module is deit:
+        return partial(own, adapt_layer_scale=True)
+    if module is vision_transformer and "flexi" in architecture:
+        return partial(own, interpolation="bilinear", antialias=False)
+    if module is vision_transformer and "radio" in architecture:
+        corners = any(
+            name in architecture for name in getattr(vision_transformer, "_RADIO_ALIGN_CORNERS", ())
+        )
+        return partial(own, interpolation="bilinear", antialias=False, align_corners=corners)
+    return own
 
 
 def filled_timm(architecture: str, tensors: dict[str, Tensor]) -> nn.Module:
@@ -83,38 +172,58 @@ def filled_timm(architecture: str, tensors: dict[str, Tensor]) -> nn.Module:
 def timm_teacher(
     info: TeacherInfo,
     model: nn.Module,
-    mean: Colours,
-    std: Colours,
+    trained: Trained,
     hashed: str,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> Teacher:
     """Freeze a timm ViT and read its grid and input size."""
     embedding = cast("TimmViT", model).patch_embed
     grid = Grid(*embedding.grid_size)
-    preprocessing = Preprocessing(size=embedding.img_size[0], mean=mean, std=std)
+    preprocessing = preprocessing_of(embedding.img_size[0], trained)
     model.eval().requires_grad_(False)
     return Teacher(
         info.name, info.architecture, model, grid, preprocessing, hashed, info.licence, project
     )
 
 
-def _check_plain(model: nn.Module, architecture: str) -> None:
-    """Refuse what `encode` would compute wrongly.
+def _without_values(architecture: str) -> nn.Module:
+    """Make timm's `architecture` on torch's meta device: its parts, and no memory."""
+    import timm
 
-    Rotary or relative positions, talking heads, no CLS token.
+    with torch.device("meta"):
+        model: nn.Module = timm.create_model(architecture, num_classes=0, pretrained=False)
+    return model
+
+
+def _quick_gelu(architecture: str) -> bool:
+    from timm.layers import QuickGELU
+
+    block = cast("TimmViT", _without_values(architecture)).blocks[0]
+    return any(isinstance(module, QuickGELU) for module in block.modules())
+
+
+def refusal(architecture: str) -> str:
+    """Say why `encode` would compute a timm model wrongly, "" where it would not.
+
+    Rotary or relative positions, talking heads, no CLS token, no square.
     """
+    import timm
     from timm.layers.attention import Attention
     from timm.models.vision_transformer import VisionTransformer
 
+    if not timm.is_model(architecture):
+        return "timm does not know: choose another"
+    model = _without_values(architecture)
+    if type(model) is not VisionTransformer:
+        return f"is a {type(model).__name__}, not a plain ViT with a CLS token: choose another"
     vit = cast("TimmViT", model)
-    plain = type(model) is VisionTransformer and all(
-        type(block.attn) is Attention for block in vit.blocks
-    )
-    if not plain or vit.cls_token is None:
-        raise UserError(
-            f"timm's {architecture} is not a plain ViT with a CLS token, from which the teacher's "
-            "attention is read: "
-            "choose one of timm's VisionTransformer models"
+    if vit.cls_token is None:
+        return (
+            "has no CLS token, from which the teacher's attention is read, and so is not a plain "
+            "ViT with a CLS token: choose another"
         )
+    if not all(type(block.attn) is Attention for block in vit.blocks):
+        return "has an attention of another kind, not a plain ViT with a CLS token: choose another"
     if len(set(vit.patch_embed.img_size)) != 1:
-        raise UserError(f"timm's {architecture} does not see squares: choose another")
+        return "does not see squares: choose another"
+    return ""

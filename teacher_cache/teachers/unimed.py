@@ -3,7 +3,8 @@
 from shared.imaging.grid import Grid
 from teacher_cache.teachers.base import Teacher, TeacherInfo, need_weights
 from teacher_cache.teachers.checkpoints import find_weights, read_weights, tensors_below
-from teacher_cache.teachers.open_clip_models import open_clip_tower
+from teacher_cache.teachers.open_clip_models import open_clip_config, open_clip_tower
+from teacher_cache.teachers.trained import OPEN_CLIP
 
 LARGE = TeacherInfo(
     "unimed-l",
@@ -24,5 +25,8 @@ def load_unimed(info: TeacherInfo, weights: str | None, grid: Grid | None = None
     published = info.source.partition(" ")[0]
     tensors = read_weights(find_weights(need_weights(info, weights), (published,)))
     return open_clip_tower(
-        info.name, info.architecture, tensors_below(tensors, "visual.", info.name), info.licence
+        info,
+        open_clip_config(info.architecture),
+        tensors_below(tensors, "visual.", info.name),
+        OPEN_CLIP._replace(quick_gelu=True),
     )

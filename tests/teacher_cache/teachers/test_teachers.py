@@ -226,7 +226,7 @@ def test_timm_models_whose_attention_is_another_are_refused(monkeypatch, archite
 @pytest.mark.parametrize("architecture", ["RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32"])
 def test_open_clip_models_without_a_plain_vit_are_refused(tmp_path, architecture):
     torch.save({"visual.x": torch.zeros(1)}, tmp_path / "model.pt")
-    with pytest.raises(UserError, match=r"one of its own ViTs|not a plain ViT"):
+    with pytest.raises(UserError, match="not a plain ViT"):
         load_teacher(f"open_clip:{architecture}", str(tmp_path / "model.pt"))
 
 
