@@ -5,6 +5,7 @@ Options that change no loss.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_variants_of_lora_load_on_the_untouched_base(values, tmp_path, lora, mon
 
 def test_inspect(values, tmp_path):
     output = train(recipe(values, output=str(tmp_path / "run")))
-    found = inspect(output)
+    found: Any = inspect(output)
     assert found["lora"].startswith("28 pairs of rank 4")
     assert found["W 2.weight"].startswith("32x32, Frobenius norm ")
     assert found["steps"] == "3 of 3"
@@ -188,7 +189,7 @@ def test_inspect(values, tmp_path):
 
 @pytest.mark.parametrize("deepspeed", ["none", "zero2", "zero3-offload"])
 def test_a_dry_run_checks_everything_and_writes_nothing(values, tmp_path, deepspeed):
-    found = dry_run(recipe(values, output=str(tmp_path / "run"), deepspeed=deepspeed))
+    found: Any = dry_run(recipe(values, output=str(tmp_path / "run"), deepspeed=deepspeed))
     assert found["records"] == 12
     assert found["optimiser steps"] == "3 of 4 samples"
     assert found["trainable parameters"] > 0

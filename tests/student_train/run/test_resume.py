@@ -102,6 +102,7 @@ def test_sigterm_saves_a_checkpoint_and_names_the_command_that_resumes(values, t
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(changed(values, **settings)))
     student = shutil.which("student", path=Path(sys.executable).parent)
+    assert student is not None
     process = subprocess.Popen(
         [student, "train", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
