@@ -20,5 +20,5 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def private_cache(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keep the rebuildable caches (store index, content keys) of a test out of the user's own cache directory."""
+    """Keep the caches of a test (store index, content keys) out of the user's own directory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

@@ -1,4 +1,4 @@
-"""Every code block of the README and the docs is run here, or says in its opening line why it is not.
+"""Every code block of README and docs is run here, or says in its opening line why it is not.
 
 A fence opens with its language and then `run` or `skip: reason`. The `run` blocks of the README are
 executed in order, each in a shell of its own, in a folder that holds what a new user would have:

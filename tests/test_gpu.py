@@ -4,6 +4,7 @@ Docs/gpu.md says which of them have been run anywhere.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ pytestmark = [
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2), ("fp16", 1e-2)])
 def test_targets_of_the_gpu_are_those_of_the_cpu(
-    tmp_path: Path, dtype: str, tolerance: float
+    tmp_path: Path, dtype: Any, tolerance: float
 ) -> None:
     from shared.imaging.grid import Grid
     from shared.targets import TargetStore

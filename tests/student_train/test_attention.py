@@ -3,6 +3,8 @@
 Rotation and tap against a plain forward with eager attention, whatever kernel, padding or batch.
 """
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ LAYER = 2
 def hooked(model, layer=LAYER, scale=0.3):
     rotations = nn.ModuleDict({str(layer): Rotation(HIDDEN)})
     torch.manual_seed(1)
-    nn.init.normal_(rotations[str(layer)].weight, std=scale)
+    nn.init.normal_(cast("Any", rotations[str(layer)]).weight, std=scale)
     model.rotation = rotations
     return install(model, rotations, (layer,), model.config.image_token_id)
 

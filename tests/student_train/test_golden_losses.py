@@ -7,6 +7,7 @@ writes it anew.
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.fixtures.student_runs import recipe, write_run
 
 GOLDEN = Path(__file__).with_name("golden_losses.txt")
 NAMES = ("loss", "loss_lm", "loss_vis", "loss_att", "grad_norm")
-RUNS = {
+RUNS: dict[str, Any] = {
     "renormalized": {},
     "softmax": {"losses__attention_normalization": "softmax"},
     "l2": {"losses__attention_normalization": "l2"},

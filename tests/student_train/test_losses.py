@@ -1,5 +1,7 @@
 """The losses against numpy, written down again from the equations, in float64, plain loops."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -63,8 +65,12 @@ def case(seed, images=3, patches=7, width=5):
     return tokens, similarity, student, teacher, coverage
 
 
-def tensors(*arrays):
-    return [None if array is None else torch.from_numpy(np.asarray(array)) for array in arrays]
+def tensor(array: Any) -> Any:
+    return None if array is None else torch.from_numpy(np.asarray(array))
+
+
+def tensors(*arrays: Any) -> Any:
+    return [tensor(array) for array in arrays]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -86,7 +92,7 @@ def test_visual_loss_is_the_equation(masked, seed, patches):
 def test_attention_loss_is_the_equation(normalization, masked, seed):
     _, _, student, teacher, coverage = case(seed)
     cover = coverage if masked else None
-    found = attention_alignment_loss(*tensors(student, teacher), normalization, *tensors(cover))
+    found = attention_alignment_loss(*tensors(student, teacher), normalization, tensor(cover))
     assert float(found) == pytest.approx(
         numpy_attention(student, teacher, normalization, cover), rel=1e-4, abs=1e-6
     )
@@ -111,12 +117,10 @@ def test_half_precision_targets_and_means_over_images():
         atol=1e-3,
         rtol=1e-3,
     )
-    parts = attention_alignment_terms(
-        *tensors(student, teacher), "renormalized", *tensors(coverage)
-    )
+    parts = attention_alignment_terms(*tensors(student, teacher), "renormalized", tensor(coverage))
     torch.testing.assert_close(
         parts.mean(),
-        attention_alignment_loss(*tensors(student, teacher), "renormalized", *tensors(coverage)),
+        attention_alignment_loss(*tensors(student, teacher), "renormalized", tensor(coverage)),
     )
 
 
@@ -131,7 +135,7 @@ def test_masked_patches_have_no_say():
     louder[coverage == 0] = 5.0
     for normalization in ("renormalized", "softmax", "l2"):
         first = attention_alignment_loss(
-            *tensors(student, teacher), normalization, *tensors(coverage)
+            *tensors(student, teacher), normalization, tensor(coverage)
         )
         torch.testing.assert_close(
             first,
@@ -168,6 +172,7 @@ def test_zeros_and_flat_attention_stay_finite():
         loss = attention_alignment_loss(student, teacher, normalization)
         loss.backward()
         assert torch.isfinite(loss)
+        assert student.grad is not None
         assert torch.isfinite(student.grad).all()
 
 
@@ -178,4 +183,4 @@ def test_a_triangle_of_another_grid_is_refused():
 
 def test_an_unknown_normalization_is_refused():
     with pytest.raises((ValueError, TypeError)):  # the annotation's own check may come first
-        attention_alignment_terms(torch.ones(1, 3), torch.ones(1, 3), "sum")
+        attention_alignment_terms(torch.ones(1, 3), torch.ones(1, 3), cast("Any", "sum"))

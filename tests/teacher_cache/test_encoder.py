@@ -1,5 +1,7 @@
 """E_v and E_a of one fused pass against evaluations that share no code with it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ from tests.fixtures.teacher_checkpoints import (
 )
 
 pytestmark = pytest.mark.integration
-TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+TOLERANCE: Any = {"atol": 1e-4, "rtol": 1e-4}
 
 
 @pytest.fixture
@@ -87,7 +89,8 @@ def test_every_block_runs_on_fused_attention_and_only_the_cls_row_is_formed(tiny
         file, heads = tmp_path / "model.bin", 2
         torch.save(biomedclip_state(timm_trunk()), file)
     teacher = load_teacher(name, str(file))
-    blocks = teacher.model.transformer.resblocks if name == "unimed-b" else teacher.model.blocks
+    model: Any = teacher.model
+    blocks = model.transformer.resblocks if name == "unimed-b" else model.blocks
     with Operators() as operators:
         encode(teacher, pixels_for(teacher))
     assert operators.fused == len(blocks) >= 3
@@ -130,7 +133,7 @@ def test_open_clip_projection_is_norm_then_matrix(tiny, tmp_path):
     )
 
 
-VARIANTS = {
+VARIANTS: Any = {
     "plain": {},
     "LayerScale": {"init_values": 0.5},
     "registers": {"reg_tokens": 4},
@@ -229,7 +232,7 @@ def test_at_the_true_size_of_vit_b_16(tmp_path, name):
     if name == "unimed-b":
         state = open_clip_visual("ViT-B-16-quickgelu")
         file = write_unimed(tmp_path / "unimed_clip_vit_b16.pt", state, optimizer=False)
-        eager = open_clip_vit
+        eager: Any = open_clip_vit
     else:
         state = timm_trunk("vit_base_patch16_224")
         file = tmp_path / "open_clip_pytorch_model.bin"

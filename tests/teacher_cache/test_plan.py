@@ -45,6 +45,7 @@ def test_a_plan_foretells_the_build_and_writes_nothing(tmp_path, images, weights
     assert foretold.namespace == built.namespace
     assert foretold.probed == built.encoded == 7
     assert foretold.bytes_per_record == pytest.approx(described["bytes_per_record"], rel=0.1)
+    assert foretold.images_per_second is not None
     assert foretold.images_per_second > 0
     assert foretold.hours == pytest.approx(8 / foretold.images_per_second / 3600)
 

@@ -171,6 +171,7 @@ def test_vcd_by_hand(model: Any, sample: bool) -> None:
     kept = float(np.prod(1 - betas[:501]))
     for row, item in enumerate("ab"):
         ids, pixels = unpadded(batch, row)
+        assert pixels is not None
         noise = torch.randn(pixels.shape[1:], generator=item_generator(7, f"{item}\x00noise"))
         noisy = math.sqrt(kept) * pixels + math.sqrt(1 - kept) * noise
 
@@ -193,6 +194,7 @@ def test_m3id_by_hand(model: Any, confidence: float | None) -> None:
     answers = run(method, model, batch, seed=1)
     for row, item in enumerate("ab"):
         ids, pixels = unpadded(batch, row)
+        assert pixels is not None
         text = ids[ids != model.config.image_token_id]
 
         def scores(
@@ -228,6 +230,7 @@ def test_avisc_by_hand() -> None:
     )
     for row in range(2):
         ids, pixels = unpadded(batch, row)
+        assert pixels is not None
         image = ids == model.config.image_token_id
         rows = [layer[0, :, -1].mean(0)[image] for layer in eager_attentions(model, ids, pixels)]
         shares = np.array([float(one.sum()) for one in rows])
@@ -269,6 +272,7 @@ def test_damro_by_hand(others: str) -> None:
     tower = model.model.vision_tower
     for row, item in enumerate("ab"):
         ids, pixels = unpadded(batch, row)
+        assert pixels is not None
         with torch.no_grad():
             states = tower(pixels, output_hidden_states=True).hidden_states[
                 -3
@@ -364,6 +368,7 @@ def test_pai_by_hand(model: Any, boost_first: bool) -> None:
 
     for row in range(2):
         ids, pixels = unpadded(batch, row)
+        assert pixels is not None
         text = ids[ids != model.config.image_token_id]
         start = len(ids) - 1 if boost_first else len(ids)
 

@@ -79,4 +79,5 @@ def test_metrics_of_a_row_are_read_where_there_are_some(tmp_path: Path) -> None:
     assert read_metrics(tmp_path, row_name(ROW)) is None
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics" / "lora-beam.json").write_text(json.dumps({"scores": {}}))
-    assert read_metrics(tmp_path, row_name(ROW)) == {"scores": {}}
+    found: object = read_metrics(tmp_path, row_name(ROW))
+    assert found == {"scores": {}}

@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def half_factors(number):
     return {**record, "factors": (record["factors"] / 127).astype(np.float16)}
 
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "matrix f16": (matrix_record, {}),
     "matrix u8": (matrix_record, {"precision": "u8"}),
     "factors u8": (factors_record, {"encoding": "factors", "tolerance": 0.01}),

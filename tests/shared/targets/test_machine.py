@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ class Machine(RuleBasedStateMachine):
                 raise Killed
             real_fsync(descriptor)
 
-        os.fsync, shutil.rmtree = fsync, lambda *args, **options: None
+        os.fsync, shutil.rmtree = fsync, cast("Any", lambda *args, **options: None)
         try:
             write_records(self.root, sorted(numbers), segment_records=size)
         except Killed:
@@ -183,14 +184,17 @@ class Machine(RuleBasedStateMachine):
 CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
-class TestMachine(Machine.TestCase):
+MachineTest: Any = Machine.TestCase
+
+
+class TestMachine(MachineTest):
     settings = settings(
         max_examples=5, stateful_step_count=12, deadline=None, suppress_health_check=CHECKS
     )
 
 
 @pytest.mark.slow
-class TestMachineLong(Machine.TestCase):
+class TestMachineLong(MachineTest):
     settings = settings(
         max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=CHECKS
     )

@@ -7,6 +7,7 @@ import os
 import pickle
 import sqlite3
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_workers_read_after_the_parent_has_read(tmp_path, context):
     np.testing.assert_array_equal(
         store[key(0)].similarity, matrix_record(0)["similarity"]
     )  # the parent reads first
-    loader = DataLoader(
+    loader: Any = DataLoader(
         TargetDataset(store, [5, 0, 7, 2]),
         num_workers=1,
         multiprocessing_context=context,
@@ -69,7 +70,7 @@ def test_prefetch_raises_where_the_batch_would_come(tmp_path):
 
 def test_an_abandoned_prefetch_stops(tmp_path):
     write_records(tmp_path / "store", range(3))
-    flow = prefetch(TargetStore.open(tmp_path / "store"), ([key(0)] for _ in range(10**9)))
+    flow: Any = prefetch(TargetStore.open(tmp_path / "store"), ([key(0)] for _ in range(10**9)))
     next(flow)
     flow.close()
 

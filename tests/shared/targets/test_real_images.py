@@ -4,7 +4,7 @@ The bounds are a few times what was measured (docs/performance-store.md); they h
 its promise.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def effect(features, similarity, grid):
     tokens = torch.from_numpy(interpolation_matrix(NATIVE, grid)) @ features.tokens
     exact = cosine_similarity_triangle(tokens)
     noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0)) * tokens.std()
-    results = []
+    results: list[Any] = []
     for target in (exact, torch.from_numpy(similarity.astype(np.float32))):
         student = (tokens + noise).requires_grad_()
         loss = visual_alignment_loss(student, target)

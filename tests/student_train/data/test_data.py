@@ -3,6 +3,8 @@
 A function of seed and effective batch, positions moved along with the padding.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -86,7 +88,7 @@ def sample(name, length, columns, questions, patches=4, targets=True):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_positions_follow_the_padding(side):
-    batch = Collator(0, 4, side=side)(
+    batch: Any = Collator(0, 4, side=side)(
         [
             sample("a", 12, [2], [[[6, 7, 8]]]),
             sample("b", 20, [1, 7], [[[5, 6, 11], [14]], [[11]]]),
@@ -95,6 +97,7 @@ def test_positions_follow_the_padding(side):
     )
     offset = {"right": [0, 0, 0], "left": [8, 0, 14]}[side]
     request = request_of(batch)
+    assert request is not None
     assert request.image_sample.tolist() == [0, 1, 1]
     assert request.image_columns[:, 0].tolist() == [2 + offset[0], 1, 7]
     assert request.span_image.tolist() == [0, 1, 1, 2]
@@ -109,15 +112,17 @@ def test_positions_follow_the_padding(side):
 
 
 def test_the_last_row_only():
-    batch = Collator(0, 4, rows="last")([sample("b", 20, [1, 7], [[[5, 6, 11], [14]], [[11]]])])
+    batch: Any = Collator(0, 4, rows="last")(
+        [sample("b", 20, [1, 7], [[[5, 6, 11], [14]], [[11]]])]
+    )
     assert request_of(batch).span_rows[:, 0].tolist() == [11, 14, 11]
 
 
 def test_images_without_targets_are_shown_but_ask_nothing():
-    batch = Collator(0, 4)(
+    batch: Any = Collator(0, 4)(
         [sample("a", 12, [2], [[[6]]], targets=False), sample("b", 12, [3], [[[8]]])]
     )
     assert batch["pixel_values"].shape[0] == 2
     assert request_of(batch).image_sample.tolist() == [1]
-    batch = Collator(0, 4)([sample("a", 12, [2], [[[6]]], targets=False)])
+    batch: Any = Collator(0, 4)([sample("a", 12, [2], [[[6]]], targets=False)])
     assert request_of(batch) is None

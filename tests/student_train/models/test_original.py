@@ -5,7 +5,7 @@ Every published key has a place, and small checkpoints load faithfully.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_every_published_weight_has_its_place(
         else set()
     )
     assert config.image_seq_length == 576
-    assert config.text_config.rope_parameters["rope_theta"] == 1e6
+    assert cast("Any", config.text_config).rope_parameters["rope_theta"] == 1e6
 
 
 @pytest.mark.unit
@@ -232,16 +232,17 @@ def test_openai_vision_weights(form: Any, tmp_path: Path) -> None:
 def test_new_rows_and_tokens_of_llava_med(tmp_path: Path) -> None:
     state = llava_med_original(tmp_path / "a")
     base = load_base(ModelSection(name="llava-med-1.5", path=str(tmp_path / "a")), torch.bfloat16)
-    head = base.model.lm_head.weight
+    model: Any = base.model
+    head = model.lm_head.weight
     assert head.shape == (32064, 32)
     assert head.dtype == torch.bfloat16
     assert torch.equal(head[:32000], state["lm_head.weight"].bfloat16())
     torch.testing.assert_close(
         head[32000:].float(), state["lm_head.weight"].mean(0).expand(64, -1), atol=1e-2, rtol=1e-2
     )
-    assert base.tokenizer.convert_tokens_to_ids(["<image>", "<pad>"]) == [32000, 32001]
+    assert cast("Any", base.tokenizer).convert_tokens_to_ids(["<image>", "<pad>"]) == [32000, 32001]
     assert base.tokenizer.pad_token_id == 32001
-    assert base.model.generation_config.eos_token_id == 2
+    assert model.generation_config.eos_token_id == 2
 
 
 @pytest.mark.integration
@@ -314,7 +315,7 @@ def test_bin_of_an_old_torch(tmp_path: Path) -> None:
         weights = torch.load(shard, weights_only=True)
         torch.save(weights, shard, _use_new_zipfile_serialization=False)
     base = load_base(str(tmp_path / "a"))
-    assert torch.equal(base.model.lm_head.weight, state["lm_head.weight"])
+    assert torch.equal(cast("Any", base.model).lm_head.weight, state["lm_head.weight"])
 
 
 def edit_config(folder: Path, **changes: Any) -> None:

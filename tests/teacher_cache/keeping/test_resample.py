@@ -74,6 +74,7 @@ def test_a_wrong_record_is_found_and_named(tmp_path, images, weights, array):
     if array == "similarity":
         from shared.imaging import content_key
 
+        assert found.worst is not None
         assert content_key(*found.worst) == wrong_key
 
 
