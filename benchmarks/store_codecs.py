@@ -10,6 +10,7 @@ best of three passes.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -146,9 +147,7 @@ def totals(rows: list[tuple[str, Identity, list[Arrays]]]) -> None:
                 continue
             arrays = [record[spec.name] for record in records]
             shape_of = {id(values): values.shape for values in arrays}
-            one = bench(
-                lambda values, spec=spec: encode_chunk(values, spec), lambda data: data, arrays
-            )
+            one = bench(partial(encode_chunk, spec=spec), lambda data: data, arrays)
             encoded = [encode_chunk(values, spec) for values in arrays]
             outs = [np.empty(shape_of[id(values)], spec.dtype) for values in arrays]
             start = time.process_time()
@@ -170,7 +169,8 @@ def main() -> None:
     half, half_records = records_of(features, "factors", "f16")
     table("similarity, float16", [record["similarity"] for record in exact_records], 2)
     codes = [
-        np.rint((record["similarity"] + 1) * 127.5).astype(np.uint8) for record in coarse_records
+        np.rint((record["similarity"].astype(np.float32) + 1) * 127.5).astype(np.uint8)
+        for record in coarse_records
     ]
     table("similarity, 256 steps", codes, 1)
     table("factors, int8", [record["factors"].view(np.uint8) for record in small_records], 1)

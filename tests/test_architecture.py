@@ -57,3 +57,32 @@ def test_every_room_is_listed() -> None:
     parts = {room for room in rooms if (ROOT / room / "__init__.py").is_file()}
     assert parts <= listed
     assert all((ROOT / room).is_dir() for room in listed - set(PLANNED))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_takes_anothers_private_name(package: str) -> None:
+    taken = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        modules: set[str] = set()  # names here that are modules of this project
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.ImportFrom) and node.module):
+                continue
+            if node.module.partition(".")[0] not in PACKAGES:
+                continue
+            for alias in node.names:
+                if alias.name.startswith("_"):
+                    taken.append(f"{path.relative_to(ROOT)}: {node.module}.{alias.name}")
+                place = ROOT.joinpath(*node.module.split("."), alias.name)
+                if place.with_suffix(".py").is_file() or place.is_dir():
+                    modules.add(alias.asname or alias.name)
+        taken += [
+            f"{path.relative_to(ROOT)}: {node.value.id}.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in modules
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+        ]
+    assert taken == []

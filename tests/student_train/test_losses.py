@@ -92,7 +92,7 @@ def test_visual_loss_is_the_equation(masked, seed, patches):
 def test_attention_loss_is_the_equation(normalization, masked, seed):
     _, _, student, teacher, coverage = case(seed)
     cover = coverage if masked else None
-    found = attention_alignment_loss(*tensors(student, teacher), normalization, tensor(cover))
+    found = attention_alignment_loss(tensor(student), tensor(teacher), normalization, tensor(cover))
     assert float(found) == pytest.approx(
         numpy_attention(student, teacher, normalization, cover), rel=1e-4, abs=1e-6
     )
@@ -117,10 +117,14 @@ def test_half_precision_targets_and_means_over_images():
         atol=1e-3,
         rtol=1e-3,
     )
-    parts = attention_alignment_terms(*tensors(student, teacher), "renormalized", tensor(coverage))
+    parts = attention_alignment_terms(
+        tensor(student), tensor(teacher), "renormalized", tensor(coverage)
+    )
     torch.testing.assert_close(
         parts.mean(),
-        attention_alignment_loss(*tensors(student, teacher), "renormalized", tensor(coverage)),
+        attention_alignment_loss(
+            tensor(student), tensor(teacher), "renormalized", tensor(coverage)
+        ),
     )
 
 
@@ -135,11 +139,11 @@ def test_masked_patches_have_no_say():
     louder[coverage == 0] = 5.0
     for normalization in ("renormalized", "softmax", "l2"):
         first = attention_alignment_loss(
-            *tensors(student, teacher), normalization, tensor(coverage)
+            tensor(student), tensor(teacher), normalization, tensor(coverage)
         )
         torch.testing.assert_close(
             first,
-            attention_alignment_loss(*tensors(louder, teacher), normalization, *tensors(coverage)),
+            attention_alignment_loss(*tensors(louder, teacher), normalization, tensor(coverage)),
         )
 
 
@@ -147,7 +151,7 @@ def test_masked_patches_have_no_say():
 @given(seed=st.integers(0, 10_000))
 def test_renormalized_is_a_divergence(seed):
     _, _, student, teacher, _ = case(seed, images=1)
-    assert attention_alignment_loss(*tensors(student, teacher)) >= 0
+    assert attention_alignment_loss(tensor(student), tensor(teacher)) >= 0
     assert attention_alignment_loss(*tensors(teacher * 3, teacher)) == pytest.approx(0, abs=1e-6)
 
 

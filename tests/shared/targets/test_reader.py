@@ -7,7 +7,7 @@ import os
 import pickle
 import sqlite3
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_workers_read_after_the_parent_has_read(tmp_path, context):
         store[key(0)].similarity, matrix_record(0)["similarity"]
     )  # the parent reads first
     loader: Any = DataLoader(
-        TargetDataset(store, [5, 0, 7, 2]),
+        cast("Any", TargetDataset(store, [5, 0, 7, 2])),
         num_workers=1,
         multiprocessing_context=context,
         batch_size=None,

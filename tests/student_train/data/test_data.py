@@ -124,5 +124,5 @@ def test_images_without_targets_are_shown_but_ask_nothing():
     )
     assert batch["pixel_values"].shape[0] == 2
     assert request_of(batch).image_sample.tolist() == [1]
-    batch: Any = Collator(0, 4)([sample("a", 12, [2], [[[6]]], targets=False)])
-    assert request_of(batch) is None
+    alone: Any = Collator(0, 4)([sample("a", 12, [2], [[[6]]], targets=False)])
+    assert request_of(alone) is None
