@@ -25,6 +25,7 @@ from shared.recipe import ModelSection
 from student_train.imagetext import ImageProcessor, ImageTextConfig, TextConfig, Tokenizer
 from student_train.models.base import BaseStudent, make_base
 from student_train.models.folder import open_weights, read_config, weight_files
+from student_train.models.pieces import piece_tokenizer
 from student_train.models.pretrained import Loading, PartClass, from_pretrained, load_part
 
 IMAGE_TOKEN = "<image>"
@@ -165,7 +166,7 @@ def load_original(
     from transformers import CLIPImageProcessor, LlavaForConditionalGeneration
 
     config = llava_config(read_config(folder), text_class, folder)
-    tokenizer = load_part(tokenizer_class, folder, "tokenizer")
+    tokenizer = piece_tokenizer(tokenizer_class, folder)
     config.image_token_id, config.text_config.vocab_size = add_tokens(
         tokenizer, padding, config.text_config.vocab_size
     )

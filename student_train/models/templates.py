@@ -42,11 +42,17 @@ TEMPLATES = {
     template.name: template
     for template in (
         # LLaVA's v1 conversation, with which the authors train and test LLaVA-Med-1.5.
-        Template("vicuna_v1", _VICUNA_SYSTEM, "USER: {} ", "ASSISTANT:", " ", "</s>"),
+        Template("vicuna_v1", _VICUNA_SYSTEM, "USER: {} ", "ASSISTANT:", " ", "</s>", " "),
         # The authors' template for HuatuoGPT-Vision: the same system sentence, the model's own role
         # marks.
         Template(
-            "huatuo_v1", _VICUNA_SYSTEM, "<|user|>: {} ", "<|assistant|>:", " ", "<|endoftext|>"
+            "huatuo_v1",
+            _VICUNA_SYSTEM,
+            "<|user|>: {} ",
+            "<|assistant|>:",
+            " ",
+            "<|endoftext|>",
+            " ",
         ),
         # LLaVA-Med-1.5's own evaluation.
         Template("mistral_instruct", "", "[INST] {} [/INST]", "", " ", " </s>"),

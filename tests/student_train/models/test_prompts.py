@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from shared.errors import UserError
 from shared.records import Turn
+from student_train.models.pieces import piece_tokenizer
 from student_train.models.prompts import IGNORED, Span, encode_conversation, encode_prompt
 from student_train.models.templates import TEMPLATES, check_tokenizer, template_named
 from tests.fixtures.student_checkpoints import mistral_tokenizer, qwen_tokenizer
@@ -31,7 +32,7 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder = tmp_path_factory.mktemp("mistral")
     mistral_tokenizer(folder)
-    return LlamaTokenizer.from_pretrained(folder)
+    return piece_tokenizer(LlamaTokenizer, folder)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_vicuna_ids_equal_llavas_piecewise_rule(mistral: Any, sentencepiece: Any
     before = [1, *pieces(f"{SYSTEM} USER: ")]
     first = pieces("\nWhat is shown? ASSISTANT:")
     answer = [*pieces("A lung."), 2]  # sentencepiece itself writes the blank before a word
-    second = pieces("USER: And\nhere: ok? ASSISTANT:")
+    second = pieces(" USER: And\nhere: ok? ASSISTANT:")
     last = [*pieces("Yes, clear."), 2]
     assert encoded.input_ids == [*before, *[IMAGE] * PATCHES, *first, *answer, *second, *last]
     hidden = len(before) + PATCHES + len(first)
@@ -111,6 +112,16 @@ def test_huatuo_ids_equal_the_plain_string(qwen: Any) -> None:
     assert encoded.input_ids == [*before, *[IMAGE] * PATCHES, *after]
     assert [token for token in encoded.labels if token != IGNORED] == after[-2:]
     assert qwen.convert_ids_to_tokens(after[-2:]) == ["Ġyes", "<|endoftext|>"]
+
+
+def test_huatuo_turns_are_parted_by_a_blank(qwen: Any) -> None:
+    turns = talk("What is shown?", "yes", "Where?", "no")
+    encoded = encode_conversation(turns, TEMPLATES["huatuo_v1"], qwen, PATCHES, IMAGE)
+    text = (
+        f"{SYSTEM} <|user|>: What is shown? <|assistant|>: yes<|endoftext|>"
+        " <|user|>: Where? <|assistant|>: no<|endoftext|>"
+    )
+    assert encoded.input_ids == qwen(text).input_ids
 
 
 def test_chatml_is_the_chat_template(qwen: Any) -> None:
