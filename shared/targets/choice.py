@@ -4,7 +4,7 @@ from pathlib import Path
 
 from shared.errors import UserError
 from shared.targets.identity import Identity, first_difference
-from shared.targets.namespace import Namespace, list_namespaces
+from shared.targets.namespace import Namespace, survey
 
 
 def choose_namespace(
@@ -19,7 +19,7 @@ def choose_namespace(
         len(fingerprint) < 6 or set(fingerprint) - set("0123456789abcdef")
     ):
         raise UserError(f"a fingerprint is 6 to 64 hexadecimal digits, got {fingerprint!r}")
-    namespaces = list_namespaces(root)
+    namespaces, unreadable = survey(root)
     wanted = grid if grid is None else (int(grid[0]), int(grid[1]))
     fitting = [
         one for one in namespaces if _fits(one.identity, teacher, fingerprint, wanted, identity)
@@ -33,7 +33,10 @@ def choose_namespace(
             "fingerprint (the "
             "digits that end its name)"
         )
+    if not namespaces:
+        raise UserError("; ".join(unreadable.values()))
     lines = [_mismatch(one.identity, teacher, fingerprint, wanted, identity) for one in namespaces]
+    lines += unreadable.values()
     raise UserError(
         f"no targets in {root} fit: {'; '.join(lines)}; build the wanted ones with `cache build`"
     )

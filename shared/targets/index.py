@@ -58,20 +58,24 @@ def open_index(namespace: Namespace) -> Index:
     DamagedSegment
         If a segment that must be read for its keys is damaged.
     """
-    segments = tuple(namespace.segments())
     folder = _folder(namespace)
-    cached = _load(folder)
-    if cached is not None and cached.segments == segments:
-        return cached
-    try:
-        built = build_index(namespace, segments, cached)
-    except DamagedSegment:
-        if tuple(namespace.segments()) == segments:
-            raise
-        return open_index(namespace)  # `cache gc` has just moved records to another segment
+    while True:
+        segments = tuple(namespace.segments())
+        cached = _load(folder)
+        if cached is not None and cached.segments == segments:
+            return cached
+        try:
+            built = build_index(namespace, segments, cached)
+            break
+        except DamagedSegment:
+            if tuple(namespace.segments()) == segments:
+                raise  # else `cache gc` has just moved records to another segment
     with suppress(OSError):  # no place for a cache: the index then lives in memory only
         _save(built, folder)
-        return _load(folder) or built
+        mapped = _load(folder)
+        # Another process, which saw other segments, may have written its index in between.
+        if mapped is not None and mapped.segments == built.segments:
+            return mapped
     return built
 
 
@@ -87,12 +91,13 @@ def build_index(namespace: Namespace, segments: Sequence[str], known: Index | No
     # An index drops superseded duplicates, so it can only be extended while all of its segments are
     # still there.
     reusable = known if known is not None and set(known.segments) <= numbers.keys() else None
+    covered = frozenset(reusable.segments) if reusable is not None else frozenset[str]()
     if reusable is not None and len(reusable.keys):
         keys.append(np.asarray(reusable.keys).view(np.uint8).reshape(-1, KEY_BYTES))
         renumbered = np.array([numbers[segment] for segment in reusable.segments], dtype=np.uint32)
         places.append(np.stack([renumbered[reusable.places[:, 0]], reusable.places[:, 1]], axis=1))
     for segment in segments:
-        if reusable is not None and segment in reusable.segments:
+        if segment in covered:
             continue
         rows = read_keys(namespace, segment, check_segment(namespace, segment).records)
         keys.append(rows)
@@ -125,23 +130,36 @@ def _folder(namespace: Namespace) -> Path:
 def _load(folder: Path) -> Index | None:
     """Map an index, or None where there is none that can be used."""
     try:
-        segments = tuple(json.loads((folder / "segments.json").read_bytes()))
+        head = _head(folder)
         keys = np.load(folder / "keys.npy", mmap_mode="r")
         places = np.load(folder / "places.npy", mmap_mode="r")
+        # Another process may have replaced the folder in between: one array would be of its index.
+        if head is None or _head(folder) != head:
+            return None
     except (OSError, ValueError, TypeError, EOFError):
         return None
     sound = keys.ndim == 1 and keys.dtype == f"S{KEY_BYTES}" and places.shape == (len(keys), 2)
-    return Index(keys, places, segments) if sound and places.dtype == np.uint32 else None
+    return Index(keys, places, head[1]) if sound and places.dtype == np.uint32 else None
+
+
+def _head(folder: Path) -> tuple[str, tuple[str, ...]] | None:
+    """Read which writing of the index this is, and the segments that it covers."""
+    document = json.loads((folder / "segments.json").read_bytes())
+    if not isinstance(document, dict):
+        return None
+    return str(document.get("writing")), tuple(document.get("segments", ()))
 
 
 def _save(index: Index, folder: Path) -> None:
     """Replace the cached index in one step; readers that have mapped the old one keep it."""
-    draft = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex}")
+    writing = uuid.uuid4().hex
+    draft = folder.with_name(f".tmp-{folder.name}-{writing}")
     draft.mkdir(parents=True)
     try:
         np.save(draft / "keys.npy", index.keys)
         np.save(draft / "places.npy", index.places)
-        (draft / "segments.json").write_text(json.dumps(index.segments))
+        head = {"writing": writing, "segments": index.segments}
+        (draft / "segments.json").write_text(json.dumps(head))
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     finally:

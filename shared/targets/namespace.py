@@ -5,7 +5,8 @@ One teacher's folder in the store, with its identity, its segments and its quara
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,9 @@ from shared.targets.identity import FORMAT, Identity, parse_identity
 from shared.targets.storage import Storage, join, open_storage
 
 GROUPS = ("segments", "quarantine")
+_NAME = re.compile(r".+-[0-9a-f]{12}")
+_SEGMENT = re.compile(r"[0-9a-f]{32}")
+_QUARANTINE = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}\.json")
 
 
 class Namespace(NamedTuple):
@@ -31,8 +35,8 @@ class Namespace(NamedTuple):
     provenance: dict[str, object]
 
     def segments(self) -> list[str]:
-        """List the ids of all visible segments, sorted."""
-        return self.storage.names(join(self.name, "segments"))
+        """List the ids of all visible segments, sorted; foreign folders are passed over."""
+        return segment_names(self.storage, self.name)
 
     def path(self, *parts: str) -> str:
         """Path below this namespace, relative to the store."""
@@ -48,6 +52,12 @@ class Quarantined(NamedTuple):
     key: bytes
     reason: str
     time: str
+
+
+def segment_names(storage: Storage, namespace: str) -> list[str]:
+    """List the ids of all visible segments of a namespace by its name, sorted."""
+    names = storage.names(join(namespace, "segments"))
+    return [name for name in names if _SEGMENT.fullmatch(name)]
 
 
 def create_namespace(
@@ -140,20 +150,53 @@ def find_namespace(root: str | Path, identity: Identity) -> Namespace | None:
     return read_namespace(storage, identity.namespace()) if there else None
 
 
-def list_namespaces(root: str | Path | Storage) -> list[Namespace]:
-    """List every namespace of the store, sorted by name.
+class Survey(NamedTuple):
+    """What lies in a store: namespaces, and why others cannot be read, by name."""
+
+    readable: list[Namespace]
+    unreadable: dict[str, str]
+
+
+def survey(root: str | Path | Storage) -> Survey:
+    """Read every namespace of the store, sorted by name; one that cannot be read harms no other.
 
     Raises
     ------
     UserError
-        If there is no store at `root`, or a namespace cannot be read.
+        If there is no store at `root`, or it cannot be reached.
     """
     storage = open_storage(root) if isinstance(root, str | Path) else root
-    return [read_namespace(storage, name) for name in namespace_names(storage)]
+    found = Survey([], {})
+    for name in namespace_names(storage):
+        try:
+            found.readable.append(read_namespace(storage, name))
+        except UserError as error:
+            found.unreadable[name] = str(error)
+        except OSError as error:
+            found.unreadable[name] = (
+                f"{storage.location}/{name} cannot be read: {error.strerror or error}"
+            )
+    return found
+
+
+def list_namespaces(root: str | Path | Storage) -> list[Namespace]:
+    """List the namespaces of the store that can be read, sorted by name.
+
+    Raises
+    ------
+    UserError
+        If there is no store at `root`, or none of its namespaces can be read.
+    """
+    readable, unreadable = survey(root)
+    if not readable:
+        raise UserError("; ".join(unreadable.values()))
+    return readable
 
 
 def namespace_names(storage: Storage) -> list[str]:
     """Name every namespace of the store, sorted, those that lost their zarr.json included.
+
+    Folders of others (`@eaDir`, `lost+found`) have other names and are passed over.
 
     Raises
     ------
@@ -166,7 +209,8 @@ def namespace_names(storage: Storage) -> list[str]:
         names = [
             name
             for name in storage.names("")
-            if storage.exists(join(name, "zarr.json")) or storage.names(name)
+            if _NAME.fullmatch(name)
+            and (storage.exists(join(name, "zarr.json")) or storage.names(name))
         ]
     if not names:
         raise UserError(
@@ -174,6 +218,24 @@ def namespace_names(storage: Storage) -> list[str]:
             "makes one"
         )
     return names
+
+
+def foreign_entries(namespace: Namespace) -> list[str]:
+    """Name what lies in a namespace and is none of the store's own, relative to the store.
+
+    Such as the folders `@eaDir` of a NAS. It harms nothing.
+    """
+    folders = [
+        namespace.path("segments", name)
+        for name in namespace.storage.names(namespace.path("segments"))
+        if not _SEGMENT.fullmatch(name)
+    ]
+    files = [
+        namespace.path("quarantine", name)
+        for name in namespace.storage.sizes(namespace.path("quarantine"))
+        if name != "zarr.json" and not _QUARANTINE.fullmatch(name)
+    ]
+    return sorted(folders + [file for file in files if "/.tmp-" not in file])
 
 
 def check_groups(namespace: Namespace) -> None:
@@ -238,10 +300,26 @@ def quarantined(namespace: Namespace) -> Iterator[Quarantined]:
     yield from (latest[key] for key in sorted(latest))
 
 
+def release(namespace: Namespace, present: Callable[[list[bytes]], list[bool]]) -> int:
+    """Remove the records of quarantined images that have a target by now; return how many.
+
+    Parameters
+    ----------
+    present
+        Says of each of some content keys whether the namespace holds its target.
+    """
+    names = quarantine_files(namespace)
+    held = present([bytes.fromhex(name[:64]) for name in names]) if names else []
+    gone = [name for name, there in zip(names, held, strict=True) if there]
+    for name in gone:
+        namespace.storage.discard(namespace.path("quarantine", name))
+    return len(gone)
+
+
 def quarantine_files(namespace: Namespace) -> list[str]:
     """Name the files of all quarantine records, sorted."""
     names = namespace.storage.sizes(namespace.path("quarantine"))
-    return sorted(name for name in names if name != "zarr.json" and not name.startswith("."))
+    return sorted(name for name in names if _QUARANTINE.fullmatch(name))
 
 
 def read_quarantined(namespace: Namespace, name: str) -> bytes:

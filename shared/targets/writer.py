@@ -9,7 +9,7 @@ from shared.files import refused_as
 from shared.targets.identity import Identity
 from shared.targets.namespace import create_namespace
 from shared.targets.numbers.arrays import Arrays
-from shared.targets.segment.layout import SEGMENT_RECORDS
+from shared.targets.segment.layout import SEGMENT_BYTES, SEGMENT_RECORDS
 from shared.targets.segment.writer import SegmentWriter
 from shared.targets.storage import Storage
 
@@ -34,6 +34,7 @@ class TargetWriter:
         self.namespace = create_namespace(root, identity, provenance)
         self._limit = segment_records
         self._segment = SegmentWriter(self.namespace)
+        self._refused = False  # the last publishing failed
         self.namespace.storage.sweep(self.namespace.name)
 
     def add(self, key: bytes, arrays: Arrays) -> None:
@@ -42,7 +43,7 @@ class TargetWriter:
         Raises as `SegmentWriter.add` and `publish` do.
         """
         self._segment.add(key, arrays)
-        if len(self._segment) >= self._limit:
+        if len(self._segment) >= self._limit or self._segment.size >= SEGMENT_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -53,12 +54,14 @@ class TargetWriter:
         UserError
             If the store cannot be written (disk full, read-only): finished segments are safe.
         """
+        self._refused = True
         with refused_as(
             f"cannot write to the store {self.namespace.storage.location}",
             "finished segments are safe: make room or restore write access, then run the same "
             "build again",
         ):
             self._segment.publish()
+        self._refused = False
 
     def __enter__(self) -> "TargetWriter":
         return self
@@ -69,5 +72,11 @@ class TargetWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not isinstance(error, UserError):
+        if self._refused:
+            return  # publishing was what failed
+        try:
             self.flush()
+        except UserError as second:
+            if error is None:
+                raise
+            error.add_note(f"and what was finished could not be kept: {second}")

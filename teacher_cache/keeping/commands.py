@@ -25,6 +25,7 @@ from teacher_cache.options import (
 )
 
 if TYPE_CHECKING:
+    from shared.targets.segment.scan import Checked
     from teacher_cache.keeping.info import Description
     from teacher_cache.keeping.resample import Deviation
 
@@ -49,10 +50,20 @@ def info_command(store: StoreOption, json: JsonOption = False) -> None:
 
     found = info(store)
     report(
-        {"store": store, "namespaces": found},
+        {"store": store, "namespaces": found, "unreadable": _unreadable(store)},
         json,
         (line for row in found for line in _described(row)),
     )
+
+
+def _unreadable(store: str) -> dict[str, str]:
+    """Warn of the namespaces that cannot be read; the others are served all the same."""
+    from shared.targets.namespace import survey
+
+    unreadable = survey(store).unreadable
+    for name, reason in unreadable.items():
+        warn(f"{name} is passed over: {reason}")
+    return unreadable
 
 
 def _described(row: "Description") -> Iterator[str]:
@@ -106,7 +117,11 @@ def list_command(
         else:
             found = [row._asdict() for row in listing(namespace)]
         rows += [{"namespace": namespace.name, **row} for row in found]
-    report({"store": store, "rows": rows}, json, (_row(row) for row in rows))
+    report(
+        {"store": store, "rows": rows, "unreadable": _unreadable(store)},
+        json,
+        (_row(row) for row in rows),
+    )
 
 
 def _row(row: dict[str, object]) -> str:
@@ -148,20 +163,24 @@ def verify_command(
         raise UserError("--images belongs to --resample N; the checksums need no images")
     checked = list(track(scan(store), count_segments(store), "verifying", "segments"))
     damaged = [one for one in checked if one.damage is not None]
+    foreign = [path for one in checked for path in one.foreign]
     total = sum(one.size for one in checked)
     document: dict[str, object] = {
         "store": store,
         "checked": len(checked),
         "bytes": total,
         "damaged": [{"path": one.path, "damage": one.damage} for one in damaged],
+        "foreign": foreign,
     }
     lines = [f"{len(checked)} segments and metadata files, {size(total)}: {len(damaged)} damaged"]
+    if foreign:
+        lines.append(
+            f"{len(foreign)} files or folders of others lie there and harm nothing, the first: "
+            f"{foreign[0]}"
+        )
     wrong: list[str] = []
     if damaged:
-        wrong.append(
-            f"{len(damaged)} parts of {store} are damaged; `cache gc --damaged --store {store}` "
-            "drops them"
-        )
+        wrong.append(f"{len(damaged)} parts of {store} are damaged{_way_out(store, damaged)}")
     if count and images is not None:
         from teacher_cache.keeping.resample import resample
         from teacher_cache.sources import find_images
@@ -185,6 +204,17 @@ def verify_command(
         warn(str(one.damage))
     if wrong:
         raise UserError("; ".join(wrong))
+
+
+def _way_out(store: str, damaged: "list[Checked]") -> str:
+    """Say what drops damaged segments; the message of anything else names its own way out."""
+    segments = sum("/segments/" in one.path for one in damaged)
+    if not segments:
+        return ", as told above"
+    return (
+        f"; `cache gc --damaged --store {store}` drops the {segments} segments among them, and "
+        "the same `cache build` makes their records again"
+    )
 
 
 def _compared(found: "Deviation") -> str:
@@ -217,8 +247,9 @@ def merge_command(
     from teacher_cache.keeping.merge import merge
 
     merged = merge(sources, store)
+    left = {source: found for source in sources if (found := _unreadable(source))}
     report(
-        {"store": store, "merged": [one._asdict() for one in merged]},
+        {"store": store, "merged": [one._asdict() for one in merged], "unreadable": left},
         json,
         [
             f"{one.namespace}: {one.records} records in {one.segments} segments copied, "
@@ -226,6 +257,11 @@ def merge_command(
             for one in merged
         ],
     )
+    if left:
+        raise UserError(
+            f"{sum(map(len, left.values()))} namespaces could not be read, for the reasons above; "
+            "all others are merged"
+        )
 
 
 def gc_command(
@@ -255,12 +291,18 @@ def gc_command(
         {"store": store, "swept": [one._asdict() for one in swept]},
         json,
         [
-            f"{len(one.strays)} strays, {len(one.damaged)} damaged segments, {one.records} "
-            "superseded records: "
-            f"{verb} {size(one.bytes)}"
+            f"{one.namespace}: {len(one.strays)} strays, {len(one.damaged)} damaged segments, "
+            f"{one.records} superseded records: {verb} {size(one.bytes)}"
             for one in swept
+            if not one.busy
         ],
     )
+    _unreadable(store)
+    if busy := [one.namespace for one in swept if one.busy]:
+        raise UserError(
+            f"another `cache gc` is at work on {', '.join(busy)}, which was left to it: run this "
+            "again when it has ended"
+        )
 
 
 def export_command(

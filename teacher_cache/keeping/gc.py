@@ -1,15 +1,33 @@
-"""Sweeping a store: what dead writers left, damaged segments, records that are there twice."""
+"""Sweeping a store: what dead writers left, damaged segments, records that are there twice.
+
+One `gc` at a time removes anything from a namespace; builds and merges go on beside it. Nothing is
+removed but what was found superfluous under that lock, and is found so once more at the last
+moment.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from shared.console import track
+from shared.errors import UserError
 from shared.files import refused_as
-from shared.targets.index import build_index
-from shared.targets.namespace import Namespace, list_namespaces
-from shared.targets.segment.manifest import DamagedSegment, Manifest, check_segment
+from shared.targets.index import Index, build_index
+from shared.targets.namespace import Namespace, list_namespaces, release
+from shared.targets.segment.manifest import (
+    DamagedSegment,
+    Manifest,
+    VanishedSegment,
+    check_segment,
+    read_manifest,
+    segments_with_keys,
+)
 from shared.targets.segment.reader import SegmentReader
 from shared.targets.segment.writer import SegmentWriter
+from shared.targets.storage import Storage, open_storage
+from shared.targets.storage.base import Hold
 
 DAY = 86400.0
 
@@ -18,24 +36,35 @@ class Swept(NamedTuple):
     """What `gc` removed.
 
     Abandoned temporary files, damaged segments, segments with superseded records, and bytes.
+    `released` counts quarantine records of images that have a target by now. `busy` says that
+    another `gc` is at work on the namespace, to which it was left.
     """
 
+    namespace: str
     strays: list[str]
     damaged: list[str]
     superseded: list[str]
     records: int
     bytes: int
+    released: int = 0
+    busy: bool = False
 
 
 def gc(
-    root: str | Path, older_than: float = DAY, damaged: bool = False, dry_run: bool = False
+    root: str | Path | Storage,
+    older_than: float = DAY,
+    damaged: bool = False,
+    dry_run: bool = False,
 ) -> list[Swept]:
     """Sweep strays and superseded duplicates, one result a namespace.
+
+    Only segments that share a record with another are read whole; with `damaged`, all are.
 
     Parameters
     ----------
     older_than
-        Age in seconds from which what other hosts left behind counts as abandoned.
+        Age in seconds from which what other hosts left behind counts as abandoned. Less than 0
+        takes all of it: no writer may be at work then.
     damaged
         Also drop segments that fail the full checksum scan, so that a build makes their records
         again.
@@ -45,89 +74,200 @@ def gc(
     Raises
     ------
     UserError
-        If there is no store, or it may not be changed.
+        If there is no store, or it may not be changed; or the age is one at which an upload to an
+        object store may still be under way.
     """
+    storage = open_storage(root) if isinstance(root, str | Path) else root
+    if 0 <= older_than < storage.youngest_stray:
+        raise UserError(
+            f"--older-than {older_than / 3600:g} could take parts of an upload that is under way: "
+            f"for {storage.location} use {storage.youngest_stray / 3600:g} hours or more"
+        )
     with refused_as(f"cannot change the store {root}", "restore write access and run gc again"):
         return [
-            _sweep_namespace(one, older_than, damaged, dry_run) for one in list_namespaces(root)
+            _sweep_namespace(one, older_than, damaged, dry_run) for one in list_namespaces(storage)
         ]
 
 
 def _sweep_namespace(
     namespace: Namespace, older_than: float, damaged: bool, dry_run: bool
 ) -> Swept:
-    strays: list[str] = []
-    if not dry_run:
+    if dry_run:
+        return _sweep_held(namespace, None, [], damaged)
+    with namespace.storage.exclusive(namespace.name) as hold:
+        if hold is None:
+            return Swept(namespace.name, [], [], [], 0, 0, busy=True)
         strays = namespace.storage.sweep(namespace.name) + namespace.storage.sweep(
             namespace.name, float(older_than)
         )
-    sound, broken = _soundness(namespace)
+        return _sweep_held(namespace, hold, strays, damaged)
+
+
+def _sweep_held(namespace: Namespace, hold: Hold | None, strays: list[str], damaged: bool) -> Swept:
+    """Sweep segments while the namespace is held; without a hold, only say what would go."""
+    sound, broken = _soundness(namespace, damaged, hold)
     freed = 0
-    if damaged:
-        for segment in broken:
-            freed += sum(namespace.storage.sizes(namespace.path("segments", segment)).values())
-            if not dry_run:
-                namespace.storage.remove(namespace.path("segments", segment))
-    superseded, records, saved = _drop_superseded(namespace, sound, dry_run)
-    return Swept(strays, broken if damaged else [], superseded, records, freed + saved)
+    dropped: list[str] = []
+    for segment in broken if damaged else ():
+        size = sum(namespace.storage.sizes(namespace.path("segments", segment)).values())
+        if hold is None or _drop_damaged(namespace, segment, hold):
+            dropped.append(segment)
+            freed += size
+    index, partly = _duplicates(namespace, sound, checked=damaged)
+    superseded, records, saved = _drop_superseded(namespace, partly, hold)
+    released = 0
+    if hold is not None:
+        released = release(namespace, lambda keys: [place >= 0 for place in index.find(keys)])
+    return Swept(namespace.name, strays, dropped, superseded, records, freed + saved, released)
 
 
-def _soundness(namespace: Namespace) -> tuple[list[str], list[str]]:
-    """Sort segments into sound and damaged by the full scan.
-
-    A duplicate may go only where the other copy is sound.
-    """
+def _soundness(namespace: Namespace, whole: bool, hold: Hold | None) -> tuple[list[str], list[str]]:
+    """Sort segments into sound and damaged, by their small files, or by all of them if `whole`."""
     sound: list[str] = []
     broken: list[str] = []
-    for segment in namespace.segments():
-        try:
-            check_segment(namespace, segment, shards=True)
-        except DamagedSegment:
+    count = len(namespace.segments())
+    for segment, found in track(segments_with_keys(namespace), count, "checking", "segments"):
+        if isinstance(found, DamagedSegment) or (whole and not _is_sound(namespace, segment)):
             broken.append(segment)
         else:
             sound.append(segment)
-    return sound, broken
+        if hold is not None:
+            _keep(namespace, hold)
+    return sorted(sound), sorted(broken)
+
+
+def _keep(namespace: Namespace, hold: Hold) -> None:
+    """Renew the lock.
+
+    Raises
+    ------
+    UserError
+        If it was lost: another `gc` took this one for dead.
+    """
+    if not hold():
+        raise UserError(
+            f"another `cache gc` has taken over {namespace.name} of {namespace.storage.location}: "
+            "nothing more was removed; run gc again when it has ended"
+        )
+
+
+def _is_sound(namespace: Namespace, segment: str) -> bool:
+    try:
+        check_segment(namespace, segment, shards=True)
+    except DamagedSegment:
+        return False
+    return True
+
+
+def _drop_damaged(namespace: Namespace, segment: str, hold: Hold) -> bool:
+    """Remove a segment unless it is sound by now: a build may have made it again."""
+    try:
+        check_segment(namespace, segment, shards=True)
+        return False
+    except VanishedSegment:
+        return False
+    except DamagedSegment:
+        _keep(namespace, hold)
+        namespace.storage.remove(namespace.path("segments", segment))
+        return True
+
+
+class _Partly(NamedTuple):
+    """A segment of which not all rows are read.
+
+    Its manifest, the rows that are, and the segments that hold the others.
+    """
+
+    segment: str
+    manifest: Manifest
+    kept: list[int]
+    holders: set[str]
+
+
+def _duplicates(
+    namespace: Namespace, segments: Sequence[str], checked: bool
+) -> tuple[Index, list[_Partly]]:
+    """Index the segments, and find those that are partly read.
+
+    A record may go only where the other copy is sound to the last byte, so both are read whole; a
+    damaged one is left as it is, and its copies stay.
+    """
+    sound = list(segments)
+    whole = set(sound) if checked else set[str]()
+    while True:
+        index = build_index(namespace, sound)
+        partly = list(_partly_read(namespace, index))
+        involved = {one.segment for one in partly}.union(*(one.holders for one in partly))
+        unchecked = sorted(involved - whole)
+        if not unchecked:
+            return index, partly
+        damaged: set[str] = set()
+        for segment in track(unchecked, len(unchecked), "comparing", "segments"):
+            if _is_sound(namespace, segment):
+                whole.add(segment)
+            else:
+                damaged.add(segment)
+        if not damaged:
+            return index, partly
+        sound = [segment for segment in sound if segment not in damaged]
+
+
+def _partly_read(namespace: Namespace, index: Index) -> Iterator[_Partly]:
+    live = np.bincount(index.places[:, 0], minlength=len(index.segments))
+    for number, segment in enumerate(index.segments):
+        manifest = read_manifest(namespace, segment)
+        if int(live[number]) == manifest.records:
+            continue
+        kept = sorted(index.places[index.places[:, 0] == number, 1].tolist())
+        reader = SegmentReader(namespace, segment)
+        gone = [reader.key(row) for row in sorted(set(range(manifest.records)).difference(kept))]
+        places = index.places[index.find(gone), 0]
+        yield _Partly(segment, manifest, kept, {index.segments[int(one)] for one in places})
 
 
 def _drop_superseded(
-    namespace: Namespace, segments: Sequence[str], dry_run: bool
+    namespace: Namespace, partly: Sequence[_Partly], hold: Hold | None
 ) -> tuple[list[str], int, int]:
     """Remove segments with superseded records.
 
     What is still read from them moves to a new segment first.
     """
+    moved: dict[str, str] = {}
+    for one in partly:
+        if one.kept and hold is not None:
+            moved[one.segment] = _rewrite(namespace, one.segment, one.kept)
     removed: list[str] = []
-    rewritten: set[str | None] = set()
     records = saved = 0
-    for segment, manifest, kept in _partly_read(namespace, segments):
+    # Only now may anything go: what is left of one segment may equal another that was to be
+    # removed.
+    for segment, manifest, kept, holders in partly:
+        if segment in moved.values():
+            continue
+        if hold is not None:
+            places = {moved.get(holder, holder) for holder in holders}
+            if kept:
+                places.add(moved[segment])
+            if not all(_is_there(namespace, place) for place in sorted(places)):
+                continue  # the copies are gone: this one stays
+            _keep(namespace, hold)
+            namespace.storage.remove(namespace.path("segments", segment))
         gone = manifest.records - len(kept)
         removed.append(segment)
         records += gone
         saved += manifest.size * gone // manifest.records
-        if kept and not dry_run:
-            rewritten.add(_rewrite(namespace, segment, kept))
-    # Only now may anything go: what is left of one segment may equal another that was to be
-    # removed.
-    removed = [segment for segment in removed if segment not in rewritten]
-    for segment in () if dry_run else removed:
-        namespace.storage.remove(namespace.path("segments", segment))
     return removed, records, saved
 
 
-def _partly_read(
-    namespace: Namespace, segments: Sequence[str]
-) -> Iterator[tuple[str, Manifest, list[int]]]:
-    """Yield each segment of which not all rows are read, with its manifest and those that are."""
-    index = build_index(namespace, segments)
-    live = index.live()
-    for number, segment in enumerate(index.segments):
-        manifest = check_segment(namespace, segment)
-        kept = [row for row in range(manifest.records) if (number, row) in live]
-        if len(kept) < manifest.records:
-            yield segment, manifest, kept
+def _is_there(namespace: Namespace, segment: str) -> bool:
+    """Whether a segment that was found sound is still visible."""
+    try:
+        read_manifest(namespace, segment)
+    except DamagedSegment:
+        return False
+    return segment in namespace.segments()
 
 
-def _rewrite(namespace: Namespace, segment: str, rows: Sequence[int]) -> str | None:
+def _rewrite(namespace: Namespace, segment: str, rows: Sequence[int]) -> str:
     """Publish a segment that holds only `rows` of `segment`, and return its id.
 
     The stored values do not change.
@@ -136,4 +276,4 @@ def _rewrite(namespace: Namespace, segment: str, rows: Sequence[int]) -> str | N
     writer = SegmentWriter(namespace)
     for row in rows:
         writer.add(reader.key(row), reader.arrays(row))
-    return writer.publish()
+    return str(writer.publish(held=True))

@@ -1,6 +1,7 @@
 """What is in a store: a description of each namespace, and its records one by one."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
@@ -10,9 +11,13 @@ from numpy.typing import NDArray
 
 from shared.errors import UserError
 from shared.targets.identity import IdentityDocument
-from shared.targets.index import build_index
 from shared.targets.namespace import Namespace, list_namespaces, quarantined
-from shared.targets.segment.manifest import DamagedSegment, check_segment, read_keys
+from shared.targets.segment.manifest import (
+    DamagedSegment,
+    Manifest,
+    VanishedSegment,
+    segments_with_keys,
+)
 from shared.targets.segment.reader import SegmentReader
 
 
@@ -71,15 +76,20 @@ class _Counts:
         self.damaged: list[str] = []
         self.ranks: list[NDArray[np.generic]] = []
         self.errors: list[NDArray[np.generic]] = []
-        for segment in namespace.segments():
+        for segment, found in segments_with_keys(namespace):
+            if isinstance(found, DamagedSegment):
+                self.damaged.append(str(found))
+                continue
             try:
-                self._add(namespace, segment)
+                self._add(namespace, segment, *found)
+            except VanishedSegment:
+                raise
             except DamagedSegment as error:
                 self.damaged.append(str(error))
 
-    def _add(self, namespace: Namespace, segment: str) -> None:
-        manifest = check_segment(namespace, segment)
-        rows = read_keys(namespace, segment, manifest.records)
+    def _add(
+        self, namespace: Namespace, segment: str, manifest: Manifest, rows: NDArray[np.uint8]
+    ) -> None:
         if namespace.identity.encoding == "factors":
             reader = SegmentReader(namespace, segment)
             self.ranks.append(reader.small("rank"))
@@ -91,13 +101,20 @@ class _Counts:
         self.size += manifest.size
 
 
+def _counts(namespace: Namespace) -> _Counts:
+    """Count, and count anew where `cache gc` has moved records meanwhile."""
+    while True:
+        with suppress(VanishedSegment, FileNotFoundError):
+            return _Counts(namespace)
+
+
 def info(root: str | Path) -> list[Description]:
     """Describe every namespace: teacher, identity, records, bytes, age, errors of `factors`."""
     return [_describe(namespace) for namespace in list_namespaces(root)]
 
 
 def _describe(namespace: Namespace) -> Description:
-    found = _Counts(namespace)
+    found = _counts(namespace)
     left_out = 0
     try:
         left_out = sum(1 for _ in quarantined(namespace))
@@ -138,12 +155,18 @@ def _describe(namespace: Namespace) -> Description:
 
 def listing(namespace: Namespace) -> Iterator[Row]:
     """Yield every stored record, segment by segment."""
-    index = build_index(namespace, namespace.segments())
-    live = index.live()
-    for number, segment in enumerate(index.segments):
-        rows = read_keys(namespace, segment, check_segment(namespace, segment).records)
+    seen: set[bytes] = set()
+    found = {
+        segment: one if isinstance(one, DamagedSegment) else one[1]
+        for segment, one in segments_with_keys(namespace)
+    }
+    for segment, rows in sorted(found.items()):
+        if isinstance(rows, DamagedSegment):
+            raise rows
         for row, key in enumerate(rows):
-            yield Row(key.tobytes().hex(), segment, row, (number, row) not in live)
+            name = key.tobytes()
+            yield Row(name.hex(), segment, row, name in seen)  # the first in order is read
+            seen.add(name)
 
 
 def _iso(when: float) -> str:

@@ -11,8 +11,15 @@ from shared.targets.namespace import (
     list_namespaces,
     quarantine_files,
     read_quarantined,
+    release,
 )
-from shared.targets.segment.manifest import check_segment, keys_present, read_keys
+from shared.targets.segment.manifest import (
+    DamagedSegment,
+    VanishedSegment,
+    keys_present,
+    read_segment,
+    segments_with_keys,
+)
 from shared.targets.segment.writer import publish_files
 
 
@@ -49,23 +56,33 @@ def merge(sources: Iterable[str | Path], target: str | Path) -> list[Merged]:
 def _merge_namespace(source: Namespace, target: str | Path) -> Merged:
     into = create_namespace(target, source.identity, source.provenance)
     present, _ = keys_present(into)
-    segments = records = known = 0
-    for segment in source.segments():
-        manifest = check_segment(source, segment, shards=True)
-        keys = {row.tobytes() for row in read_keys(source, segment, manifest.records)}
-        known += len(keys & present)
-        if keys <= present:
-            continue
-        names = [*manifest.files, "manifest.json"]
-        files = {
-            name: source.storage.read(source.path("segments", segment, name)) for name in names
-        }
-        with refused_as(f"cannot write to the store {target}", "run merge again"):
-            publish_files(into, segment, files)
-        segments += 1
-        records += len(keys - present)
-        present |= keys
+    before = frozenset(present)
+    segments = records = 0
+    known: set[bytes] = set()
+    again = True
+    while again:
+        again = False
+        for segment, found in segments_with_keys(source):
+            if isinstance(found, DamagedSegment):
+                raise found
+            keys = {row.tobytes() for row in found[1]}
+            known |= keys & before
+            if keys <= present:
+                continue
+            try:
+                files = read_segment(source, segment)
+            except VanishedSegment:  # `cache gc` moves its records to another segment
+                again = True
+                continue
+            with refused_as(f"cannot write to the store {target}", "run merge again"):
+                publish_files(into, segment, files)
+            segments += 1
+            records += len(keys - present)
+            present |= keys
     with refused_as(f"cannot write to the store {target}", "run merge again"):
         for name in quarantine_files(source):
-            into.storage.create(into.path("quarantine", name), read_quarantined(source, name))
-    return Merged(source.name, segments, records, known)
+            record = read_quarantined(source, name)
+            if bytes.fromhex(name[:64]) not in present:
+                into.storage.create(into.path("quarantine", name), record)
+        release(into, lambda keys: [key in present for key in keys])
+    return Merged(source.name, segments, records, len(known))

@@ -13,6 +13,7 @@ from shared.targets.numbers.triangle import triangle_length
 
 KEY_BYTES = 32
 SEGMENT_RECORDS = 256
+SEGMENT_BYTES = 1 << 30  # a segment is written from memory: on a fine grid it closes earlier
 
 
 class Codec(TypedDict):

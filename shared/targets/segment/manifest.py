@@ -5,7 +5,8 @@ What every file of it must be, and the checks that hold the files to it.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,18 @@ class DamagedSegment(UserError):
             f"`cache verify --store {namespace.storage.location}` lists all damage, `cache gc "
             "--damaged` drops such "
             "segments and the same `cache build` makes their records again"
+        )
+
+
+class VanishedSegment(DamagedSegment):
+    """A segment that was removed while it was read: no damage, its records are in others."""
+
+    @classmethod
+    def of(cls, namespace: Namespace, segment: str, file: str, what: str) -> "VanishedSegment":
+        """Say that the segment is gone, and the way out."""
+        return cls(
+            f"segment {namespace.name}/segments/{segment} was removed while it was read "
+            f"({file}: {what}), as `cache gc` does: run the same command again"
         )
 
 
@@ -106,22 +119,60 @@ def check_segment(namespace: Namespace, segment: str, shards: bool = False) -> M
     Raises
     ------
     DamagedSegment
-        Naming the first file that is missing, unexpected, of another size or of another digest.
+        Naming the first file that is missing, of another size or of another digest. Files that are
+        not the segment's own (`.DS_Store`) are no damage.
+    VanishedSegment
+        If someone has removed the segment meanwhile.
     """
-    try:
-        return _check_files(namespace, segment, shards)
-    except FileNotFoundError:  # between listing and reading: someone is removing the segment
-        raise DamagedSegment.of(namespace, segment, ".", "it is gone") from None
-
-
-def _check_files(namespace: Namespace, segment: str, shards: bool) -> Manifest:
-    manifest = read_manifest(namespace, segment)
-    found = namespace.storage.sizes(namespace.path("segments", segment))
-    found.pop(MANIFEST, None)
     large = {chunk_path(spec) for spec in arrays_of(namespace.identity) if spec.sharded}
-    for name in sorted(found.keys() | manifest.files.keys()):
-        if name not in manifest.files:
-            raise DamagedSegment.of(namespace, segment, name, "it is not in the manifest")
+    with _vanished(namespace, segment):
+        manifest = read_manifest(namespace, segment)
+        for _ in _check_files(namespace, segment, manifest, set() if shards else large):
+            pass
+    return manifest
+
+
+def read_segment(namespace: Namespace, segment: str) -> dict[str, bytes]:
+    """Read every file of a segment once, each held to the manifest.
+
+    Raises as `check_segment` with `shards`.
+    """
+    with _vanished(namespace, segment):
+        manifest = read_manifest(namespace, segment)
+        files = dict(_check_files(namespace, segment, manifest, set()))
+        files[MANIFEST] = namespace.storage.read(namespace.path("segments", segment, MANIFEST))
+    return files
+
+
+def foreign_files(namespace: Namespace, segment: str) -> list[str]:
+    """Name files that lie in a segment and are none of its own, such as `.DS_Store`.
+
+    They harm nothing: only what the manifest lists is read.
+    """
+    found = namespace.storage.sizes(namespace.path("segments", segment))
+    own = read_manifest(namespace, segment).files
+    return sorted(name for name in found if name not in own and name != MANIFEST)
+
+
+@contextmanager
+def _vanished(namespace: Namespace, segment: str) -> Iterator[None]:
+    """Tell a segment that someone is removing from a damaged one."""
+    try:
+        yield
+    except (DamagedSegment, FileNotFoundError) as error:
+        if segment not in namespace.segments():
+            raise VanishedSegment.of(namespace, segment, ".", "it is gone") from None
+        if isinstance(error, DamagedSegment):
+            raise
+        raise DamagedSegment.of(namespace, segment, ".", "a file of it is gone") from None
+
+
+def _check_files(
+    namespace: Namespace, segment: str, manifest: Manifest, passed_over: set[str]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield each file with its bytes, held to the manifest; of those passed over only the size."""
+    found = namespace.storage.sizes(namespace.path("segments", segment))
+    for name in sorted(manifest.files):
         if name not in found:
             raise DamagedSegment.of(namespace, segment, name, "it is missing")
         size, digest = manifest.files[name]
@@ -129,12 +180,12 @@ def _check_files(namespace: Namespace, segment: str, shards: bool) -> Manifest:
             raise DamagedSegment.of(
                 namespace, segment, name, f"it has {found[name]} bytes, not {size}"
             )
-        if name in large and not shards:
+        if name in passed_over:
             continue
         data = namespace.storage.read(namespace.path("segments", segment, name))
         if hashlib.sha256(data).hexdigest() != digest:
             raise DamagedSegment.of(namespace, segment, name, "its sha256 differs")
-    return manifest
+        yield name, data
 
 
 def read_keys(namespace: Namespace, segment: str, records: int) -> NDArray[np.uint8]:
@@ -147,15 +198,41 @@ def read_keys(namespace: Namespace, segment: str, records: int) -> NDArray[np.ui
     """
     spec = arrays_of(namespace.identity)[0]
     keys = np.empty((records, KEY_BYTES), dtype=np.uint8)
-    try:
-        decode_chunk(
-            namespace.storage.read(namespace.path("segments", segment, chunk_path(spec))),
-            spec,
-            keys,
-        )
-    except (FileNotFoundError, DamagedChunk) as error:
-        raise DamagedSegment.of(namespace, segment, chunk_path(spec), str(error)) from None
+    with _vanished(namespace, segment):
+        try:
+            decode_chunk(
+                namespace.storage.read(namespace.path("segments", segment, chunk_path(spec))),
+                spec,
+                keys,
+            )
+        except DamagedChunk as error:
+            raise DamagedSegment.of(namespace, segment, chunk_path(spec), str(error)) from None
     return keys
+
+
+def segments_with_keys(
+    namespace: Namespace,
+) -> Iterator[tuple[str, tuple[Manifest, NDArray[np.uint8]] | DamagedSegment]]:
+    """Yield every visible segment with its manifest and keys (records, 32), or with its damage.
+
+    One that vanishes meanwhile is passed over, and the segments that came are then yielded too: its
+    records are in one of those.
+    """
+    seen: set[str] = set()
+    again = True
+    while again:
+        again = False
+        for segment in namespace.segments():
+            if segment in seen:
+                continue
+            seen.add(segment)
+            try:
+                manifest = check_segment(namespace, segment)
+                yield segment, (manifest, read_keys(namespace, segment, manifest.records))
+            except VanishedSegment:
+                again = True
+            except DamagedSegment as error:
+                yield segment, error
 
 
 def keys_present(namespace: Namespace) -> tuple[set[bytes], list[str]]:
@@ -165,13 +242,11 @@ def keys_present(namespace: Namespace) -> tuple[set[bytes], list[str]]:
     """
     keys: set[bytes] = set()
     damaged: list[str] = []
-    for segment in namespace.segments():
-        try:
-            rows = read_keys(namespace, segment, check_segment(namespace, segment).records)
-        except DamagedSegment as error:
-            damaged.append(str(error))
+    for _, found in segments_with_keys(namespace):
+        if isinstance(found, DamagedSegment):
+            damaged.append(str(found))
         else:
-            keys.update(row.tobytes() for row in rows)
+            keys.update(row.tobytes() for row in found[1])
     return keys, damaged
 
 

@@ -8,32 +8,42 @@ from shared.errors import UserError
 from shared.targets.namespace import (
     Namespace,
     check_groups,
+    foreign_entries,
     namespace_names,
     quarantine_files,
     read_namespace,
     read_quarantined,
+    segment_names,
 )
-from shared.targets.segment.manifest import DamagedSegment, check_segment
+from shared.targets.segment.manifest import (
+    DamagedSegment,
+    VanishedSegment,
+    check_segment,
+    foreign_files,
+)
 from shared.targets.storage import Storage, join, open_storage
 
 
 class Checked(NamedTuple):
     """One thing checked.
 
-    Its path in the store, how many bytes, and what is wrong with it, None if nothing is.
+    Its path in the store, how many bytes, what is wrong with it (None if nothing is), and what lies
+    there that is none of the store's own.
     """
 
     path: str
     size: int
     damage: str | None
+    foreign: tuple[str, ...] = ()  # files of others that lie there and harm nothing
 
 
 def scan(root: str | Path | Storage) -> Iterator[Checked]:
     """Check every file of every namespace, one yield a segment or metadata file.
 
-    Detects any change of any byte, any file missing, emptied, truncated or added, metadata
-    included. Two losses leave no trace by design: a whole segment folder (its images are simply not
-    there; a build makes them again) and a whole quarantine record.
+    Detects any change of any byte, any file missing, emptied or truncated, metadata included.
+    Foreign files (`.DS_Store`, `@eaDir`) are told apart and are no damage. Two losses leave no
+    trace by design: a whole segment folder (its images are simply not there; a build makes them
+    again) and a whole quarantine record.
 
     Raises
     ------
@@ -48,7 +58,7 @@ def scan(root: str | Path | Storage) -> Iterator[Checked]:
 def count_segments(root: str | Path) -> int:
     """Count the segments of all namespaces, for a progress bar over `scan`."""
     storage = open_storage(root)
-    return sum(len(storage.names(join(name, "segments"))) for name in namespace_names(storage))
+    return sum(len(segment_names(storage, name)) for name in namespace_names(storage))
 
 
 def _scan_namespace(storage: Storage, name: str) -> Iterator[Checked]:
@@ -60,14 +70,32 @@ def _scan_namespace(storage: Storage, name: str) -> Iterator[Checked]:
         # restored.
         yield Checked(path, 0, str(error))
         return
-    yield Checked(path, len(storage.read(path)), None)
+    yield Checked(path, len(storage.read(path)), None, _foreign(namespace))
     try:
         check_groups(namespace)
     except UserError as error:
         yield Checked(namespace.path("segments"), 0, str(error))
     yield from _scan_quarantine(namespace)
-    for segment in namespace.segments():
-        yield _scan_segment(namespace, segment)
+    seen: set[str] = set()
+    again = True
+    while again:
+        again = False
+        for segment in namespace.segments():
+            if segment in seen:
+                continue
+            seen.add(segment)
+            checked = _scan_segment(namespace, segment)
+            if checked is None:
+                again = True  # `cache gc` has moved its records to a segment that came since
+            else:
+                yield checked
+
+
+def _foreign(namespace: Namespace) -> tuple[str, ...]:
+    try:
+        return tuple(foreign_entries(namespace))
+    except FileNotFoundError:
+        return ()  # reported as a missing group
 
 
 def _scan_quarantine(namespace: Namespace) -> Iterator[Checked]:
@@ -85,15 +113,18 @@ def _scan_quarantine(namespace: Namespace) -> Iterator[Checked]:
             yield Checked(path, 0, f"damaged quarantine record {path}: {_reason(error)}")
 
 
-def _scan_segment(namespace: Namespace, segment: str) -> Checked:
+def _scan_segment(namespace: Namespace, segment: str) -> Checked | None:
     path = namespace.path("segments", segment)
     try:
         manifest = check_segment(namespace, segment, shards=True)
+        others = foreign_files(namespace, segment)
+    except VanishedSegment:
+        return None
     except DamagedSegment as error:
         return Checked(path, 0, str(error))
     except OSError as error:
         return Checked(path, 0, f"damaged segment {path}: {_reason(error)}")
-    return Checked(path, manifest.size, None)
+    return Checked(path, manifest.size, None, tuple(join(path, name) for name in others))
 
 
 def _reason(error: Exception) -> str:

@@ -4,11 +4,14 @@ And the writer that fills a namespace.
 """
 
 import json
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.errors import UserError
 from shared.targets.documents import encode_document, group_document
 from shared.targets.namespace import Namespace
 from shared.targets.numbers.arrays import Arrays
@@ -20,7 +23,15 @@ from shared.targets.segment.layout import (
     arrays_of,
     chunk_path,
 )
-from shared.targets.segment.manifest import MANIFEST, DamagedSegment, check_segment, make_manifest
+from shared.targets.segment.manifest import (
+    MANIFEST,
+    DamagedSegment,
+    VanishedSegment,
+    check_segment,
+    make_manifest,
+)
+
+PATIENCE = 60.0  # seconds to wait for another process that changes the namespace
 
 
 class SegmentWriter:
@@ -33,6 +44,7 @@ class SegmentWriter:
         self._namespace = namespace
         self._specs = {spec.name: spec for spec in arrays_of(namespace.identity)}
         self._keys: dict[bytes, None] = {}
+        self.size = 0  # bytes in memory
         self._values = [name for name in self._specs if name != "key"]
         # Of each image: its chunk of an array, or its values where the whole segment decides.
         self._chunks: dict[str, list[bytes]] = {name: [] for name in self._values}
@@ -62,21 +74,28 @@ class SegmentWriter:
         prepared = {
             name: _prepare(np.asarray(values), self._specs[name]) for name, values in arrays.items()
         }
+        chunks = {
+            name: encode_chunk(values, self._specs[name])
+            for name, values in prepared.items()
+            if self._specs[name].sharded and -1 not in self._specs[name].shape
+        }
+        # Nothing fails from here on: an image is here with all its arrays, or not at all.
         for name, values in prepared.items():
-            spec = self._specs[name]
-            if spec.sharded and -1 not in spec.shape:
-                self._chunks[name].append(encode_chunk(values, spec))
+            if name in chunks:
+                self._chunks[name].append(chunks[name])
+                self.size += len(chunks[name])
             else:
                 self._held[name].append(values)
+                self.size += values.nbytes
         self._keys[key] = None
 
-    def publish(self) -> str | None:
+    def publish(self, held: bool = False) -> str | None:
         """Write the segment and make it visible.
 
         Returns its id, or None where there was nothing to write.
 
         The id is the manifest's digest, so that equal segments are one. The writer is empty
-        afterwards.
+        afterwards. `held`: this process holds the namespace.
 
         Raises
         ------
@@ -88,8 +107,9 @@ class SegmentWriter:
             return None
         files = self._files()
         identifier = str(json.loads(files[MANIFEST])["digest"])[:32]
-        publish_files(self._namespace, identifier, files)
+        publish_files(self._namespace, identifier, files, held)
         self._keys.clear()
+        self.size = 0
         for name in self._values:
             self._chunks[name].clear()
             self._held[name].clear()
@@ -124,20 +144,56 @@ class SegmentWriter:
         return {**files, MANIFEST: manifest, "zarr.json": group}
 
 
-def publish_files(namespace: Namespace, segment: str, files: Mapping[str, bytes]) -> bool:
+def publish_files(
+    namespace: Namespace, segment: str, files: Mapping[str, bytes], held: bool = False
+) -> bool:
     """Make a segment visible.
 
-    False where the same one is there already, which is replaced if it is damaged.
+    False where the same one is there already, which is replaced if it is damaged. `held`: this
+    process holds the namespace.
+
+    Raises
+    ------
+    UserError
+        If it is damaged, and another process holds the namespace for longer than a minute.
     """
     path = namespace.path("segments", segment)
     if namespace.storage.publish(path, files):
         return True
-    try:
-        check_segment(namespace, segment, shards=True)
-    except DamagedSegment:
-        namespace.storage.remove(path)
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            check_segment(namespace, segment, shards=True)
+            return False
+        except VanishedSegment:
+            if namespace.storage.publish(path, files):
+                return True
+        except DamagedSegment:
+            if _replace(namespace, segment, files, held):
+                return True
+        if time.monotonic() > until:
+            raise UserError(
+                f"{namespace.storage.location}/{path} is damaged and cannot be replaced while "
+                "another process changes the store, such as `cache gc`: run the same command again "
+                "when it has ended"
+            )
+        time.sleep(0.1)
+
+
+def _replace(namespace: Namespace, segment: str, files: Mapping[str, bytes], held: bool) -> bool:
+    """Put a segment in the place of its damaged self; False where another holds the namespace."""
+    path = namespace.path("segments", segment)
+    free = nullcontext(lambda: True) if held else namespace.storage.exclusive(namespace.name)
+    with free as hold:
+        if hold is None:
+            return False
+        try:
+            check_segment(namespace, segment, shards=True)
+        except VanishedSegment:
+            pass
+        except DamagedSegment:
+            namespace.storage.remove(path)
         return namespace.storage.publish(path, files)
-    return False
 
 
 def _prepare(values: NDArray[np.generic], spec: ArraySpec) -> NDArray[np.generic]:

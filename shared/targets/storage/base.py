@@ -1,9 +1,11 @@
 """The few operations that a store needs of the place where its files live."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 TEMPORARY = ".tmp-"
+Hold = Callable[[], bool]  # renews a lock, and says whether it is still held
 
 
 @runtime_checkable
@@ -11,6 +13,7 @@ class Storage(Protocol):
     """Files by relative path; every method raises FileNotFoundError where there is nothing."""
 
     location: str
+    youngest_stray: float  # seconds: what is younger may be a live writer's, however it looks
 
     def names(self, folder: str) -> list[str]:
         """Name the folders directly under `folder`, sorted, temporary ones left out.
@@ -41,6 +44,15 @@ class Storage(Protocol):
 
     def remove(self, folder: str) -> None:
         """Remove a folder and all below it so that no reader takes the rest for a whole."""
+
+    def discard(self, path: str) -> None:
+        """Remove one file; nothing happens where it is not there."""
+
+    def exclusive(self, namespace: str) -> AbstractContextManager[Hold | None]:
+        """Hold a namespace against others that remove or replace parts of it; never waits.
+
+        None where another holds it. Writers of new parts need no lock.
+        """
 
     def modified(self, path: str) -> float:
         """When a file was last written, in seconds since the epoch."""

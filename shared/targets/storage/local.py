@@ -11,11 +11,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from shared.targets.storage.base import TEMPORARY
+from shared.targets.storage.base import TEMPORARY, Hold, join
+from shared.targets.storage.lease import lease
+
+# What file systems without hard links say to link(2), FUSE and network mounts among them.
+_NO_LINKS = frozenset(
+    [
+        errno.EPERM,
+        errno.ENOTSUP,
+        errno.EOPNOTSUPP,
+        errno.ENOSYS,
+        errno.EXDEV,
+        errno.EMLINK,
+        errno.EINVAL,
+    ]
+)
+# What file systems say that cannot flush a folder.
+_NO_FLUSH = frozenset([errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF])
 
 
 class LocalStorage:
     """A folder on a POSIX file system, shared or not."""
+
+    youngest_stray = 0.0  # a live writer's folder is known by its lock
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -75,7 +93,7 @@ class LocalStorage:
             except FileExistsError:
                 return False
             except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                if error.errno not in _NO_LINKS:
                     raise
                 if (
                     target.exists()
@@ -118,6 +136,27 @@ class LocalStorage:
         target = self.root / folder
         with temporary_folder(target.parent) as temporary:
             target.rename(temporary / target.name)
+
+    def discard(self, path: str) -> None:
+        """Remove one file; nothing happens where it is not there."""
+        (self.root / path).unlink(missing_ok=True)
+
+    @contextmanager
+    def exclusive(self, namespace: str) -> Iterator[Hold | None]:
+        """Hold a namespace against others that remove or replace parts of it; never waits.
+
+        The lock of its `zarr.json` ends with the process; a lease where there are no locks.
+        """
+        descriptor = _open_to_lock(self.root / namespace / "zarr.json")
+        try:
+            held = _flock(descriptor)
+            if held is False:
+                with lease(self, join(namespace, ".lease")) as hold:
+                    yield hold
+            else:
+                yield (lambda: True) if held else None
+        finally:
+            os.close(descriptor)
 
     def modified(self, path: str) -> float:
         """When a file was last written, in seconds since the epoch."""
@@ -225,6 +264,16 @@ def _lock(folder: Path) -> Iterator[bool | None]:
         os.close(descriptor)
 
 
+def _open_to_lock(path: Path) -> int:
+    """Open a file to be locked: for writing where allowed, since NFS wants that."""
+    try:
+        return os.open(path, os.O_RDWR)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return os.open(path, os.O_RDONLY)
+
+
 def _flock(descriptor: int) -> bool | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -246,5 +295,8 @@ def _sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
     finally:
         os.close(descriptor)

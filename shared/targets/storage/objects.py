@@ -8,15 +8,17 @@ removed first. Credentials and endpoint come from the environment as everywhere
 import os
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Protocol, TypedDict, TypeVar, runtime_checkable
 
 from shared.errors import UserError
-from shared.targets.storage.base import TEMPORARY, join
+from shared.targets.storage.base import TEMPORARY, Hold, join
+from shared.targets.storage.lease import lease
 
 T = TypeVar("T")
 GROUP = "zarr.json"
+_ATTEMPTS = 3  # at an upload of which a sweep takes parts
 _SCHEMES = ("s3://", "gs://", "az://", "memory://")
 
 
@@ -60,8 +62,11 @@ class ZarrStore(Protocol):
 class ObjectStorage:
     """Objects under one prefix of a bucket."""
 
+    youngest_stray = 3600.0  # an upload shows no sign of life but the age of its youngest object
+
     def __init__(self, location: str) -> None:
-        self.location = location.rstrip("/")
+        scheme, mark, path = location.partition("://")
+        self.location = f"{scheme}{mark}{path.rstrip('/')}"
         self._process = os.getpid()
         self._store = _connect(self.location)
 
@@ -117,13 +122,30 @@ class ObjectStorage:
         return True
 
     def publish(self, folder: str, files: Mapping[str, bytes]) -> bool:
-        """Write all objects of a folder, its `zarr.json` last; False if that is already there."""
+        """Write all objects of a folder, its `zarr.json` last; False if that is already there.
+
+        What was written is listed at the end, since a sweep with too small an age may have taken
+        objects of an upload under way.
+
+        Raises
+        ------
+        OSError
+            Objects vanish as often as they are written.
+        """
         if self.exists(join(folder, GROUP)):
             return False
-        with self._talk():
-            for name in sorted(files, key=lambda name: name == GROUP):
-                _wait(self._store.set(join(folder, name), _buffer(files[name])))
-        return True
+        wanted = {name: len(data) for name, data in files.items()}
+        for _ in range(_ATTEMPTS):
+            with self._talk():
+                for name in sorted(files, key=lambda name: name == GROUP):
+                    _wait(self._store.set(join(folder, name), _buffer(files[name])))
+                found = self._sizes(folder)
+            if wanted.items() <= found.items():
+                return True
+        raise OSError(
+            f"objects under {self.location}/{folder} vanish while they are written: something "
+            "removes them, such as `cache gc` with a small --older-than"
+        )
 
     def remove(self, folder: str) -> None:
         """Remove all objects under a folder, its `zarr.json` first."""
@@ -131,6 +153,17 @@ class ObjectStorage:
         with self._talk():
             for name in names:
                 _wait(self._store.delete(join(folder, name)))
+
+    def discard(self, path: str) -> None:
+        """Remove one object; nothing happens where it is not there."""
+        with self._talk(), suppress(FileNotFoundError):
+            _wait(self._store.delete(path))
+
+    @contextmanager
+    def exclusive(self, namespace: str) -> Iterator[Hold | None]:
+        """Hold a namespace by a lease object, against others that remove or replace parts of it."""
+        with lease(self, join(namespace, ".lease")) as hold:
+            yield hold
 
     def modified(self, path: str) -> float:
         """When an object was last written, in seconds since the epoch."""
@@ -160,14 +193,14 @@ class ObjectStorage:
                 if rest:
                     youngest[name] = max(youngest.get(name, 0.0), item["last_modified"].timestamp())
             now = self._server_time(namespace)
-        dead = [
-            name
-            for name, when in youngest.items()
-            if name not in visible and now - when > older_than
-        ]
-        for name in sorted(dead):
-            self.remove(join(folder, name))
-        return [join(folder, name) for name in sorted(dead)]
+        dead: list[str] = []
+        for name, when in sorted(youngest.items()):
+            path = join(folder, name)
+            if name in visible or now - when <= older_than or self.exists(join(path, GROUP)):
+                continue  # the last: it became visible since it was listed
+            self.remove(path)
+            dead.append(path)
+        return dead
 
     def _server_time(self, namespace: str) -> float:
         """Time by the clock that stamps the objects, which may not be this machine's."""
