@@ -23,9 +23,12 @@ from shared.records import Record
 # What each score averages, for tables.
 SCORES = {
     "open_recall": "open questions: share of the reference's words, LLaVA-Med's rule",
-    "open_recall_strict": "open questions: the same with clipped counts",
+    "open_recall_strict": "open questions: the same with clipped counts, one spelling, no denied "
+    "words",
+    "open_f1_strict": "open questions: F1 of words, the strict rule",
+    "open_exact_strict": "open questions: the reference and nothing besides, strict rule",
     "closed_accuracy": "closed questions: LLaVA-Med's substring rule",
-    "closed_accuracy_strict": "closed questions: whole words",
+    "closed_accuracy_strict": "closed questions: the last plain answer, both named is wrong",
     "closed_yes_no": "closed questions whose answer is yes or no (the paper's denominators), "
     "LLaVA-Med's rule",
     "choice_accuracy": "multiple choice: most similar option, OmniMedVQA's rule in the authors' "
@@ -70,6 +73,8 @@ def item_scores(record: Record, answer: str) -> dict[str, float]:
         return {
             "open_recall": vqa.open_recall(answer, truth),
             "open_recall_strict": vqa.open_recall(answer, truth, rule="strict"),
+            "open_f1_strict": vqa.open_f1(answer, truth, rule="strict"),
+            "open_exact_strict": vqa.open_exact(answer, truth, rule="strict"),
         }
     scores = {
         "closed_accuracy": float(vqa.closed_correct(answer, truth)),

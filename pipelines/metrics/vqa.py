@@ -7,12 +7,14 @@ MEDALIGN's authors use, its substring faults included. `strict` is the same idea
 
 | score  | `authors`                                 | `strict`                                   |
 |--------|-------------------------------------------|--------------------------------------------|
-| open   | shared words count as often as            | counts are clipped to the reference's      |
-|        | *predicted*                               |                                            |
-| closed | needs the letters "yes" or "no" anywhere, | the first word yes or no decides; any      |
-|        | and the reference as a substring          | other reference must occur word for word   |
-| choice | the most similar option, letter by letter | the one option that the prediction names   |
-|        | (difflib)                                 |                                            |
+| open   | shared words count as often as            | counts are clipped to the reference's;     |
+|        | *predicted*                               | one spelling; what is denied is no match   |
+| closed | needs the letters "yes" or "no" anywhere, | what is said last and plainly: yes or no,  |
+|        | and the reference as a substring          | or the reference and nothing against it    |
+| choice | the most similar option, letter by letter | the one option that the prediction names,  |
+|        | (difflib)                                 | by words or by letter                      |
+
+The strict rule is in `strict`, its words in `strict_words`, its terms in `imaging_terms`.
 """
 
 import re
@@ -20,6 +22,8 @@ from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Literal
+
+from pipelines.metrics import strict
 
 Rule = Literal["authors", "strict"]
 
@@ -73,18 +77,6 @@ def normalize(text: str) -> str:
     ).replace(",", "")
 
 
-def _strict_words(text: str) -> list[str]:
-    """Lower-case words and numbers without punctuation at their edges.
-
-    Articles go unless nothing else is there.
-    """
-    words = [
-        _NUMBERS.get(word, word)
-        for word in re.findall(r"\w+(?:[.']\w+)*", text.lower().replace("_", " "))
-    ]
-    return [word for word in words if word not in _ARTICLES] or words
-
-
 def open_recall(prediction: str, reference: str, rule: Rule = "authors") -> float:
     """Share of the reference's words found in the prediction, in [0, 1].
 
@@ -95,32 +87,66 @@ def open_recall(prediction: str, reference: str, rule: Rule = "authors") -> floa
     shared counts are clipped, 1/2.
     """
     if rule == "authors":
-        said = Counter(normalize(normalize(prediction.lower())).split())
-        true = Counter(normalize(normalize(reference.lower())).split())
-        if not said or not true:
+        found, _, missed, empty = _authors_counts(prediction, reference)
+        return found / (found + missed) if found and not empty else 0.0
+    shared, _, true = strict.open_counts(prediction, reference)
+    return shared / true if true else 0.0
+
+
+def open_f1(prediction: str, reference: str, rule: Rule = "authors") -> float:
+    """Harmonic mean of precision and recall over words, in [0, 1].
+
+    0 where either text has no word. `authors`: LLaVA-Med's `calculate_f1score`, with the counts of
+    its recall. `strict`: 1 where the prediction says all of the reference and nothing besides.
+    """
+    if rule == "authors":
+        found, extra, missed, empty = _authors_counts(prediction, reference)
+        if not found or empty:
             return 0.0
-        found = sum(count for word, count in said.items() if word in true)
-        missed = sum(count for word, count in true.items() if word not in said)
-        return found / (found + missed) if found else 0.0
-    said, true = Counter(_strict_words(prediction)), Counter(_strict_words(reference))
-    return (said & true).total() / true.total() if true else 0.0
+        precision, recall = found / (found + extra), found / (found + missed)
+        return 2 * precision * recall / (precision + recall)
+    shared, said, true = strict.open_counts(prediction, reference)
+    return 2 * shared / (said + true) if said and true else 0.0
+
+
+def open_exact(prediction: str, reference: str, rule: Rule = "authors") -> float:
+    """Return exact match, in [0, 1] by the authors' rule and 0 or 1 by the strict one.
+
+    `authors`: LLaVA-Med's `calculate_exactmatch`, distinct words of the reference that are found,
+    per word of the prediction. `strict`: 1 where `open_f1` is 1.
+    """
+    if rule == "authors":
+        said, true = _authors_words(prediction), _authors_words(reference)
+        return sum(word in said for word in true) / said.total() if said else 0.0
+    shared, said_count, true_count = strict.open_counts(prediction, reference)
+    return float(0 < shared == said_count == true_count)
+
+
+def _authors_words(text: str) -> Counter[str]:
+    return Counter(normalize(normalize(text.lower())).split())
+
+
+def _authors_counts(prediction: str, reference: str) -> tuple[int, int, int, bool]:
+    """Count shared, additional and missing words, and say whether a text has none."""
+    said, true = _authors_words(prediction), _authors_words(reference)
+    found = sum(count for word, count in said.items() if word in true)
+    extra = sum(count for word, count in said.items() if word not in true)
+    missed = sum(count for word, count in true.items() if word not in said)
+    return found, extra, missed, not said or not true
 
 
 def closed_correct(prediction: str, reference: str, rule: Rule = "authors") -> bool:
     """Whether a closed question is answered rightly.
 
     `authors`: the normalised prediction must contain the letters "yes" or "no" ("normal" does) and
-    the normalised reference as a substring. `strict`: for a reference yes or no, the prediction's
-    first word yes or no must be it; any other reference must occur in the prediction as consecutive
-    whole words.
+    the normalised reference as a substring. `strict`: for a reference that is or begins with yes or
+    no, the prediction's last plain answer must be it; any other reference must be affirmed word for
+    word, without naming what excludes it.
     """
     if rule == "authors":
         said, true = normalize(prediction.lower()), normalize(reference.lower())
         return ("yes" in said or "no" in said) and true in said
-    words, wanted = _strict_words(prediction), _strict_words(reference)
-    if wanted in (["yes"], ["no"]):
-        return next((word for word in words if word in ("yes", "no")), None) == wanted[0]
-    return _contains(words, wanted)
+    return strict.closed_correct(prediction, reference)
 
 
 def is_yes_no(reference: str) -> bool:
@@ -128,7 +154,8 @@ def is_yes_no(reference: str) -> bool:
 
     The paper's closed denominators count only these (355 of SLAKE's 416).
     """
-    return _strict_words(reference) in (["yes"], ["no"])
+    found = re.findall(r"\w+(?:[.']\w+)*", reference.lower().replace("_", " "))
+    return [word for word in found if word not in _ARTICLES] in (["yes"], ["no"])
 
 
 def choice_correct(
@@ -138,41 +165,19 @@ def choice_correct(
 
     `authors`: prediction and lower-cased reference each pick the first option with the highest
     difflib ratio above 0, and two that pick nothing agree. `strict`: the prediction must name
-    exactly one option, by its words or by its letter alone ("B", "(b)", "B. MRI"), and that one
-    must be the reference.
+    exactly one option, by its words, by its letter ("B", "(b)", "the answer is B") or by both, and
+    that one must be the reference, which may be an option's words, its letter, or "B. MRI".
     """
     if rule == "authors":
         return _most_similar(prediction, options) == _most_similar(reference.lower(), options)
-    picked = _named(prediction, options)
-    return picked is not None and _strict_words(options[picked]) == _strict_words(reference)
+    picked, wanted = (
+        strict.choice(prediction, options),
+        strict.choice_of_reference(reference, options),
+    )
+    return picked is not None and picked == wanted
 
 
 def _most_similar(text: str, options: Sequence[str]) -> int | None:
     ratios = [SequenceMatcher(None, option, text).ratio() for option in options]
     best = max(ratios, default=0.0)
     return ratios.index(best) if best > 0 else None
-
-
-def _named(text: str, options: Sequence[str]) -> int | None:
-    """Return the one option that the text names by its words, else by its letter alone."""
-    hits = _named_by_words(text, options)
-    if hits:
-        return hits[0] if len(hits) == 1 else None
-    letter = re.match(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])\s*[.:)]|([A-Za-z])\s*$)", text)
-    if letter is None:
-        return None
-    index = ord(next(group for group in letter.groups() if group).lower()) - ord("a")
-    return index if index < len(options) else None
-
-
-def _named_by_words(text: str, options: Sequence[str]) -> list[int]:
-    words, named = _strict_words(text), [_strict_words(option) for option in options]
-    hits = [i for i, option in enumerate(named) if _contains(words, option)]
-    # "left lung" names the option "left lung", not also the option "lung".
-    return [i for i in hits if not any(i != j and _contains(named[j], named[i]) for j in hits)]
-
-
-def _contains(words: Sequence[str], part: Sequence[str]) -> bool:
-    return bool(part) and any(
-        words[i : i + len(part)] == part for i in range(len(words) - len(part) + 1)
-    )

@@ -19,6 +19,8 @@ SCORES = {
     "slake": {
         "open_recall",
         "open_recall_strict",
+        "open_f1_strict",
+        "open_exact_strict",
         "closed_accuracy",
         "closed_accuracy_strict",
         "closed_yes_no",
@@ -26,6 +28,8 @@ SCORES = {
     "vqa-rad": {
         "open_recall",
         "open_recall_strict",
+        "open_f1_strict",
+        "open_exact_strict",
         "closed_accuracy",
         "closed_accuracy_strict",
         "closed_yes_no",
@@ -33,6 +37,8 @@ SCORES = {
     "path-vqa": {
         "open_recall",
         "open_recall_strict",
+        "open_f1_strict",
+        "open_exact_strict",
         "closed_accuracy",
         "closed_accuracy_strict",
         "closed_yes_no",

@@ -355,6 +355,8 @@ def test_which_scores_an_item_has() -> None:
     assert set(item_scores(record("left lung", "OPEN"), "x")) == {
         "open_recall",
         "open_recall_strict",
+        "open_f1_strict",
+        "open_exact_strict",
     }
     closed = {"closed_accuracy", "closed_accuracy_strict"}
     assert set(item_scores(record("left", "CLOSED"), "x")) == closed
