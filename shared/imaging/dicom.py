@@ -2,10 +2,11 @@
 
 Gray values go through the modality LUT (or rescale), then the VOI LUT, else the first window (PS3.3
 C.11.2), whose ends become 0 and 255. Without either, or where the window leaves one single value,
-the image's own range without its padding value is used. Enhanced multi-frame objects keep these in
-their functional groups. MONOCHROME1 is inverted, YBR and palette colour become RGB. A multi-frame
-image without `frame=N` (0-based) shows its middle frame: the first is often empty. Compressed pixel
-data is decoded by pylibjpeg.
+the image's own range without its padding value is used (`shared.imaging.levels`). Enhanced
+multi-frame objects keep these in their functional groups. MONOCHROME1 and the presentation LUT
+shape INVERSE are inverted (once, where a file says both: they are one statement), YBR and palette
+colour become RGB. A multi-frame image without `frame=N` (0-based) shows its middle frame: the first
+is often empty.
 """
 
 from typing import TYPE_CHECKING, BinaryIO
@@ -14,13 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.imaging.pixels import UnreadableImage, check_size, frame_number, gray_to_rgb
+from shared.imaging.dicom_frames import Pixels, decode_frame
+from shared.imaging.levels import (
+    Levels,
+    counts_of,
+    integer_levels,
+    look_up,
+    rgb,
+    stretched,
+    to_levels,
+)
+from shared.imaging.pixels import UnreadableImage, check_size, frame_number
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 Values = NDArray[np.float64]
-Pixels = NDArray[np.number]
+_DATA = {"PixelData", "FloatPixelData", "DoubleFloatPixelData"}
 
 
 def is_dicom(head: bytes) -> bool:
@@ -57,34 +68,28 @@ def open_dicom(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image
             dataset
         ):  # what pydicom makes of a file that ends inside an element of undefined length
             raise UnreadableImage("a truncated DICOM file: it ends inside its data")
-        if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
+        if not _DATA & set(dataset.dir()):
             raise UnreadableImage("a DICOM file without pixel data")
         check_size(int(dataset.Columns), int(dataset.Rows), max_pixels)
         frames = int(dataset.get("NumberOfFrames") or 1)
         index = frames // 2 if part is None else frame_number(part, frames)
-        return _shown(dataset, _frame(dataset, index), index)
+        pixels = decode_frame(dataset, index, frames)
+        for name in _DATA & set(dataset.dir()):
+            del dataset[name]  # a mammogram's 44 MiB, which are not needed any more
+        levels = _levels(dataset, pixels, index)
+        del pixels
+        return rgb(levels) if levels.ndim == 2 else Image.fromarray(levels, "RGB")
     except UnreadableImage:
         raise
-    except Exception as error:  # a broken file surfaces as many kinds of errors
+    except BaseException as error:  # a broken file surfaces as many kinds of errors
+        # A panic of pylibjpeg's decoder of RLE, written in Rust, is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UnreadableImage(f"broken DICOM file: {type(error).__name__}: {reason}") from None
 
 
-def _frame(dataset: "Dataset", index: int) -> Pixels:
-    """Decode one frame: (rows, columns) or (rows, columns, 3) in RGB."""
-    from pydicom.pixels import pixel_array
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    if (
-        "TransferSyntaxUID" not in dataset.file_meta
-    ):  # a file without its header: what pydicom found by trying
-        implicit, little = dataset.original_encoding
-        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-    return np.asarray(pixel_array(dataset, index=index))
-
-
-def _shown(dataset: "Dataset", pixels: Pixels, index: int) -> Image.Image:
+def _levels(dataset: "Dataset", pixels: Pixels, index: int) -> Levels:
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         return _palette(dataset, pixels)
     if pixels.ndim == 3:
@@ -92,22 +97,41 @@ def _shown(dataset: "Dataset", pixels: Pixels, index: int) -> Image.Image:
     return _gray(dataset, pixels, index)
 
 
-def _gray(dataset: "Dataset", pixels: Pixels, index: int) -> Image.Image:
+def _gray(dataset: "Dataset", pixels: Pixels, index: int) -> Levels:
+    """Map each stored value once, then look up every pixel."""
+    counts = counts_of(pixels)
+    if counts is None:  # floating-point pixels: each is a value of its own
+        values, number = pixels.ravel(), np.ones(pixels.size, np.int64)
+    else:
+        values, number = counts.values.astype(pixels.dtype), counts.counts
+    table = to_levels(*_mapped(dataset, values, number, index))
+    return table.reshape(pixels.shape) if counts is None else look_up(pixels, int(values[0]), table)
+
+
+def _mapped(
+    dataset: "Dataset", stored: Pixels, number: NDArray[np.int64], index: int
+) -> tuple[Values, bool]:
+    """Return stored values, `number` pixels each, on the scale 0 to 1, and whether 0 is white."""
     from pydicom.pixels import apply_modality_lut
 
     transformation = _group(dataset, "PixelValueTransformationSequence", index)
     values = np.asarray(
-        apply_modality_lut(pixels, dataset if transformation is None else transformation)
+        apply_modality_lut(stored, dataset if transformation is None else transformation)
     )
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    inverted = (
+        dataset.PhotometricInterpretation == "MONOCHROME1"
+        or str(dataset.get("PresentationLUTShape") or "").upper() == "INVERSE"
+    )
     window = _group(dataset, "FrameVOILUTSequence", index)
     shown = _windowed(values, dataset if window is None else window)
-    if shown is None or shown.min() == shown.max():
+    there = shown[number > 0] if shown is not None else None
+    if shown is None or there is None or there.min() == there.max():
+        padding = _padding(dataset, stored)
         own = values.astype(np.float64)
-        own[_padding(dataset, pixels)] = np.nan
-        return gray_to_rgb(-own if inverted else own)
-    levels = np.rint(255 * (1 - shown if inverted else shown)).astype(np.uint8)
-    return Image.fromarray(levels, "L").convert("RGB")
+        deep = int(dataset.get("BitsStored", 16)) > 8
+        shown = stretched(own, np.where(padding, 0, number), deep=deep)
+        shown[padding] = np.nan
+    return shown, inverted
 
 
 def _group(dataset: "Dataset", name: str, index: int) -> "Dataset | None":
@@ -183,7 +207,7 @@ def _padding(dataset: "Dataset", pixels: Pixels) -> NDArray[np.bool_]:
     return inside
 
 
-def _palette(dataset: "Dataset", pixels: Pixels) -> Image.Image:
+def _palette(dataset: "Dataset", pixels: Pixels) -> Levels:
     from pydicom.pixels import apply_color_lut
 
     if not dataset.original_encoding[
@@ -197,9 +221,15 @@ def _palette(dataset: "Dataset", pixels: Pixels) -> Image.Image:
                 )
     coloured = apply_color_lut(pixels, dataset)
     # Some writers keep 8-bit entries in 16 bits: scaled as 16 bits they would all be black.
-    return _colour(coloured, 16 if coloured.max() > 255 else 8)
+    step = 257 if coloured.max() > 255 else 1
+    levels: Levels = np.rint(coloured[..., :3] / step).astype(np.uint8)
+    return levels
 
 
-def _colour(pixels: Pixels, bits: int) -> Image.Image:
-    eight = pixels if bits <= 8 else pixels.astype(np.float64) * 255 / (2**bits - 1)
-    return Image.fromarray(np.rint(eight).astype(np.uint8)[..., :3], "RGB")
+def _colour(pixels: Pixels, bits: int) -> Levels:
+    """Return RGB of `bits` bits as levels; deeper ones from their own range."""
+    colours = np.ascontiguousarray(pixels[..., :3])
+    counts = counts_of(colours)
+    if bits <= 8 or counts is None:
+        return colours.astype(np.uint8)
+    return integer_levels(colours, counts)

@@ -13,7 +13,10 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from shared.imaging.pixels import UnreadableImage, check_size, frame_number, gray_to_rgb
+from shared.imaging.deep import check_deep_rest, deep_of, shown_colour, shown_gray
+from shared.imaging.levels import rgb
+from shared.imaging.pixels import UnreadableImage, check_size, frame_number
+from shared.imaging.whole import check_whole
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 MAX_PIXELS = (
@@ -52,14 +55,15 @@ def open_image(
 ) -> Image.Image:
     """Return the image as mode RGB, upright (EXIF rotation applied), at its own size.
 
-    16-bit and floating-point pixels are scaled from their own range to 8 bits; transparent pixels
-    become black, as they are shown over nothing (an image of nothing else is refused).
+    16-bit and floating-point pixels are scaled from their own range to 8 bits, without the 0.5
+    percent at either end; transparent pixels become black, as they are shown over nothing (an image
+    of nothing else is refused).
 
     Raises
     ------
     UnreadableImage
-        No image, a truncated one, another format, more than `max_pixels` pixels, a part that is not
-        there.
+        No image, a truncated or damaged one, one of a single value, another format, more than
+        `max_pixels` pixels, one side over 64 times the other, a part that is not there.
     OSError
         The file itself cannot be opened or read.
     """
@@ -75,22 +79,29 @@ def open_image(
             raise UnreadableImage("the file is empty")
         file.seek(0)
         if is_dicom(head):
-            return open_dicom(file, part, max_pixels)
-        if is_nifti(path, head):
-            return open_nifti(path, part, max_pixels)
-        return _open_with_pillow(file, part, max_pixels)
+            image = open_dicom(file, part, max_pixels)
+        elif is_nifti(path, head):
+            image = open_nifti(path, part, max_pixels)
+        else:
+            image = _open_with_pillow(file, part, max_pixels)
+    return _of_several_values(image)
 
 
 def _open_with_pillow(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image:
     try:
         image: Image.Image = Image.open(file, formats=FORMATS)
+        page = 0 if part is None else frame_number(part, getattr(image, "n_frames", 1))
         if part is not None:
-            image.seek(frame_number(part, getattr(image, "n_frames", 1)))
+            image.seek(page)
         check_size(image.width, image.height, max_pixels)
+        deep = deep_of(image)
         image.load()
-        if image.format in ("JPEG", "MPO") and not _jpeg_ends(file):
-            raise UnreadableImage("a truncated JPEG: its end marker is missing")
+        check_whole(image, file)
+        if deep.rawmode is not None:
+            return Image.fromarray(shown_colour(image, deep.rawmode, file, page), "RGB")
+        check_deep_rest(image, file)
         image = ImageOps.exif_transpose(image)
+        levels = shown_gray(image, deep)
     except UnreadableImage:
         raise
     except Image.DecompressionBombError:
@@ -103,26 +114,10 @@ def _open_with_pillow(file: BinaryIO, part: str | None, max_pixels: int) -> Imag
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UnreadableImage(f"a broken image: {type(error).__name__}: {reason}") from None
-    return _to_rgb(image)
+    return _over_black(image) if levels is None else rgb(levels)
 
 
-def _jpeg_ends(file: BinaryIO) -> bool:
-    """Whether an end marker follows the first scan.
-
-    A file whose tail a crash left as zeros decodes without error.
-    """
-    file.seek(0)
-    data = file.read()
-    position = 2
-    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
-        filler = data[position + 1 : position + 2] == b"\xff"
-        position += 1 if filler else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return data.find(b"\xff\xd9", position) >= 0
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
-        return gray_to_rgb(np.asarray(image))
+def _over_black(image: Image.Image) -> Image.Image:
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() == (0, 0):
@@ -130,3 +125,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image)
     return image.convert("RGB")
+
+
+def _of_several_values(image: Image.Image) -> Image.Image:
+    """Return an RGB image that shows something."""
+    colours = image.getcolors(1)  # None where there are more
+    if colours is not None:
+        red, green, blue = np.asarray(colours[0][1]).tolist()
+        value = red if red == green == blue else (red, green, blue)
+        raise UnreadableImage(f"every pixel has the value {value}")
+    return image

@@ -10,7 +10,7 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -36,11 +36,20 @@ def content_key(path: str | Path, part: str | None = None) -> bytes:
 
     A renamed or copied file keeps its key, and no path can be read from it. Raises OSError.
     """
-    with Path(path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    if part is not None:
-        digest.update(b"\0" + part.encode())
-    return digest.digest()
+    return _key_of_part(_digest(Path(path)), part)
+
+
+def _digest(path: Path) -> "hashlib._Hash":
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")
+
+
+def _key_of_part(digest: "hashlib._Hash", part: str | None) -> bytes:
+    if part is None:
+        return digest.digest()
+    whole = digest.copy()
+    whole.update(b"\0" + part.encode("utf-8", "surrogateescape"))
+    return whole.digest()
 
 
 def content_keys(
@@ -63,10 +72,18 @@ def content_keys(
         for start in range(0, len(wanted), 1024):
             block = wanted[start : start + 1024]
             found = [known.find(reference) for reference in block]
-            unknown = [one for one, (key, _) in zip(block, found, strict=True) if key is None]
-            hashed = iter(pool.map(_hash, unknown))
+            unknown: dict[Path, list[str | None]] = {}
+            for one, (key, _) in zip(block, found, strict=True):
+                if key is None:
+                    unknown.setdefault(one.path, []).append(one.part)
+            # A file is read once for all of its parts that are asked for.
+            hashed = {
+                reference: result
+                for results in pool.map(_hash, unknown, unknown.values())
+                for reference, result in results
+            }
             for reference, (key, state) in zip(block, found, strict=True):
-                result = key if key is not None else next(hashed)
+                result = key if key is not None else hashed[reference]
                 if key is None and state is not None and isinstance(result, bytes):
                     known.remember(reference, state, result)
                 yield reference, result
@@ -87,7 +104,7 @@ class _Known:
         except OSError:
             return None, None
         state = _State(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if self._table is None:
+        if self._table is None or not _is_text(reference):
             return None, state
         query = "select key, size, modified, changed from keys where path = ? and part = ?"
         try:
@@ -105,7 +122,7 @@ class _Known:
         except OSError:
             return
         unchanged = _State(status.st_size, status.st_mtime_ns, status.st_ctime_ns) == state
-        if unchanged and time.time_ns() - newest > _SETTLED:
+        if unchanged and _is_text(reference) and time.time_ns() - newest > _SETTLED:
             self._new.append((_name(reference), reference.part or "", *state, key))
 
     def save(self) -> None:
@@ -141,12 +158,24 @@ def _table() -> Iterator[sqlite3.Connection | None]:
         yield connection
 
 
+def _is_text(reference: ImageReference) -> bool:
+    """Whether the names are UTF-8; the table holds no others, whose files are hashed each time."""
+    try:
+        str(reference).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _name(reference: ImageReference) -> str:
     return os.path.abspath(reference.path)  # noqa: PTH100  (resolve() would follow links, at a cost for each file)
 
 
-def _hash(reference: ImageReference) -> bytes | OSError:
+def _hash(path: Path, parts: Sequence[str | None]) -> list[tuple[ImageReference, bytes | OSError]]:
+    """Return the keys of some parts of one file, which is read once."""
+    references = [ImageReference(path, part) for part in parts]
     try:
-        return content_key(reference.path, reference.part)
+        digest = _digest(path)
     except OSError as error:
-        return error
+        return [(reference, error) for reference in references]
+    return [(reference, _key_of_part(digest, reference.part)) for reference in references]

@@ -4,20 +4,24 @@ The volume is turned to RAS+ (x grows to the right, y to the front, z upwards) b
 without resampling. `axial=z`, `coronal=y` and `sagittal=x` count from 0 along those axes. The top
 of an axial slice is the front, that of the others the head; left of the picture is the left of the
 body (neurological convention) or, sagittally, the back. Values between the volume's 0.5th and
-99.5th percentile become 0 to 255: the slices of one scan stay comparable.
+99.5th percentile become 0 to 255: the slices of one scan stay comparable. Of several volumes in one
+file (time, echoes, directions of diffusion) `axial=z,volume=3` takes one, with its own percentiles.
+Complex numbers show their magnitude; RGB stays as it is.
 """
 
 import gzip
+import re
 import threading
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shared.imaging.levels import float_levels, rgb
 from shared.imaging.pixels import UnreadableImage, check_size
 
 Voxel = TypeVar("Voxel", bound=np.generic)
@@ -39,6 +43,25 @@ def is_nifti(path: Path, head: bytes) -> bool:
     return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
 
 
+class Slice(NamedTuple):
+    """Which picture of a file: an axis of RAS+, a position along it, and the volume, if told."""
+
+    axis: int
+    position: int
+    volume: int | None
+
+
+def parse_slice(part: str | None) -> Slice:
+    """Read `axial=90` or `axial=90,volume=3`; raises UnreadableImage for anything else."""
+    found = re.fullmatch(r"(\w+)=([0-9]+)(?:,volume=([0-9]+))?", part or "")
+    if found is None or found[1] not in AXES:
+        raise UnreadableImage(
+            "a NIfTI volume needs a slice: append #axial=N, #coronal=N or #sagittal=N to its path "
+            "(of several volumes in one file, #axial=N,volume=M)"
+        )
+    return Slice(AXES[found[1]], int(found[2]), None if found[3] is None else int(found[3]))
+
+
 def open_nifti(path: Path, part: str | None, max_pixels: int) -> Image.Image:
     """Return one slice as RGB.
 
@@ -46,39 +69,40 @@ def open_nifti(path: Path, part: str | None, max_pixels: int) -> Image.Image:
 
     Raises UnreadableImage for a broken file, a volume of one value, or a part that is not there.
     """
-    name, _, number = (part or "").partition("=")
-    if name not in AXES or not number.isdecimal():
-        raise UnreadableImage(
-            "a NIfTI volume needs a slice: append #axial=N, #coronal=N or #sagittal=N to its path"
-        )
+    wanted = parse_slice(part)
     with _loading:  # threads that want slices of one volume load it once
-        volume = _volume(path, path.stat().st_mtime_ns)
-    axis, position = AXES[name], int(number)
-    if position >= volume.shape[axis]:
+        volume = _volume(path, path.stat().st_mtime_ns, wanted.volume)
+    if wanted.position >= volume.shape[wanted.axis]:
+        name = next(name for name, axis in AXES.items() if axis == wanted.axis)
+        count = volume.shape[wanted.axis]
         raise UnreadableImage(
-            f"part {part!r}: the volume has {volume.shape[axis]} {name} slices, counted from 0"
+            f"part {part!r}: the volume has {count} {name} slices, counted from 0"
         )
-    plane = slice_of(volume, axis, position)
+    plane = slice_of(volume, wanted.axis, wanted.position)
     check_size(plane.shape[1], plane.shape[0], max_pixels)
-    return Image.fromarray(plane, "L").convert("RGB")
+    return Image.fromarray(plane, "RGB") if plane.ndim == 3 else rgb(plane)
 
 
 def slice_of(volume: NDArray[Voxel], axis: int, position: int) -> NDArray[Voxel]:
-    """Cut a RAS+ volume (x, y, z).
+    """Cut a RAS+ volume (x, y, z), or (x, y, z, 3).
 
     Rows run downwards (front or head first), columns along the remaining axis.
     """
-    return np.ascontiguousarray(np.take(volume, position, axis).T[::-1])
+    plane = np.take(volume, position, axis)
+    return np.ascontiguousarray(np.swapaxes(plane, 0, 1)[::-1])
 
 
 @lru_cache(maxsize=2)  # the slices of a volume are mostly asked for one after another
-def _volume(path: Path, modified: int) -> NDArray[np.uint8]:
-    """Return the volume in RAS+ orientation, windowed to uint8 (x, y, z)."""
+def _volume(path: Path, modified: int, number: int | None) -> NDArray[np.uint8]:
+    """Return a volume in RAS+ orientation as levels, (x, y, z) or (x, y, z, 3) uint8."""
+    from nibabel.orientations import apply_orientation, io_orientation
+
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            data = _read(cast("BinaryIO", gzip.GzipFile(fileobj=file)) if packed else file)
+            stream = cast("BinaryIO", gzip.GzipFile(fileobj=file)) if packed else file
+            data, affine = _read(stream, number)
     except UnreadableImage:
         raise
     except (
@@ -86,23 +110,25 @@ def _volume(path: Path, modified: int) -> NDArray[np.uint8]:
     ) as error:  # nibabel and gzip raise a family of their own errors on broken files
         reason = " ".join(str(error).split())[:200]
         raise UnreadableImage(f"broken NIfTI file: {type(error).__name__}: {reason}") from None
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim != 3:
-        raise UnreadableImage(f"a volume of three dimensions is needed, this has {data.shape}")
-    finite = data[np.isfinite(data)]
-    if finite.size == 0 or finite.min() == finite.max():
-        raise UnreadableImage("the volume has no two different finite values")
-    low, high = np.percentile(finite, (0.5, 99.5))
-    if low == high:  # nearly everything has one value, such as a mask
-        low, high = finite.min(), finite.max()
-    scaled = np.clip((np.nan_to_num(data, nan=low) - low) / (high - low), 0, 1)
-    windowed: NDArray[np.uint8] = np.rint(scaled * 255).astype(np.uint8)
-    return windowed
+    try:
+        levels = (
+            data if data.dtype == np.uint8 else float_levels(data.astype(np.float32, copy=False))
+        )
+    except UnreadableImage:
+        raise UnreadableImage("the volume has no two different finite values") from None
+    del data
+    turned: NDArray[np.uint8] = apply_orientation(levels, io_orientation(affine))
+    return turned
 
 
-def _read(stream: BinaryIO) -> NDArray[np.float32]:
-    """Read a volume whatever the file is called, turned to RAS+."""
+def _read(
+    stream: BinaryIO, number: int | None
+) -> tuple[NDArray[np.float32] | NDArray[np.uint8], NDArray[np.float64]]:
+    """Read one volume whatever the file is called, as it lies in the file, and its affine.
+
+    A slab at a time, so that float32 is all that is held: numbers (x, y, z), or RGB as uint8
+    (x, y, z, 3).
+    """
     import nibabel
 
     head = stream.read(_HEADER)
@@ -113,7 +139,49 @@ def _read(stream: BinaryIO) -> NDArray[np.float32]:
     stream.seek(0)
     kind = nibabel.Nifti2Image if head[4:8] == b"n+2\0" else nibabel.Nifti1Image
     image = kind.from_stream(stream)
-    voxels = prod(image.shape)
+    proxy, shape = image.dataobj, tuple(int(side) for side in image.shape)
+    voxels = prod(shape[:3])
     if voxels > MAX_VOXELS:
         raise UnreadableImage(f"{voxels} voxels are more than the {MAX_VOXELS} allowed")
-    return np.asarray(nibabel.as_closest_canonical(image).dataobj, dtype=np.float32)
+    sort = proxy.dtype
+    first = _volume_number(shape, number) * voxels * sort.itemsize
+    stream.seek(proxy.offset + first)
+    sides = (*shape, 1, 1, 1)[:3]
+    channels = (3,) if sort.fields else ()
+    data = np.empty((*sides, *channels), np.uint8 if channels else np.float32, order="F")
+    offset: float | None = None  # of wide types, whose numbers float32 would round
+    for z in range(sides[2]):
+        size = sides[0] * sides[1] * sort.itemsize
+        raw = stream.read(size)
+        if len(raw) < size:
+            raise UnreadableImage("broken NIfTI file: it ends inside its data")
+        slab = np.frombuffer(raw, sort).reshape(sides[:2], order="F")
+        if channels:
+            data[:, :, z] = np.stack([slab[name] for name in ("R", "G", "B")], -1)
+            continue
+        numbers = np.abs(slab) if sort.kind == "c" else slab
+        if (proxy.slope, proxy.inter) != (1, 0):
+            numbers = numbers.astype(np.float64) * proxy.slope + proxy.inter
+        elif sort.itemsize >= 4 and sort != np.float32:
+            numbers = numbers.astype(np.float64)
+        if numbers.dtype == np.float64:
+            if offset is None and np.isfinite(numbers).any():
+                offset = float(numbers[np.isfinite(numbers)][0])
+            numbers = numbers - (offset or 0)
+        data[:, :, z] = numbers
+    return data, image.affine
+
+
+def _volume_number(shape: tuple[int, ...], number: int | None) -> int:
+    """Return which volume of a file is meant, counted through all axes beyond the third."""
+    beyond = [side for side in shape[3:] if side != 1]
+    if len(shape) < 3 or len(beyond) > 1:
+        raise UnreadableImage(f"a volume of three dimensions is needed, this has {shape}")
+    count = prod(beyond)
+    if number is None and count > 1:
+        raise UnreadableImage(
+            f"the file has {count} volumes: append ,volume=N to the slice, N from 0 to {count - 1}"
+        )
+    if number is not None and number >= count:
+        raise UnreadableImage(f"volume={number}: the file has {count} volumes, counted from 0")
+    return number or 0

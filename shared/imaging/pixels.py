@@ -1,39 +1,23 @@
-"""What every reader of a format needs.
+"""What every reader of a format needs: the refusal and the limits."""
 
-The refusal, the limits, and gray levels of any type as RGB.
-"""
-
-import numpy as np
-from PIL import Image
+LONGEST = 64  # sides to each other: at 64:1 the short one is 5 of 336 pixels, less than a patch
 
 
 class UnreadableImage(ValueError):
     """An image that cannot be shown faithfully; the message is the reason and names no path."""
 
 
-def gray_to_rgb(pixels: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Image.Image:
-    """Scale a grayscale plane (rows, columns) from its own range to 8 bits, as RGB.
-
-    Raises UnreadableImage where no pixel is finite, or where every pixel has one value: a flat
-    plane cannot be told from a failed decoding.
-    """
-    values = pixels.astype(np.float64)
-    finite = np.isfinite(values)
-    if not finite.any():
-        raise UnreadableImage("no pixel has a finite value")
-    low, high = values[finite].min(), values[finite].max()
-    if low == high:
-        raise UnreadableImage(f"every pixel has the value {low:g}")
-    scaled = np.where(finite, (values - low) / (high - low) * 255, 0)
-    return Image.fromarray(np.rint(scaled).astype(np.uint8), "L").convert("RGB")
-
-
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise UnreadableImage where an image has no pixels or too many."""
+    """Raise UnreadableImage where an image has no pixels, too many, or is a mere line."""
     if width < 1 or height < 1:
         raise UnreadableImage(f"it has {width} x {height} pixels")
     if width * height > max_pixels:
         raise UnreadableImage(f"{width} x {height} pixels are more than the {max_pixels} allowed")
+    if max(width, height) > LONGEST * min(width, height):
+        raise UnreadableImage(
+            f"{width} x {height} pixels: one side is more than {LONGEST} times the other, which "
+            "leaves less than a patch of it on a square: cut it into parts"
+        )
 
 
 def frame_number(part: str, frames: int) -> int:

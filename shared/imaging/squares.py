@@ -4,10 +4,11 @@ The same for teacher and student.
 
 What teacher patch i and student patch i show is one place of the image only because both come
 through here: LLaVA's `expand2square` (centred on the encoder's mean colour), CLIP's bicubic resize
-and its normalisation.
+and its normalisation. Where the padded square would be larger than `LARGEST` (a strip of 2,000 x
+20,000 pixels), the image is resized first and padded then.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from shared.imaging.images import ImageReference, open_image
 from shared.vocabulary import Geometry, Interpolation
 
 Colours = tuple[float, float, float]  # of the three channels, on the scale 0 to 1
+Fill = tuple[int, int, int]
+LARGEST = 200_000_000  # pixels of a padded square: twice the most that an image may have
+_BAND = 256  # rows
 RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -63,11 +67,11 @@ class ImageReader(NamedTuple):
     def square(self, image: Image.Image, size: int) -> Image.Image:
         """Return what the encoder sees of an open image, as a `size` x `size` picture."""
         red, green, blue = (int(255 * level) for level in self.mean)
-        return square(
-            image.convert("RGB"), size, self.geometry, (red, green, blue), self.interpolation
-        )
+        colours = image if image.mode == "RGB" else image.convert("RGB")
+        return square(colours, size, self.geometry, (red, green, blue), self.interpolation)
 
 
+@runtime_checkable
 class ImageProcessor(Protocol):
     """What is read of a transformers image processor."""
 
@@ -87,7 +91,7 @@ def square(
     image: Image.Image,
     size: int,
     geometry: Geometry,
-    fill: tuple[int, int, int],
+    fill: Fill,
     interpolation: Interpolation = "bicubic",
 ) -> Image.Image:
     """Return `image` (RGB) as a `size` x `size` square, resampled.
@@ -117,9 +121,38 @@ def square(
         image = image.resize(scaled, resampling)
         left, top = round((image.width - size) / 2), round((image.height - size) / 2)
         return image.crop((left, top, left + size, top + size))
+    if width == height:
+        return image.resize((size, size), resampling)
+    if max(width, height) ** 2 > LARGEST:
+        return _content_first(image, size, fill, resampling)
+    return _padded_first(image, size, fill, resampling)
+
+
+def _padded_first(
+    image: Image.Image, size: int, fill: Fill, resampling: Image.Resampling
+) -> Image.Image:
+    """Pad, then resize, as the students do; in bands, so that the padded square is never held.
+
+    Pillow resizes rows first, each by itself, then columns: the pixels are the very same.
+    """
+    width, height = image.size
     side = max(width, height)
-    if width != height:
-        canvas = Image.new("RGB", (side, side), fill)
-        canvas.paste(image, ((side - width) // 2, (side - height) // 2))
-        image = canvas
-    return image.resize((size, size), resampling)
+    left, top = (side - width) // 2, (side - height) // 2
+    narrow = Image.new("RGB", (size, side))
+    for start in range(0, side, _BAND):
+        band = Image.new("RGB", (side, min(_BAND, side - start)), fill)
+        band.paste(image, (left, top - start))
+        narrow.paste(band.resize((size, band.height), resampling), (0, start))
+    return narrow.resize((size, size), resampling)
+
+
+def _content_first(
+    image: Image.Image, size: int, fill: Fill, resampling: Image.Resampling
+) -> Image.Image:
+    """Resize, then pad: the edge of the image falls on whole pixels, and nothing large is made."""
+    side = max(image.size)
+    width, height = (max(1, round(length * size / side)) for length in image.size)
+    canvas = Image.new("RGB", (size, size), fill)
+    scaled = image.resize((width, height), resampling)
+    canvas.paste(scaled, ((size - width) // 2, (size - height) // 2))
+    return canvas

@@ -12,7 +12,9 @@ from shared.targets.documents import canonical_json
 from shared.vocabulary import Dtype, Encoding, Features, Geometry, Interpolation, Precision
 
 FORMAT: Final = 1  # of the store's files
-DEFINITION: Final = 1  # of the targets: how S_e and E_a are computed (docs/method.md)
+# Of the targets: how an image file becomes pixels, and how S_e and E_a are computed from them
+# (docs/store-format.md lists the versions). Another one is another namespace.
+DEFINITION: Final = 2
 
 
 class Preprocessing(BaseModel):
@@ -89,7 +91,7 @@ class Identity(BaseModel):
         default_factory=lambda fields: default_precision(fields.get("encoding", "matrix"))
     )
     tolerance: float | None = None  # of `factors`: largest error of a similarity
-    definition: Literal[1] = DEFINITION
+    definition: Literal[1, 2] = DEFINITION  # stores of the older ones stay readable
 
     @model_validator(mode="after")
     def _consistent(self) -> "Identity":

@@ -10,7 +10,7 @@ from PIL import Image
 from shared.errors import UserError
 from shared.imaging.geometry import Box, content_box, coverage
 from shared.imaging.grid import Grid, interpolation_matrix
-from shared.imaging.squares import square
+from shared.imaging.squares import LARGEST, square
 from tests.fixtures.images import colour_picture
 
 pytestmark = pytest.mark.unit
@@ -33,6 +33,17 @@ def llava_pad(image):
     return canvas
 
 
+@pytest.mark.parametrize(("width", "height"), [(300, 700), (700, 300), (513, 1025)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_bands_give_the_pixels_of_the_whole_padded_square(width, height, interpolation):
+    image = colour_picture(width, height)
+    for size in (56, 224):
+        resampling = getattr(Image.Resampling, interpolation.upper())
+        resized = Image.fromarray(llava_pad(image)).resize((size, size), resampling)
+        found = square(image, size, "pad", MEAN, interpolation)
+        assert np.array_equal(np.asarray(found), np.asarray(resized))
+
+
 @settings(max_examples=40, deadline=None)
 @given(sides, sides)
 def test_pad_is_the_students_square(width, height):
@@ -41,6 +52,49 @@ def test_pad_is_the_students_square(width, height):
     assert np.array_equal(np.asarray(square(image, side, "pad", MEAN)), llava_pad(image))
     resized = Image.fromarray(llava_pad(image)).resize((28, 28), Image.Resampling.BICUBIC)
     assert np.array_equal(np.asarray(square(image, 28, "pad", MEAN)), np.asarray(resized))
+
+
+def sizes_made(monkeypatch):
+    """Return a list that every new canvas puts its size in."""
+    sizes, new = [], Image.new
+
+    def recorded(mode, size, *colour):
+        sizes.append(size)
+        return new(mode, size, *colour)
+
+    monkeypatch.setattr(Image, "new", recorded)
+    return sizes
+
+
+def test_the_padded_square_of_a_large_strip_is_never_made(monkeypatch):
+    """Content first: its place is the padded square's to half a pixel, and its pixels nearly so."""
+    image = Image.fromarray(
+        np.repeat(np.arange(0, 250, 2, dtype=np.uint8), 16)[None].repeat(400, 0)
+    )
+    image = Image.merge("RGB", [image] * 3)  # 2000 x 400, a smooth ramp
+    exact = np.asarray(square(image, 56, "pad", MEAN)).astype(int)
+    made = sizes_made(monkeypatch)
+    monkeypatch.setattr("shared.imaging.squares.LARGEST", 1_000_000)
+    found = np.asarray(square(image, 56, "pad", MEAN)).astype(int)
+    assert made == [(56, 56)]
+    inside = slice(24, 32)  # rows that show image alone; 11.2 of 56 rows do in part
+    assert np.abs(found[inside] - exact[inside]).max() <= 2
+    assert np.array_equal(found[:21], exact[:21])
+    assert np.array_equal(found[35:], exact[35:])
+
+
+def test_no_ordinary_image_is_a_large_strip():
+    from shared.imaging.images import MAX_PIXELS
+
+    assert 2 * MAX_PIXELS <= LARGEST  # of two to one, the most pixels there may be
+
+
+def test_a_strip_of_60_000_rows_needs_little(monkeypatch):
+    image = Image.fromarray(np.zeros((60_000, 300, 3), np.uint8))
+    tracked = sizes_made(monkeypatch)
+    assert square(image, 336, "pad", MEAN).size == (336, 336)
+    assert square(image, 336, "crop", MEAN).size == (336, 336)
+    assert all(width * height <= 336 * 336 for width, height in tracked)
 
 
 @pytest.mark.parametrize(

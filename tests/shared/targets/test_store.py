@@ -191,17 +191,55 @@ def test_quarantine_keeps_the_latest_reason(tmp_path):
     assert record.reason == "truncated file"
 
 
+def test_a_store_of_the_older_definition_is_another_namespace_and_readable(tmp_path):
+    root = tmp_path / "store"
+    wrote = {}
+    for definition, number in ((1, 3), (2, 4)):
+        with TargetWriter(root, identity(definition=definition)) as writer:
+            writer.add(key(number), matrix_record(number))
+        wrote[definition] = writer.namespace.name
+    assert wrote[1] != wrote[2]
+    old = TargetStore.open(root, identity=identity(definition=1))
+    assert old.identity.definition == 1
+    assert key(3) in old
+    assert key(4) not in old
+    new = TargetStore.open(root, identity=identity())
+    assert key(4) in new
+    assert key(3) not in new
+    assert np.array_equal(
+        old.arrays([key(3)])["attention"][0], matrix_record(3)["attention"].astype(np.float32)
+    )
+    with pytest.raises(UserError, match="holds 2 that fit"):
+        TargetStore.open(root)
+
+
+def test_a_store_of_the_older_definition_alone_is_told_to_be_another(tmp_path):
+    with TargetWriter(tmp_path / "store", identity(definition=1)) as writer:
+        writer.add(key(3), matrix_record(3))
+    with pytest.raises(UserError, match="`definition` is 1, wanted 2"):
+        TargetStore.open(tmp_path / "store", identity=identity())
+
+
 def test_the_fingerprint_is_stable():
-    """The golden value names every store there is: a change of it orphans them."""
+    """The golden value names every store there is: a change of it orphans them.
+
+    Both definitions of the targets have one: a store of the first keeps its name.
+    """
+    assert (
+        identity(definition=1).fingerprint()
+        == "f65c5ce84bdb87811adc8449d2a2138fd4a4a9bd68f8aa7b1a79fbef5fe8ffc3"
+    )
     assert (
         identity().fingerprint()
-        == "f65c5ce84bdb87811adc8449d2a2138fd4a4a9bd68f8aa7b1a79fbef5fe8ffc3"
+        == "3e5011f685d4e05b8ef8c2b19c803dd1b721355bcb12e072ccbe668849f02721"
     )
     assert identity().namespace() == f"dinov2-small-{identity().fingerprint()[:12]}"
     assert identity(precision="f16").fingerprint() == identity().fingerprint()
     factors = identity(encoding="factors", tolerance=0.01)
+    old = factors.model_copy(update={"definition": 1})
+    assert old.fingerprint() == "0676c2aec8d27ae5e8fdae89c4ca6df4eb2f3ec55bbb87fdc820113410ab22fd"
     assert (
-        factors.fingerprint() == "0676c2aec8d27ae5e8fdae89c4ca6df4eb2f3ec55bbb87fdc820113410ab22fd"
+        factors.fingerprint() == "9c3cd8e430e99223de68418548c1ed254666caf6f71546f419a27c479abda767"
     )
     assert factors == identity(encoding="factors", tolerance=0.01, precision="u8")
     assert (
