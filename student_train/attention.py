@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from shared.errors import UserError
 from student_train.imagetext import ImageTextModel, Inputs, Multimodal, entering
 from student_train.kernel import AttentionCall, tap
 
@@ -61,6 +62,7 @@ class Channel:
     inside: bool = False
     # Side in pixels of an empty image for forwards without one; only ZeRO-3 needs it.
     spare_image: int = 0
+    spare_due: bool = False  # whether the current forward still has to encode one
     tokens: dict[int, Tensor] | None = None  # layer -> (P, N, d)
     attention: dict[int, Tensor] | None = None  # layer -> (I, N)
 
@@ -110,7 +112,7 @@ def install(
     channel = Channel(image_token_id)
     model.model.register_forward_pre_hook(_Locate(channel), with_kwargs=True)
     model.model.register_forward_hook(_Leave(channel), always_call=True)
-    decoder.register_forward_pre_hook(_Guard(channel), with_kwargs=True)
+    decoder.register_forward_pre_hook(_Guard(channel, model.model), with_kwargs=True)
     for layer in layers:
         rotation = dict(rotations.items()).get(str(layer))
         blocks[layer].register_forward_pre_hook(_Rotate(channel, layer, rotation), with_kwargs=True)
@@ -153,14 +155,20 @@ def question_attention(call: AttentionCall, request: Request) -> Tensor:
     sample, rows = request.image_sample[request.span_image], request.span_rows
     heads = call.query.shape[1]
     with torch.autocast(call.query.device.type, enabled=False):
-        weights = call.logits_of(sample, rows).softmax(3).flatten(1, 2)  # (I, H R, T)
+        weights = call.weights(call.logits_of(sample, rows)).flatten(1, 2)  # (I, H R, T)
         lengths = request.span_lengths.unsqueeze(1)
         real = torch.arange(rows.shape[1], device=rows.device) < lengths
         share = (real / (heads * lengths)).repeat(1, heads)  # (I, H R), sums to 1
         # Mean first, columns afterwards: picking N of T numbers is then done once instead of H R
         # times.
         mean = torch.bmm(share.unsqueeze(1), weights).squeeze(1)  # (I, T)
-        return mean.gather(1, request.image_columns[request.span_image])
+        found = mean.gather(1, request.image_columns[request.span_image])
+    if bool((found.sum(1) == 0).any()):
+        raise UserError(
+            "a question sees nothing of its image: the attention window of layer losses.layer "
+            "ends before it; choose a losses.layer with full attention, or shorter questions"
+        )
+    return found
 
 
 class _Locate:
@@ -186,8 +194,8 @@ class _Locate:
         else:
             channel.image_mask = None
         without = kwargs.get("pixel_values") is None and kwargs.get("mm_encoder_outputs") is None
-        if channel.spare_image and without and isinstance(ids, Tensor) and ids.shape[1] > 1:
-            _encode_nothing(module, channel.spare_image, ids.device)
+        prompt = isinstance(ids, Tensor) and ids.shape[1] > 1
+        channel.spare_due = bool(channel.spare_image) and without and prompt
 
 
 def _places(kwargs: Inputs) -> int:
@@ -199,7 +207,8 @@ def _places(kwargs: Inputs) -> int:
 def _encode_nothing(module: Multimodal, side: int, device: torch.device) -> None:
     """Run tower and projector on an empty image.
 
-    ZeRO-3 gathers their weights on all ranks at once, or hangs.
+    ZeRO-3 gathers their weights on all ranks at once, or hangs; in one order too: the embedding's
+    first, the tower's, the projector's, the decoder's.
     """
     dtype = next(one.dtype for one in module.parameters() if one.is_floating_point())
     with torch.no_grad():
@@ -219,15 +228,21 @@ class _Leave:
 class _Guard:
     """Before the language model.
 
-    Refuse a direct call that would leave image tokens where the last batch had them.
+    Refuse a direct call that would leave image tokens where the last batch had them. Encode the
+    empty image of a forward without one, at the place where the model would encode its own.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
+    def __init__(self, channel: Channel, multimodal: Multimodal) -> None:
+        self.channel, self.multimodal = channel, multimodal
 
     def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs) -> None:
         channel = self.channel
         if channel.inside:
+            if channel.spare_due:
+                channel.spare_due = False
+                hidden = kwargs.get("inputs_embeds", args[0] if args else None)
+                device = hidden.device if isinstance(hidden, Tensor) else torch.device("cpu")
+                _encode_nothing(self.multimodal, channel.spare_image, device)
             return
         if channel.given_mask is not None:
             channel.image_mask = channel.given_mask

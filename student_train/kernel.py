@@ -10,16 +10,33 @@ listener. Masks and all other modules keep the model's own kernel. The losses li
 may listen to one module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from shared.errors import UserError
 from student_train.upstream import AttentionConfig, kernel_of, register_kernel, with_kernel
 
 TAPPED = "medalign_tap"
+# What a kernel is given besides and that leaves the logits as they are.
+_PLAIN = (
+    "dropout",
+    "position_ids",
+    "cache_position",
+    "is_causal",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "return_dict",
+    "use_cache",
+    "logits_to_keep",
+    "num_items_in_batch",
+    "deterministic",
+    "target_dtype",
+)
 
 
 class AttentionCall(NamedTuple):
@@ -36,6 +53,11 @@ class AttentionCall(NamedTuple):
         Factor on the logits.
     window
         Sliding window of the layer, for the two mask forms that do not say it; None for none.
+    softcap
+        Logits x become softcap tanh(x / softcap) before the mask (Gemma 2); None for none.
+    sinks
+        (H,) a logit beside the keys' in each head's softmax, without a value (gpt-oss); None for
+        none.
     """
 
     query: Tensor
@@ -44,6 +66,8 @@ class AttentionCall(NamedTuple):
     mask: Tensor | None
     scaling: float
     window: int | None
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
     def logits(self, count: int = 1) -> Tensor:
         """Logits (B, H, count, T) of the newest rows before softmax; see `logits_of`."""
@@ -65,6 +89,8 @@ class AttentionCall(NamedTuple):
             k = self.key[sample].float()
             flat = q.reshape(spans, groups, -1, width) * self.scaling
             logits = torch.matmul(flat, k.transpose(2, 3)).view(spans, heads, count, -1)
+            if self.softcap is not None:
+                logits = self.softcap * torch.tanh(logits / self.softcap)
             hidden = self._hidden(sample, rows)
             if hidden.is_floating_point():
                 return logits + hidden
@@ -85,11 +111,18 @@ class AttentionCall(NamedTuple):
             hidden = hidden | ~mask[sample, -length:].bool().unsqueeze(1)
         return hidden.unsqueeze(1)
 
+    def weights(self, logits: Tensor) -> Tensor:
+        """Return the attention (I, H, R, T) of rows with these logits; sinks take their share."""
+        if self.sinks is None:
+            return logits.softmax(3)
+        sinks = self.sinks.float().view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+        return torch.cat([logits, sinks], dim=3).softmax(3)[..., :-1]
+
     def mixed(self, logits: Tensor) -> Tensor:
         """Output (B, R, H, c) of rows whose logits are `logits` (B, H, R, T)."""
         copies = self.query.shape[1] // self.value.shape[1]
         values = self.value.repeat_interleave(copies, dim=1).float()
-        return (torch.softmax(logits, dim=-1) @ values).transpose(1, 2)
+        return (self.weights(logits) @ values).transpose(1, 2)
 
 
 # A listener looks at a call; what it returns replaces the logits (B, H, R, T) of the newest R rows.
@@ -159,10 +192,31 @@ def _kernel(
     finally:
         attention.config = taps.copy
     factor = query.shape[3] ** -0.5 if scaling is None else scaling
-    call = AttentionCall(query, key, value, mask, factor, sliding_window)
+    softcap, sinks = _logit_options(module, options)
+    call = AttentionCall(query, key, value, mask, factor, sliding_window, softcap, sinks)
     for listener in taps.listeners:
         logits = listener(call)
         if logits is not None:
             rows = call.mixed(logits).to(output.dtype)  # (B, R, H, c)
             output = torch.cat([output[:, : -rows.shape[1]], rows], dim=1)
     return output, weights
+
+
+def _logit_options(
+    module: nn.Module, options: Mapping[str, object]
+) -> tuple[float | None, Tensor | None]:
+    """Return softcap and sinks of a call; what else may change logits is refused."""
+    unknown = sorted(
+        name for name, value in options.items() if value is not None and name not in _PLAIN
+    )
+    unknown = [name for name in unknown if name not in ("softcap", "s_aux")]
+    if unknown:
+        raise UserError(
+            f"{type(module).__name__} computes its attention with {', '.join(unknown)}, which the "
+            "attention loss does not know; set losses.beta=0 or use another model"
+        )
+    softcap, sinks = options.get("softcap"), options.get("s_aux")
+    return (
+        float(softcap) if isinstance(softcap, int | float) else None,
+        sinks if isinstance(sinks, Tensor) else None,
+    )
