@@ -49,8 +49,8 @@ def encode(
     block, attention = _last_block(teacher.model)
     caught: dict[str, Tensor] = {}
 
-    def catch_input(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        caught["input"] = args[0] if args else kwargs["query"]
+    def catch_input(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
+        caught["input"] = args[0] if args else cast("Tensor", kwargs["query"])
 
     def catch_output(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         caught["output"] = output

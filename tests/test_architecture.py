@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,22 @@ def test_no_file_takes_anothers_private_name(package: str) -> None:
             and not node.attr.startswith("__")
         ]
     assert taken == []
+
+
+def test_every_annotated_shape_is_checked_in_the_tests() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    options = settings["tool"]["pytest"]["ini_options"]["addopts"]
+    [names] = [one.partition("=")[2] for one in options if one.startswith("--jaxtyping-packages=")]
+    checked = names.split(",")[:-1]  # the last is the checker
+    unchecked = [
+        module
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if "from jaxtyping" in path.read_text(encoding="utf-8")
+        and not any(
+            (module := ".".join(path.relative_to(ROOT).with_suffix("").parts)) == one
+            or module.startswith(f"{one}.")
+            for one in checked
+        )
+    ]
+    assert unchecked == []
