@@ -96,9 +96,17 @@ def load_records(path: str | Path, image_root: str | Path | None = None) -> list
         Names the file, the record and what is wrong with it.
     """
     path = Path(path)
-    records = [
-        _record(row, f"{path}: {place}", number) for number, (place, row) in enumerate(_rows(path))
-    ]
+    records: list[Record] = []
+    faults: list[str] = []
+    for number, (place, row) in enumerate(_rows(path)):
+        try:
+            records.append(_record(row, place, number))
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        shown = "; ".join(faults[:3])
+        many = f"{len(faults)} records are no records, first " if len(faults) > 1 else ""
+        raise UserError(f"{path}: {many}{shown}")
     if not records:
         raise UserError(f"{path} holds no records")
     if image_root is not None:
@@ -167,12 +175,14 @@ def _rows(path: Path) -> Iterable[tuple[str, object]]:
     """Yield (where, row) for every record of the file."""
     try:
         if path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
             if not isinstance(rows, list):
                 raise UserError(f"{path}: expected a JSON list of records, found {_kind(rows)}")
             yield from ((f"record {number}", row) for number, row in enumerate(rows))
         elif path.suffix == ".jsonl":
-            for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            for number, line in enumerate(
+                path.read_text(encoding="utf-8-sig").split("\n"), start=1
+            ):
                 if line.strip():
                     yield f"line {number}", _parse_line(line, path, number)
         elif path.suffix == ".parquet":

@@ -1,5 +1,6 @@
 """From the recipe to the Trainer's arguments."""
 
+import math
 from pathlib import Path
 
 from shared.recipe import Recipe
@@ -28,7 +29,8 @@ def training_arguments(
         max_steps=section.max_steps,
         learning_rate=section.learning_rate,
         lr_scheduler_type=section.schedule,
-        warmup_steps=section.warmup_ratio,  # below 1: a share of the steps
+        # below 1 it is a share of the steps, from 1 on a number of them
+        warmup_steps=min(section.warmup_ratio, math.nextafter(1.0, 0.0)),
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
         optim="adamw_torch_fused",  # one pass over W and its moments

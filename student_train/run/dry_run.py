@@ -1,5 +1,6 @@
 """`student train --dry-run`: load and check everything, estimate the memory, train nothing."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,9 +98,7 @@ def _described(
     validation: "AlignmentData | None",
 ) -> dict[str, object]:
     batch = recipe.train.batch_size * recipe.train.accumulation * this_process().world
-    steps = recipe.train.max_steps
-    if steps <= 0:
-        steps = round(-(-len(data) // batch) * recipe.train.epochs)
+    steps = optimiser_steps(recipe, len(data), batch)
     lengths, grid = data.lengths, base.grid
     return {
         "model": f"{recipe.model.name}, grid {grid.rows}x{grid.columns}, "
@@ -110,6 +109,13 @@ def _described(
         "images with targets": "not used" if data.targets is None else len(data.targets.keys),
         "optimiser steps": f"{steps} of {batch} samples",
     }
+
+
+def optimiser_steps(recipe: Recipe, samples: int, batch: int) -> int:
+    """Count the steps of a run as the Trainer does: a part of a step is a step."""
+    if recipe.train.max_steps > 0:
+        return recipe.train.max_steps
+    return math.ceil(-(-samples // batch) * recipe.train.epochs)
 
 
 def _sizes(model: "ImageTextModel") -> _Sizes:

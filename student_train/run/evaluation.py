@@ -50,7 +50,7 @@ def make_evaluation(
 
 
 def losses(trainer: AlignmentTrainer, data: AlignmentData, recipe: Recipe) -> dict[str, float]:
-    """Return eval_loss and its terms.
+    """Return eval_loss and its terms, with the recipe's full alpha and beta.
 
     Means over all of `data`, whatever batches and ranks it went through.
     """
@@ -81,7 +81,7 @@ def losses(trainer: AlignmentTrainer, data: AlignmentData, recipe: Recipe) -> di
     if ranks > 1:
         totals = trainer.accelerator.reduce(totals, "sum")
     means = (totals[0] / totals[1].clamp_min(1)).tolist()
-    total = sum(weight * mean for weight, mean in zip(trainer.loss_weights(), means, strict=True))
+    total = sum(weight * mean for weight, mean in zip(trainer.full_weights(), means, strict=True))
     return {"eval_loss": total} | {
         f"eval_{name}": mean for name, mean in zip(TERMS, means, strict=True)
     }

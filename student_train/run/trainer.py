@@ -114,6 +114,10 @@ class AlignmentTrainer(TrainerSeams[Batch | Failure], Trainer):  # type: ignore[
             * schedule_factor(losses.beta_schedule, done, losses.schedule_ratio),
         )
 
+    def full_weights(self) -> tuple[float, float, float]:
+        """Return the recipe's weights of the three terms, whatever the schedules say now."""
+        return 1.0, self.recipe.losses.alpha, self.recipe.losses.beta or 0.0
+
     def compute_loss(
         self,
         model: ImageTextModel,
@@ -212,11 +216,16 @@ class AlignmentTrainer(TrainerSeams[Batch | Failure], Trainer):  # type: ignore[
         own = self.recipe.rotation.learning_rate
         if own is not None and self.optimizer is None:
             named = [pair for pair in self.model.named_parameters() if pair[1].requires_grad]
+            decay = {"weight_decay": self.recipe.train.weight_decay}
             groups: list[dict[str, object]] = [
-                {"params": [parameter for name, parameter in named if ".rotation." not in name]},
+                {
+                    "params": [parameter for name, parameter in named if ".rotation." not in name],
+                    **decay,
+                },
                 {
                     "params": [parameter for name, parameter in named if ".rotation." in name],
                     "lr": own,
+                    **decay,
                 },
             ]
             optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)

@@ -261,3 +261,21 @@ def test_missing_images_are_counted(tmp_path: Path) -> None:
         load_records(path, tmp_path)
     assert image_root_of(path, None) == tmp_path
     assert image_root_of(path, "elsewhere") == Path("elsewhere")
+
+
+def test_all_bad_records_are_counted_and_three_are_shown(tmp_path: Path) -> None:
+    bad: list[dict[str, object]] = [{"id": f"b{number}"} for number in range(5)]
+    with pytest.raises(UserError, match="5 records are no records, first") as caught:
+        load_records(put(tmp_path, [bad[0], LLAVA, *bad[1:]]))
+    line = str(caught.value)
+    assert [f"(id b{number})" in line for number in range(5)] == [True, True, True, False, False]
+    assert "\n" not in line
+    assert "record 2 (id b1)" in line  # the places of the file, bad ones counted
+
+
+@pytest.mark.parametrize("name", ["bom.json", "bom.jsonl"])
+def test_a_byte_order_mark_is_read_over(tmp_path: Path, name: str) -> None:
+    path = put(tmp_path, [LLAVA], name)
+    plain = load_records(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_records(path) == plain
