@@ -57,12 +57,19 @@ def run(app: typer.Typer, name: str) -> None:
 
 
 def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+    return _printable(text).replace("[", r"\[")
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def say(text: str) -> None:
-    """Print one line for a person; markup is not interpreted."""
-    stdout.print(text, markup=False)
+    """Print one line for a person; markup is not interpreted.
+
+    A file name that is not UTF-8 is shown with its bytes as hexadecimal digits.
+    """
+    stdout.print(_printable(text), markup=False)
 
 
 def warn(text: str) -> None:

@@ -6,7 +6,7 @@ owns and writes its own segments; the ranks meet twice, once the files are named
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +16,20 @@ import numpy as np
 
 from shared.console import track, warn
 from shared.errors import UserError
+from shared.files import refused_as
 from shared.imaging.images import ImageReference
 from shared.processes import choose_device
 from shared.targets import DamagedSegment, TargetStore, TargetWriter
-from shared.targets.namespace import Namespace, create_namespace, quarantine, quarantined
+from shared.targets.identity import Identity
+from shared.targets.namespace import (
+    Namespace,
+    create_namespace,
+    quarantine,
+    quarantined,
+    release,
+)
 from shared.targets.segment.manifest import keys_present
+from shared.targets.segment.writer import NotFinite
 from teacher_cache.distinct import distinct_images
 from teacher_cache.ranks import Ranks, stop_on_termination
 from teacher_cache.settings import Settings, load_for
@@ -34,7 +43,8 @@ class BuildResult(NamedTuple):
     Of those `found` before, now `encoded`, or `failed`.
 
     `left_out` names the failed ones with the reason. Under `torchrun` the counts are those of all
-    ranks, the names only this rank's. `seconds` is the whole time; `encoding_seconds` that part in
+    ranks, the names only this rank's. `elsewhere` counts what ranks that do not meet this one
+    have still to encode. `seconds` is the whole time; `encoding_seconds` that part in
     which images were encoded and written, without naming them and loading the teacher.
     """
 
@@ -47,6 +57,7 @@ class BuildResult(NamedTuple):
     left_out: LeftOut
     seconds: float
     encoding_seconds: float
+    elsewhere: int = 0
 
     @property
     def images_per_second(self) -> float | None:
@@ -107,12 +118,17 @@ def build(
     references = list(images)
     loaded, identity = load_for(teacher, weights, settings, place)
     namespace = create_namespace(store, identity, _provenance(loaded))
+    if ranks.meets and ranks.world > 1:
+        count = ranks.world - 1
+        warn(f"rank {ranks.rank}: waiting for {count} other rank{'s' * (count > 1)}")
     with ranks.meeting():
         by_key, _, left_out = distinct_images(references, workers, ranks)
         unopened = len(left_out)  # the same on every rank
         missing = missing_keys(namespace, by_key)
         mine = ranks.owned(missing)
         known = _known_reasons(namespace)
+        not_finite: list[tuple[bytes, str]] = []
+        _say_share(ranks, len(mine), len(missing))
         encoding = time.perf_counter()
         title = "encoding" if ranks.world == 1 else f"encoding (rank {ranks.rank} of {ranks.world})"
         with (
@@ -134,13 +150,24 @@ def build(
                     if error is None:
                         continue
                     left_out.append((by_key[key], _reason(error)))
-                    if not isinstance(error, OSError) and known.get(key) != str(error):
+                    if isinstance(error, NotFinite):
+                        not_finite.append((key, str(error)))
+                    elif not isinstance(error, OSError) and known.get(key) != str(error):
                         quarantine(namespace, key, str(error))
+        _check_some_are_finite(not_finite, len(mine), len(by_key), identity)
+        for key, reason in not_finite:
+            if known.get(key) != reason:
+                quarantine(namespace, key, reason)
         failed = len(left_out) - unopened
         encoded, failed = (
             int(total) for total in ranks.sum(np.array([len(mine) - failed, failed]))
         )
         end = time.perf_counter()
+        elsewhere = 0
+        if ranks.world > 1 and not ranks.meets:
+            others = set(missing).difference(mine)
+            elsewhere = len(missing_keys(namespace, others)) if others else 0
+        _release(namespace, known, by_key)
     return BuildResult(
         namespace=identity.namespace(),
         images=len(references),
@@ -151,7 +178,46 @@ def build(
         left_out=left_out,
         seconds=end - begin,
         encoding_seconds=end - encoding,
+        elsewhere=elsewhere,
     )
+
+
+def _check_some_are_finite(
+    not_finite: list[tuple[bytes, str]], tried: int, distinct: int, identity: Identity
+) -> None:
+    """Tell broken weights from an image that overflows.
+
+    Raises
+    ------
+    UserError
+        All images that were asked for were tried, and the teacher is finite for none.
+    """
+    if not_finite and len(not_finite) == tried == distinct:
+        raise UserError(
+            f"the teacher's values are not finite in {identity.dtype} for any of {tried} images: "
+            "use a wider --dtype, or check the weights"
+        )
+
+
+def _say_share(ranks: Ranks, share: int, missing: int) -> None:
+    """Say that this process does a part only: RANK and WORLD_SIZE may be left from another job."""
+    if ranks.world > 1:
+        met = "" if ranks.meets else " (RANK and WORLD_SIZE of the environment; unset them for all)"
+        warn(f"rank {ranks.rank} of {ranks.world}: its share is {share} of {missing}{met}")
+
+
+def _release(
+    namespace: Namespace, known: Mapping[bytes, str], by_key: Mapping[bytes, ImageReference]
+) -> None:
+    """Remove the quarantine records of images that have a target by now."""
+    asked = [key for key in known if key in by_key]
+    if not asked:
+        return
+    absent = set(missing_keys(namespace, asked))
+    if len(absent) == len(asked):
+        return
+    with refused_as(f"cannot write to the store {namespace.storage.location}"):
+        release(namespace, lambda keys: [key in by_key and key not in absent for key in keys])
 
 
 def _known_reasons(namespace: Namespace) -> dict[bytes, str]:

@@ -199,6 +199,12 @@ def build_command(
             f"namespace {result.namespace} in {store}",
         ]
         report(result.as_json(), json, lines)
+    if result.elsewhere:
+        raise UserError(
+            f"{result.elsewhere} images are the share of other ranks and not in the store yet: "
+            "this was one rank of several, by RANK and WORLD_SIZE of the environment. Run the "
+            "others, or unset both and run the same build again"
+        )
     if speaks and result.failed > allow_skips:
         raise UserError(
             f"{result.failed} images could not be cached, for the reasons above; every other image "

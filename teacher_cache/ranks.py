@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.errors import UserError
 from shared.processes import this_process
 
 Number = TypeVar("Number", bound=np.integer)
@@ -29,8 +30,24 @@ class Ranks(NamedTuple):
 
     @classmethod
     def of_environment(cls) -> "Ranks":
-        """Read what `torchrun` set; a single process is rank 0 of 1."""
-        return cls(*this_process())
+        """Read what `torchrun` set; a single process is rank 0 of 1.
+
+        Raises
+        ------
+        UserError
+            What is set is no rank of so many.
+        """
+        try:
+            rank, world, local = this_process()
+        except ValueError:
+            rank, world, local = -1, 0, 0
+        if not 0 <= rank < world:
+            raise UserError(
+                "RANK, WORLD_SIZE and LOCAL_RANK of the environment name no rank "
+                f"(RANK={os.environ.get('RANK')}, WORLD_SIZE={os.environ.get('WORLD_SIZE')}): "
+                "unset them, or start the build with `torchrun`"
+            )
+        return cls(rank, world, local)
 
     def owned(self, keys: Sequence[bytes]) -> list[bytes]:
         """Return the content keys that are this rank's.
@@ -59,6 +76,11 @@ class Ranks(NamedTuple):
         from torch import distributed
 
         mine = self.meets and not distributed.is_initialized()
+        if mine and "MASTER_PORT" not in os.environ:
+            raise UserError(
+                "MASTER_ADDR is set and MASTER_PORT is not: set both, or unset RANK, WORLD_SIZE "
+                "and MASTER_ADDR to build in one process"
+            )
         if mine:
             distributed.init_process_group(
                 "gloo", timeout=timedelta(days=30)

@@ -8,6 +8,7 @@ from shared.errors import UserError
 from shared.imaging.grid import Grid
 from shared.targets import Identity
 from shared.targets.identity import default_precision
+from shared.targets.numbers.triangle import triangle_length
 from shared.vocabulary import Dtype, Encoding, Features, Geometry, Precision
 from teacher_cache.teachers.base import Teacher
 from teacher_cache.teachers.registry import load_teacher
@@ -18,6 +19,8 @@ DTYPES: dict[Dtype, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+MAX_PATCHES = 4096  # 64 x 64: a record of 17 MB; the similarities of a batch are in memory
 
 
 class Settings(NamedTuple):
@@ -86,10 +89,24 @@ def load_for(
     Raises
     ------
     UserError
-        As `load_teacher`; or `projected` features of a teacher without a projection.
+        As `load_teacher`; or a grid whose targets are too large, or `projected` features of a
+        teacher without a projection.
     """
+    _check_grid(settings)
     loaded = load_teacher(teacher, weights, settings.grid, settings.trained)
     if settings.features == "projected" and loaded.project is None:
         raise UserError(f"teacher {teacher} has no projection: use --features block")
     loaded.model.to(device=device, dtype=DTYPES[settings.dtype])
     return loaded, identity_of(loaded, settings)
+
+
+def _check_grid(settings: Settings) -> None:
+    """Refuse a grid whose similarities no record can hold: their number grows with its square."""
+    patches = settings.grid.size
+    if settings.encoding == "matrix" and patches > MAX_PATCHES:
+        each = triangle_length(patches) * (1 if settings.precision == "u8" else 2)
+        raise UserError(
+            f"--grid {settings.grid.rows}x{settings.grid.columns} is {patches} patches, "
+            f"{each / 1e9:.1f} GB an image: --encoding matrix takes at most {MAX_PATCHES} patches "
+            "(64x64)"
+        )

@@ -1,9 +1,11 @@
 """Which images a build is asked for: a folder, one file, a glob, or a data set file."""
 
 import glob
+from collections.abc import Iterator
 from pathlib import Path
 
 from shared.errors import UserError
+from shared.files import refused_as
 from shared.imaging.images import ImageReference, parse_reference
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -30,9 +32,9 @@ def find_images(images: str, image_root: str | None = None) -> list[ImageReferen
     Parameters
     ----------
     images
-        A folder (searched through; hidden files, a folder's indexes, and text and tables by their
-        ending, are passed over), a glob, one file (`scan.nii.gz#axial=90` for one slice), or a data
-        set file (.json, .jsonl, .parquet).
+        A folder (searched through, links to folders too; hidden files, a folder's indexes, and
+        text and tables by their ending, are passed over), a glob, one file
+        (`scan.nii.gz#axial=90` for one slice), or a data set file (.json, .jsonl, .parquet).
     image_root
         Folder that the paths of a data set file are relative to; its own folder by default.
 
@@ -47,14 +49,15 @@ def find_images(images: str, image_root: str | None = None) -> list[ImageReferen
     if image_root is not None:
         raise UserError("--image-root belongs to a data set file (.json, .jsonl, .parquet)")
     if path.is_dir():
-        found = _below(path)
+        with refused_as(f"cannot search {path}", "make its folders readable"):
+            found = _below(path)
     elif path.is_file():
         found = [ImageReference(path)]
     elif (reference := parse_reference(images)).path.is_file():
         found = [reference]
     else:
         matches = glob.glob(images, recursive=True)  # noqa: PTH207 - a user's pattern may be absolute
-        found = [ImageReference(Path(name)) for name in sorted(matches) if Path(name).is_file()]
+        found = [ImageReference(Path(name)) for name in sorted(matches) if _is_file(Path(name))]
     if not found:
         raise UserError(
             f"no images at {images}: --images takes a folder, a file, a glob or a data set file"
@@ -63,12 +66,30 @@ def find_images(images: str, image_root: str | None = None) -> list[ImageReferen
 
 
 def _below(folder: Path) -> list[ImageReference]:
-    files = (file for file in folder.rglob("*") if file.is_file())
     return [
         ImageReference(file)
-        for file in sorted(files)
+        for file in sorted(_walk(folder, frozenset()))
         if _looks_like_image(file.relative_to(folder))
     ]
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Yield all files below, through links to folders too, but not round in a circle of them."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            if not entry.name.startswith("."):
+                yield from _walk(entry, above | {here})
+        elif _is_file(entry):
+            yield entry
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, or a link to nothing, which the build then names as unreadable."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _looks_like_image(file: Path) -> bool:

@@ -13,7 +13,6 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from shared.errors import UserError
 from shared.imaging.geometry import Box, content_box
 from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference, open_image
@@ -23,6 +22,7 @@ from shared.targets import Identity, Preprocessing
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.encodings import encode_targets
 from shared.targets.numbers.factors import InaccurateFactors
+from shared.targets.segment.writer import NotFinite
 from shared.vocabulary import Geometry
 from teacher_cache.encoder import Encoded, encode
 from teacher_cache.settings import DTYPES
@@ -31,9 +31,8 @@ from teacher_cache.teachers.base import Teacher
 T = TypeVar("T")
 READ_AHEAD, WRITE_BEHIND = 2, 1  # batches in memory before and after the teacher
 
-Failure = (
-    UnreadableImage | InaccurateFactors | OSError
-)  # of the image for good, or (the last) of its file just now
+# Of the image for good, or (the last) of its file just now.
+Failure = UnreadableImage | InaccurateFactors | NotFinite | OSError
 Outcome = tuple[bytes, Failure | None]
 LeftOut = list[tuple[ImageReference, str]]  # images without a target, and why
 
@@ -73,12 +72,13 @@ def stream(
     ------
     tuple
         The key and None once `add` has its arrays, or the key and why its image has none: it
-        cannot be read, or `factors` cannot keep the tolerance for it.
+        cannot be read, the teacher's values for it are not finite, or `factors` cannot keep the
+        tolerance for it.
 
     Raises
     ------
     UserError
-        The teacher returns values that are not finite; or what `add` raises.
+        What `add` raises.
     """
     dtype = DTYPES[identity.dtype]
 
@@ -89,7 +89,7 @@ def stream(
             if batch.pixels is not None:
                 pixels = batch.pixels.to(device=device, dtype=dtype, non_blocking=True)
                 encoded = encode(teacher, pixels, identity.features)
-                yield writer.submit(_write, batch, encoded, teacher.grid, identity, by_key, add)
+                yield writer.submit(_write, batch, encoded, teacher.grid, identity, add)
             if batch.unreadable:
                 yield writer.submit(list[Outcome], batch.unreadable)
 
@@ -106,17 +106,10 @@ def _write(
     encoded: Encoded,
     native: Grid,
     identity: Identity,
-    by_key: Mapping[bytes, ImageReference],
     add: Callable[[bytes, Arrays], None],
 ) -> list[Outcome]:
     """Turn the teacher's output for a batch into targets and add them; one outcome an image."""
-    if not (torch.isfinite(encoded.tokens).all() and torch.isfinite(encoded.attention).all()):
-        first = by_key[batch.keys[0]]
-        raise UserError(
-            f"the teacher's values are not finite in {identity.dtype} (batch of {first}): use "
-            "a wider --dtype, or check the weights"
-        )
-    outcomes: list[Outcome] = []
+    batch, encoded, outcomes = _finite(batch, encoded, identity)
     for part in _parts(len(batch.keys), identity):
         tokens, attention = encoded.tokens[part], encoded.attention[part]
         try:
@@ -125,15 +118,40 @@ def _write(
             outcomes += [(key, error) for key in batch.keys[part]]
             continue
         for key, arrays in zip(batch.keys[part], made, strict=True):
-            add(key, arrays)
-            outcomes.append((key, None))
+            try:
+                add(key, arrays)
+            except NotFinite as error:
+                outcomes.append((key, error))
+            else:
+                outcomes.append((key, None))
     return outcomes
+
+
+def _finite(
+    batch: _Batch, encoded: Encoded, identity: Identity
+) -> tuple[_Batch, Encoded, list[Outcome]]:
+    """Keep the images for which the teacher's values are finite; the others fail, each alone."""
+    sound = torch.isfinite(encoded.tokens).flatten(1).all(1)
+    sound &= torch.isfinite(encoded.attention).flatten(1).all(1)
+    rows = [row for row, good in enumerate(sound.tolist()) if good]
+    if len(rows) == len(batch.keys):
+        return batch, encoded, []
+    error = NotFinite(
+        f"the teacher's values are not finite in {identity.dtype}: use a wider --dtype"
+    )
+    outcomes: list[Outcome] = [
+        (key, error) for row, key in enumerate(batch.keys) if row not in set(rows)
+    ]
+    left = batch._replace(
+        keys=[batch.keys[row] for row in rows], boxes=[batch.boxes[row] for row in rows]
+    )
+    return left, Encoded(encoded.tokens[rows], encoded.attention[rows]), outcomes
 
 
 def _parts(count: int, identity: Identity) -> list[slice]:
     """Which images of a batch to encode at a time: all, or one where each may fail by itself."""
     return (
-        [slice(count)]
+        [slice(count)][:count]
         if identity.encoding == "matrix"
         else [slice(row, row + 1) for row in range(count)]
     )

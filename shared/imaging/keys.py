@@ -175,6 +175,8 @@ def _hash(path: Path, parts: Sequence[str | None]) -> list[tuple[ImageReference,
     """Return the keys of some parts of one file, which is read once."""
     references = [ImageReference(path, part) for part in parts]
     try:
+        if len(references) == 1:
+            return [(references[0], content_key(*references[0]))]
         digest = _digest(path)
     except OSError as error:
         return [(reference, error) for reference in references]

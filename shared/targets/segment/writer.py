@@ -34,6 +34,10 @@ from shared.targets.segment.manifest import (
 PATIENCE = 60.0  # seconds to wait for another process that changes the namespace
 
 
+class NotFinite(ValueError):
+    """A value of an image's arrays is not a finite number."""
+
+
 class SegmentWriter:
     """Collects the records of one segment and publishes them in one step.
 
@@ -209,7 +213,7 @@ def _prepare(values: NDArray[np.generic], spec: ArraySpec) -> NDArray[np.generic
             raise ValueError(f"array {spec.name} does not fit {spec.dtype}")
         values = converted
     if spec.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError(f"array {spec.name} holds values that are not finite numbers")
+        raise NotFinite(f"array {spec.name} holds values that are not finite numbers")
     return values.copy()
 
 
