@@ -17,6 +17,7 @@ from rich.progress import TaskID
 from transformers import TrainerCallback
 
 from shared.console import progress, stderr
+from shared.errors import UserError
 from shared.files import whole_file
 from shared.processes import is_main_process
 from shared.recipe import Recipe, save_recipe
@@ -49,6 +50,8 @@ class Claim(TrainerCallback):  # type: ignore[misc]
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             whole_file(folder / RECIPE, lambda path: save_recipe(self.recipe, path))
+        if self.recipe.train.best_metric is not None and state.best_global_step:
+            state.best_model_checkpoint = _best_checkpoint(Path(args.output_dir), state)
 
     def on_step_end(
         self, args: RunArguments, state: RunState, control: RunControl, **_: object
@@ -58,6 +61,19 @@ class Claim(TrainerCallback):  # type: ignore[misc]
         A mean over steps on both sides of an interruption could not be resumed exactly.
         """
         control.should_log = control.should_log or control.should_save
+
+
+def _best_checkpoint(output: Path, state: RunState) -> str:
+    """Return the best checkpoint of a resumed run, whose folder may have moved."""
+    own = output / f"checkpoint-{state.best_global_step}"
+    if own.is_dir():
+        return str(own)
+    if state.best_model_checkpoint is not None and Path(state.best_model_checkpoint).is_dir():
+        return state.best_model_checkpoint
+    raise UserError(
+        f"the best checkpoint so far, {own.name}, is not in {output}; copy it there from where the "
+        "run was begun"
+    )
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from shared.console import warn
 from shared.errors import UserError
@@ -35,7 +35,7 @@ class ZeroOptimization(TypedDict, total=False):
 class Switch(TypedDict):
     """Something on or off."""
 
-    enabled: bool
+    enabled: bool | Literal["auto"]
 
 
 class DeepSpeedConfig(TypedDict, total=False):
@@ -43,6 +43,7 @@ class DeepSpeedConfig(TypedDict, total=False):
 
     zero_optimization: ZeroOptimization
     bf16: Switch
+    fp16: Switch
     checkpoint: dict[str, bool]
 
 
@@ -140,8 +141,32 @@ def deepspeed_config(recipe: Recipe) -> DeepSpeedConfig | None:
     # ZeRO-3 shards the frozen weights too and wants one dtype, so DeepSpeed casts adapter and W and
     # keeps the float32 masters itself; in the other stages they stay float32 parameters under
     # autocast.
-    config.setdefault("bf16", {"enabled": stage == 3 and recipe.train.precision == "bf16"})
+    _resolve_precision(config, stage, recipe.train.precision, name)
     return config
+
+
+def _resolve_precision(
+    config: DeepSpeedConfig, stage: int, precision: str, name: str | None
+) -> None:
+    """Let the recipe decide what the file leaves to it (`auto`); refuse a contradiction."""
+    half = stage == 3 and precision == "bf16"
+    given = config.get("bf16", {}).get("enabled", "auto")
+    if config.get("fp16", {}).get("enabled", False) not in (False, "auto"):
+        raise UserError(
+            f"deepspeed={name} computes in fp16, which recipes do not; leave fp16 out of the file"
+        )
+    config.pop("fp16", None)
+    if given is True and precision != "bf16":
+        raise UserError(
+            f"deepspeed={name} says bf16, the recipe train.precision={precision}; leave bf16 out "
+            'of the file, or write {"enabled": "auto"}'
+        )
+    if given is False and half:
+        raise UserError(
+            f"deepspeed={name} switches bf16 off, the recipe says train.precision=bf16; leave bf16 "
+            'out of the file, or write {"enabled": "auto"}'
+        )
+    config["bf16"] = {**config.get("bf16", {}), "enabled": half if given == "auto" else given}
 
 
 def zero_stage(config: DeepSpeedConfig | None) -> int:
