@@ -181,6 +181,7 @@ def choice(prediction: str, options: Sequence[str]) -> int | None:
         stated = polarity(prediction)
         if stated is not None:
             return polarities.index(stated)
+    said = re.split(r"\b(?:because|since)\b", said, flags=re.IGNORECASE)[0].strip() or said
     lettered = _letters(said, labels)
     if len(lettered) > 1:
         return None
@@ -221,7 +222,7 @@ def _letters(text: str, labels: dict[str, int]) -> set[int]:
     else:
         leading = re.match(
             r"\W*?(?:[\[(]\s*([A-Za-z])\s*[\])]|([A-Za-z])\s*[.:)](?![a-z])"
-            r"|([A-Za-z])\W*$)",
+            r"|([A-Z])\s*,|([A-Za-z])\W*$)",
             text,
         )
         found = [one for one in leading.groups() if one] if leading else []

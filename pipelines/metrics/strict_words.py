@@ -209,6 +209,8 @@ def _numbers(found: list[str]) -> list[str]:
                 result[-1] = str(int(result[-1]) + number)
             else:
                 result.append(str(number))
+        elif word in _POWERS and result and result[-1].isdecimal():
+            result[-1] = str(int(result[-1]) * _POWERS[word])
         elif word[0] in "0123456789.":
             result.append(_plain_number(word))
         else:
@@ -216,6 +218,7 @@ def _numbers(found: list[str]) -> list[str]:
     return result
 
 
+_POWERS = {"hundred": 100, "thousand": 1000}
 _SPOKEN_TENS = frozenset(str(number) for number in _TENS.values())
 
 
