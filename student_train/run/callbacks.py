@@ -3,6 +3,7 @@
 Progress, early stopping, and an orderly end when the run is told to stop.
 """
 
+import os
 import shlex
 import signal
 import sys
@@ -19,7 +20,7 @@ from transformers import TrainerCallback
 from shared.console import progress, stderr
 from shared.errors import UserError
 from shared.files import whole_file
-from shared.processes import is_main_process
+from shared.processes import is_main_process, this_process
 from shared.recipe import Recipe, save_recipe
 from student_train.adapter.files import RECIPE
 from student_train.run.parts import Logs, RunArguments, RunControl, RunState
@@ -61,6 +62,19 @@ class Claim(TrainerCallback):  # type: ignore[misc]
         A mean over steps on both sides of an interruption could not be resumed exactly.
         """
         control.should_log = control.should_log or control.should_save
+
+
+def launcher_line() -> str | None:
+    """Return the launcher and its options, up to the command it starts; None without a launcher."""
+    ranks = this_process().world
+    if ranks == 1:
+        return None
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    machines = ranks // here
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return f"deepspeed --num_gpus {here} --module student_train"
+    nodes = f"--nnodes {machines} " if machines > 1 else ""
+    return f"torchrun {nodes}--nproc-per-node {here} -m student_train"
 
 
 def _best_checkpoint(output: Path, state: RunState) -> str:
@@ -210,8 +224,14 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]
     def resume_command(self, recipe: Recipe, output: Path) -> str:
         """Return the command that continues the run.
 
-        The one it was started with, and `--resume`.
+        The one it was started with, and `--resume`; under a launcher the launcher's.
         """
+        launched = launcher_line()
+        if launched is not None:
+            words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+            words = words if words[:1] == ["train"] else ["train", str(output / RECIPE)]
+            again = [word for word in words if word != "--resume"]
+            return f"{launched} {shlex.join([*again, '--resume'])}"
         program, words = Path(sys.argv[0]).name, sys.argv[1:]
         if program not in ("student", "medalign"):
             program, words = "student", ["train", str(output / RECIPE)]

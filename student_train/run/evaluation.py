@@ -49,6 +49,23 @@ def make_evaluation(
     return evaluate
 
 
+def check_metric(metric: str | None, scored: bool) -> None:
+    """Raise a `UserError` for a `train.best_metric` that no evaluation of this run will have.
+
+    Parameters
+    ----------
+    scored
+        Whether a callable rates answers: it brings names of its own.
+    """
+    names = ["eval_loss", *(f"eval_{name}" for name in TERMS)]
+    if metric is None or scored or f"eval_{metric.removeprefix('eval_')}" in names:
+        return
+    raise UserError(
+        f"train.best_metric={metric} is no loss ({', '.join(names)}); scores of answers need "
+        "`medalign student train`"
+    )
+
+
 def losses(trainer: AlignmentTrainer, data: AlignmentData, recipe: Recipe) -> dict[str, float]:
     """Return eval_loss and its terms, with the recipe's full alpha and beta.
 

@@ -1,9 +1,11 @@
 """What a run reads: the base model, records joined with their targets, their order, batches."""
 
+from collections.abc import Sequence
+
 from shared.errors import UserError
 from shared.processes import is_main_process
 from shared.recipe import Recipe
-from shared.records import image_root_of, load_records
+from shared.records import Record, image_root_of, load_records
 from student_train.data.batches import Collator
 from student_train.data.join import ComputeTargets, join, open_stores
 from student_train.data.order import EpochOrder
@@ -48,6 +50,8 @@ def prepare_data(
     def make(path: str, limit: int = 0) -> AlignmentData:
         root = image_root_of(path, recipe.data.image_root)
         records = load_records(path)[: limit or None]
+        if recipe.train.tune == "projector":
+            check_shown(records, path)
         joined = join(records, path, root, recipe, stores, compute_targets) if aligned else None
         return AlignmentData(
             records,
@@ -63,6 +67,16 @@ def prepare_data(
     if recipe.data.validation is None or not recipe.train.eval_steps:
         return train_data, None
     return train_data, make(recipe.data.validation, recipe.train.eval_samples)
+
+
+def check_shown(records: Sequence[Record], path: str) -> None:
+    """Raise a `UserError` where a projector's run has records of text alone: nothing is trained."""
+    bare = [record.id for record in records if not record.images]
+    if bare:
+        raise UserError(
+            f"{path}: {len(bare)} records show no image, first {', '.join(bare[:3])}; text alone "
+            "trains nothing of the projector (train.tune=projector), take them out"
+        )
 
 
 def make_order(data: AlignmentData, recipe: Recipe, arguments: RunArguments) -> EpochOrder:

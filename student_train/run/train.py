@@ -65,12 +65,15 @@ def train(
     UserError
         Anything that the user can mend: see the messages.
     """
+    from student_train.run.evaluation import check_metric
+
     begun = time.perf_counter()
     cpu, config, ranks = use_cpu(recipe), deepspeed_config(recipe), this_process().world
     if recipe.train.tune == "projector" and zero_stage(config) == 3:
         raise UserError(
             "train.tune=projector saves the whole model, which ZeRO-3 shards; use deepspeed=zero2"
         )
+    check_metric(recipe.train.best_metric, score is not None)
     check_trackers(recipe)
     check_hub(recipe)
     checkpoint = check_output(Path(recipe.output), recipe, resume)
@@ -121,7 +124,10 @@ def _train(run: _Run, compute_targets: "ComputeTargets | None", score: "Score | 
     interrupt = Interrupt()
     trainer = _trainer(run, base, trained, data, score, interrupt)
     with interrupt.listening():
-        trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+        except RuntimeError as error:
+            raise worker_fault(error) or error from None
     if interrupt.signal is not None:
         if is_main_process():
             say(f"stopped by {interrupt.signal}; the checkpoint is {last_checkpoint(output)}")
@@ -129,6 +135,18 @@ def _train(run: _Run, compute_targets: "ComputeTargets | None", score: "Score | 
         return output
     finish(trainer, recipe, output, adapted)
     return output
+
+
+def worker_fault(error: RuntimeError) -> UserError | None:
+    """Return one line for torch's error of a data worker that was killed; None for another."""
+    reason = " ".join(str(error).split())
+    if not reason.startswith("DataLoader worker"):
+        return None
+    return UserError(
+        f"a process that reads the data was killed, most often for want of memory ({reason[:150]});"
+        " lower data.workers or data.prefetch and go on with --resume, or start again where no "
+        "checkpoint was written"
+    )
 
 
 def _trainer(
