@@ -153,7 +153,7 @@ def _bits_of(image: Image.Image, file: BinaryIO) -> int:
         words = [line.split(b"#")[0] for line in head.split(b"\n")]
         numbers = b" ".join(words).split()[1:4]
         return int(numbers[2]).bit_length() if len(numbers) == 3 and numbers[2].isdigit() else 16
-    size = head.find(b"\xff\x51")  # the marker SIZ of the codestream; its 40th byte is the depth
+    size = head.find(b"\xff\x51")  # the codestream's first segment tells the depth
     return (head[size + 40] & 0x7F) + 1 if 0 <= size < len(head) - 40 else 16
 
 
