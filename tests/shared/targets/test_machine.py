@@ -6,6 +6,7 @@ Build, kill, resume, merge, gc, corrupt, read, against a plain dict as the model
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,10 @@ from shared.targets import TargetStore
 from shared.targets.namespace import create_namespace
 from shared.targets.segment.manifest import keys_present
 from shared.targets.segment.scan import scan
+from shared.targets.storage import LocalStorage
 from teacher_cache.keeping.gc import gc
 from teacher_cache.keeping.merge import merge
+from tests.fixtures.interleaving import interleave
 from tests.fixtures.targets import identity, key, matrix_record, write_records
 
 pytestmark = pytest.mark.integration
@@ -45,6 +48,7 @@ class Machine(RuleBasedStateMachine):
         self.namespace = create_namespace(self.root, identity())
         self.held: dict[int, set[str]] = {}
         self.broken: set[str] = set()
+        self.of_another: set[int] = set()
 
     def teardown(self):
         shutil.rmtree(self.folder)
@@ -132,13 +136,62 @@ class Machine(RuleBasedStateMachine):
         assert set(self.held) == before
         assert all(len(places) == 1 for places in self.held.values())
 
+    @precondition(lambda self: not self.broken)
+    @rule(seed=st.integers(0, 2**16))
+    def collect_twice_at_once(self, seed):
+        before = set(self.held)
+        self._beside(seed, partial(gc, self.root))
+        assert set(self.held) == before
+
+    @precondition(lambda self: not self.broken)
+    @rule(seed=st.integers(0, 2**16), numbers=NUMBERS)
+    def collect_while_building(self, seed, numbers):
+        before = set(self.held)
+        self._beside(seed, partial(write_records, self.root, sorted(numbers), segment_records=2))
+        assert set(self.held) == before | numbers
+
+    @precondition(lambda self: not self.broken)
+    @rule(seed=st.integers(0, 2**16), numbers=NUMBERS)
+    def merge_while_collecting(self, seed, numbers):
+        shutil.rmtree(self.other, ignore_errors=True)
+        write_records(self.other, sorted(numbers), segment_records=3)
+        before = set(self.held)
+        self._beside(seed, partial(merge, [self.other], self.root))
+        assert set(self.held) == before | numbers
+
+    def _beside(self, seed, work):
+        """Run `gc` and some work in turns; then learn anew what the segments hold."""
+        outcomes = interleave(seed, LocalStorage, partial(gc, self.root), work)
+        assert not [one for one in outcomes if isinstance(one, Exception)]
+        self.held = {}
+        self._learn()
+
+    @rule(name=st.sampled_from([".DS_Store", "Thumbs.db", "notes.txt"]))
+    def put_a_foreign_file(self, name):
+        for folder in (self.root, *self.root.rglob("*")):
+            if folder.is_dir() and not folder.name.startswith("."):
+                (folder / name).write_bytes(b"foreign")
+
+    @rule(numbers=NUMBERS)
+    def build_for_another_teacher(self, numbers):
+        write_records(self.root, sorted(numbers), segment_records=2, teacher="zzz")
+        self.of_another |= numbers
+        other = TargetStore.open(self.root, teacher="zzz")
+        assert set(other.keys()) == {key(number) for number in self.of_another}
+
     @precondition(lambda self: self.held and not self.broken)
     @rule(data=st.data())
     def corrupt(self, data):
         segment = data.draw(st.sampled_from(sorted(set().union(*self.held.values()))))
         folder = self.root / self.namespace.path("segments", segment)
         path = data.draw(
-            st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file()))
+            st.sampled_from(
+                sorted(
+                    path
+                    for path in folder.rglob("*")
+                    if path.is_file() and path.name not in (".DS_Store", "Thumbs.db", "notes.txt")
+                )
+            )
         )
         content = bytearray(path.read_bytes())
         how = data.draw(st.sampled_from(["flip", "cut", "empty", "delete"]))
@@ -159,7 +212,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.broken)
     @rule()
     def drop_damage(self):
-        (swept,) = gc(self.root, damaged=True)
+        swept = gc(self.root, damaged=True)[0]  # of this teacher, the first by name
         assert set(swept.damaged) == self.broken
         for segment in self.broken:
             self._forget(segment)
@@ -172,7 +225,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def all_is_read_as_it_was_written(self):
         assert not [checked.damage for checked in scan(self.root) if checked.damage]
-        store = TargetStore.open(self.root)
+        store = TargetStore.open(self.root, teacher=identity().teacher)
         assert set(store.keys()) == {key(number) for number in self.held}
         numbers = sorted(self.held)
         batch = store.batch([key(number) for number in numbers])
