@@ -127,6 +127,11 @@ def plan_command(
     report(found.as_json(), json, lines)
     for reference, reason in found.left_out:
         warn(f"{reference}: {reason}")
+    if found.free is not None and found.bytes is not None and found.bytes > found.free:
+        warn(
+            f"{size(found.bytes)} do not fit: {size(found.free)} are free at {store}; "
+            "--precision u8 or --encoding factors take less"
+        )
 
 
 @app.command("build")

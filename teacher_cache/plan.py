@@ -3,6 +3,7 @@
 Writes nothing to the store.
 """
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -40,6 +41,8 @@ class Plan(NamedTuple):
         images.
     bytes, hours
         Expected for the missing ones.
+    free
+        Bytes free where the store is meant to be; None without a store or in an object store.
     """
 
     namespace: str
@@ -54,6 +57,7 @@ class Plan(NamedTuple):
     bytes_per_record: float | None
     bytes: float | None
     hours: float | None
+    free: int | None = None
 
     def as_json(self) -> dict[str, object]:
         """Plain values for `--json`."""
@@ -129,7 +133,18 @@ def plan(
         bytes_per_record=size,
         bytes=None if size is None else size * len(missing),
         hours=len(missing) * probe.seconds / stored / 3600 if stored else None,
+        free=_free(store),
     )
+
+
+def _free(store: str | Path | None) -> int | None:
+    """Bytes free on the disk of a store's folder, or of the nearest folder above that is there."""
+    if store is None or "://" in str(store):
+        return None
+    place = Path(store).expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 class _Probe(NamedTuple):

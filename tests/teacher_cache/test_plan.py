@@ -70,3 +70,18 @@ def test_a_plan_for_a_store_that_cannot_be_read_is_an_error(tmp_path, images, we
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
     with pytest.raises(UserError, match="cannot read the store s3://bucket/none"):
         plan(TEACHER, images, "s3://bucket/none", weights=weights, settings=GRID)
+
+
+def test_a_disk_that_is_too_small_is_said(tmp_path, images, weights, monkeypatch):
+    from typer.testing import CliRunner
+
+    from teacher_cache.cli import app
+    from tests.fixtures.tiny_teacher import arguments
+
+    line = arguments(tmp_path / "images", tmp_path / "store" / "deep", weights)
+    usage = shutil.disk_usage(tmp_path)
+    for free, said in ((100, True), (10**12, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        planned = CliRunner().invoke(app, ["plan", *line[1:]])
+        assert planned.exit_code == 0, planned.exception
+        assert ("do not fit: 100 B are free" in planned.stderr) == said
