@@ -1,0 +1,49 @@
+"""The cached index when several processes write it."""
+
+import numpy as np
+import pytest
+
+from shared.targets import index
+from shared.targets.index import build_index, open_index
+from tests.fixtures.targets import write_records
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDALIGN_CACHE", str(tmp_path / "cache"))
+
+
+def test_another_process_older_index_is_not_taken(tmp_path, monkeypatch):
+    """It is written between this process's writing and mapping."""
+    namespace = write_records(tmp_path / "store", range(3))
+    older = build_index(namespace, namespace.segments())
+    write_records(tmp_path / "store", range(3, 6))
+    save = index._save
+
+    def overtaken(built, folder):
+        save(built, folder)
+        save(older, folder)
+
+    monkeypatch.setattr(index, "_save", overtaken)
+    found = open_index(namespace)
+    assert found.segments == tuple(namespace.segments())
+    assert len(found.keys) == 6
+
+
+def test_arrays_of_two_writings_are_not_mixed(tmp_path, monkeypatch):
+    namespace = write_records(tmp_path / "store", range(3))
+    built = open_index(namespace)
+    load, calls = np.load, []
+
+    def replaced_in_between(path, **options):
+        calls.append(path)
+        if len(calls) == 2:
+            index._save(built, path.parent)
+        return load(path, **options)
+
+    monkeypatch.setattr(np, "load", replaced_in_between)
+    assert index._load(index._folder(namespace)) is None
+    assert len(calls) == 2
+    assert index._load(index._folder(namespace)) is not None
