@@ -184,3 +184,13 @@ def test_sigterm_under_a_launcher_saves_a_checkpoint_of_all_ranks(values, tmp_pa
     checkpoint = last_checkpoint(tmp_path / "run")
     assert len(list(checkpoint.glob("global_step*/zero_pp_rank_*_optim_states.pt"))) == 2
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+
+
+def test_an_image_on_one_rank_and_text_alone_on_the_other(tmp_path):
+    # one step of four records, one with an image: its micro-batch meets one of text alone
+    mixed = write_run(tmp_path / "data", records=4, text_only=3)
+    sharded = launch(mixed, tmp_path / "sharded", deepspeed=SHARDED)
+    plain = launch(mixed, tmp_path / "plain", ranks=1, deepspeed="none")
+    torch.testing.assert_close(
+        torch.tensor(losses(sharded)), torch.tensor(losses(plain)), atol=1e-6, rtol=2e-4
+    )
