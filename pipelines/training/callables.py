@@ -30,11 +30,7 @@ def target_computer(
         store's.
     """
     section = recipe.targets
-    if (
-        section.on_missing != "compute"
-        or section.store is None
-        or not recipe.losses.aligned
-    ):
+    if section.on_missing != "compute" or section.store is None or not recipe.losses.aligned:
         return None
     if isinstance(section.teacher, list) or isinstance(section.fingerprint, list):
         raise UserError(
