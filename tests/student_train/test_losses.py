@@ -143,7 +143,9 @@ def test_masked_patches_have_no_say():
         )
         torch.testing.assert_close(
             first,
-            attention_alignment_loss(*tensors(louder, teacher), normalization, tensor(coverage)),
+            attention_alignment_loss(
+                tensor(louder), tensor(teacher), normalization, tensor(coverage)
+            ),
         )
 
 

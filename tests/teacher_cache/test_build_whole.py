@@ -181,7 +181,12 @@ def test_slices_of_one_volume_are_hashed_once(tmp_path, monkeypatch):
     references = [ImageReference(volume, f"axial={number}") for number in range(50)]
     references[20:20] = [ImageReference(volume), ImageReference(other, "frame=1")]
     digest, read = naming._digest, []
-    monkeypatch.setattr(naming, "_digest", lambda path: read.append(path) or digest(path))
+
+    def noted(path):
+        read.append(path)
+        return digest(path)
+
+    monkeypatch.setattr(naming, "_digest", noted)
     found = dict(naming.content_keys(references))
     assert sorted(read) == [other, volume]
     assert list(found) == references

@@ -1,6 +1,7 @@
 """The precision of a DeepSpeed file is the recipe's, or a contradiction is refused."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ def configured(folder, precision, stage, **switches):
     path = folder / "own.json"
     named = {name: {"enabled": value} for name, value in switches.items()}
     path.write_text(json.dumps({"zero_optimization": {"stage": stage}, **named}))
-    values = {"output": str(folder / "run"), "deepspeed": str(path)}
+    values: dict[str, Any] = {"output": str(folder / "run"), "deepspeed": str(path)}
     values["train"] = {"precision": precision, "device": "cpu"}
     return deepspeed_config(make_recipe(values))
 

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -64,4 +65,6 @@ def test_the_line_that_resumes_is_the_launchers(monkeypatch, given, line):
         monkeypatch.setenv(name, value)
     program = "/x/student_train/__main__.py" if given else "/x/bin/student"
     monkeypatch.setattr(sys, "argv", [program, "train", "r.yaml", "--resume"])
-    assert shlex.split(Interrupt().resume_command(None, Path("out"))) == shlex.split(line)
+    assert shlex.split(Interrupt().resume_command(cast("Any", None), Path("out"))) == shlex.split(
+        line
+    )

@@ -1,5 +1,7 @@
 """How many steps a run has, and how many of them warm up."""
 
+from typing import Any, cast
+
 import pytest
 
 from shared.recipe import make_recipe
@@ -26,4 +28,4 @@ def test_the_warm_up_is_a_share_of_the_steps(tmp_path, ratio, steps):
         }
     )
     arguments = training_arguments(recipe, tmp_path, True, None)
-    assert arguments.get_warmup_steps(1000) == steps
+    assert cast("Any", arguments).get_warmup_steps(1000) == steps

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -69,5 +70,5 @@ def test_an_evaluation_has_the_full_weights_whatever_the_schedule(tmp_path, monk
         loss_weights=bare.loss_weights,
         full_weights=bare.full_weights,
     )
-    found = evaluation.losses(shown, [{"ids": ["a"]}], recipe)
+    found = evaluation.losses(cast("Any", shown), cast("Any", [{"ids": ["a"]}]), recipe)
     assert found["eval_loss"] == 2.0 + 0.5 * 4.0 + 0.25 * 8.0
