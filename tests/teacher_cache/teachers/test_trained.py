@@ -190,8 +190,8 @@ def test_models_without_weights_of_their_own_ask_for_everything(monkeypatch, tmp
     ],
 )
 def test_colours_of_a_command_line(values, message):
+    mean, std = values
     with pytest.raises(UserError, match=message):
-        mean, std = values
         stated(mean, std, None, None)
     assert stated("0.5, 0.4,0.3", None, "bilinear", False) == Trained(
         (0.5, 0.4, 0.3), None, "bilinear", False
