@@ -237,17 +237,14 @@ class Machine(RuleBasedStateMachine):
 CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
-MachineTest: Any = Machine.TestCase
-
-
-class TestMachine(MachineTest):
+class TestMachine(Machine.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(
         max_examples=5, stateful_step_count=12, deadline=None, suppress_health_check=CHECKS
     )
 
 
 @pytest.mark.slow
-class TestMachineLong(MachineTest):
+class TestMachineLong(Machine.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(
         max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=CHECKS
     )
