@@ -3,6 +3,7 @@
 Progress, early stopping, and an orderly end when the run is told to stop.
 """
 
+import math
 import os
 import shlex
 import signal
@@ -23,12 +24,15 @@ from shared.files import whole_file
 from shared.processes import is_main_process, this_process
 from shared.recipe import Recipe, save_recipe
 from student_train.adapter.files import RECIPE
+from student_train.data.order import EpochOrder
 from student_train.run.parts import Logs, RunArguments, RunControl, RunState
 
 
-def callbacks(recipe: Recipe, interrupt: "Interrupt", begun: float) -> list[TrainerCallback]:
+def callbacks(
+    recipe: Recipe, interrupt: "Interrupt", order: EpochOrder, begun: float
+) -> list[TrainerCallback]:
     """Return the callbacks of a run; `begun` is when it was started (`time.perf_counter()`)."""
-    found: list[TrainerCallback] = [Claim(recipe), interrupt]
+    found: list[TrainerCallback] = [Claim(recipe), Epochs(order), interrupt]
     if recipe.train.early_stopping:
         found.append(EarlyStopping(recipe.train.early_stopping, recipe.train.eval_steps))
     return [*found, Progress(begun)] if is_main_process() else found
@@ -62,6 +66,24 @@ class Claim(TrainerCallback):  # type: ignore[misc]
         A mean over steps on both sides of an interruption could not be resumed exactly.
         """
         control.should_log = control.should_log or control.should_save
+
+
+class Epochs(TrainerCallback):  # type: ignore[misc]
+    """Tell the order which epoch begins.
+
+    Under several ranks accelerate wraps the sampler twice, and the Trainer's own `set_epoch` does
+    not reach it: a resumed run would go on in the order of the first epoch.
+    """
+
+    def __init__(self, order: EpochOrder) -> None:
+        self.order = order
+
+    def on_epoch_begin(
+        self, args: RunArguments, state: RunState, control: RunControl, **_: object
+    ) -> None:
+        """Count the epochs that are done; a resumed one is the one it was stopped in."""
+        steps = math.ceil(len(self.order) / self.order.step)
+        self.order.set_epoch(state.global_step // steps)
 
 
 def launcher_line() -> str | None:

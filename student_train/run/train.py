@@ -172,16 +172,17 @@ def _trainer(
     if validation is not None:
         processor = base.processor(recipe.data.geometry)
         evaluation = make_evaluation(recipe, validation, processor, score)
+    order = make_order(train_data, recipe, arguments)
     trainer = AlignmentTrainer(
         model=trained.model,
         args=arguments,
         data_collator=make_collator(recipe, base),
         train_dataset=train_data,
         eval_dataset=validation,
-        callbacks=callbacks(recipe, interrupt, run.begun),
+        callbacks=callbacks(recipe, interrupt, order, run.begun),
         recipe=recipe,
         channel=trained.channel,
-        order=make_order(train_data, recipe, arguments),
+        order=order,
         save_model_to=trained.save,
         trainable=lambda: trainable_state(trained.model),
         evaluate_with=evaluation,
