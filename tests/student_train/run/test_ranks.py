@@ -3,11 +3,8 @@
 The losses of one rank, a complete adapter, an exact resume, another rank count.
 """
 
-import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 import student_train
 from student_train.run.outputs import last_checkpoint
 from student_train.run.train import train
 from tests.fixtures.launch_training import QUESTIONS
+from tests.fixtures.launched import SHARDED, cut, free_port, launch, losses, tensors
 from tests.fixtures.student_runs import changed, recipe, write_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-# zero3 without its exception for small parameters: here all are small, and none would be sharded
-SHARDED = "sharded"
 STAGES = ["none", "zero0", "zero1", "zero2", "zero3", SHARDED, "zero2-offload", "zero3-offload"]
 ROOT = Path(__file__).parents[3]
 
@@ -50,66 +45,6 @@ def reference(values, tmp_path_factory):
     return train(
         recipe(values, output=str(tmp_path_factory.mktemp("one") / "run"), deepspeed="none")
     )
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def launch(values, folder, ranks=2, resume=False, **changes):
-    """Run on `ranks` ranks, one sample and two micro-batches each (the effective batch stays 4)."""
-    if changes.get("deepspeed") == SHARDED:
-        config = json.loads((ROOT / "student_train/run/deepspeed/zero3.json").read_text())
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        changes["deepspeed"] = str(folder.with_suffix(".json"))
-        Path(changes["deepspeed"]).write_text(json.dumps(config))
-    settings = {
-        "output": str(folder),
-        "train__batch_size": 1,
-        "train__accumulation": 4 // ranks,
-        **changes,
-    }
-    path = folder.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(changed(values, **settings)))
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc-per-node={ranks}",
-        f"--master-port={port}",
-    ]
-    command += [str(ROOT / "tests/fixtures/launch_training.py"), str(path)] + (
-        ["--resume"] if resume else []
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr.partition("Traceback")[2][:6000]
-    return folder
-
-
-def losses(output):
-    rows = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return [
-        [row[name] for name in ("step", "loss", "loss_lm", "loss_vis", "loss_att")]
-        for row in rows
-        if "loss_lm" in row
-    ]
-
-
-def tensors(output):
-    return load_file(output / "adapter_model.safetensors") | load_file(
-        output / "rotation.safetensors"
-    )
-
-
-def cut(whole, copy):
-    copy.mkdir()
-    shutil.copy2(whole / "recipe.yaml", copy)
-    shutil.copytree(whole / "checkpoint-2", copy / "checkpoint-2")
-    return copy
 
 
 @pytest.mark.parametrize("stage", STAGES)
