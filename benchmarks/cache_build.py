@@ -2,16 +2,13 @@
 
 `cache build` over the bare forward pass, over the authors' recipe, and two ranks over one.
 
-    python -m benchmarks.cache_build [--images 32] [--rounds 3] [--rank-images 64] [--out
-    docs/performance-build.md]
+    python -m benchmarks.cache_build [--images 32] [--rounds 3] [--rank-images 64]
 
 - **bare**: the encoder's forward pass alone, batches of 8 already in memory.
 - **build**: from image files to published segments: hash, decode, square, encode, interpolate,
-  similarity, compress,
-  flush; without loading the model.
+  similarity, compress, flush; without loading the model.
 - **recipe**: the authors' notebooks as described: two passes over the files with batch 1, the
-  attention weights of
-  every layer kept, the whole float32 matrix, two pickles.
+  attention weights of every layer kept, the whole float32 matrix, two pickles.
 
 One torch thread each; the three take turns, and a ratio is the median over rounds. Processor
 seconds count every thread of the process and hardly depend on other load; wall seconds show what
@@ -28,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -286,7 +284,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rank-images", type=int, default=64)
     parser.add_argument("--rank-rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
@@ -302,15 +299,16 @@ def main() -> None:
     )
     head = (
         f"{datetime.now(UTC):%Y-%m-%d}, {processor_name()}, {os.cpu_count()} cores, torch "
-        f"{torch.__version__}, fp32, "
-        f"`python -m benchmarks.cache_build {' '.join(sys.argv[1:])}`; {options.images} images, "
-        f"{options.rounds} rounds in turn, median (smallest to largest); load average before "
-        f"{before:.1f}.\n\n"
+        f"{torch.__version__}, fp32; load average before {before:.1f}. {options.images} images, "
+        f"{options.rounds} rounds in turn, median (smallest to largest)."
     )
-    text = head + table(measured, options.images, rates)
-    print(text)
-    if options.out:
-        options.out.write_text(f"# Speed of `cache build`\n\n{text}")
+    print(
+        "```bash skip: takes minutes; the tables below are its result",
+        f"python -m benchmarks.cache_build {' '.join(sys.argv[1:])}",
+        f"```\n\n{textwrap.fill(head, 100)}\n",
+        table(measured, options.images, rates),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def teachers_command(json: JsonOption = False) -> None:
     report(
         {"teachers": rows},
         json,
-        [f"{i.name:22} {i.architecture:32} {i.licence:16} {i.source}" for i in known],
+        [f"{i.name:22} {i.architecture:32} {i.licence:44} {i.source}" for i in known],
     )
 
 

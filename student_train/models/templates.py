@@ -1,9 +1,8 @@
 """How model families write a conversation as text."""
 
-import difflib
 from typing import NamedTuple
 
-from shared.errors import UserError
+from shared.errors import UserError, did_you_mean
 from student_train.imagetext import Tokenizer
 
 _VICUNA_SYSTEM = (
@@ -88,8 +87,7 @@ TEMPLATES = {
 def template_named(name: str) -> Template:
     """Return a template by name, or raise a `UserError` with the nearest name."""
     if name not in TEMPLATES:
-        near = difflib.get_close_matches(name, TEMPLATES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TEMPLATES)}"
+        hint = did_you_mean(name, TEMPLATES, f"there are {', '.join(TEMPLATES)}")
         raise UserError(f"no prompt template is named {name!r}; {hint}")
     return TEMPLATES[name]
 

@@ -12,7 +12,7 @@ from typing import Literal, TypedDict
 
 from shared.console import warn
 from shared.errors import UserError
-from shared.processes import is_main_process, no_gpu_for_deepspeed, this_process
+from shared.processes import choose_device, is_main_process, no_gpu_for_deepspeed, this_process
 from shared.recipe import Recipe
 from student_train.upstream import skip_shared_memory_reduction
 
@@ -51,16 +51,8 @@ SHIPPED = Path(__file__).with_name("deepspeed")
 
 
 def use_cpu(recipe: Recipe) -> bool:
-    """Whether this run trains on the CPU.
-
-    A `UserError` where a GPU is asked for and there is none.
-    """
-    import torch
-
-    wanted = recipe.train.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device=cuda, but torch sees no GPU; use train.device=auto")
-    return wanted == "cpu" or not torch.cuda.is_available()
+    """Whether this run trains on the CPU; errors as in `choose_device`."""
+    return choose_device(recipe.train.device, "train.device=cuda") == "cpu"
 
 
 def check_trackers(recipe: Recipe) -> None:

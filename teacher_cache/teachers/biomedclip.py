@@ -18,7 +18,7 @@ BIOMEDCLIP = TeacherInfo(
     "biomedclip",
     "vit_base_patch16_224",
     "hub microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 (open_clip_pytorch_model.bin)",
-    "MIT",
+    "MIT; its authors intend it for research only",
 )
 
 

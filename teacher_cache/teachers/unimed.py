@@ -10,13 +10,13 @@ LARGE = TeacherInfo(
     "unimed-l",
     "ViT-L-14-336-quickgelu",
     "unimed_clip_vit_l14_base_text_encoder.pt from github.com/mbzuai-oryx/UniMed-CLIP",
-    "CC BY-NC 4.0",
+    "CC BY-NC 4.0: no commercial use",
 )
 BASE = TeacherInfo(
     "unimed-b",
     "ViT-B-16-quickgelu",
     "unimed_clip_vit_b16.pt from github.com/mbzuai-oryx/UniMed-CLIP",
-    "CC BY-NC 4.0",
+    "CC BY-NC 4.0: no commercial use",
 )
 
 

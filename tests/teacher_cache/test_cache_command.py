@@ -60,7 +60,7 @@ def test_teachers_say_where_their_weights_come_from(cache):
     rows = {row["name"]: row for row in json.loads(out)["teachers"]}
     assert code == 0
     assert "UniMed-CLIP" in rows["unimed-l"]["source"]
-    assert rows["unimed-b"]["licence"] == "CC BY-NC 4.0"
+    assert rows["unimed-b"]["licence"] == "CC BY-NC 4.0: no commercial use"
     assert "biomedclip" in cache("teachers")[1]
 
 

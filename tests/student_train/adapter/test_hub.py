@@ -13,11 +13,12 @@ import yaml
 from typer.testing import CliRunner
 
 from shared.errors import UserError
-from student_train.adapter.card import write_card
+from student_train.adapter.card import Taught, write_card
 from student_train.adapter.export import push
 from student_train.cli import app
 from student_train.models import load_base
 from student_train.run.train import train
+from teacher_cache.teachers.registry import TEACHERS
 from tests.fixtures.hub import TOKEN, faults_of_card, running_hub
 from tests.fixtures.student_runs import changed, recipe, write_run
 
@@ -158,3 +159,14 @@ def test_the_card_names_the_base_by_its_hub_id(values, tmp_path, model, base):
     text = (tmp_path / "README.md").read_text()
     assert faults_of_card(text) == []
     assert yaml.safe_load(text.split("---\n")[1])["base_model"] == base
+
+
+def test_the_card_says_what_the_store_says_of_each_teachers_licence(values, tmp_path):
+    licences = {info.name: info.licence for info in TEACHERS.values()}
+    taught = [Taught(name, licence) for name, licence in licences.items()]
+    write_card(recipe(values), tmp_path, [], [*taught, Taught("of-an-older-store", None)])
+    text = (tmp_path / "README.md").read_text()
+    assert faults_of_card(text) == []
+    assert "`unimed-l`, licence of its weights: CC BY-NC 4.0: no commercial use\n" in text
+    assert "`biomedclip`, licence of its weights: MIT; its authors intend it for research" in text
+    assert "`of-an-older-store`, licence of its weights: see where its weights come from\n" in text
