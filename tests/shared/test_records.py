@@ -113,6 +113,13 @@ def test_question_form_asks_as_the_authors_do(tmp_path: Path) -> None:
     assert (listed.answer, listed.answer_type) == ("", "CLOSED")
 
 
+def test_an_id_beside_a_qid_stays_extra(tmp_path: Path) -> None:
+    row = {"qid": 7, "id": "of-the-image", "question": "Which?", "answer": "lung"}
+    (record,) = load_records(put(tmp_path, [row]))
+    assert record.id == "7"
+    assert record.extra["id"] == "of-the-image"
+
+
 def test_foreign_answer_types_stay_extra(tmp_path: Path) -> None:
     (record,) = load_records(put(tmp_path, [{**SLAKE, "answer_type": "yes/no"}]))
     assert record.answer_type is None

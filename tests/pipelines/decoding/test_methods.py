@@ -41,6 +41,23 @@ def test_the_authors_values() -> None:
     assert family_preset("equal", "huatuo_v1") == "equal"
 
 
+def test_the_published_values() -> None:
+    """As the repositories of VCD, OPERA, DoLa and PAI start their scripts."""
+    found = {one.name: cast("Any", one.settings) for one in decodings(["all"], "published")}
+    vcd, opera, dola, pai = (found[name] for name in ("vcd", "opera", "dola", "pai"))
+    assert (vcd.alpha, vcd.beta, vcd.noise_step, vcd.sample) == (1.0, 0.1, 500, True)
+    assert (opera.num_beams, opera.scale, opera.threshold) == (5, 50.0, 15)
+    assert (opera.candidates, opera.penalty, opera.length_penalty) == (5, 1.0, 1.0)
+    assert (dola.candidate_layers, dola.relative_top, dola.repetition_penalty) == (None, 0.1, 1.2)
+    assert (pai.alpha, pai.gamma, pai.start_layer, pai.end_layer) == (0.2, 1.1, 2, None)
+
+
+@pytest.mark.parametrize("preset", ["authors-llava-med", "authors-huatuo"])
+def test_the_authors_draw_under_every_contrast_with_a_noisy_or_blind_view(preset: str) -> None:
+    for one in decodings(["vcd", "avisc", "m3id", "damro"], preset):
+        assert cast("Any", one.settings).sample is True
+
+
 def test_equal_draws_only_where_there_is_no_choice() -> None:
     for one in decodings(["all"], "equal"):
         assert getattr(one.settings, "sample", False) is False

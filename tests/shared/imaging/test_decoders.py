@@ -16,6 +16,7 @@ from shared.imaging.images import open_image, parse_reference
 from shared.imaging.pixels import UnreadableImage
 from tests.fixtures.images import (
     dicom_bytes,
+    dicom_of_floats,
     dicom_of_frame,
     encoded,
     frame_of,
@@ -73,6 +74,7 @@ VOLUME = np.repeat((truth() * 1000).astype(np.float32).T[:, ::-1, None], 3, 2)  
 FAR = 2**31 + np.repeat((truth() * 200).astype(np.int64).T[:, ::-1, None], 3, 2)
 BITS_12 = {"BitsStored": 12, "HighBit": 11}
 OVERLAY = (np.random.default_rng(0).integers(0, 16, (96, 128)) << 12).astype(np.uint16)
+BIT = OVERLAY & 0x1000
 JPEG = encoded(Image.fromarray(EIGHT), "JPEG", quality=95)
 LOSSLESS = lossless_jpeg_bytes(TWELVE)
 RGB24 = np.zeros(VOLUME.shape, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
@@ -134,6 +136,15 @@ TRUE: dict[str, Callable[[], bytes]] = {
             ("rgb 8", colours(255, np.uint8), 2),
         )
     },
+    "tiff gray 16 deflated, said to be in planes": lambda: tiff_bytes(
+        DEEP, compression=8, planar=2
+    ),
+    **{
+        f"tiff {order} rgb 12 in 16, deflated": functools.partial(
+            tiff_bytes, colours(4095, np.uint16), order, 2, compression=8
+        )
+        for order in "<>"
+    },
     "tiff turned": lambda: tiff_bytes(np.rot90(DEEP), "<", 1, orientation=6),
     "tiff turned, rgb 12 in 16": lambda: tiff_bytes(
         np.rot90(colours(4095, np.uint16)), "<", 2, orientation=6
@@ -168,6 +179,12 @@ TRUE: dict[str, Callable[[], bytes]] = {
     "dicom overlay below": lambda: dicom_bytes(
         TWELVE << 4 | OVERLAY >> 12, BitsStored=12, HighBit=15
     ),
+    "dicom overlay of one bit": lambda: dicom_bytes(TWELVE | BIT, BitsStored=12, HighBit=11),
+    "dicom overlay of one bit, signed": lambda: dicom_bytes(
+        (SIGNED & 0x1FFF | BIT << 1).astype(np.int16), BitsStored=13, HighBit=12
+    ),
+    "dicom float 32": lambda: dicom_of_floats(truth().astype(np.float32)),
+    "dicom float 64": lambda: dicom_of_floats(truth()),
     "dicom j2k": lambda: dicom_of_frame(
         frame_of(TWELVE, JPEG2000Lossless, 12), JPEG2000Lossless, TWELVE, **BITS_12
     ),

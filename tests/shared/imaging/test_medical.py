@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
+from shared.imaging.dicom import is_dicom
 from shared.imaging.images import open_image, parse_reference
 from shared.imaging.pixels import UnreadableImage
-from tests.fixtures.images import dicom_bytes, nifti_bytes, picture, real_dicom_folder
+from tests.fixtures.images import dicom_bytes, encoded, nifti_bytes, picture, real_dicom_folder
 
 pytestmark = pytest.mark.unit
 GRAY = picture()
@@ -59,7 +61,9 @@ def test_monochrome1_is_inverted(tmp_path):
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-@pytest.mark.parametrize(("center", "width"), [(600, 900), (40, 400), (0, 1), (-100.5, 350.5)])
+@pytest.mark.parametrize(
+    ("center", "width"), [(600, 900), (40, 400), (0, 1), (460.5, 1), (-100.5, 350.5)]
+)
 def test_windows_equal_pydicoms(tmp_path, function, center, width):
     """pydicom maps to the stored type's range, here -32768 x 1.5 + 10 to 32767 x 1.5 + 10."""
     from pydicom.pixels import apply_windowing
@@ -135,6 +139,45 @@ def test_frames_and_the_middle_one_by_default(tmp_path):
         opened(tmp_path, data, "frame=4")
     with pytest.raises(UnreadableImage, match="every pixel has the value 0"):
         opened(tmp_path, data, "frame=0")
+
+
+def test_frames_are_found_by_an_extended_offset_table(tmp_path):
+    import io
+
+    from pydicom.encaps import encapsulate_extended
+    from pydicom.uid import JPEGBaseline8Bit
+
+    frames = [encoded(Image.fromarray(picture(seed=seed)), "JPEG", quality=95) for seed in (1, 2)]
+    dataset = pydicom.dcmread(io.BytesIO(dicom_bytes(np.stack([GRAY, GRAY]))))
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data, offsets, lengths = encapsulate_extended(frames)
+    dataset.PixelData, dataset["PixelData"].is_undefined_length = data, True
+    dataset["PixelData"].VR = "OB"
+    dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = offsets, lengths
+    pydicom.dcmwrite(tmp_path / "frames.dcm", dataset, enforce_file_format=True)
+    for number, frame in enumerate(frames):
+        found = np.asarray(open_image(parse_reference(f"{tmp_path / 'frames.dcm'}#frame={number}")))
+        expected = stretched(np.asarray(Image.open(io.BytesIO(frame))).astype(float), deep=False)
+        assert np.abs(found[..., 0] - expected).max() <= 2
+
+
+HEADS = {
+    "explicit, little-endian": (b"\x08\0\x05\0CS", True),
+    "explicit, big-endian": (b"\0\x08\0\x05CS", True),
+    "implicit, little-endian": (b"\x08\0\x05\0\x0a\0\0\0", True),
+    "implicit, big-endian": (b"\0\x08\0\x05\0\0\0\x0a", True),
+    "no element is so far into its group, little-endian": (b"\x08\0\x05\x01CS", False),
+    "no element is so far into its group, big-endian": (b"\0\x08\x01\x05CS", False),
+    "no first element is so long": (b"\x08\0\x05\0\x41\0\0\0", False),
+    "another group": (b"\x10\0\x05\0CS", False),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_file_without_a_preamble_is_known_by_its_first_element(kind):
+    head, expected = HEADS[kind]
+    assert is_dicom(head.ljust(132, b"\0")) is expected
+    assert not is_dicom(head)  # no file of so few bytes is one
 
 
 def test_functional_groups_of_enhanced_objects(tmp_path):

@@ -131,6 +131,23 @@ def test_an_upload_that_a_sweep_cuts_is_made_again(monkeypatch):
     assert not [one.damage for one in scan(storage) if one.damage]
 
 
+def test_an_upload_that_is_cut_each_time_says_so(monkeypatch):
+    from shared.targets.storage.objects import ObjectStorage
+
+    storage = open_storage("memory:///store")
+    listed = ObjectStorage._sizes
+
+    def lacking(self, folder):
+        return {
+            name: size for name, size in listed(self, folder).items() if name != "manifest.json"
+        }
+
+    namespace = write_records(storage, [])
+    monkeypatch.setattr(ObjectStorage, "_sizes", lacking)
+    with pytest.raises(OSError, match="vanish while they are written"):
+        storage.publish(namespace.path("segments", "ab" * 16), {"manifest.json": b"m", "a/0": b"0"})
+
+
 def test_a_merge_brings_no_quarantine_of_an_image_that_is_there(tmp_path):
     from shared.targets.namespace import quarantine
 

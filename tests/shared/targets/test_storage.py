@@ -203,6 +203,21 @@ def test_a_location_is_a_folder_or_a_url(tmp_path, monkeypatch):
     assert open_storage("memory:///x/").location == "memory:///x"
 
 
+def test_a_folder_is_flushed_to_disk_before_it_is_visible(tmp_path, monkeypatch):
+    flushed, real = [], os.fsync
+    target = tmp_path / "store" / SEGMENT
+
+    def fsync(descriptor):
+        flushed.append((os.fstat(descriptor).st_ino, target.exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert open_storage(tmp_path / "store").publish(SEGMENT, FILES)
+    for path in (target, *target.rglob("*")):  # files, and folders with their names
+        assert (path.stat().st_ino, False) in flushed, path
+    assert flushed[-1] == (target.parent.stat().st_ino, True)
+
+
 def test_a_connection_is_not_used_after_a_fork(monkeypatch):
     storage = open_storage("memory:///x")
     monkeypatch.setattr(os, "getpid", lambda: 1)

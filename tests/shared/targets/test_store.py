@@ -9,8 +9,8 @@ import pytest
 import zarr
 
 from shared.errors import UserError
-from shared.targets import DamagedSegment, TargetStore, TargetWriter
-from shared.targets.namespace import list_namespaces, quarantine, quarantined
+from shared.targets import DamagedSegment, Identity, TargetStore, TargetWriter
+from shared.targets.namespace import create_namespace, list_namespaces, quarantine, quarantined
 from shared.targets.segment.manifest import keys_present
 from tests.fixtures.targets import identity, key, matrix_record, write_records
 
@@ -155,6 +155,20 @@ def test_missing_keys_are_key_errors(tmp_path):
     store = TargetStore.open(tmp_path / "store")
     with pytest.raises(KeyError, match="1 of 2"):
         store.batch([key(0), key(77)])
+
+
+def test_missing_keys_are_counted_and_the_first_is_named(tmp_path):
+    write_records(tmp_path / "store", [0])
+    with pytest.raises(KeyError, match=f"2 of 3 keys .* the first: {key(98).hex()}"):
+        TargetStore.open(tmp_path / "store").arrays([key(0), key(98), key(99)])
+
+
+def test_two_identities_under_one_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(Identity, "fingerprint", lambda self: "0" * 64)
+    create_namespace(tmp_path / "store", identity())
+    assert create_namespace(tmp_path / "store", identity()).identity == identity()
+    with pytest.raises(UserError, match="another identity under this name"):
+        create_namespace(tmp_path / "store", identity(grid=(4, 4)))
 
 
 def test_a_pickled_store_opens_again(tmp_path):
