@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.datasets.brain_atlas.questions import LEAST_VISIBLE
+from pipelines.datasets.brain_atlas.questions import LEAST_VISIBLE, presence_records
 from pipelines.datasets.brain_atlas.volumes import (
     BRAIN,
     GAP,
     PLANES,
+    Slice,
     _name,
     assign_splits,
     load_slices,
@@ -236,6 +237,26 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(UserError, match="not empty"):
         prepare_brain_atlas(tmp_path)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("shown", "hard"), [((50,), 1), ((50, 52), 1), ((50, 52, 54), 2)])
+def test_half_of_the_noes_rounded_up_come_from_the_nearest_slices(
+    shown: tuple[int, ...], hard: int
+) -> None:
+    def piece(position: int, number: int) -> Slice:
+        regions = np.full((20, 20), number, dtype=np.uint8)
+        return Slice("axial", position, "train", np.zeros((20, 20), np.uint8), regions)
+
+    slices = [*(piece(one, 1) for one in shown), *(piece(one, 2) for one in range(0, 45, 5))]
+    nearest = {f"axial-{40 - 5 * one:03d}" for one in range(hard)}
+    for seed in range(8):
+        asked = presence_records(
+            slices, {1: "thalamus"}, 2 * len(shown), np.random.default_rng(seed)
+        )
+        noes = {record.extra["slice"] for record in asked if record.answer == "No"}
+        assert nearest <= noes
+        assert len(noes) == len(shown)
 
 
 @pytest.mark.unit

@@ -18,6 +18,7 @@ from pipelines.datasets.check import check
 from pipelines.datasets.commands import app
 from pipelines.datasets.mimic_cxr_report import clean_report
 from pipelines.datasets.prepare import prepare
+from pipelines.datasets.registry import SETS
 from pipelines.datasets.release import split_groups
 from shared.errors import UserError
 from shared.imaging.keys import content_key
@@ -26,6 +27,18 @@ from tests.fixtures import dataset_replicas as replicas
 from tests.fixtures.dataset_replicas import REPLICAS
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_published_counts_add_up(name):
+    for counts in SETS[name].published.values():
+        for split in ("train", "validation", "test"):
+            parts = [counts.get(f"{split} {kind}") for kind in ("open", "closed")]
+            if None not in parts:
+                assert sum(parts) == counts[f"{split} questions"]
+        splits = [counts.get(f"{split} questions", 0) for split in ("train", "validation", "test")]
+        if "questions" in counts:
+            assert counts["questions"] == sum(splits)
 
 
 def prepared(name, tmp_path, build=None, **options):
@@ -276,6 +289,8 @@ def test_mimic_says_what_it_left_out(tmp_path):
         ("IMPRESSION: 1. Edema. 2. No effusion.\n", "Edema. No effusion."),
         (" IMPRESSION: Stable.\n FINDINGS: Clear lungs.", "Clear lungs. Stable."),
         (" FINDINGS: ___\n IMPRESSION:\n", ""),
+        (" FINDING: Clear lungs.\n IMPRESSIONS: Stable.", "Clear lungs. Stable."),
+        (" FINDINGS AND IMPRESSION: Clear lungs.\n CONCLUSION: Stable.", "Clear lungs. Stable."),
         ("FINAL REPORT\n No heading at all.", ""),
         (
             " FINDINGS: Tube ends 2.5 cm above: see note.\n TECHNIQUE: AP.",
@@ -448,6 +463,9 @@ def test_commands_print_terms_counts_and_hashes(tmp_path):
     assert isinstance(wrong.exception, UserError)
     unknown = CliRunner().invoke(app, ["prepare", "slak", "--source", "x", "--out", "y"])
     assert "did you mean slake?" in str(unknown.exception)
+    nowhere = CliRunner().invoke(app, ["prepare", "slake", "--out", str(tmp_path / "y")])
+    assert isinstance(nowhere.exception, UserError)
+    assert "slake needs --source DIR" in str(nowhere.exception)
 
 
 def test_a_repeated_id_is_numbered(tmp_path):

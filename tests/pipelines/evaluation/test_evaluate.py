@@ -106,6 +106,10 @@ def test_the_full_table(small_run: Path, tmp_path: Path) -> None:
     passes = {row["method"]: row["forward_passes_per_token"] for row in result["rows"]}
     assert passes["LoRA + greedy"] == 1.0
     assert passes["LoRA + vcd"] == 2.0
+    rows_run = {row["method"]: row["sequence_passes_per_token"] for row in result["rows"]}
+    assert rows_run["LoRA + greedy"] == 1.0  # each of an item's steps runs one row of it
+    assert rows_run["LoRA + vcd"] == 2.0
+    assert rows_run["LoRA + beam"] == 5.0
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
     text = "\n".join(table_lines(result))
     assert "open_recall (n=4)" in text

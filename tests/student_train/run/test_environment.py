@@ -5,12 +5,13 @@ import torch
 
 from shared.errors import UserError
 from shared.recipe.fields import ModelSection, Recipe, TrainSection
+from shared.vocabulary import Device
 from student_train.run.environment import use_cpu
 
 pytestmark = pytest.mark.unit
 
 
-def _on(device: str) -> Recipe:
+def _on(device: Device) -> Recipe:
     return Recipe(model=ModelSection(name="m"), train=TrainSection(device=device))
 
 
