@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.datasets import path_vqa
+from pipelines.datasets import iu_xray_vqa, path_vqa
 from pipelines.datasets.check import check
 from pipelines.datasets.commands import app
 from pipelines.datasets.mimic_cxr_report import clean_report
@@ -22,7 +22,7 @@ from pipelines.datasets.registry import SETS
 from pipelines.datasets.release import split_groups
 from shared.errors import UserError
 from shared.imaging.keys import content_key
-from shared.records import load_records
+from shared.records import Record, load_records
 from tests.fixtures import dataset_replicas as replicas
 from tests.fixtures.dataset_replicas import REPLICAS
 
@@ -33,9 +33,9 @@ pytestmark = pytest.mark.unit
 def test_published_counts_add_up(name):
     for counts in SETS[name].published.values():
         for split in ("train", "validation", "test"):
-            parts = [counts.get(f"{split} {kind}") for kind in ("open", "closed")]
-            if None not in parts:
-                assert sum(parts) == counts[f"{split} questions"]
+            if f"{split} open" in counts:
+                parts = counts[f"{split} open"] + counts[f"{split} closed"]
+                assert parts == counts[f"{split} questions"]
         splits = [counts.get(f"{split} questions", 0) for split in ("train", "validation", "test")]
         if "questions" in counts:
             assert counts["questions"] == sum(splits)
@@ -197,6 +197,15 @@ def test_other_pickles_are_refused_in_one_line(content, tmp_path):
     path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content))
     with pytest.raises(UserError, match=r"x\.pkl"):
         list(path_vqa.pickle_rows(path))
+
+
+def test_two_examinations_of_one_patient_stay_together():
+    first, again, other = (
+        iu_xray_vqa.patient(Record("1", (f"{name}/0.png",), ()))
+        for name in ("CXR3030_IM-1405", "CXR3030_IM-1406", "CXR3031_IM-1405")
+    )
+    assert first == again == "CXR3030"
+    assert other == "CXR3031"
 
 
 def test_iu_xray_vqa_is_split_by_patient_with_a_seed(tmp_path):

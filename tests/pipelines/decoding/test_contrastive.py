@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipelines.decoding.contrast import ContrastPass
 from pipelines.decoding.generation import item_generator
 from pipelines.decoding.methods import Decoding, decoding
 from pipelines.decoding.prompts import encode_images
+from shared.errors import UserError
 from student_train.kernel import AttentionCall
 from tests.fixtures.decoding import LIMITS, last_logits, lively_student, prompts, unpadded
 from tests.fixtures.students import PATCHES
@@ -262,6 +264,37 @@ def test_avisc_by_hand() -> None:
             return plausible_by_hand(2 * main - other, main, 0.1)
 
         assert answers[row] == by_hand(model, scores, None, "")
+
+
+@pytest.mark.parametrize(("given", "block"), [(-2, -2), (-1, -1), (2, 1), ([-3], -3)])
+def test_damro_reads_the_block_whose_output_the_student_reads(given: Any, block: int) -> None:
+    """Of `hidden_states`, the i-th is the output of block i - 1."""
+    model = lively_student()
+    model.config.vision_feature_layer = given
+    batch = prompts(model)
+    assert batch.pixels is not None
+    found = damro.outliers(model, batch.pixels, PATCHES, 4)
+    tower = model.model.vision_tower
+    with torch.no_grad():
+        states = tower(batch.pixels, output_hidden_states=True).hidden_states
+        layer = tower.encoder.layers[block]
+        place = block if block >= 0 else len(tower.encoder.layers) + block
+        normed = layer.layer_norm1(states[place])
+        query, key = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
+    logits = (query[:, :1] @ key[:, 1:].transpose(1, 2))[:, 0]
+    expected = torch.zeros_like(found).scatter_(1, logits.topk(4, dim=1).indices, True)
+    assert torch.equal(found, expected)
+
+
+def test_damro_needs_an_encoder_with_a_cls_token() -> None:
+    model = lively_student()
+    batch = prompts(model)
+    assert batch.pixels is not None
+    with pytest.raises(UserError, match="CLS token before its patches; leave damro out"):
+        damro.outliers(model, batch.pixels, PATCHES - 1, 4)
+    blind = SimpleNamespace(model=model.model, config=SimpleNamespace())
+    with pytest.raises(UserError, match="needs a vision encoder with a CLS token, as CLIP"):
+        damro.outliers(blind, batch.pixels, PATCHES, 4)
 
 
 @pytest.mark.parametrize("others", ["drop", "zero"])

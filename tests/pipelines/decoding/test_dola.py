@@ -78,6 +78,18 @@ def test_dola_by_hand(model: Any, norm: bool, penalty: float) -> None:
     assert len(chosen_layers) > 1 or norm, "the test should see the choice of a layer change"
 
 
+def test_by_default_the_even_layers_of_the_lower_half_are_candidates(model: Any) -> None:
+    """As `transformers` takes for `dola_layers="low"` in a model of fewer than 40 layers."""
+    batch = prompts(model, ("a", "b", "c"))
+
+    def answers(layers: tuple[int, ...] | None) -> list[list[int]]:
+        method = decoding("dola", overrides={"candidate_layers": layers, "relative_top": 0.01})
+        return method.decode(model, batch, LIMITS, method.settings, 0)
+
+    assert answers(None) == answers((0, 2))
+    assert answers(None) != answers((1,))
+
+
 def test_one_forward_pass_a_token(model: Any) -> None:
     batch = prefilled(model, prompts(model))
     method = decoding("dola")

@@ -137,6 +137,16 @@ def test_factors_at_full_rank_are_exact_and_the_rank_is_needed(width):
     assert (cosine_similarity_triangle(torch.from_numpy(fewer)) - wanted).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("tolerance", [0.03, 0.06, 0.1, 0.15, 0.2, 0.3])
+def test_no_component_is_kept_that_the_tolerance_does_not_need(tolerance):
+    tokens, _ = features(1, (6, 6), width=40)
+    found = factorise(tokens[0], (6, 6), tolerance, "f16")
+    fewer = (found.values[:, :-1].astype(np.float64) * found.scale[:, None])[None]
+    wanted = cosine_similarity_triangle(tokens)
+    off = (cosine_similarity_triangle(torch.from_numpy(fewer)) - wanted).abs().max()
+    assert found.error.max() <= tolerance < off
+
+
 def test_a_tolerance_that_cannot_be_kept_says_so():
     tokens, _ = features(1, (4, 4))
     with pytest.raises(InaccurateFactors, match="--precision f16"):

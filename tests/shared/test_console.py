@@ -1,0 +1,75 @@
+"""How commands speak: one line an error, progress in a log file, names as they are."""
+
+import itertools
+import json
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+import typer
+
+from shared import console
+from shared.errors import UserError
+
+pytestmark = pytest.mark.unit
+
+
+def _program() -> typer.Typer:
+    app = typer.Typer()
+
+    @app.command()
+    def fail() -> None:
+        raise UserError("no [bold]file[/] here; give another")
+
+    return app
+
+
+def _fail(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        console.run(_program(), "program")
+    assert ended.value.code == 1
+
+
+def test_an_error_is_one_line_as_it_was_written(monkeypatch, capsys):
+    _fail(monkeypatch)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: no [bold]file[/] here; give another\n")
+
+
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_debug_shows_the_traceback_before_it(monkeypatch, capsys, by):
+    if by == "variable":
+        monkeypatch.setenv("MEDALIGN_DEBUG", "1")
+    _fail(monkeypatch, *(["--debug"] if by == "flag" else []))
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert last == "error: no [bold]file[/] here; give another"
+
+
+def test_a_log_file_gets_a_line_now_and_then_with_rate_and_time_left(monkeypatch, capsys):
+    """4 s an item: a line every second item, later every tenth of the time so far."""
+    ticks = iter(range(0, 4000, 4))
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    assert list(console.track(range(100), 100, "encoding", "images")) == list(range(100))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "encoding: 2/100 images, 0.25/s, 0:06:32 left"
+    assert lines[1] == "encoding: 4/100 images, 0.25/s, 0:06:24 left"
+    counts = [int(line.split()[1].partition("/")[0]) for line in lines]
+    later = [(a, b) for a, b in itertools.pairwise(counts) if b > 20]
+    assert all(0.1 * b < b - a <= 0.1 * b + 1 for a, b in later)
+
+
+def test_a_report_is_lines_or_one_document(capsys):
+    console.report({"path": os.sep, "n": 2}, False, ["a [b] c", "d"])
+    assert capsys.readouterr().out == "a [b] c\nd\n"
+    console.report({"path": os.sep, "n": 2}, True, ["unused"])
+    assert json.loads(capsys.readouterr().out) == {"path": os.sep, "n": 2}
+
+
+def test_a_name_that_is_not_utf_8_is_shown_by_its_bytes(capsys):
+    console.say("a" + os.fsdecode(b"\xff"))
+    console.warn("b" + os.fsdecode(b"\xfe"))
+    out, err = capsys.readouterr()
+    assert (out, err) == ("a\\xff\n", "warning: b\\xfe\n")
