@@ -1,0 +1,45 @@
+"""What a sentence denies, and what it is asked for."""
+
+import pytest
+
+from pipelines.metrics.strict import polarity
+from pipelines.metrics.strict_words import clauses, words
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    "turn",
+    ["but", "however", "although", "though", "except", "instead", "rather", "only", "yes"],
+)
+def test_a_denial_ends_where_the_sentence_turns(turn: str) -> None:
+    denied = {word: no for said, no in clauses(f"no effusion {turn} a nodule") for word in said}
+    assert denied["effusion"] is True
+    assert denied["nodule"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("There is a nodule on the CT without contrast", True),
+        ("The image without contrast shows a nodule", True),
+        ("There is no nodule on the CT with contrast", False),
+        ("The CT with contrast is seen without a nodule", False),
+    ],
+)
+def test_contrast_that_is_left_out_denies_nothing(text: str, said: bool) -> None:
+    assert polarity(text) is said
+
+
+@pytest.mark.parametrize(
+    "word", ["feces", "rabies", "scabies", "less", "pancreas", "pus", "lens", "pelvis", "diagnosis"]
+)
+def test_what_ends_with_s_and_is_no_plural_stays(word: str) -> None:
+    assert words(word) == [word]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("Yes yes", True), ("No no", False), ("Yes no", None), ("No yes", None)]
+)
+def test_yes_and_no_side_by_side_count_each(text: str, said: bool | None) -> None:
+    assert polarity(text) is said
