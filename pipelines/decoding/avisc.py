@@ -9,33 +9,34 @@ contrast pass sees those alone, the embeddings of the others are blanked in plac
 B prompts, L tokens of the longest, N patches.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from pipelines.decoding.attention import watching
 from pipelines.decoding.contrast import amplified, contrasted
 from pipelines.decoding.generation import Limits, generate, item_generator, sampler
 from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.settings import STRICT, Number, Share, Temperature
 from student_train.kernel import AttentionCall
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
     """Published values (its scripts' lam).
 
     `masking` replaces the embeddings of the tokens that are not blind.
     """
 
-    gamma: float = 0.5
-    lam: float = 1.0
-    alpha: float = 1.0
-    beta: float = 0.1
+    gamma: Share = 0.5
+    lam: Number = 1.0
+    alpha: Number = 1.0
+    beta: Share = 0.1
     masking: Literal["zeros", "ones", "noise"] = "zeros"
     sample: bool = True
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
 
 
 def decode(

@@ -1,17 +1,18 @@
 """Beam search, as transformers has it."""
 
-from dataclasses import dataclass
+from pydantic.dataclasses import dataclass
 
 from pipelines.decoding.generation import Limits, generate
 from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.settings import STRICT, Count, Number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
     """The authors' beams; the paper gives no number."""
 
-    num_beams: int = 5
-    length_penalty: float = 1.0
+    num_beams: Count = 5
+    length_penalty: Number = 1.0
 
 
 def decode(

@@ -76,7 +76,9 @@ def contrasted(
         if not passes:
             passes.append(ContrastPass(model, view() if callable(view) else view))
         generated = ids[:, length:]
-        return combine(scores, passes[0].logits(generated), generated.shape[1] + 1)
+        # a token that the main pass may not say has no share of the view's probability either
+        other = passes[0].logits(generated).masked_fill(scores.isneginf(), -torch.inf)
+        return combine(scores, other, generated.shape[1] + 1)
 
     return process
 

@@ -4,55 +4,63 @@ Contrast with the image patches that the vision encoder attends to most.
 
 Those outliers carry global, not local information. They are found at the layer whose output the
 student uses: the CLS query against the patch keys over the full width, heads not split. The
-contrast pass sees them alone.
+contrast pass sees them alone, the one with the most attention first.
 
 P images, N patches.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from pipelines.decoding.contrast import amplified, contrasted
 from pipelines.decoding.generation import Limits, generate, sampler
 from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.settings import STRICT, Count, Number, Share, Temperature
 from shared.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
-    """Published values for LLaVA-1.5. `others`.
+    """Published values for LLaVA-1.5.
 
-    The remaining patches are dropped (published), or stay as zeros.
+    `others`: the remaining patches are dropped, and the outliers stand in falling order of
+    attention (published); or they stay as zeros, and the outliers in their places. `attention`: of
+    the layer whose output the student reads, over the full width (published); or of the last
+    layer, the mean of its heads (MEDALIGN's authors).
     """
 
-    alpha: float = 2.0
-    beta: float = 0.1
-    top_k: int = 10
+    alpha: Number = 2.0
+    beta: Share = 0.1
+    top_k: Count = 10
     others: Literal["drop", "zero"] = "drop"
+    attention: Literal["feature", "last"] = "feature"
     sample: bool = True
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
 
 
 def decode(
     model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
 ) -> list[list[int]]:
     """Answer every prompt of the batch."""
-    view = outlier_view(model, prompts, settings.top_k, settings.others)
+    view = outlier_view(model, prompts, settings)
     processors = [contrasted(model, prompts, view, amplified(settings.alpha, settings.beta))]
     draw = sampler(prompts, seed, temperature=settings.temperature) if settings.sample else None
     return generate(model, prompts, limits, processors, draw=draw)
 
 
-def outlier_view(model: Model, prompts: Prompts, top_k: int, others: str) -> Prompts:
+def outlier_view(model: Model, prompts: Prompts, settings: Settings) -> Prompts:
     """Return the prompts with nothing but the outlier patches of each image."""
     if prompts.pixels is None:
         return prompts
-    kept = list(outliers(model, prompts.pixels, len(prompts.features[0]), top_k))
-    if others == "drop":
-        return prompts.keeping(kept)
+    tokens = len(prompts.features[0])
+    found = outliers(model, prompts.pixels, tokens, settings.top_k, settings.attention)
+    if settings.others == "drop":
+        return prompts.in_order(list(found))
+    kept = torch.zeros(len(found), tokens, dtype=torch.bool, device=found.device)
+    kept.scatter_(1, found, True)
     return prompts.with_features(
         [
             image * row.to(image.dtype)[:, None]
@@ -61,18 +69,20 @@ def outlier_view(model: Model, prompts: Prompts, top_k: int, others: str) -> Pro
     )
 
 
-def outliers(model: Model, pixels: Tensor, tokens: int, top_k: int) -> Tensor:
-    """Mask (P, tokens) of the `top_k` patches with the largest CLS attention logit.
+def outliers(
+    model: Model, pixels: Tensor, tokens: int, top_k: int, attention: str = "feature"
+) -> Tensor:
+    """Numbers (P, top_k) of the image tokens that CLS attends to most, in falling order.
 
-    It has `tokens` a student's image.
+    An image has `tokens` tokens; with fewer patches than `top_k` all are named.
 
     Raises UserError where the vision encoder has no CLS token or no plain query and key
     projections.
     """
-    attention = _feature_layer(model)
+    layer = _feature_layer(model, attention)
     found: dict[str, Tensor] = {}
     handles = [
-        getattr(attention, f"{name}_proj").register_forward_hook(
+        getattr(layer, f"{name}_proj").register_forward_hook(
             lambda module, args, output, name=name: found.__setitem__(name, output.detach())
         )
         for name in "qk"
@@ -90,17 +100,25 @@ def outliers(model: Model, pixels: Tensor, tokens: int, top_k: int) -> Tensor:
             "DAMRO needs a vision encoder with a CLS token before its patches; leave damro out for "
             "this student"
         )
-    logits = (query[:, :1] @ key[:, 1:].transpose(1, 2))[:, 0]  # softmax and scale change no order
-    mask = torch.zeros(len(pixels), patches, dtype=torch.bool, device=pixels.device)
-    mask.scatter_(1, logits.topk(min(top_k, patches), dim=1).indices, True)
-    return mask if tokens == patches else torch.cat([torch.zeros_like(mask[:, :1]), mask], dim=1)
+    heads = _heads(layer) if attention == "last" else 1
+    width = query.shape[2] // heads
+    query = query[:, :1].unflatten(2, (heads, width)).transpose(1, 2)  # (P, heads, 1, width)
+    key = key.unflatten(2, (heads, width)).transpose(1, 2)
+    logits = (query @ key.transpose(2, 3))[:, :, 0] * width**-0.5
+    weights = logits.softmax(dim=-1).mean(1)[:, 1:]
+    return weights.topk(min(top_k, patches), dim=1).indices + (tokens - patches)
 
 
-def _feature_layer(model: Model) -> nn.Module:
-    """Find the attention module of the vision layer whose output the student reads."""
+def _heads(attention: nn.Module) -> int:
+    """Return the number of heads, which CLIP and DINOv2 name differently."""
+    return int(getattr(attention, "num_heads", 0) or getattr(attention, "num_attention_heads", 1))
+
+
+def _feature_layer(model: Model, attention: str) -> nn.Module:
+    """Find the attention module of the vision layer whose output the student reads, or the last."""
     tower: nn.Module | None = getattr(model.model, "vision_tower", None)
     given: int | list[int] = getattr(model.config, "vision_feature_layer", 0)
-    index = given if isinstance(given, int) else given[-1]
+    index = -1 if attention == "last" else given if isinstance(given, int) else given[-1]
     modules = [
         module
         for module in (tower.modules() if tower is not None else ())

@@ -13,18 +13,19 @@ B prompts, C candidate layers, V vocabulary.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from pipelines.decoding.generation import Limits, Processor, generate
 from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.settings import STRICT, Part, Place, Positive
 from shared.errors import UserError
 from student_train.imagetext import Hook, Inputs, entering
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
     """Published values for long answers. Layer j is the input of decoder layer j; None.
 
@@ -33,18 +34,16 @@ class Settings:
     `norm_premature` applies the final norm before the head, which the published code does not.
     """
 
-    candidate_layers: tuple[int, ...] | None = None
-    relative_top: float = 0.1
+    candidate_layers: tuple[Place, ...] | None = None
+    relative_top: Part = 0.1
     norm_premature: bool = False
-    repetition_penalty: float = 1.2
+    repetition_penalty: Positive = 1.2
 
 
 def decode(
     model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
 ) -> list[list[int]]:
     """Answer every prompt of the batch."""
-    from transformers import RepetitionPenaltyLogitsProcessor
-
     depth = len(model.get_decoder().layers)
     layers = (
         tuple(range(0, depth // 2, 2))
@@ -60,7 +59,7 @@ def decode(
             lambda ids, scores: contrasted_layers(scores, early["logits"], settings.relative_top)
         ]
         if settings.repetition_penalty != 1.0:
-            processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+            processors.append(repetition_penalty(prompts, settings.repetition_penalty))
         return generate(model, prompts, limits, processors)
 
 
@@ -69,16 +68,37 @@ def contrasted_layers(logits: Tensor, early: Tensor, relative_top: float) -> Ten
 
     `logits` (B, V), candidates `early` (B, C, V).
     """
-    main, candidates = torch.log_softmax(logits, dim=-1), torch.log_softmax(early.float(), dim=-1)
+    hidden = logits.isneginf()[:, None]  # what may not be said has no share of any layer
+    main = torch.log_softmax(logits, dim=-1)
+    candidates = torch.log_softmax(early.float().masked_fill(hidden, -torch.inf), dim=-1)
     mean = candidates.exp().add_(main.exp()[:, None]).mul_(0.5)
     # KL of the mean from each side, summed over the vocabulary: only the order counts. A mean of 0
     # adds nothing.
     logs = mean.clamp_min(torch.finfo(mean.dtype).tiny).log_().mul_(2)
-    divergence = torch.linalg.vecdot(mean, logs.sub_(candidates).sub_(main[:, None]))
+    logs.sub_(candidates).sub_(main[:, None]).masked_fill_(hidden, 0.0)
+    divergence = torch.linalg.vecdot(mean, logs)
     chosen = divergence.argmax(dim=1)
     premature = candidates[torch.arange(len(main), device=main.device), chosen]
     plausible = main >= main.max(dim=-1, keepdim=True).values + math.log(relative_top)
     return (main - premature).masked_fill(~plausible, -torch.inf)
+
+
+def repetition_penalty(prompts: Prompts, penalty: float) -> Processor:
+    """Penalise every token of prompt and answer as CTRL does: s / penalty above 0, s penalty below.
+
+    The padding before a shorter prompt is no token of it (it may be the end token).
+    """
+    length = prompts.ids.shape[1]
+
+    def process(ids: Tensor, scores: Tensor) -> Tensor:
+        said = torch.ones_like(ids)
+        said[:, :length] = prompts.mask
+        seen = torch.zeros_like(scores, dtype=torch.long).scatter_add_(1, ids, said) > 0
+        return torch.where(
+            seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores
+        )
+
+    return process
 
 
 @contextmanager

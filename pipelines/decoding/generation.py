@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.decoding.early_end import EarlyEnd
 from pipelines.decoding.prefix import prefix_cache
 from pipelines.decoding.prompts import Model, Prompts
+from shared.errors import UserError
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # (ids (B, T), scores (B, V)) -> scores (B, V)
 
@@ -43,7 +44,12 @@ def generate(
     Greedy over the processed scores (`draw`, a sampler, is the last processor and leaves one
     token), beam search with `num_beams`, or `custom`, transformers' `custom_generate` function,
     which brings its own cache. The image token is never generated: an answer shows no image, and W
-    would act on it.
+    would act on it. It is left out before anything is compared with the likeliest token.
+
+    Raises
+    ------
+    UserError
+        A prompt's scores are NaN, or no token has a finite one.
     """
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -62,7 +68,10 @@ def generate(
             1, scores.new_tensor([prompts.image_token_id], dtype=torch.long), -torch.inf
         )
 
-    steps = [*processors, no_image, *([draw] if draw else [])]
+    def finite(ids: Tensor, scores: Tensor) -> Tensor:
+        return checked(scores, prompts.items)
+
+    steps = [no_image, *processors, no_image, finite, *([draw] if draw else [])]
     endings = []
     if num_beams > 1:
         count, length = prompts.ids.shape
@@ -92,7 +101,8 @@ def sampler(
 ) -> Processor:
     """Draw the next token of every row.
 
-    Temperature, top-k, top-p, then one number from the row's own generator.
+    Temperature, top-k, top-p, then one number from the row's own generator. Temperature 0 takes
+    the likeliest token.
 
     The generator is seeded by `seed` and the item's name, and every step draws one number: what a
     row says does not depend on its neighbours. The number is placed in the cumulative distribution
@@ -101,29 +111,58 @@ def sampler(
     generators = [item_generator(seed, item) for item in prompts.items]
 
     def draw(ids: Tensor, scores: Tensor) -> Tensor:
-        scores = warped(scores.float() / temperature, top_p=top_p, top_k=top_k)
+        if temperature == 0.0:
+            return torch.full_like(scores, -torch.inf).scatter(
+                1, scores.argmax(dim=-1, keepdim=True), 0.0
+            )
+        highest = scores.amax(dim=-1, keepdim=True)  # so that no temperature overflows
+        scores = warped((scores - highest).double() / temperature, top_p=top_p, top_k=top_k)
         uniform = torch.cat(
             [torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators]
         )
-        cumulative = torch.softmax(scores.double(), dim=-1).cumsum(-1)
+        probabilities = torch.softmax(scores, dim=-1)
+        cumulative = probabilities.cumsum(-1)
         place = uniform.to(scores.device)[:, None] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, place, right=True).clamp(max=scores.shape[-1] - 1)
+        possible = (probabilities > 0).int()
+        last = scores.shape[-1] - 1 - possible.flip(-1).argmax(dim=-1, keepdim=True)
+        chosen = torch.searchsorted(cumulative, place, right=True).minimum(last)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
     return draw
 
 
+def checked(scores: Tensor, items: Sequence[str]) -> Tensor:
+    """Return the scores (B n, V) of B items, n rows each, unless a row has nothing to choose from.
+
+    Raises
+    ------
+    UserError
+        A score is NaN or +inf, or all scores of a row are -inf.
+    """
+    sound = scores.amax(dim=-1).isfinite()  # the maximum of a row with a NaN is NaN
+    if not bool(sound.all()):
+        row = int((~sound).nonzero()[0])
+        item = items[row // (len(scores) // len(items))].partition("\x00")[0]
+        raise UserError(
+            f"{item!r}: the model's logits leave no token to choose (NaN or infinite); check its "
+            "weights, or answer with --device cpu, where it computes in float32"
+        )
+    return scores
+
+
 def warped(scores: Tensor, *, top_p: float = 1.0, top_k: int = 0) -> Tensor:
     """Keep the `top_k` best tokens (0: all), then the smallest set that holds `top_p`.
 
-    -inf elsewhere.
+    -inf elsewhere; the best token always stays.
     """
     if 0 < top_k < scores.shape[-1]:
         scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], -torch.inf)
     if top_p < 1.0:
         ordered, order = scores.sort(descending=True)
         before = torch.softmax(ordered, dim=-1).cumsum(-1) - torch.softmax(ordered, dim=-1)
-        removed = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        beyond = before >= top_p
+        beyond[..., 0] = False
+        removed = torch.zeros_like(beyond).scatter(-1, order, beyond)
         scores = scores.masked_fill(removed, -torch.inf)
     return scores
 

@@ -1,12 +1,13 @@
 """Greedy decoding: the likeliest token at every step."""
 
-from dataclasses import dataclass
+from pydantic.dataclasses import dataclass
 
 from pipelines.decoding.generation import Limits, generate
 from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.settings import STRICT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
     """Nothing to set."""
 

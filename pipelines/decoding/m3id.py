@@ -11,25 +11,26 @@ B prompts, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from pipelines.decoding.contrast import contrasted, plausible
 from pipelines.decoding.generation import Limits, generate, sampler
 from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.settings import STRICT, Part, Share, Strength, Temperature
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
     """Published values; `confidence` None applies the contrast at every step."""
 
-    decay: float = 0.02
-    beta: float = 0.1
-    confidence: float | None = None
+    decay: Strength = 0.02
+    beta: Share = 0.1
+    confidence: Part | None = None
     sample: bool = True
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
 
 
 def decode(

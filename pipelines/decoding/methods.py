@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.decoding.presets import PRESETS
+from pipelines.decoding.settings import made
 from shared.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def decoding(
     Raises
     ------
     UserError
-        An unknown method, preset or setting, with the nearest known one.
+        An unknown method, preset or setting, with the nearest known one; a value of another type
+        or outside its range.
     """
     _known(name, NAMES, "decoding method")
     _known(preset, tuple(PRESETS), "preset")
@@ -47,7 +49,7 @@ def decoding(
     for key, value in (overrides or {}).items():
         _known(key, tuple(sorted(fields)), f"setting of {name}")
         values[key] = value
-    return Decoding(name, module.Settings(**values), module.decode)
+    return Decoding(name, made(name, module.Settings, values), module.decode)
 
 
 def decodings(

@@ -3,26 +3,34 @@
 Draw from the smallest set of tokens that holds top_p.
 """
 
-from dataclasses import dataclass
+from pydantic.dataclasses import dataclass
 
 from pipelines.decoding.generation import Limits, generate, sampler
 from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.settings import STRICT, Place, Share, Temperature
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
-    """The authors' values; `top_k` 0 keeps every token."""
+    """The authors' values; `top_k` 0 keeps every token.
 
-    temperature: float = 1.0
-    top_p: float = 0.9
-    top_k: int = 0
+    `temperature` null is the one in the checkpoint's `generation_config.json`, 1 where it has none.
+    """
+
+    temperature: Temperature | None = 1.0
+    top_p: Share = 0.9
+    top_k: Place = 0
 
 
 def decode(
     model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
 ) -> list[list[int]]:
     """Answer every prompt of the batch; each item draws from its own generator."""
+    temperature = settings.temperature
+    if temperature is None:
+        own = getattr(model.generation_config, "temperature", None)
+        temperature = 1.0 if own is None else float(own)
     draw = sampler(
-        prompts, seed, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k
+        prompts, seed, temperature=temperature, top_p=settings.top_p, top_k=settings.top_k
     )
     return generate(model, prompts, limits, draw=draw)

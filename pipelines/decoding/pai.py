@@ -10,9 +10,8 @@ token is taken.
 B prompts, H heads, T tokens so far.
 """
 
-from dataclasses import dataclass
-
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,10 +19,12 @@ from pipelines.decoding.attention import watching
 from pipelines.decoding.contrast import contrasted, plausible
 from pipelines.decoding.generation import Limits, generate
 from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.settings import STRICT, Number, Place, Share
+from shared.errors import UserError
 from student_train.kernel import AttentionCall
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
     """Published values for LLaVA. `end_layer` None is the last; `boost_first`.
 
@@ -33,11 +34,11 @@ class Settings:
     an answer of one word would never be boosted.
     """
 
-    alpha: float = 0.2
-    gamma: float = 1.1
-    beta: float = 0.1
-    start_layer: int = 2
-    end_layer: int | None = None
+    alpha: Number = 0.2
+    gamma: Number = 1.1
+    beta: Share = 0.1
+    start_layer: Place = 2
+    end_layer: Place | None = None
     boost_first: bool = True
 
 
@@ -47,6 +48,11 @@ def decode(
     """Answer every prompt of the batch."""
     depth = len(model.get_decoder().layers)
     end = depth if settings.end_layer is None else settings.end_layer
+    if not settings.start_layer <= end <= depth:
+        raise UserError(
+            f"pai.start_layer={settings.start_layer}, pai.end_layer={end}: this model has layers "
+            f"0..{depth - 1}; end_layer is the first that is left alone, at most {depth}"
+        )
     image = prompts.image_mask
 
     def boost(layer: int, call: AttentionCall) -> Tensor | None:

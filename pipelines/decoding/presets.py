@@ -27,7 +27,15 @@ _AUTHORS: Preset = {
         "sample": True,
         "temperature": 1.0,
     },
-    "damro": {"alpha": 0.5, "beta": 0.1, "top_k": 10, "sample": True, "temperature": 1.0},
+    "damro": {
+        "alpha": 0.5,
+        "beta": 0.1,
+        "top_k": 10,
+        "others": "zero",
+        "attention": "last",
+        "sample": True,
+        "temperature": 1.0,
+    },
     "pai": {"alpha": 0.2, "gamma": 1.1, "start_layer": 2, "boost_first": False},
 }
 
@@ -37,11 +45,13 @@ PRESETS: dict[str, Preset] = {
     "published": {},
     "authors-llava-med": _AUTHORS
     | {
+        "nucleus": {"temperature": 1.0, "top_p": 0.9, "top_k": 0},
         "m3id": {"decay": 0.02, "beta": 0.1, "sample": True, "temperature": 1.0},
         "opera": {"scale": 25.0, "threshold": 25, "candidates": 5, "penalty": 1.0},
     },
     "authors-huatuo": _AUTHORS
     | {
+        "nucleus": {"temperature": None, "top_p": 0.9, "top_k": 0},
         "m3id": {"decay": 0.02, "beta": 0.1, "sample": True, "temperature": 0.7},
         "opera": {"scale": 50.0, "threshold": 15, "candidates": 5, "penalty": 1.0},
     },

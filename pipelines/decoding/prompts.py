@@ -114,6 +114,24 @@ class Prompts:
         )
         return replace(self, ids=ids, mask=mask, features=features, prefix=None)
 
+    def in_order(self, places: Sequence[Tensor]) -> "Prompts":
+        """Return shorter prompts whose image tokens are the `places` (k,) of each image, in order.
+
+        `places` holds distinct token numbers of each image.
+        """
+        kept = [
+            torch.zeros(len(image), dtype=torch.bool, device=self.ids.device).index_fill(
+                0, at, True
+            )
+            for image, at in zip(self.features, places, strict=True)
+        ]
+        return replace(
+            self.keeping(kept),
+            features=tuple(
+                image[at] for image, at in zip(self.features, places, strict=True) if len(at)
+            ),
+        )
+
     def without_images(self) -> "Prompts":
         """Return the text alone: the same prompts with the image tokens left out."""
         kept = [

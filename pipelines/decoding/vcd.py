@@ -8,25 +8,28 @@ process's x_t at step `noise_step`, on the normalised pixels, drawn once an item
 P images, S their side in pixels.
 """
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from pipelines.decoding.contrast import amplified, contrasted
 from pipelines.decoding.generation import Limits, generate, item_generator, sampler
 from pipelines.decoding.prompts import Model, Prompts, encode_images
+from pipelines.decoding.settings import STRICT, Number, Share, Temperature
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
     """Published values (its LLaVA entry points pass alpha 1)."""
 
-    alpha: float = 1.0
-    beta: float = 0.1
-    noise_step: int = 500
+    alpha: Number = 1.0
+    beta: Share = 0.1
+    noise_step: Annotated[int, Field(ge=0, le=999)] = 500
     sample: bool = True
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
 
 
 def decode(
