@@ -49,10 +49,14 @@ def generate(
     Raises
     ------
     UserError
-        A prompt's scores are NaN, or no token has a finite one.
+        A prompt's scores are NaN, or no token has a finite one; prompt and answer are longer than
+        the model's positions.
     """
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+    lengths = prompts.mask.sum(1)
+    longest = int(lengths.argmax())
+    check_positions(model, int(lengths[longest]), limits.max_new_tokens, prompts.items[longest])
     config = GenerationConfig(
         max_new_tokens=limits.max_new_tokens,
         eos_token_id=list(limits.end_ids),
@@ -69,9 +73,9 @@ def generate(
         )
 
     def finite(ids: Tensor, scores: Tensor) -> Tensor:
-        return checked(scores, prompts.items)
+        return checked(no_image(ids, scores), prompts.items)  # -inf less -inf made it NaN again
 
-    steps = [no_image, *processors, no_image, finite, *([draw] if draw else [])]
+    steps = [no_image, *processors, finite, *([draw] if draw else [])]
     endings = []
     if num_beams > 1:
         count, length = prompts.ids.shape
@@ -129,6 +133,18 @@ def sampler(
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
     return draw
+
+
+def check_positions(model: Model, length: int, new_tokens: int, item: str) -> None:
+    """Raise a UserError where a prompt of `length` tokens and its answer exceed the positions."""
+    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if known is not None and length + new_tokens > int(known):
+        name, room = item.partition("\x00")[0], int(known) - length
+        way = f"give --max-new-tokens {room} at most" if room > 0 else "ask less, or fewer images"
+        raise UserError(
+            f"{name!r}: {length} tokens of prompt and {new_tokens} of answer are more than this "
+            f"model's {known} positions; {way}"
+        )
 
 
 def checked(scores: Tensor, items: Sequence[str]) -> Tensor:

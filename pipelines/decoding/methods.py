@@ -12,6 +12,9 @@ from shared.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+# Number of what the methods compute: one more with every change that may change an answer.
+DEFINITION = 2
+
 NAMES = ("greedy", "beam", "nucleus", "vcd", "dola", "opera", "avisc", "m3id", "damro", "pai")
 
 
@@ -24,10 +27,16 @@ class Decoding(NamedTuple):
     name: str
     settings: "DataclassInstance"
     decode: Callable[..., list[list[int]]]
+    variant: str = ""  # settings of its own, where one evaluation has the method several times
+
+    @property
+    def label(self) -> str:
+        """Name among the decodings of an evaluation: the method's, or "vcd@alpha=0.5"."""
+        return f"{self.name}@{self.variant}" if self.variant else self.name
 
     def described(self) -> dict[str, object]:
         """Return name and settings as plain data, for journals and tables."""
-        return {"method": self.name, **dataclasses.asdict(self.settings)}
+        return {"method": self.label, **dataclasses.asdict(self.settings)}
 
 
 def decoding(
@@ -55,8 +64,13 @@ def decoding(
 def decodings(
     names: Sequence[str], preset: str = "published", overrides: Sequence[str] = ()
 ) -> list[Decoding]:
-    """Return several methods; `all` stands for the ten, `overrides` are "method.setting=value"."""
-    wanted = [name for given in names for name in (NAMES if given == "all" else (given,))]
+    """Return several methods; `all` stands for the ten, `overrides` are "method.setting=value".
+
+    A method is there several times with settings of its own: "vcd@alpha=0.5", more than one
+    divided by ";". They come after `overrides`.
+    """
+    asked = [name for given in names for name in (NAMES if given == "all" else (given,))]
+    wanted = [name.partition("@")[0] for name in asked]
     values: dict[str, dict[str, object]] = {}
     for override in overrides:
         target, equals, text = override.partition("=")
@@ -67,7 +81,18 @@ def decodings(
         if method not in wanted:
             raise UserError(f"{override!r} sets {method}, which is not among the methods asked for")
         values.setdefault(method, {})[key] = _parsed(text, override)
-    return [decoding(name, preset, values.get(name)) for name in dict.fromkeys(wanted)]
+    return [_variant(one, preset, values) for one in dict.fromkeys(asked)]
+
+
+def _variant(asked: str, preset: str, values: Mapping[str, Mapping[str, object]]) -> Decoding:
+    name, at, variant = asked.partition("@")
+    own: dict[str, object] = {}
+    for part in variant.split(";") if at else ():
+        key, equals, text = part.partition("=")
+        if not (equals and key):
+            raise UserError(f"{asked!r}: write method@setting=value, as in vcd@alpha=0.5")
+        own[key.strip()] = _parsed(text, asked)
+    return decoding(name, preset, {**values.get(name, {}), **own})._replace(variant=variant)
 
 
 def _parsed(text: str, override: str) -> object:

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 from pipelines.decoding.generation import Limits, generate, sampler
 from pipelines.decoding.prompts import Model, Prompts
 from pipelines.decoding.settings import STRICT, Place, Share, Temperature
+from student_train.models.base import TEMPERATURE_KEY
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -28,7 +29,7 @@ def decode(
     """Answer every prompt of the batch; each item draws from its own generator."""
     temperature = settings.temperature
     if temperature is None:
-        own = getattr(model.generation_config, "temperature", None)
+        own = getattr(model.config, TEMPERATURE_KEY, None)
         temperature = 1.0 if own is None else float(own)
     draw = sampler(
         prompts, seed, temperature=temperature, top_p=settings.top_p, top_k=settings.top_k

@@ -9,14 +9,13 @@ between new tokens:
   candidate's logit and
   c = argmax_j remembered; up to `short_window` new tokens phi is minus the newest row's attention
   to the image;
-- where every beam's history names one position s more than `threshold` times (s >= `short_window`),
-  the search goes
-  back to the state after token s and excludes what it chose there, at most `candidates` times a
-  position.
+- where all beams name one column too often, the search goes back to the state after it and chooses
+  there anew (`rule`), at most `candidates` times a position.
 
-Products are taken as sums of logarithms in float32; the published code multiplies in half
-precision, where they overflow: `emulate_half` rounds phi as half does. Items are searched side by
-side, each at a step of its own; the model's passes, which they share, are in `opera_passes`.
+Products are taken as sums of logarithms in float32 and then rounded to half precision, in which the
+published code keeps them (`emulate_half`); what overflows there is its largest number here. Items
+are searched side by side, each at a step of its own; the model's passes, which they share, are in
+`opera_passes`.
 
 n beams of an item, C candidates of each, t new tokens, T tokens so far.
 """
@@ -28,13 +27,15 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
+from pydantic.dataclasses import dataclass as settings_class
 from torch import Tensor
 
 from pipelines.decoding.attention import watching
 from pipelines.decoding.early_end import attainable
-from pipelines.decoding.generation import Limits, generate
+from pipelines.decoding.generation import Limits, checked, generate
 from pipelines.decoding.opera_passes import Passes
 from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.settings import STRICT, Count, Number, Place, Positive
 from shared.errors import UserError
 from student_train.upstream import kernel_name
 
@@ -42,21 +43,30 @@ Move = Literal["on", "back", "over"]
 
 _LOG_UNIT = math.log(1e-7)
 _LOG_LARGEST = 80.0  # e^80 ends any candidate and is finite in float32
+_LARGEST_HALF = 65504.0
 
 
-@dataclass(frozen=True)
+@settings_class(frozen=True, config=STRICT)
 class Settings:
-    """Published values."""
+    """Published values.
 
-    num_beams: int = 5
-    scale: float = 50.0
-    threshold: int = 15
-    candidates: int = 5
-    penalty: float = 1.0
-    history: int = 512
-    short_window: int = 10
-    length_penalty: float = 1.0
-    emulate_half: bool = False
+    `rule` is when and how the search goes back. `published`, as the code does: the column of most
+    beams *now* is in the history of every slot of the beam more than `threshold` times, whoever
+    held the slot; after the return the whole vocabulary is open, by the logits alone, and what was
+    chosen there before has the least of them. `paper`: a history goes with its beam, the column is
+    the one named most often, and the next likeliest candidates take the place of those excluded.
+    """
+
+    num_beams: Count = 5
+    scale: Positive = 50.0
+    threshold: Place = 15
+    candidates: Count = 5
+    penalty: Number = 1.0
+    history: Count = 512
+    short_window: Count = 10
+    length_penalty: Number = 1.0
+    emulate_half: bool = True
+    rule: Literal["published", "paper"] = "published"
 
 
 class Beams(NamedTuple):
@@ -97,6 +107,7 @@ class _Past:
     chosen: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     excluded: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     returns: Counter[int] = field(default_factory=Counter)
+    named: list[Tensor] = field(default_factory=list)  # (n,) a step: the column of each slot
 
 
 def decode(
@@ -163,7 +174,11 @@ def _kept(
     first = 0
     for number, search in enumerate(going):
         if search.last_move == "back":
-            logits[number] = passes.rewrite(first, search.item, search.beams.tokens)
+            logits[number], _ = passes.rewrite(first, search.item, search.beams.tokens)
+            if search.settings.rule == "published":
+                tokens = search.choose_anew(logits[number])
+                logits[number], attention = passes.rewrite(first, search.item, tokens)
+                search.take_note(attention)
         first += len(search.beam)
     return logits
 
@@ -178,6 +193,8 @@ class _Search:
     def __init__(self, item: int, prompts: Prompts, limits: Limits, settings: Settings) -> None:
         real = prompts.mask[item].bool()
         self.item, self.limits, self.settings = item, limits, settings
+        self.name = prompts.items[item]
+        self.position = 0  # the one that the last return was counted under
         self.image_token_id = prompts.image_token_id
         self.image, self.length = prompts.image_mask[item][real], int(real.sum())
         device = prompts.ids.device
@@ -199,8 +216,10 @@ class _Search:
         """
         logits = logits.clone()
         logits[:, self.image_token_id] = -torch.inf
-        for beam, token in self.past.excluded.get(self.beams.tokens.shape[1], []):
-            logits[beam, token] = -torch.inf
+        if self.settings.rule == "paper":
+            for beam, token in self.past.excluded.get(self.beams.tokens.shape[1], []):
+                logits[beam, token] = -torch.inf
+        checked(logits, [self.name])
         best = logits.topk(min(self.settings.candidates, logits.shape[1]), dim=1)
         return best.indices, best.values
 
@@ -209,11 +228,16 @@ class _Search:
 
         Given are the candidates (n, C), their logits and attention (n, C, T + 1).
         """
+        if self.last_move == "over":  # it was, right after going back
+            return self.last_move
         beams, step = self.beams, self.beams.tokens.shape[1]
         self.past.beams[step], self.past.finished[step] = beams, list(self.finished)
         scores, columns, named = self._penalised(tried, attention)
-        locations = torch.cat([beams.locations, named.mode(dim=1).values[:, None]], dim=1)
-        target = self._return_to(locations, step)
+        current = named.mode(dim=1).values
+        locations = torch.cat([beams.locations, current[:, None]], dim=1)
+        self.past.named[step:] = [current]
+        find = self._published_return if self.settings.rule == "published" else self._paper_return
+        target = find(locations, step)
         if target is not None:
             self._go_back(target)
             self.last_move = "back"
@@ -240,18 +264,41 @@ class _Search:
         newest = (settings.scale * row[:, :, self.length :]).log()  # (n, C, t + 1)
         old = torch.cat([beams.columns, beams.columns.new_zeros(len(beams.columns), 1)], dim=1)
         columns = old[:, None] + newest
-        largest, named = columns.max(dim=-1)
+        products = (columns + _LOG_UNIT).clamp(max=_LOG_LARGEST).exp()
+        if settings.emulate_half:  # underflow makes ties, of which the first column is named
+            products = products.half().float().clamp(max=_LARGEST_HALF)
+            named = products.argmax(dim=-1)
+        else:
+            named = columns.argmax(dim=-1)
         if newest.shape[-1] <= settings.short_window:
             phi = -row[:, :, : self.length][:, :, self.image].sum(-1)
         else:
-            phi = (largest + _LOG_UNIT).clamp(max=_LOG_LARGEST).exp()
-        if settings.emulate_half:
-            phi = phi.half().float()
+            phi = products.amax(dim=-1)
         scores = beams.scores[:, None] + torch.log_softmax(tried - settings.penalty * phi, dim=-1)
         return scores, columns, named
 
-    def _return_to(self, locations: Tensor, step: int) -> int | None:
-        """Return the number of new tokens to go back to, or None to go on."""
+    def _published_return(self, locations: Tensor, step: int) -> int | None:
+        """Return the number of new tokens to go back to by the rule of the code, or None."""
+        settings, past = self.settings, self.past
+        common = int(past.named[step].mode().values)
+        if common < settings.short_window:
+            return None
+        for slot in range(len(past.named[step])):
+            held = [one[slot] for one in past.named if slot < len(one)]
+            if sum(int(one) == common for one in held) <= settings.threshold:
+                return None
+        position = common + 1
+        if past.returns[position] >= settings.candidates:
+            position -= 1
+        target = min(position, step - 1)
+        too_old = position + 1 >= settings.history or step - target >= settings.history
+        if target < 0 or too_old or past.returns[position] >= settings.candidates:
+            return None
+        self.position = position
+        return target
+
+    def _paper_return(self, locations: Tensor, step: int) -> int | None:
+        """Return the number of new tokens to go back to by the rule of the paper, or None."""
         settings = self.settings
         recent = locations[:, -settings.history :]
         common = int(recent.flatten().mode().values)
@@ -260,24 +307,68 @@ class _Search:
             return None
         for target in (common + 1, common):
             if target < step and self.past.returns[target] < settings.candidates:
+                self.position = target
                 return target
         return None
 
     def _go_back(self, target: int) -> None:
         """Restore the state after `target` new tokens, without what it chose."""
-        past = self.past
-        past.returns[target] += 1
-        past.excluded.setdefault(target, []).extend(past.chosen[target])
-        for later in [place for place in past.excluded if place > target]:
-            del past.excluded[later]  # those states led elsewhere
-        self.beams, self.finished = past.beams[target], list(past.finished[target])
+        past, position, step = self.past, self.position, self.beams.tokens.shape[1]
+        past.returns[position] += 1
+        past.excluded.setdefault(position, []).extend(past.chosen[target])
+        if self.settings.rule == "paper":
+            for later in [place for place in past.excluded if place > position]:
+                del past.excluded[later]  # those states led elsewhere
+            self.finished = list(past.finished[target])
+        else:  # as the code forgets, which counts some places from the end of its list
+            gone = {self.settings.history - 1 - back for back in range(step - position - 1)}
+            for place in gone | {position + 1}:
+                past.excluded.pop(place, None)
+            del past.named[target + 1 :]
+            self.finished = past.finished[target]  # itself: what ends after a return stays ended
+        self.beams = past.beams[target]
         self.beam = torch.zeros_like(self.beams.tokens[:, 0])
         self.place = self.beam
 
-    def _select(self, scores: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, bool]:
+    def choose_anew(self, logits: Tensor) -> Tensor:
+        """Choose from the whole vocabulary after going back; return the beams' tokens (n, t + 1).
+
+        `logits` (n, V) are the model's after the t tokens. What was chosen here before has the
+        least of its row.
+        """
+        beams, step = self.beams, self.beams.tokens.shape[1]
+        logits, least = logits.clone(), logits.amin(dim=1)
+        for beam, token in self.past.excluded[self.position]:
+            logits[beam, token] = least[beam]
+        logits[:, self.image_token_id] = -torch.inf
+        checked(logits, [self.name])
+        scores = beams.scores[:, None] + torch.log_softmax(logits, dim=-1)
+        every = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
+        beam, token, _ = self._select(scores, every, len(beams.tokens))
+        self.past.chosen[step] = list(zip(beam.tolist(), token.tolist(), strict=True))
+        self.beams = Beams(
+            torch.cat([beams.tokens[beam], token[:, None]], dim=1),
+            scores[beam, token],
+            beams.columns[beam],
+            torch.cat([beams.locations, self.past.named[step][:, None]], dim=1)[beam],
+        )
+        if self._settled():
+            self.last_move = "over"
+        return self.beams.tokens
+
+    def take_note(self, attention: Tensor) -> None:
+        """Add the row of the newest token, (n, T) attention, to the columns."""
+        row = attention / attention.sum(-1, keepdim=True)
+        newest = (self.settings.scale * row[:, self.length :]).log()
+        old = torch.cat([self.beams.columns, newest.new_zeros(len(newest), 1)], dim=1)
+        self.beams = self.beams._replace(columns=old + newest)
+
+    def _select(
+        self, scores: Tensor, tokens: Tensor, rows: int | None = None
+    ) -> tuple[Tensor, Tensor, bool]:
         """Choose the next beams (beam, candidate), note the answers that end here.
 
-        The flag says nothing runs on.
+        At most `rows` of them. The flag says nothing runs on.
         """
         wanted, width = self.settings.num_beams, tokens.shape[1]
         best = (
@@ -296,7 +387,7 @@ class _Search:
                     self.finished.append(
                         Finished(score, [*self.beams.tokens[beam].tolist(), token])
                     )
-            elif len(running) < wanted:
+            elif len(running) < (rows or wanted):
                 running.append(index)
         self.finished.sort(key=lambda one: -one.score)
         del self.finished[wanted:]

@@ -102,10 +102,11 @@ class Passes:
         for item in items:
             self._past[item] = torch.cat([self._past[item], self._past[item].new_ones(1)])
 
-    def rewrite(self, first: int, item: int, tokens: Tensor) -> Tensor:
+    def rewrite(self, first: int, item: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Put `tokens` (n, t) behind the prompt in the item's n rows from `first` on.
 
-        Return next-token logits (n, V).
+        Return next-token logits (n, V), and the last layer's attention (n, T), the largest head's,
+        of the newest token to all T.
 
         The prompt's own keys and values are in every row of the item.
         """
@@ -131,7 +132,9 @@ class Passes:
         past[:start] = prompt.bool()
         past[start : start + step] = True
         self._past[item] = past
-        return self.logits(output.last_hidden_state[:, -1])
+        assert self._call is not None
+        attention = self._call.weights(self._call.logits())[:, :, 0].amax(1)
+        return self.logits(output.last_hidden_state[:, -1]), attention[:, past[: start + step]]
 
 
 def _picked(states: Tensor, row: Tensor, place: Tensor, before: int) -> Tensor:

@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipelines.decoding.methods import Decoding
+from pipelines.decoding.methods import DEFINITION, Decoding
 from pipelines.evaluation.items import Item
 from pipelines.evaluation.journal import Journal, answer_key
 from pipelines.evaluation.loading import Loaded, end_ids, pad_id
 from pipelines.evaluation.result import Answer
 from shared.console import track, warn
+from shared.targets.identity import DEFINITION as IMAGES_DEFINITION
 
 if TYPE_CHECKING:
     from pipelines.decoding.prompts import Prompts
@@ -31,7 +33,34 @@ def item_key(item: Item, student: Loaded, settings: dict[str, object]) -> str:
         decoding=settings,
         item=item.record.id,
         prompt=item.prompt,
+        code=computed_by(student),
     )
+
+
+def computed_by(student: Loaded) -> dict[str, object]:
+    """Say by what an answer is computed: other code, another reading of images, another type.
+
+    Answers of before are then not taken for answers of now.
+    """
+    processor = student.processor
+    images = processor.image_processor
+    return {
+        "medalign": version("medalign"),
+        "decoding": DEFINITION,
+        "torch": version("torch").partition("+")[0],
+        "transformers": version("transformers"),
+        "geometry": processor.geometry,
+        "image_size": processor.image_size,
+        "image_mean": [float(one) for one in images.image_mean],
+        "image_std": [float(one) for one in images.image_std],
+        "resample": int(getattr(images, "resample", None) or 0),
+        "images": IMAGES_DEFINITION,
+        "dtype": str(student.model.dtype).removeprefix("torch."),
+        "attention": str(getattr(student.model.config, "_attn_implementation", "")),
+        "temperature": getattr(student.model.config, "checkpoint_temperature", None),
+        "pad": pad_id(processor),
+        "end": list(end_ids(processor)),
+    }
 
 
 def answer_settings(decoding: Decoding, bounds: Bounds) -> dict[str, object]:
@@ -57,17 +86,19 @@ def answer_items(
     All decodings of a batch start from the same prefill, which is computed once.
     """
     keys = {
-        (decoding.name, item.name): item_key(item, student, answer_settings(decoding, bounds))
+        (decoding.label, item.name): item_key(item, student, answer_settings(decoding, bounds))
         for decoding in decodings
         for item in items
     }
 
     def lacks(decoding: Decoding, item: Item) -> bool:
-        return keys[decoding.name, item.name] not in journal
+        return keys[decoding.label, item.name] not in journal
 
     missing = [item for item in items if any(lacks(decoding, item) for decoding in decodings)]
     # Neighbours of one length need no padding; the order changes no answer.
     missing.sort(key=lambda item: (len(item.images), len(item.record.question), item.name))
+    if missing:
+        _check_positions(missing[-1], student, bounds, image_root)
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     for batch in track(batches, len(batches), label, "batches") if batches else ():
         began = time.perf_counter()
@@ -80,8 +111,17 @@ def answer_items(
                 answers = _decode(
                     asked, prompts.select(rows), student, decoding, bounds, shared_seconds
                 )
-                named = [keys[decoding.name, item.name] for item in asked]
+                named = [keys[decoding.label, item.name] for item in asked]
                 journal.append(zip(named, answers, strict=True))
+
+
+def _check_positions(item: Item, student: Loaded, bounds: Bounds, image_root: Path) -> None:
+    """Refuse before the first answer what the longest question would end with."""
+    from pipelines.decoding.generation import check_positions
+
+    encoded = student.processor.encode(item.record.question, item.record.references(image_root))
+    length = encoded["input_ids"].shape[1]
+    check_positions(student.model, length, bounds.max_new_tokens, item.record.id)
 
 
 def _decode(

@@ -3,6 +3,7 @@
 The one place where `--run` and `--decode` become a list.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from pipelines.decoding.methods import Decoding, decodings
 from pipelines.decoding.presets import family_preset
 from shared.errors import UserError
 from shared.recipe import load_recipe
+from student_train.models import FAMILIES
 
 LORA, MEDALIGN = "LoRA", "MEDALIGN"
 EVERYTHING = "all"  # the full table, among methods
@@ -25,7 +27,7 @@ class Arm(NamedTuple):
 
     def row_name(self, decoding: Decoding) -> str:
         """Name of the row of one decoding."""
-        return f"{self.name} + {decoding.name}"
+        return f"{self.name} + {decoding.label}"
 
 
 def find_arms(folder: Path) -> dict[str, Path]:
@@ -56,6 +58,8 @@ def last_arm(folder: Path) -> Path:
 
 def preset_of(preset: str, folders: Mapping[str, Path]) -> str:
     """Return the preset that `authors` stands for with these adapters; any other is itself."""
+    if preset != "authors":
+        return preset
     return family_preset(preset, _template(next(iter(folders.values()))))
 
 
@@ -79,10 +83,23 @@ def plan_arms(
 
 
 def _template(folder: Path) -> str:
-    """Name of the prompt template that an adapter was trained with.
+    """Name of the prompt template that an adapter or a plain model was trained with.
 
-    Or what its base model's name says of it.
+    As it is told when the model is loaded: by the recipe, else by the model's own config. A hub id
+    says it by its name.
     """
     file = folder / "recipe.yaml"
     model = load_recipe(file).model if file.is_file() else None
-    return "" if model is None else model.template or model.name
+    if model is not None and (model.template or model.name in FAMILIES):
+        return model.template or model.name
+    home = folder if model is None else Path(model.name).expanduser()
+    config = home / "config.json"
+    if not config.is_file():
+        return "huatuo" if "huatuo" in home.name.lower() else home.name
+    try:
+        said = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{config} is no JSON: {error}") from None
+    if said.get("model_type") == "llava_qwen2":  # HuatuoGPT-Vision's own layout
+        return "huatuo_v1"
+    return str(said.get("prompt_template") or "")

@@ -26,16 +26,35 @@ Run = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Override = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One setting: method.setting=value, e.g. vcd.alpha=0.5."),
+    typer.Option(
+        "--set",
+        help="One setting: method.setting=value, e.g. vcd.alpha=0.5. docs/evaluation.md lists all, "
+        "with their ranges.",
+    ),
+]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="published: each method's own values; equal: the likeliest token wherever a method "
+        "leaves the choice; authors: the values of MEDALIGN's scripts for this model (or "
+        "authors-llava-med, authors-huatuo)."
+    ),
 ]
 
 
 def generate_command(
     *,
     run: Run,
-    image: Annotated[str, typer.Option(help="Image file, or a part of one: scan.nii.gz#axial=90.")],
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Image file, or a part of one: scan.nii.gz#axial=90. Give it again for a second "
+            "image, or leave it out to ask without one."
+        ),
+    ] = None,
     question: Annotated[str, typer.Option(help="What to ask about it.")],
     decode: Annotated[str, typer.Option(help=f"One of {', '.join(NAMES)}.")] = "beam",
+    preset: Preset = "published",
     override: Override = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = 128,
     seed: Annotated[int, typer.Option(help="Of the methods that draw.")] = 0,
@@ -43,14 +62,15 @@ def generate_command(
         str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
     ] = None,
 ) -> None:
-    """Answer one question about one image."""
+    """Answer one question about one image, several or none."""
     from pipelines.evaluation.generate import generate_answer
 
     answer = generate_answer(
         run,
-        image,
+        image or [],
         question,
         method=decode,
+        preset=preset,
         overrides=tuple(override or ()),
         max_new_tokens=max_new_tokens,
         seed=seed,
@@ -65,7 +85,8 @@ def evaluate_command(
     decode: Annotated[
         str | None,
         typer.Option(
-            help=f"`all`, or some of {', '.join(NAMES)}, comma-separated. Default: the recipe's "
+            help=f"`all`, or some of {', '.join(NAMES)}, comma-separated; one of them again with "
+            "settings of its own as in vcd,vcd@alpha=0.5. Default: the recipe's "
             "evaluation.methods."
         ),
     ] = None,
@@ -76,15 +97,7 @@ def evaluate_command(
         Path | None, typer.Option(help="Folder of its images; default: its own.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: RUN/evaluation.")] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="published: each method's own values; equal: the likeliest token wherever a "
-            "method leaves the choice; authors: the values of MEDALIGN's scripts for this model "
-            "(or authors-llava-med, "
-            "authors-huatuo)."
-        ),
-    ] = "published",
+    preset: Preset = "published",
     override: Override = None,
     batch_size: Annotated[
         int | None,
@@ -123,7 +136,11 @@ def evaluate_command(
     recipe = _evaluation_section(last_arm(run))
     data, image_root = _test_set(data, image_root, recipe)
     methods = _listed(decode) if decode else recipe.methods
-    beams = [f"beam.num_beams={recipe.num_beams}"] if {"beam", "all"} & set(methods) else []
+    beams = (
+        [f"beam.num_beams={recipe.num_beams}"]
+        if {"beam", "all"} & {name.partition("@")[0] for name in methods}
+        else []
+    )
     result = evaluate(
         run,
         data,

@@ -1,29 +1,31 @@
-"""Answer one question about one image, with the same code as an evaluation."""
+"""Answer one question about one image, several or none, with the same code as an evaluation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.decoding.methods import decodings
-from pipelines.evaluation.arms import LORA, MEDALIGN, find_arms
+from pipelines.evaluation.arms import EVERYTHING, LORA, MEDALIGN, find_arms, preset_of
 from pipelines.evaluation.loading import end_ids, load_student, pad_id
 from shared.errors import UserError
 
 
 def generate_answer(
     run: Path,
-    image: str,
+    images: str | Sequence[str],
     question: str,
     *,
     method: str = "beam",
+    preset: str = "published",
     overrides: tuple[str, ...] = (),
     max_new_tokens: int = 128,
     seed: int = 0,
     device: str | None = None,
 ) -> str:
-    """Return the answer of a run's adapter to `question` about `image`.
+    """Return the answer of a run's adapter to `question` about `images`: one, several or none.
 
     MEDALIGN's where the run has both.
 
-    `image` may name a part of a file, as in data files: "scan.nii.gz#axial=90". Raises UserError
+    An image may name a part of a file, as in data files: "scan.nii.gz#axial=90". Raises UserError
     for a run without an adapter, an unknown method, an image that is missing or cannot be read.
     """
     from pipelines.decoding.generation import Limits
@@ -31,21 +33,22 @@ def generate_answer(
     from shared.imaging.images import open_image, parse_reference
     from shared.imaging.pixels import UnreadableImage
 
-    [chosen] = decodings([method], overrides=overrides) if method != "all" else [None]
-    if chosen is None:
+    if method == EVERYTHING:
         raise UserError("`generate` gives one answer; name one decoding method")
     arms = find_arms(run)
-    reference = parse_reference(image)
-    if not reference.path.is_file():
-        raise UserError(f"no image at {reference.path}")
-    try:
-        picture = open_image(reference)
-    except UnreadableImage as error:
-        raise UserError(f"{image} cannot be read: {error}") from None
-    student = load_student(
-        arms.get(MEDALIGN) or arms.get(LORA) or next(iter(arms.values())), device
-    )
-    encoded = student.processor.encode(question, [picture])
+    folder = arms.get(MEDALIGN) or arms.get(LORA) or next(iter(arms.values()))
+    [chosen] = decodings([method], preset_of(preset, {"": folder}), overrides)
+    pictures = []
+    for image in [images] if isinstance(images, str) else images:
+        reference = parse_reference(image)
+        if not reference.path.is_file():
+            raise UserError(f"no image at {reference.path}")
+        try:
+            pictures.append(open_image(reference))
+        except UnreadableImage as error:
+            raise UserError(f"{image} cannot be read: {error}") from None
+    student = load_student(folder, device)
+    encoded = student.processor.encode(question, pictures)
     prompts = collate([encoded], [question], student.model, pad_id(student.processor))
     limits = Limits(max_new_tokens, end_ids(student.processor))
     [tokens] = chosen.decode(student.model, prompts, limits, chosen.settings, seed)

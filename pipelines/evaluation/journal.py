@@ -20,14 +20,27 @@ from shared.errors import UserError
 
 
 def answer_key(
-    *, model: str, adapter: str, decoding: Mapping[str, object], item: str, prompt: str
+    *,
+    model: str,
+    adapter: str,
+    decoding: Mapping[str, object],
+    item: str,
+    prompt: str,
+    code: Mapping[str, object],
 ) -> str:
     """Hex sha256 over everything an answer depends on.
 
-    Weights, adapter, decoding settings, item and prompt.
+    Weights, adapter, decoding settings, item and prompt; and `code`, by what it was computed.
     """
     canonical = json.dumps(
-        {"model": model, "adapter": adapter, "decoding": decoding, "item": item, "prompt": prompt},
+        {
+            "model": model,
+            "adapter": adapter,
+            "decoding": decoding,
+            "item": item,
+            "prompt": prompt,
+            "code": code,
+        },
         sort_keys=True,
         ensure_ascii=False,
         separators=(",", ":"),

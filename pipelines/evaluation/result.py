@@ -170,7 +170,10 @@ def read_result(file: Path) -> Result:
 
 def answers_path(folder: Path, row: str) -> Path:
     """Where the answers of the row with this name are."""
-    return folder / "answers" / (re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-") + ".jsonl")
+    name, at, variant = row.lower().partition("@")
+    stem = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    # alpha=-1 is another row than alpha=1, and 0.5 another than 05
+    return folder / "answers" / f"{stem}{at}{re.sub(r'[^a-z0-9.=_;+-]+', '_', variant)}.jsonl"
 
 
 def metrics_path(folder: Path, stem: str) -> Path:

@@ -13,6 +13,7 @@ from student_train.imagetext import ImageProcessor, ImageTextModel, Tokenizer
 from student_train.models.processor import Processor
 from student_train.models.templates import Template, check_tokenizer, template_named
 
+TEMPERATURE_KEY = "checkpoint_temperature"  # in config.json: of its own generation settings
 TEMPLATE_KEY = "prompt_template"  # in config.json: which template the model was trained with
 
 
@@ -171,10 +172,14 @@ def processor_size(image_processor: ImageProcessor) -> int:
 def set_generation(model: ImageTextModel, tokenizer: Tokenizer, template: Template) -> None:
     """End answers at the template's end token.
 
-    Whatever sampling the checkpoint's own defaults ask for is dropped.
+    Whatever sampling the checkpoint's own defaults ask for is dropped. Its temperature is kept in
+    the model's config, for the presets of decoding that ask for it.
     """
     from transformers import GenerationConfig
 
+    temperature = getattr(model.generation_config, "temperature", None)
+    if temperature is not None and float(temperature) != 1.0:
+        setattr(model.config, TEMPERATURE_KEY, float(temperature))
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids(template.end_token),

@@ -78,8 +78,8 @@ def views(model: Any, batch: Any) -> dict[str, Any]:
     )
     return {
         "vcd": vcd.noisy_view(model, batch, 500, 0),
-        "damro": damro.outlier_view(model, batch, 5, "drop"),
-        "damro zero": damro.outlier_view(model, batch, 5, "zero"),
+        "damro": damro.outlier_view(model, batch, damro.Settings(top_k=5)),
+        "damro zero": damro.outlier_view(model, batch, damro.Settings(top_k=5, others="zero")),
         "avisc": avisc.blanked(batch, blind, "zeros", 0),
         "avisc ones": avisc.blanked(batch, blind, "ones", 0),
         "avisc noise": avisc.blanked(batch, blind, "noise", 0),
@@ -282,8 +282,7 @@ def test_damro_reads_the_block_whose_output_the_student_reads(given: Any, block:
         normed = layer.layer_norm1(states[place])
         query, key = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
     logits = (query[:, :1] @ key[:, 1:].transpose(1, 2))[:, 0]
-    expected = torch.zeros_like(found).scatter_(1, logits.topk(4, dim=1).indices, True)
-    assert torch.equal(found, expected)
+    assert torch.equal(found, logits.topk(4, dim=1).indices)
 
 
 def test_damro_needs_an_encoder_with_a_cls_token() -> None:
@@ -314,8 +313,9 @@ def test_damro_by_hand(others: str) -> None:
             normed = tower.encoder.layers[-2].layer_norm1(states)
             query, key = attention.q_proj(normed)[0], attention.k_proj(normed)[0]
         weights = torch.softmax(query[0] @ key.T / math.sqrt(query.shape[1]), 0)[1:]
+        falling = np.argsort(-weights.numpy())[:4].tolist()
         kept = torch.zeros(PATCHES, dtype=torch.bool)
-        kept[np.argsort(-weights.numpy())[:4].tolist()] = True
+        kept[falling] = True
         features = torch.cat(encode_images(model, pixels))
         image = ids == model.config.image_token_id
         embeddings = model.get_input_embeddings()(ids).detach()
@@ -323,6 +323,7 @@ def test_damro_by_hand(others: str) -> None:
         if others == "drop":
             stay = torch.ones(len(ids), dtype=torch.bool)
             stay[image] = kept
+            embeddings[image.nonzero()[kept][:, 0]] = features[falling]
             embeddings = embeddings[stay]
 
         def scores(

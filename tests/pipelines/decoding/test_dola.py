@@ -47,12 +47,13 @@ def test_dola_by_hand(model: Any, norm: bool, penalty: float) -> None:
                     output_hidden_states=True,
                     use_cache=False,
                 )
-            last = torch.log_softmax(output.logits[0, -1].double(), 0)
+            words = model.config.image_token_id  # the last id; all before it may be said
+            last = torch.log_softmax(output.logits[0, -1, :words].double(), 0)
             early, divergence = {}, {}
             for layer in layers:
                 state = output.hidden_states[layer][0, -1]
                 state = model.get_decoder().norm(state) if norm else state
-                early[layer] = torch.log_softmax(model.lm_head(state).detach().double(), 0)
+                early[layer] = torch.log_softmax(model.lm_head(state).detach().double()[:words], 0)
                 mean = (last.exp() + early[layer].exp()) / 2
                 sides = [
                     torch.nn.functional.kl_div(one, mean, reduction="none").mean()
@@ -64,12 +65,11 @@ def test_dola_by_hand(model: Any, norm: bool, penalty: float) -> None:
             scores = last - early[premature]
             scores[last < last.max() + math.log(0.3)] = -math.inf
             for token in set(
-                sequence.tolist()
+                sequence[sequence < words].tolist()
             ):  # as in CTRL: towards minus infinity whatever the sign
                 scores[token] = (
                     scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
                 )
-            scores[model.config.image_token_id] = -math.inf
             token = int(scores.argmax())
             if token in LIMITS.end_ids:
                 break

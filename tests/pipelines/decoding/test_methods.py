@@ -22,7 +22,7 @@ def test_presets_name_real_settings_and_types(preset: str, name: str) -> None:
     chosen, plain = decoding(name, preset), decoding(name)
     for field in dataclasses.fields(chosen.settings):
         before, after = getattr(plain.settings, field.name), getattr(chosen.settings, field.name)
-        assert before is None or type(before) is type(after), field.name
+        assert None in (before, after) or type(before) is type(after), field.name
     assert chosen.described()["method"] == name
 
 
@@ -35,6 +35,10 @@ def test_the_authors_values() -> None:
     assert (huatuo["opera"].scale, huatuo["opera"].threshold) == (50.0, 15)
     assert (llava["m3id"].temperature, huatuo["m3id"].temperature) == (1.0, 0.7)
     assert llava["damro"].alpha == 0.5
+    assert (llava["damro"].others, llava["damro"].attention) == ("zero", "last")
+    assert (llava["nucleus"].temperature, huatuo["nucleus"].temperature) == (1.0, None)
+    for preset in (llava, huatuo):
+        assert (preset["opera"].rule, preset["nucleus"].top_p) == ("published", 0.9)
     assert llava["dola"].candidate_layers == (0, 2, 4, 6, 8, 10, 12, 14)
     assert family_preset("authors", "huatuo_v1") == "authors-huatuo"
     assert family_preset("authors", "vicuna_v1") == "authors-llava-med"

@@ -168,17 +168,43 @@ def search_by_hand(
 
 
 CASES = {
-    "as published, longer than the short window": (opera.Settings(num_beams=3, candidates=3), 13),
+    "as published, longer than the short window": (
+        opera.Settings(num_beams=3, candidates=3, emulate_half=False, rule="paper"),
+        13,
+    ),
     "strong penalty": (
-        opera.Settings(num_beams=3, candidates=4, short_window=3, scale=200.0, penalty=5.0),
+        opera.Settings(
+            num_beams=3,
+            candidates=4,
+            short_window=3,
+            scale=200.0,
+            penalty=5.0,
+            emulate_half=False,
+            rule="paper",
+        ),
         9,
     ),
     "going back": (
-        opera.Settings(num_beams=2, candidates=2, short_window=1, threshold=1, scale=30.0),
+        opera.Settings(
+            num_beams=2,
+            candidates=2,
+            short_window=1,
+            threshold=1,
+            scale=30.0,
+            emulate_half=False,
+            rule="paper",
+        ),
         10,
     ),
     "going back again and again": (
-        opera.Settings(num_beams=2, candidates=3, short_window=0, threshold=1),
+        opera.Settings(
+            num_beams=2,
+            candidates=3,
+            short_window=1,
+            threshold=1,
+            emulate_half=False,
+            rule="paper",
+        ),
         8,
     ),
 }
@@ -224,6 +250,6 @@ def test_half_precision_is_emulated_on_request(model: Any) -> None:
     """
     batch, limits = prompts(model), Limits(16, (3,))
     settings = opera.Settings(num_beams=2, candidates=3, short_window=2, scale=4000.0)
-    exact = opera.decode(model, batch, limits, settings, 0)
-    rounded = opera.decode(model, batch, limits, replace(settings, emulate_half=True), 0)
+    exact = opera.decode(model, batch, limits, replace(settings, emulate_half=False), 0)
+    rounded = opera.decode(model, batch, limits, settings, 0)
     assert all(0 < len(one) <= 16 for one in (*exact, *rounded))

@@ -1,5 +1,6 @@
 """Which adapters a run has, and which decodings each answers under."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,24 @@ def test_the_authors_preset_is_that_of_the_first_adapters_template(tmp_path: Pat
     recipe = touch(tmp_path / "one" / "recipe.yaml")
     recipe.write_text("output: x\nmodel: {name: huatuogpt-vision-7b}\ndata: {train: x.json}\n")
     assert preset_of("authors", folders) == "authors-huatuo"
+
+
+@pytest.mark.parametrize(
+    ("config", "preset"),
+    [
+        ({"model_type": "llava_qwen2"}, "authors-huatuo"),
+        ({"model_type": "llava", "prompt_template": "huatuo_v1"}, "authors-huatuo"),
+        ({"model_type": "llava", "prompt_template": "vicuna_v1"}, "authors-llava-med"),
+        ({"model_type": "llava_mistral"}, "authors-llava-med"),
+    ],
+)
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_plain_folder_says_its_template_itself(
+    tmp_path: Path, config: dict[str, str], preset: str, plain: bool
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    adapter = tmp_path if plain else tmp_path / "lora"
+    if not plain:
+        recipe = touch(adapter / "recipe.yaml")
+        recipe.write_text(f"output: x\nmodel: {{name: {tmp_path}}}\ndata: {{train: x.json}}\n")
+    assert preset_of("authors", {"": adapter}) == preset

@@ -288,6 +288,14 @@ def test_generate_is_one_answer_of_the_evaluation(small_run: Path, tmp_path: Pat
     image = str(small_run / "data" / "1.png")
     answer = generate_answer(small_run, image, lines[3]["question"], max_new_tokens=6)
     assert answer == lines[3]["prediction"]
+    question = lines[3]["question"]
+    blind = generate_answer(small_run, [], question, max_new_tokens=6)
+    twice = generate_answer(
+        small_run, [image, image], question, method="vcd", preset="equal", max_new_tokens=6
+    )
+    assert len({answer, blind, twice}) > 1
+    with pytest.raises(UserError, match="no preset is called"):
+        generate_answer(small_run, image, question, preset="equals")
     with pytest.raises(UserError, match="no image at"):
         generate_answer(small_run, str(tmp_path / "none.png"), "What?")
 

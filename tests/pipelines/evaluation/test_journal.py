@@ -72,6 +72,7 @@ def test_the_key_depends_on_everything() -> None:
         "decoding": {"method": "vcd", "alpha": 1.0},
         "item": "1",
         "prompt": "?",
+        "code": {"decoding": 1, "medalign": "0.1", "geometry": "pad", "dtype": "float32"},
     }
     keys = {answer_key(**base)}
     changes: tuple[dict[str, Any], ...] = (
@@ -80,10 +81,12 @@ def test_the_key_depends_on_everything() -> None:
         {"decoding": {"method": "vcd", "alpha": 0.5}},
         {"item": "2"},
         {"prompt": "!"},
+        {"code": base["code"] | {"decoding": 2}},
+        {"code": base["code"] | {"geometry": "crop"}},
     )
     for change in changes:
         keys.add(answer_key(**(base | change)))
-    assert len(keys) == 6
+    assert len(keys) == 8
     assert answer_key(**(base | {"decoding": {"alpha": 1.0, "method": "vcd"}})) == answer_key(
         **base
     )
