@@ -1,4 +1,6 @@
-"""OPERA against a search written from its description.
+"""OPERA by the paper's rule, against a search written from its description.
+
+The rule of the published code is held to its own trace (`test_published.py`).
 
 One plain forward a candidate, no cache, products not logs.
 """
