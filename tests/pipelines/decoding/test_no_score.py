@@ -136,3 +136,31 @@ def test_pai_names_the_layers_of_the_model(overrides: dict[str, int]) -> None:
         method.decode(model, batch, LIMITS, method.settings, 0)
     assert greedy.decode(model, batch, LIMITS, greedy.settings, 0) == before
     assert all(not hasattr(one.self_attn, "attention_taps") for one in model.get_decoder().layers)
+
+
+def test_a_temperature_of_null_is_the_checkpoints() -> None:
+    """Of `generation_config.json`, whose other sampling settings are dropped when it is loaded."""
+    from types import SimpleNamespace
+
+    from transformers import GenerationConfig
+
+    from student_train.models.base import set_generation
+    from student_train.models.templates import TEMPLATES
+    from tests.fixtures.students import byte_tokenizer
+
+    model = lively_student()
+    own = decoding("nucleus", overrides={"temperature": None})
+    fixed = decoding("nucleus", overrides={"temperature": 0.2})
+    plain = decoding("nucleus")
+    batch = prompts(model, tuple(QUESTIONS))
+
+    def answers(method: Any) -> list[list[int]]:
+        decoded: list[list[int]] = method.decode(model, batch, LIMITS, method.settings, 2)
+        return decoded
+
+    assert answers(own) == answers(plain) != answers(fixed)
+    given = SimpleNamespace(
+        config=model.config, generation_config=GenerationConfig(temperature=0.2, do_sample=True)
+    )
+    set_generation(given, byte_tokenizer(), TEMPLATES["vicuna_v1"])
+    assert answers(own) == answers(fixed)
