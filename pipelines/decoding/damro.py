@@ -102,11 +102,13 @@ def outliers(
         )
     heads = _heads(layer) if attention == "last" else 1
     width = query.shape[2] // heads
-    query = query[:, :1].unflatten(2, (heads, width)).transpose(1, 2)  # (P, heads, 1, width)
-    key = key.unflatten(2, (heads, width)).transpose(1, 2)
+    split = (len(pixels), -1, heads, width)
+    query = query[:, :1].reshape(split).transpose(1, 2)  # (P, heads, 1, width)
+    key = key.reshape(split).transpose(1, 2)
     logits = (query @ key.transpose(2, 3))[:, :, 0] * width**-0.5
     weights = logits.softmax(dim=-1).mean(1)[:, 1:]
-    return weights.topk(min(top_k, patches), dim=1).indices + (tokens - patches)
+    best: Tensor = weights.topk(min(top_k, patches), dim=1).indices
+    return best + (tokens - patches)
 
 
 def _heads(attention: nn.Module) -> int:

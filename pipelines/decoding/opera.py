@@ -338,8 +338,8 @@ class _Search:
         """
         beams, step = self.beams, self.beams.tokens.shape[1]
         logits, least = logits.clone(), logits.amin(dim=1)
-        for beam, token in self.past.excluded[self.position]:
-            logits[beam, token] = least[beam]
+        for row, word in self.past.excluded[self.position]:
+            logits[row, word] = least[row]
         logits[:, self.image_token_id] = -torch.inf
         checked(logits, [self.name])
         scores = beams.scores[:, None] + torch.log_softmax(logits, dim=-1)
