@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.decoding.dola import contrasted_layers
+from pipelines.decoding.dola import contrasted_layers, repetition_penalty
 from pipelines.decoding.methods import decoding
 from pipelines.decoding.prefix import prefilled
 from pipelines.decoding.prompts import counted
@@ -117,3 +117,16 @@ def test_a_layer_that_is_not_there(model: Any) -> None:
     method = decoding("dola", overrides={"candidate_layers": (0, 6)})
     with pytest.raises(UserError, match=r"within 0\.\.5"):
         method.decode(model, prompts(model), LIMITS, method.settings, 0)
+
+
+def test_padding_is_no_token_that_was_said(model: Any) -> None:
+    """The pad may be the end token, which a shorter prompt has not said."""
+    batch = prompts(model, ("a", "b"))  # "a" is the shorter one
+    assert int(batch.mask[0, 0]) == 0
+    end = 250
+    assert end not in batch.ids
+    ids = batch.ids.where(batch.mask.bool(), torch.tensor(end))
+    scores = repetition_penalty(batch, 2.0)(ids, torch.ones(2, 260))
+    for row in range(2):
+        said = set(batch.ids[row][batch.mask[row].bool()].tolist())
+        assert {token for token in range(260) if scores[row, token] == 0.5} == said
