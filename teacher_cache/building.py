@@ -238,9 +238,7 @@ def missing_keys(namespace: Namespace, keys: Iterable[bytes]) -> list[bytes]:
     Damaged segments are warned of.
     """
     try:
-        return TargetStore.open(namespace.storage.location, identity=namespace.identity).missing(
-            keys
-        )
+        return TargetStore.open(namespace.storage, identity=namespace.identity).missing(keys)
     except DamagedSegment as error:
         present, damaged = keys_present(namespace)
         warn(f"{len(damaged)} segments are damaged and count as missing, the first: {error}")

@@ -5,10 +5,11 @@ from pathlib import Path
 from shared.errors import UserError
 from shared.targets.identity import Identity, first_difference
 from shared.targets.namespace import Namespace, survey
+from shared.targets.storage import Storage, open_storage
 
 
 def choose_namespace(
-    root: str | Path,
+    root: str | Path | Storage,
     teacher: str | None = None,
     fingerprint: str | None = None,
     grid: tuple[int, int] | None = None,
@@ -19,7 +20,8 @@ def choose_namespace(
         len(fingerprint) < 6 or set(fingerprint) - set("0123456789abcdef")
     ):
         raise UserError(f"a fingerprint is 6 to 64 hexadecimal digits, got {fingerprint!r}")
-    namespaces, unreadable = survey(root)
+    storage = open_storage(root) if isinstance(root, str | Path) else root
+    namespaces, unreadable = survey(storage)
     wanted = grid if grid is None else (int(grid[0]), int(grid[1]))
     fitting = [
         one for one in namespaces if _fits(one.identity, teacher, fingerprint, wanted, identity)
@@ -29,7 +31,7 @@ def choose_namespace(
     if fitting:
         names = ", ".join(namespace.name for namespace in fitting)
         raise UserError(
-            f"{root} holds {len(fitting)} that fit ({names}): choose one by teacher, grid or "
+            f"{storage.location} holds {len(fitting)} that fit ({names}): choose one by teacher, grid or "
             "fingerprint (the "
             "digits that end its name)"
         )
@@ -38,7 +40,7 @@ def choose_namespace(
     lines = [_mismatch(one.identity, teacher, fingerprint, wanted, identity) for one in namespaces]
     lines += unreadable.values()
     raise UserError(
-        f"no targets in {root} fit: {'; '.join(lines)}; build the wanted ones with `cache build`"
+        f"no targets in {storage.location} fit: {'; '.join(lines)}; build the wanted ones with `cache build`"
     )
 
 

@@ -15,6 +15,7 @@ from shared.targets.namespace import Namespace, check_groups
 from shared.targets.segment.layout import arrays_of
 from shared.targets.segment.manifest import DamagedSegment
 from shared.targets.segment.reader import SegmentReader
+from shared.targets.storage import Storage
 
 
 class Target(NamedTuple):
@@ -51,7 +52,7 @@ class TargetStore:
     @classmethod
     def open(
         cls,
-        root: str | Path,
+        root: str | Path | Storage,
         teacher: str | None = None,
         fingerprint: str | None = None,
         grid: tuple[int, int] | None = None,
@@ -62,7 +63,7 @@ class TargetStore:
         Parameters
         ----------
         root
-            The store: a folder, or `s3://bucket/prefix`.
+            The store: a folder, `s3://bucket/prefix`, or one that is open.
         teacher, fingerprint, grid
             What the namespace must have: the teacher's name, its fingerprint (or its leading
             digits, 6 at least), the grid (rows, columns) that targets shall have. `factors` serve

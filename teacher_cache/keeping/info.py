@@ -19,6 +19,7 @@ from shared.targets.segment.manifest import (
     segments_with_keys,
 )
 from shared.targets.segment.reader import SegmentReader
+from shared.targets.storage import Storage
 
 
 class Row(NamedTuple):
@@ -108,7 +109,7 @@ def _counts(namespace: Namespace) -> _Counts:
             return _Counts(namespace)
 
 
-def info(root: str | Path) -> list[Description]:
+def info(root: str | Path | Storage) -> list[Description]:
     """Describe every namespace: teacher, identity, records, bytes, age, errors of `factors`."""
     return [_describe(namespace) for namespace in list_namespaces(root)]
 

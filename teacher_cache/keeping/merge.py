@@ -21,6 +21,7 @@ from shared.targets.segment.manifest import (
     segments_with_keys,
 )
 from shared.targets.segment.writer import publish_files
+from shared.targets.storage import Storage
 
 
 class Merged(NamedTuple):
@@ -32,7 +33,7 @@ class Merged(NamedTuple):
     already_there: int
 
 
-def merge(sources: Iterable[str | Path], target: str | Path) -> list[Merged]:
+def merge(sources: Iterable[str | Path | Storage], target: str | Path | Storage) -> list[Merged]:
     """Copy every segment that brings a new key from the source stores into `target`.
 
     A segment is checked byte by byte before it is copied, and appears in one step; an interrupted
@@ -53,7 +54,7 @@ def merge(sources: Iterable[str | Path], target: str | Path) -> list[Merged]:
     ]
 
 
-def _merge_namespace(source: Namespace, target: str | Path) -> Merged:
+def _merge_namespace(source: Namespace, target: str | Path | Storage) -> Merged:
     into = create_namespace(target, source.identity, source.provenance)
     present, _ = keys_present(into)
     before = frozenset(present)
@@ -74,12 +75,14 @@ def _merge_namespace(source: Namespace, target: str | Path) -> Merged:
             except VanishedSegment:  # `cache gc` moves its records to another segment
                 again = True
                 continue
-            with refused_as(f"cannot write to the store {target}", "run merge again"):
+            with refused_as(
+                f"cannot write to the store {into.storage.location}", "run merge again"
+            ):
                 publish_files(into, segment, files)
             segments += 1
             records += len(keys - present)
             present |= keys
-    with refused_as(f"cannot write to the store {target}", "run merge again"):
+    with refused_as(f"cannot write to the store {into.storage.location}", "run merge again"):
         for name in quarantine_files(source):
             record = read_quarantined(source, name)
             if bytes.fromhex(name[:64]) not in present:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,22 +16,52 @@ from shared.targets.segment.manifest import keys_present
 from shared.targets.segment.scan import scan
 from shared.targets.storage import LocalStorage, local, open_storage
 from shared.targets.storage.objects import ObjectStorage
+from teacher_cache.building import missing_keys
 from teacher_cache.keeping.gc import gc
 from teacher_cache.keeping.info import info, listing
 from teacher_cache.keeping.merge import merge
 from tests.fixtures.interleaving import interleave
+from tests.fixtures.memory_storage import MemoryStorage
 from tests.fixtures.targets import identity, key, write_records
 
 pytestmark = pytest.mark.integration
 MEMORY = Path("/dev/shm")
-FAST = pytest.param(8, id="few")
-SLOW = pytest.param(1000, id="thousand", marks=pytest.mark.slow)
 
 
-@pytest.fixture(params=["locks", "leases"])
-def folder(request, monkeypatch):
-    """A folder on a file system with locks, or on one without any."""
-    if request.param == "leases":
+class Place(NamedTuple):
+    """Where the stores of a test lie: in memory, or in a folder."""
+
+    kind: type
+    folder: Path
+    locks: bool
+
+    def store(self, name):
+        """A new store."""
+        if self.kind is MemoryStorage:
+            return MemoryStorage(name, self.locks)
+        return LocalStorage(self.folder / name)
+
+    def forget(self):
+        """Make room: the folders, and the indexes of all stores."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+PLACES = [
+    pytest.param((kind, lock == "locks", count), id=f"{name}-{lock}-{count}", marks=marks)
+    for kind, count, name, marks in (
+        (LocalStorage, 2, "folder", ()),
+        (MemoryStorage, 6, "memory", ()),
+        (MemoryStorage, 1000, "memory", pytest.mark.slow),
+    )
+    for lock in ("locks", "leases")
+]
+
+
+@pytest.fixture
+def place(request, monkeypatch):
+    """A place with locks, or one without any, where a lease stands for them."""
+    kind, locks, _ = request.param
+    if not locks:
         flock = local._flock
         monkeypatch.setattr(
             local,
@@ -38,9 +69,19 @@ def folder(request, monkeypatch):
             lambda descriptor: False if _names_identity(descriptor) else flock(descriptor),
         )
     root = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
-    monkeypatch.setenv("MEDALIGN_CACHE", str(root / "cache"))
-    yield root
+    monkeypatch.setenv("MEDALIGN_CACHE", str(root / "stores/cache"))
+    yield Place(kind, root / "stores", locks)
     shutil.rmtree(root)
+
+
+@pytest.fixture
+def seeds(request):
+    """Numbers of the interleavings to try."""
+    return range(request.node.callspec.params["place"][2])
+
+
+def in_every_place(test):
+    return pytest.mark.parametrize("place", PLACES, indirect=True)(test)
 
 
 def _names_identity(descriptor):
@@ -48,19 +89,25 @@ def _names_identity(descriptor):
     return os.fstat(descriptor).st_size > 0
 
 
-def overlapping(root, generator):
+def overlapping(store, generator):
     """Fill a store with segments that share records; return the numbers in it."""
     held = set()
     for _ in range(generator.randint(2, 4)):
         numbers = generator.sample(range(6), generator.randint(1, 3))
-        write_records(root, numbers)
+        write_records(store, numbers)
         held.update(numbers)
     return held
 
 
-def look(root):
-    info(root)
-    list(listing(create_namespace(root, identity())))
+def build(store, numbers):
+    """What `cache build` does with a store: look for what is missing, and write that alone."""
+    missing = set(missing_keys(create_namespace(store, identity()), map(key, numbers)))
+    write_records(store, [one for one in numbers if key(one) in missing], segment_records=2)
+
+
+def look(store):
+    info(store)
+    list(listing(create_namespace(store, identity())))
 
 
 def assert_holds(namespace, numbers):
@@ -74,69 +121,73 @@ def assert_no_alarm(outcomes):
     assert not [one for one in outcomes if isinstance(one, Exception)]
 
 
-@pytest.mark.parametrize("count", [FAST, SLOW])
-def test_two_at_once_lose_nothing(folder, count):
-    for seed in range(count):
-        generator = random.Random(seed)
-        root = folder / str(seed)
-        held = overlapping(root, generator)
-        outcomes = interleave(seed, LocalStorage, partial(gc, root), partial(gc, root))
+def assert_no_lease(store):
+    assert not [name for name in store.sizes(identity().namespace()) if ".lease" in name]
+
+
+@in_every_place
+def test_two_at_once_lose_nothing(place, seeds):
+    for seed in seeds:
+        store = place.store(f"store{seed}")
+        held = overlapping(store, random.Random(seed))
+        outcomes = interleave(seed, place.kind, partial(gc, store), partial(gc, store))
         assert_no_alarm(outcomes)
         assert any(not one.busy for [one] in outcomes)
-        namespace = create_namespace(root, identity())
+        namespace = create_namespace(store, identity())
         assert_holds(namespace, held)
-        gc(root)
+        gc(store)
         assert_holds(namespace, held)
-        assert not list(root.rglob(".lease*"))
-        shutil.rmtree(root)
+        assert_no_lease(store)
+        place.forget()
 
 
-@pytest.mark.parametrize("count", [FAST, SLOW])
-def test_beside_a_build_a_merge_and_readers(folder, count):
-    for seed in range(count):
+@in_every_place
+def test_beside_a_build_a_merge_and_readers(place, seeds):
+    for seed in seeds:
         generator = random.Random(seed)
-        root, other = folder / f"{seed}a", folder / f"{seed}b"
-        held = overlapping(root, generator)
+        store, other = place.store("store"), place.store("other")
+        held = overlapping(store, generator)
         brought = overlapping(other, generator)
         built = generator.sample(range(8), 3)
         outcomes = interleave(
             seed,
-            LocalStorage,
-            partial(gc, root),
-            partial(write_records, root, built, segment_records=2),
-            partial(merge, [other], root),
+            place.kind,
+            partial(gc, store),
+            partial(build, store, built),
+            partial(merge, [other], store),
             partial(gc, other),
-            partial(look, root),
-            partial(TargetStore.open, root),
+            partial(look, store),
+            partial(TargetStore.open, store),
         )
         assert_no_alarm(outcomes)
-        assert_holds(create_namespace(root, identity()), held | brought | set(built))
+        assert_holds(create_namespace(store, identity()), held | brought | set(built))
         assert_holds(create_namespace(other, identity()), brought)
-        shutil.rmtree(root)
-        shutil.rmtree(other)
+        place.forget()
 
 
-@pytest.mark.parametrize("count", [FAST, SLOW])
-def test_dropping_damage_beside_the_build_that_mends_it_loses_nothing(folder, count):
+@in_every_place
+def test_dropping_damage_beside_the_build_that_mends_it_loses_nothing(place, seeds):
     """The build makes the very segment again that `gc --damaged` is about to remove."""
-    for seed in range(count):
-        root = folder / str(seed)
-        namespace = write_records(root, [0, 1])
+    for seed in seeds:
+        store = place.store("store")
+        namespace = write_records(store, [0, 1])
         (segment,) = namespace.segments()
-        shard = root / namespace.path("segments", segment, "similarity/c/0/0")
-        shard.write_bytes(shard.read_bytes()[:-1])
+        shard = namespace.path("segments", segment, "similarity/c/0/0")
+        whole = store.read(shard)
+        store.discard(shard)
+        store.create(shard, whole[:-1])
         outcomes = interleave(
             seed,
-            LocalStorage,
-            partial(gc, root, damaged=True),
-            partial(write_records, root, [0, 1]),
+            place.kind,
+            partial(gc, store, damaged=True),
+            partial(write_records, store, [0, 1]),
         )
         assert_no_alarm(outcomes)
         assert_holds(namespace, [0, 1])
-        shutil.rmtree(root)
+        place.forget()
 
 
-@pytest.mark.parametrize("count", [FAST, SLOW])
+@pytest.mark.parametrize("count", [4, pytest.param(1000, marks=pytest.mark.slow)])
 def test_two_at_once_in_an_object_store(count):
     for seed in range(count):
         storage = open_storage("memory:///store")
