@@ -126,7 +126,7 @@ def build(
         unopened = len(left_out)  # the same on every rank
         missing = missing_keys(namespace, by_key)
         mine = ranks.owned(missing)
-        known = _known_reasons(namespace)
+        known = known_reasons(namespace)
         not_finite: list[tuple[bytes, str]] = []
         _say_share(ranks, len(mine), len(missing))
         encoding = time.perf_counter()
@@ -220,7 +220,7 @@ def _release(
         release(namespace, lambda keys: [key in by_key and key not in absent for key in keys])
 
 
-def _known_reasons(namespace: Namespace) -> dict[bytes, str]:
+def known_reasons(namespace: Namespace) -> dict[bytes, str]:
     """Why which image is quarantined already, so that no reason is written twice.
 
     A damaged note of it stops no build.

@@ -1,6 +1,7 @@
 """The command `cache`: stage one."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +30,9 @@ from teacher_cache.options import (
     WorkersOption,
     size,
 )
+
+if TYPE_CHECKING:
+    from teacher_cache.plan import Plan
 
 app = typer.Typer(
     name="cache",
@@ -86,9 +90,10 @@ def plan_command(
 ) -> None:
     """Say what a build would do: records, duplicates, bytes, hours. Writes nothing.
 
-    Bytes and hours come from a short probe: a few of the images are encoded into a temporary
-    folder. Options are those of `cache build`; with --store, images that the store has already are
-    counted apart.
+    Bytes and hours come from a short probe: some of the images are encoded into a temporary folder,
+    once the pipeline runs steadily. Hours include loading the teacher and naming the images.
+    Options are those of `cache build`; with --store, images that the store has already are counted
+    apart.
     """
     from shared.imaging.grid import Grid
     from teacher_cache.plan import plan
@@ -113,16 +118,14 @@ def plan_command(
     lines = [
         f"{found.images} images, {found.distinct} distinct; {found.found} are in the store, "
         f"{found.missing} to encode",
+        *_tried_again(found.quarantined),
         *(f"  {repeated} is {first}" for repeated, first in found.duplicates[:10]),
     ]
     if len(found.duplicates) > 10:
         lines.append(f"  and {len(found.duplicates) - 10} more duplicates")
-    if found.bytes is not None and found.bytes_per_record is not None and found.hours is not None:
+    if found.bytes is not None and found.bytes_per_record is not None:
         lines.append(f"about {size(found.bytes)} on disk, {size(found.bytes_per_record)} a record")
-        lines.append(
-            f"about {duration(found.hours)} in one process like this one, "
-            f"at {found.images_per_second:.2f} images/s over {found.probed} images"
-        )
+    lines += _time_of(found)
     lines.append(f"namespace {found.namespace}")
     report(found.as_json(), json, lines)
     for reference, reason in found.left_out:
@@ -216,6 +219,28 @@ def build_command(
             "is in the store. "
             f"Mend or remove them, or accept that with --allow-skips {result.failed}"
         )
+
+
+def _tried_again(quarantined: int) -> list[str]:
+    if not quarantined:
+        return []
+    return [f"{quarantined} more were left out by an earlier build, which a build tries again"]
+
+
+def _time_of(found: "Plan") -> Iterator[str]:
+    """Say how long the build would take, and of what that consists."""
+    if found.hours is None or found.hours_interval is None or found.rate_interval is None:
+        return
+    low, high = (duration(hours) for hours in found.hours_interval)
+    slow, fast = found.rate_interval
+    between = f" ({low} to {high})" if low != high else ""
+    rates = f" ({slow:.2f} to {fast:.2f}, 95% interval)" if slow != fast else ""
+    yield f"about {duration(found.hours)}{between} in one process like this one:"
+    yield (
+        f"  {duration(found.loading_seconds / 3600)} to load the teacher, "
+        f"{duration(found.naming_seconds / 3600)} to name the images, "
+        f"the rest at {found.images_per_second:.2f} images/s{rates} over {found.probed} images"
+    )
 
 
 def duration(hours: float) -> str:

@@ -4,22 +4,18 @@ Writes nothing to the store.
 """
 
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from shared.console import track
 from shared.imaging.images import ImageReference
 from shared.processes import choose_device
-from shared.targets import Identity, TargetWriter
-from shared.targets.namespace import find_namespace
+from shared.targets.namespace import Namespace, find_namespace
 from shared.targets.numbers.arrays import Arrays
-from shared.targets.segment.manifest import check_segment
-from teacher_cache.building import missing_keys
+from teacher_cache.building import known_reasons, missing_keys
 from teacher_cache.distinct import distinct_images
+from teacher_cache.probe import probe
 from teacher_cache.settings import Settings, load_for
 from teacher_cache.stream import LeftOut, Outcome, named, stream
 
@@ -29,8 +25,9 @@ class Plan(NamedTuple):
 
     Attributes
     ----------
-    images, distinct, found, missing
-        References asked for; different images among them; of these in the store, and not.
+    images, distinct, found, missing, quarantined
+        References asked for; different images among them. Of these: in the store; to encode; and
+        left out by an earlier build, which a build tries again.
     duplicates
         References whose image is another's, byte by byte: (the repeated one, the first one).
     left_out
@@ -39,8 +36,14 @@ class Plan(NamedTuple):
     probed, images_per_second, bytes_per_record
         What the probe encoded and found; the last two None where it could encode none of its
         images.
-    bytes, hours
+    bytes
         Expected for the missing ones.
+    hours
+        Expected of a build like this: loading the teacher, naming the images by their content, and
+        encoding the missing ones. `hours_interval` are the ends of its 95% interval, which is that
+        of the rate.
+    loading_seconds, naming_seconds
+        These two parts, as they took just now. A build that follows here remembers names.
     free
         Bytes free where the store is meant to be; None without a store or in an object store.
     """
@@ -50,13 +53,18 @@ class Plan(NamedTuple):
     distinct: int
     found: int
     missing: int
+    quarantined: int
     duplicates: list[tuple[ImageReference, ImageReference]]
     left_out: LeftOut
     probed: int
     images_per_second: float | None
+    rate_interval: tuple[float, float] | None
     bytes_per_record: float | None
     bytes: float | None
     hours: float | None
+    hours_interval: tuple[float, float] | None
+    loading_seconds: float
+    naming_seconds: float
     free: int | None = None
 
     def as_json(self) -> dict[str, object]:
@@ -78,7 +86,7 @@ def plan(
     workers: int = 2,
     device: str = "auto",
 ) -> Plan:
-    """Count what `build` would find, and measure its rate and record size on a few of the images.
+    """Count what `build` would find, and measure its rate and record size on some of the images.
 
     Parameters
     ----------
@@ -93,18 +101,18 @@ def plan(
     """
     place = choose_device(device)
     references = list(images)
+    begin = time.perf_counter()
     loaded, identity = load_for(teacher, weights, settings, place)
+    loading = time.perf_counter() - begin
     by_key, repeated, left_out = distinct_images(references, workers)
     duplicates = [(again, by_key[key]) for again, key in repeated]
     namespace = find_namespace(store, identity) if store is not None else None
-    missing = list(by_key) if namespace is None else missing_keys(namespace, by_key)
+    absent = list(by_key) if namespace is None else missing_keys(namespace, by_key)
+    missing, quarantined = _apart(namespace, absent)
+    naming = time.perf_counter() - begin - loading
 
-    # Spread over the list, for neighbours are often of one size.
-    count = min(len(missing), 2 * batch_size)
-    sample = [missing[number * len(missing) // count] for number in range(count)]
-
-    def run(keys: list[bytes], add: Callable[[bytes, Arrays], None]) -> list[Outcome]:
-        flow = stream(
+    def flow(keys: list[bytes], add: Callable[[bytes, Arrays], None]) -> Generator[Outcome]:
+        return stream(
             loaded,
             identity,
             keys,
@@ -114,27 +122,41 @@ def plan(
             workers=workers,
             device=place,
         )
-        with closing(flow):
-            return list(track(flow, len(keys), "probing", "images"))
 
-    probe = _probe(sample, identity, run)
-    left_out += [(by_key[key], str(error)) for key, error in probe.outcomes if error is not None]
-    size, stored = probe.record_size, probe.stored
+    found = probe(missing, by_key, identity, batch_size, flow)
+    left_out += [(by_key[key], str(error)) for key, error in found.outcomes if error is not None]
+    size, rate = found.record_size, found.rate
+
+    def hours(seconds: float) -> float:
+        return (loading + naming + seconds * len(missing)) / 3600
+
     return Plan(
         namespace=identity.namespace(),
         images=len(references),
         distinct=len(by_key),
-        found=len(by_key) - len(missing),
+        found=len(by_key) - len(absent),
         missing=len(missing),
+        quarantined=quarantined,
         duplicates=duplicates,
         left_out=left_out,
-        probed=stored,
-        images_per_second=stored / probe.seconds if stored else None,
+        probed=found.stored,
+        images_per_second=1 / rate.seconds if rate else None,
+        rate_interval=(1 / rate.high, 1 / rate.low) if rate else None,
         bytes_per_record=size,
         bytes=None if size is None else size * len(missing),
-        hours=len(missing) * probe.seconds / stored / 3600 if stored else None,
+        hours=hours(rate.seconds) if rate else None,
+        hours_interval=(hours(rate.low), hours(rate.high)) if rate else None,
+        loading_seconds=loading,
+        naming_seconds=naming,
         free=_free(store),
     )
+
+
+def _apart(namespace: Namespace | None, absent: list[bytes]) -> tuple[list[bytes], int]:
+    """Return what is to be encoded, and how many images an earlier build left out for good."""
+    known = {} if namespace is None else known_reasons(namespace)
+    missing = [key for key in absent if key not in known]
+    return missing, len(absent) - len(missing)
 
 
 def _free(store: str | Path | None) -> int | None:
@@ -145,36 +167,3 @@ def _free(store: str | Path | None) -> int | None:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-class _Probe(NamedTuple):
-    """What encoding a few images took: `stored` of them, of `size` bytes together."""
-
-    outcomes: list[Outcome]
-    stored: int
-    size: int
-    seconds: float
-
-    @property
-    def record_size(self) -> float | None:
-        """Bytes of one of them; None where none was stored."""
-        return self.size / self.stored if self.stored else None
-
-
-def _probe(
-    sample: list[bytes],
-    identity: Identity,
-    run: Callable[[list[bytes], Callable[[bytes, Arrays], None]], list[Outcome]],
-) -> _Probe:
-    """Encode `sample` into a temporary store; one image goes first, untimed, to warm up."""
-    run(sample[:1], lambda key, arrays: None)
-    with tempfile.TemporaryDirectory(prefix="medalign-plan-") as folder:
-        begin = time.perf_counter()
-        with TargetWriter(folder, identity, segment_records=max(1, len(sample))) as writer:
-            outcomes = run(sample, writer.add)
-        seconds = time.perf_counter() - begin
-        manifests = [
-            check_segment(writer.namespace, segment) for segment in writer.namespace.segments()
-        ]
-    stored = sum(manifest.records for manifest in manifests)
-    return _Probe(outcomes, stored, sum(manifest.size for manifest in manifests), seconds)

@@ -12,6 +12,7 @@ Complex numbers show their magnitude; RGB stays as it is.
 import gzip
 import re
 import threading
+from collections import OrderedDict
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -29,6 +30,8 @@ Voxel = TypeVar("Voxel", bound=np.generic)
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 MAX_VOXELS = 1 << 30  # a whole-body CT has half of it; as float32 4 GiB
 _HEADER = 352  # bytes to the end of a NIfTI-1 header; the magic of NIfTI-2 lies within them too
+_REMEMBERED = 1024  # volumes that cannot be read
+_PIECE = 1 << 20
 _loading = threading.Lock()
 
 
@@ -70,8 +73,9 @@ def open_nifti(path: Path, part: str | None, max_pixels: int) -> Image.Image:
     Raises UnreadableImage for a broken file, a volume of one value, or a part that is not there.
     """
     wanted = parse_slice(part)
+    state = path.stat()
     with _loading:  # threads that want slices of one volume load it once
-        volume = _volume(path, path.stat().st_mtime_ns, wanted.volume)
+        volume = _loaded(_Source(path, state.st_size, state.st_mtime_ns, wanted.volume))
     if wanted.position >= volume.shape[wanted.axis]:
         name = next(name for name, axis in AXES.items() if axis == wanted.axis)
         count = volume.shape[wanted.axis]
@@ -92,22 +96,53 @@ def slice_of(volume: NDArray[Voxel], axis: int, position: int) -> NDArray[Voxel]
     return np.ascontiguousarray(np.swapaxes(plane, 0, 1)[::-1])
 
 
+class _Source(NamedTuple):
+    """A volume as it lies on the disk: another size or time is another file."""
+
+    path: Path
+    size: int
+    modified: int
+    number: int | None
+
+
+_broken: "OrderedDict[_Source, str]" = OrderedDict()  # volumes that cannot be read, and why
+
+
+def _loaded(source: _Source) -> NDArray[np.uint8]:
+    """Return a volume, or say why it is broken without reading it again for each of its slices."""
+    if source in _broken:
+        raise UnreadableImage(_broken[source])
+    try:
+        return _volume(source)
+    except UnreadableImage as error:
+        _broken[source] = str(error)
+        if len(_broken) > _REMEMBERED:
+            _broken.popitem(last=False)
+        raise
+
+
 @lru_cache(maxsize=2)  # the slices of a volume are mostly asked for one after another
-def _volume(path: Path, modified: int, number: int | None) -> NDArray[np.uint8]:
+def _volume(source: _Source) -> NDArray[np.uint8]:
     """Return a volume in RAS+ orientation as levels, (x, y, z) or (x, y, z, 3) uint8."""
     from nibabel.orientations import apply_orientation, io_orientation
 
     try:
-        with path.open("rb") as file:
+        with source.path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             stream = cast("BinaryIO", gzip.GzipFile(fileobj=file)) if packed else file
-            data, affine = _read(stream, number)
+            data, affine = _read(stream, source.number)
+            if packed:
+                _read_to_the_end(stream)
+        orientation = io_orientation(affine)
+        if not np.isfinite(orientation).all():
+            raise UnreadableImage("the affine does not say where the axes of the volume point")
     except UnreadableImage:
         raise
-    except (
-        Exception
-    ) as error:  # nibabel and gzip raise a family of their own errors on broken files
+    # nibabel and gzip raise a family of their own errors on broken files.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's, not the file's
         reason = " ".join(str(error).split())[:200]
         raise UnreadableImage(f"broken NIfTI file: {type(error).__name__}: {reason}") from None
     try:
@@ -117,8 +152,14 @@ def _volume(path: Path, modified: int, number: int | None) -> NDArray[np.uint8]:
     except UnreadableImage:
         raise UnreadableImage("the volume has no two different finite values") from None
     del data
-    turned: NDArray[np.uint8] = apply_orientation(levels, io_orientation(affine))
+    turned: NDArray[np.uint8] = apply_orientation(levels, orientation)
     return turned
+
+
+def _read_to_the_end(stream: BinaryIO) -> None:
+    """Read what is left of a gzip stream: its checksum stands at the end."""
+    while stream.read(_PIECE):
+        pass
 
 
 def _read(

@@ -31,16 +31,16 @@ def choose_namespace(
     if fitting:
         names = ", ".join(namespace.name for namespace in fitting)
         raise UserError(
-            f"{storage.location} holds {len(fitting)} that fit ({names}): choose one by teacher, grid or "
-            "fingerprint (the "
-            "digits that end its name)"
+            f"{storage.location} holds {len(fitting)} that fit ({names}): choose one by teacher, "
+            "grid or fingerprint (the digits that end its name)"
         )
     if not namespaces:
         raise UserError("; ".join(unreadable.values()))
     lines = [_mismatch(one.identity, teacher, fingerprint, wanted, identity) for one in namespaces]
     lines += unreadable.values()
     raise UserError(
-        f"no targets in {storage.location} fit: {'; '.join(lines)}; build the wanted ones with `cache build`"
+        f"no targets in {storage.location} fit: {'; '.join(lines)}; build the wanted ones with "
+        "`cache build`"
     )
 
 

@@ -10,12 +10,13 @@ from shared.errors import UserError
 from shared.imaging import Grid, ImageReference, content_key
 from shared.imaging import keys as naming
 from shared.targets import TargetStore, TargetWriter
-from shared.targets.namespace import list_namespaces, quarantined
+from shared.targets.namespace import list_namespaces, quarantine, quarantined
 from teacher_cache import stream
 from teacher_cache.building import build
 from teacher_cache.cli import app
 from teacher_cache.encoder import Encoded
 from teacher_cache.plan import plan
+from teacher_cache.ranks import Ranks
 from teacher_cache.settings import Settings
 from teacher_cache.sources import find_images
 from tests.fixtures.images import colour_picture, encoded, image_folder
@@ -195,3 +196,38 @@ def test_slices_of_one_volume_are_hashed_once(tmp_path, monkeypatch):
     volume.unlink()
     failed = [one for _, one in naming.content_keys(references) if isinstance(one, OSError)]
     assert len(failed) == 51
+
+
+@pytest.mark.parametrize(
+    ("rank", "world", "said"), [(0, 2, "1 other rank"), (1, 2, "1 other rank"), (2, 4, "3 other")]
+)
+def test_who_waits_for_others_says_so_before_it_waits(
+    tmp_path, weights, monkeypatch, capfd, rank, world, said
+):
+    """MASTER_ADDR that another job left makes a build wait for ranks that never come."""
+    image_folder(tmp_path / "images", 1)
+    for name, value in {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    heard = []
+
+    def meeting(ranks):
+        heard.append(capfd.readouterr().err)
+        raise UserError("it would wait here")
+
+    monkeypatch.setattr(Ranks, "meeting", meeting)
+    with pytest.raises(UserError, match="would wait"):
+        run(tmp_path / "images", tmp_path / "store", weights)
+    assert f"rank {rank}: waiting for {said}" in heard[0]
+
+
+def test_a_build_ends_the_quarantine_of_an_image_that_it_encodes(tmp_path, weights):
+    """A store that was moved, or an older reader of images: the record is there, and no fault."""
+    image_folder(tmp_path / "images", 2, **{"bad.png": b"bad"})
+    run(tmp_path / "images", tmp_path / "store", weights)
+    [namespace] = list_namespaces(tmp_path / "store")
+    first = content_key(tmp_path / "images/image000.png")
+    quarantine(namespace, first, "it could not be read then")
+    assert len(list(quarantined(namespace))) == 2
+    run(tmp_path / "images", tmp_path / "store", weights)
+    [left] = quarantined(namespace)
+    assert left.key == content_key(tmp_path / "images/bad.png")

@@ -47,10 +47,31 @@ def test_a_plan_foretells_the_build_and_writes_nothing(tmp_path, images, weights
     assert foretold.bytes_per_record == pytest.approx(described["bytes_per_record"], rel=0.1)
     assert foretold.images_per_second is not None
     assert foretold.images_per_second > 0
-    assert foretold.hours == pytest.approx(8 / foretold.images_per_second / 3600)
+    encoding = 8 / foretold.images_per_second
+    assert foretold.loading_seconds > 0
+    assert foretold.naming_seconds > 0
+    before = foretold.loading_seconds + foretold.naming_seconds
+    assert foretold.hours == pytest.approx((before + encoding) / 3600)
+    assert foretold.hours_interval == (foretold.hours, foretold.hours)  # all were encoded
 
     after = plan(TEACHER, images, store, weights=weights, settings=GRID)
-    assert (after.found, after.missing, after.probed, after.hours) == (7, 1, 0, None)
+    assert (after.found, after.missing, after.quarantined) == (7, 0, 1)
+    assert (after.probed, after.hours) == (0, None)
+
+
+def test_what_an_earlier_build_left_out_is_told_apart(tmp_path, images, weights):
+    from typer.testing import CliRunner
+
+    from teacher_cache.cli import app
+    from tests.fixtures.tiny_teacher import arguments
+
+    line = arguments(tmp_path / "images", tmp_path / "store", weights)
+    build(TEACHER, images, tmp_path / "store", weights=weights, settings=Settings(grid=Grid(5, 5)))
+    image_folder(tmp_path / "images", 9)
+    planned = CliRunner().invoke(app, ["plan", *line[1:]])
+    assert planned.exit_code == 0, planned.exception
+    assert "7 are in the store, 2 to encode\n1 more were left out by an earlier" in planned.stdout
+    assert "to load the teacher" in planned.stdout
 
 
 def test_a_plan_counts_damaged_segments_as_missing_and_says_so(tmp_path, images, weights, capsys):
@@ -60,7 +81,7 @@ def test_a_plan_counts_damaged_segments_as_missing_and_says_so(tmp_path, images,
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])  # whose index still knows the keys of all segments
     foretold = plan(TEACHER, images, tmp_path / "store", weights=weights, settings=GRID)
     assert foretold.found in (3, 4)
-    assert foretold.found + foretold.missing == 8
+    assert foretold.found + foretold.missing + foretold.quarantined == 8
     assert "1 segments are damaged" in capsys.readouterr().err
 
 
