@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.imaging.dicom_frames import Pixels, decode_frame
+from shared.imaging.dicom_frames import Frame, Pixels, colour_kinds, decode_frame
+from shared.imaging.dicom_luts import modality_values, palette_table, voi_values
 from shared.imaging.levels import (
     Levels,
     counts_of,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 Values = NDArray[np.float64]
+_GRAY_KINDS = ("MONOCHROME1", "MONOCHROME2")
 _DATA = {"PixelData", "FloatPixelData", "DoubleFloatPixelData"}
 
 
@@ -73,11 +75,11 @@ def open_dicom(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image
         check_size(int(dataset.Columns), int(dataset.Rows), max_pixels)
         frames = int(dataset.get("NumberOfFrames") or 1)
         index = frames // 2 if part is None else frame_number(part, frames)
-        pixels = decode_frame(dataset, index, frames)
+        frame = decode_frame(dataset, index, frames)
         for name in _DATA & set(dataset.dir()):
             del dataset[name]  # a mammogram's 44 MiB, which are not needed any more
-        levels = _levels(dataset, pixels, index)
-        del pixels
+        levels = _levels(dataset, frame, index)
+        del frame
         return rgb(levels) if levels.ndim == 2 else Image.fromarray(levels, "RGB")
     except UnreadableImage:
         raise
@@ -89,12 +91,21 @@ def open_dicom(file: BinaryIO, part: str | None, max_pixels: int) -> Image.Image
         raise UnreadableImage(f"broken DICOM file: {type(error).__name__}: {reason}") from None
 
 
-def _levels(dataset: "Dataset", pixels: Pixels, index: int) -> Levels:
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+def _levels(dataset: "Dataset", frame: Frame, index: int) -> Levels:
+    kind, pixels = str(dataset.PhotometricInterpretation), frame.pixels
+    if kind == "PALETTE COLOR" and pixels.ndim == 2:
         return _palette(dataset, pixels)
-    if pixels.ndim == 3:
+    if kind in _GRAY_KINDS and pixels.ndim == 2:
+        levels = _gray(dataset, pixels, index)
+        if frame.padding is not None:
+            levels[frame.padding] = 0
+        return levels
+    if kind in colour_kinds(dataset) and pixels.ndim == 3:
         return _colour(pixels, int(dataset.BitsStored))
-    return _gray(dataset, pixels, index)
+    raise UnreadableImage(
+        f"PhotometricInterpretation {kind!r} of {pixels.shape[2:] or (1,)} samples is not read: "
+        "convert it to RGB or MONOCHROME2"
+    )
 
 
 def _gray(dataset: "Dataset", pixels: Pixels, index: int) -> Levels:
@@ -112,24 +123,19 @@ def _mapped(
     dataset: "Dataset", stored: Pixels, number: NDArray[np.int64], index: int
 ) -> tuple[Values, bool]:
     """Return stored values, `number` pixels each, on the scale 0 to 1, and whether 0 is white."""
-    from pydicom.pixels import apply_modality_lut
-
     transformation = _group(dataset, "PixelValueTransformationSequence", index)
-    values = np.asarray(
-        apply_modality_lut(stored, dataset if transformation is None else transformation)
-    )
+    values = modality_values(dataset, dataset if transformation is None else transformation, stored)
     inverted = (
         dataset.PhotometricInterpretation == "MONOCHROME1"
         or str(dataset.get("PresentationLUTShape") or "").upper() == "INVERSE"
     )
     window = _group(dataset, "FrameVOILUTSequence", index)
-    shown = _windowed(values, dataset if window is None else window)
+    shown = _windowed(dataset, values, dataset if window is None else window)
     there = shown[number > 0] if shown is not None else None
     if shown is None or there is None or there.min() == there.max():
         padding = _padding(dataset, stored)
-        own = values.astype(np.float64)
         deep = int(dataset.get("BitsStored", 16)) > 8
-        shown = stretched(own, np.where(padding, 0, number), deep=deep)
+        shown = stretched(values, np.where(padding, 0, number), deep=deep)
         shown[padding] = np.nan
     return shown, inverted
 
@@ -149,24 +155,20 @@ def _group(dataset: "Dataset", name: str, index: int) -> "Dataset | None":
     return None
 
 
-def _windowed(values: Pixels, holder: "Dataset") -> Values | None:
+def _windowed(dataset: "Dataset", values: Values, holder: "Dataset") -> Values | None:
     """Apply the VOI LUT or first window of `holder` (PS3.3 C.11.2).
 
     Values in [0, 1], or None where it has neither.
     """
-    from pydicom.pixels import apply_voi
-
     if holder.get("VOILUTSequence"):
-        table = np.asarray(apply_voi(np.rint(values).astype(np.int64), holder), dtype=np.float64)
-        top = 2.0 ** int(holder.VOILUTSequence[0].LUTDescriptor[2]) - 1
-        return np.clip(table / top, 0, 1)
+        return voi_values(dataset, holder, values)
     if holder.get("WindowCenter") is None or holder.get("WindowWidth") is None:
         return None
     center, width = (
         float(np.ravel(holder[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
     )
     return _window(
-        values.astype(np.float64),
+        values,
         center,
         width,
         str(holder.get("VOILUTFunction") or "LINEAR").upper(),
@@ -202,34 +204,33 @@ def _padding(dataset: "Dataset", pixels: Pixels) -> NDArray[np.bool_]:
     if value is None:
         return np.zeros(pixels.shape, dtype=bool)
     limit = dataset.get("PixelPaddingRangeLimit")
-    low, high = sorted((int(value), int(value if limit is None else limit)))
+    low, high = sorted(
+        _as_stored(int(end), pixels) for end in (value, value if limit is None else limit)
+    )
     inside: NDArray[np.bool_] = (pixels >= low) & (pixels <= high)
     return inside
 
 
-def _palette(dataset: "Dataset", pixels: Pixels) -> Levels:
-    from pydicom.pixels import apply_color_lut
+def _as_stored(value: int, pixels: Pixels) -> int:
+    """Return a number as the pixels would hold it: -2000 may be written as 63536, and back."""
+    if pixels.dtype.kind not in "ui":
+        return value
+    room = 8 * pixels.dtype.itemsize
+    value &= (1 << room) - 1
+    return value - (1 << room) if pixels.dtype.kind == "i" and value >> (room - 1) else value
 
-    if not dataset.original_encoding[
-        1
-    ]:  # pydicom 3.0 takes 16-bit tables for little-endian in any file
-        for colour in ("Red", "Green", "Blue"):
-            name = f"{colour}PaletteColorLookupTableData"
-            if name in dataset and dataset[name].VR == "OW":
-                dataset[name].value = (
-                    np.frombuffer(dataset[name].value, ">u2").astype("<u2").tobytes()
-                )
-    coloured = apply_color_lut(pixels, dataset)
-    # Some writers keep 8-bit entries in 16 bits: scaled as 16 bits they would all be black.
-    step = 257 if coloured.max() > 255 else 1
-    levels: Levels = np.rint(coloured[..., :3] / step).astype(np.uint8)
+
+def _palette(dataset: "Dataset", pixels: Pixels) -> Levels:
+    colours, first = palette_table(dataset)
+    places = np.clip(pixels.astype(np.int64) - first, 0, len(colours) - 1)
+    levels: Levels = colours[places]
     return levels
 
 
 def _colour(pixels: Pixels, bits: int) -> Levels:
-    """Return RGB of `bits` bits as levels; deeper ones from their own range."""
+    """Return RGB of `bits` bits as levels; other than 8 from their own range."""
     colours = np.ascontiguousarray(pixels[..., :3])
     counts = counts_of(colours)
-    if bits <= 8 or counts is None:
-        return colours.astype(np.uint8)
-    return integer_levels(colours, counts)
+    if counts is None or counts.values[0] < 0:
+        raise UnreadableImage("colour of negative numbers, or of more than 20 bits")
+    return colours.astype(np.uint8) if bits == 8 else integer_levels(colours, counts)

@@ -5,7 +5,7 @@ part of it: older files keep overlays there. Compressed pixel data is decoded by
 `shared.imaging.jpeg` found it whole; JPEG 2000 and RLE decoders find that themselves.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,28 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.integer]
 
 
-def decode_frame(dataset: "Dataset", index: int, frames: int) -> Pixels:
-    """Return one frame, (rows, columns) or (rows, columns, 3) in RGB."""
+class Frame(NamedTuple):
+    """One frame: numbers (rows, columns) or (rows, columns, 3), and where they are none.
+
+    `padding` (rows, columns) says which pixels hold a number that is none of the picture's, as
+    scanners write outside their circle.
+    """
+
+    pixels: Pixels
+    padding: NDArray[np.bool_] | None = None
+
+
+def colour_kinds(dataset: "Dataset") -> tuple[str, ...]:
+    """Return the PhotometricInterpretations of colour that come out of the decoders as RGB."""
+    from pydicom.uid import JPEG2000TransferSyntaxes
+
+    kinds = ("RGB", "YBR_FULL", "YBR_FULL_422")
+    wavelets = dataset.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes
+    return (*kinds, "YBR_RCT", "YBR_ICT") if wavelets else kinds
+
+
+def decode_frame(dataset: "Dataset", index: int, frames: int) -> Frame:
+    """Return one frame, colour in RGB."""
     from pydicom.pixels import pixel_array
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -37,11 +57,11 @@ def decode_frame(dataset: "Dataset", index: int, frames: int) -> Pixels:
         _check_frame(dataset, index, frames)
     # Unused bits are cleared below: pydicom never asks for HighBit, and lets JPEG 2000 be.
     pixels = np.asarray(pixel_array(dataset, index=index, correct_unused_bits=False))
-    return pixels if pixels.dtype.kind == "f" else _stored(dataset, pixels, compressed)
+    return Frame(pixels) if pixels.dtype.kind == "f" else _stored(dataset, pixels, compressed)
 
 
 def _check_frame(dataset: "Dataset", index: int, frames: int) -> None:
-    """Raise UnreadableImage where a frame in a JPEG of some kind is cut or damaged."""
+    """Raise UnreadableImage where a compressed frame is cut or damaged, or of another size."""
     from pydicom.encaps import get_frame
     from pydicom.uid import (
         JPEG2000TransferSyntaxes,
@@ -51,11 +71,23 @@ def _check_frame(dataset: "Dataset", index: int, frames: int) -> None:
     )
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax not in JPEGTransferSyntaxes or syntax in JPEG2000TransferSyntaxes:
+    if syntax not in (*JPEGTransferSyntaxes, *JPEG2000TransferSyntaxes):
         return
     table = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
     extended = (dataset[table[0]].value, dataset[table[1]].value) if table[0] in dataset else None
     data = get_frame(dataset.PixelData, index, number_of_frames=frames, extended_offsets=extended)
+    if syntax in JPEG2000TransferSyntaxes:
+        from openjpeg.utils import get_parameters
+    else:
+        from libjpeg.utils import get_parameters
+    said = get_parameters(data)
+    if (said["rows"], said["columns"]) != (dataset.Rows, dataset.Columns):
+        raise UnreadableImage(
+            f"the frame has {said['columns']} x {said['rows']} pixels, not {dataset.Columns} x "
+            f"{dataset.Rows}"
+        )
+    if syntax in JPEG2000TransferSyntaxes:
+        return
     eight = syntax == JPEGExtended12Bit and int(dataset.BitsStored) <= 8
     if syntax == JPEGBaseline8Bit or eight:
         check_jpeg(data)
@@ -63,8 +95,9 @@ def _check_frame(dataset: "Dataset", index: int, frames: int) -> None:
         check_unwarned_jpeg(data)
 
 
-def _stored(dataset: "Dataset", pixels: Pixels, compressed: bool) -> Pixels:
+def _stored(dataset: "Dataset", pixels: Pixels, compressed: bool) -> Frame:
     """Return the bits that are the stored number, right-justified and with their sign."""
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     bits, room = int(dataset.BitsStored), 8 * pixels.dtype.itemsize
     high = int(dataset.get("HighBit", bits - 1))
     if not 0 < bits <= room:
@@ -76,14 +109,49 @@ def _stored(dataset: "Dataset", pixels: Pixels, compressed: bool) -> Pixels:
     smallest, largest = int(pixels.min()), int(pixels.max())
     shift = high + 1 - bits
     if lowest <= smallest and largest <= highest and (shift == 0 or compressed):
-        return pixels  # a codestream holds numbers, whatever their place once was
+        return Frame(pixels)  # a codestream holds numbers, whatever their place once was
     if shift < 0 or bits + shift > room or (compressed and shift):
         raise UnreadableImage(f"BitsStored {bits} and HighBit {high} do not fit the data")
     if compressed and dataset.file_meta.TransferSyntaxUID in _lossy():
-        return _overshoot(pixels, lowest, highest)
+        return Frame(_overshoot(pixels, lowest, highest))
+    padding = None if _has_overlay(dataset, high) else _padding(pixels, high, bits)
     left = room - bits - shift  # to the left and back: the sign, or zeros, fill what is above it
     stored: Pixels = np.right_shift(np.left_shift(pixels, left), left + shift)
-    return stored
+    if padding is not None:
+        stored[padding] = stored[~padding].min()
+    return Frame(stored, padding)
+
+
+def _has_overlay(dataset: "Dataset", high: int) -> bool:
+    """Whether an overlay is said to lie in the bits above the numbers (PS3.3 C.9.2, retired)."""
+    places = (dataset.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2))
+    return any(place is not None and int(place.value) > high for place in places)
+
+
+def _padding(pixels: Pixels, high: int, bits: int) -> NDArray[np.bool_] | None:
+    """Return which pixels use bits above the number: None where none does.
+
+    Bits that repeat the sign are no use. One single such value is what scanners write outside the
+    picture, often -2000 where all numbers are positive.
+
+    Raises UnreadableImage where there are several values: the numbers have more bits than told.
+    """
+    width = np.dtype(f"u{pixels.dtype.itemsize}")
+    above = pixels.view(width) >> width.type(high) >> width.type(1)
+    beyond = above != 0
+    if pixels.dtype.kind == "i":
+        whole = (1 << (8 * width.itemsize - high - 1)) - 1
+        negative = (pixels.view(width) >> width.type(high) & width.type(1)) != 0
+        beyond &= ~(negative & (above == whole))
+    if not beyond.any():
+        return None
+    used = pixels[beyond]
+    if used.min() != used.max() or beyond.all() or pixels.ndim == 3:
+        raise UnreadableImage(
+            f"numbers use bits above HighBit {high} (BitsStored {bits}) and no overlay is said to "
+            "lie there"
+        )
+    return beyond
 
 
 def _lossy() -> tuple[str, ...]:

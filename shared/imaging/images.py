@@ -102,6 +102,7 @@ def _open_with_pillow(file: BinaryIO, part: str | None, max_pixels: int) -> Imag
         check_deep_rest(image, file)
         image = ImageOps.exif_transpose(image)
         levels = shown_gray(image, deep)
+        return _over_black(image) if levels is None else rgb(levels)
     except UnreadableImage:
         raise
     except Image.DecompressionBombError:
@@ -114,11 +115,12 @@ def _open_with_pillow(file: BinaryIO, part: str | None, max_pixels: int) -> Imag
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UnreadableImage(f"a broken image: {type(error).__name__}: {reason}") from None
-    return _over_black(image) if levels is None else rgb(levels)
 
 
 def _over_black(image: Image.Image) -> Image.Image:
-    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")  # the only mode that Pillow makes of it
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() == (0, 0):
             raise UnreadableImage("every pixel is transparent")

@@ -200,17 +200,32 @@ def _read(
         if channels:
             data[:, :, z] = np.stack([slab[name] for name in ("R", "G", "B")], -1)
             continue
-        numbers = np.abs(slab) if sort.kind == "c" else slab
-        if (proxy.slope, proxy.inter) != (1, 0):
-            numbers = numbers.astype(np.float64) * proxy.slope + proxy.inter
-        elif sort.itemsize >= 4 and sort != np.float32:
-            numbers = numbers.astype(np.float64)
+        numbers = _scaled(slab, proxy.slope, proxy.inter)
         if numbers.dtype == np.float64:
             if offset is None and np.isfinite(numbers).any():
                 offset = float(numbers[np.isfinite(numbers)][0])
             numbers = numbers - (offset or 0)
-        data[:, :, z] = numbers
+        with np.errstate(over="ignore"):
+            data[:, :, z] = numbers
+        if (np.isinf(data[:, :, z]) & np.isfinite(numbers)).any():
+            raise UnreadableImage("the volume has numbers beyond those of 32 bits")
     return data, image.affine
+
+
+def _scaled(
+    slab: NDArray[np.generic], slope: float, intercept: float
+) -> NDArray[np.floating] | NDArray[np.integer]:
+    """Return numbers that grow as those of the volume do, in float64 where float32 rounds them.
+
+    Levels follow from percentiles, so that of real numbers only the sign of the slope matters; huge
+    and tiny slopes would overflow.
+    """
+    if slab.dtype.kind == "c":
+        magnitudes: NDArray[np.floating] = np.abs(slab * slope + intercept)
+        return magnitudes
+    wide = slab.dtype.itemsize >= 4 and slab.dtype != np.float32
+    numbers = slab.astype(np.float64) if wide or slope < 0 else slab
+    return -numbers if slope < 0 else numbers
 
 
 def _volume_number(shape: tuple[int, ...], number: int | None) -> int:

@@ -6,6 +6,7 @@ Pillow reads past both: the checksum of a PNG's data, the warnings of libjpeg, a
 import io
 import zlib
 from collections.abc import Iterator
+from math import ceil
 from typing import BinaryIO
 
 from PIL import ExifTags, Image, TiffImagePlugin
@@ -15,7 +16,12 @@ from shared.imaging.pixels import UnreadableImage
 
 _TAG = ExifTags.Base
 _TABLES = 347  # JPEGTables, which all strips share (TIFF technical note 2)
-_PIECES = ((_TAG.StripOffsets, _TAG.StripByteCounts), (324, 325))  # strips, tiles
+_PLANAR = _TAG.PlanarConfiguration
+# Of strips, and of tiles.
+_PIECES = (
+    (_TAG.StripOffsets, _TAG.StripByteCounts),
+    (_TAG.TileOffsets, _TAG.TileByteCounts),
+)
 
 
 def check_whole(image: Image.Image, file: BinaryIO) -> None:
@@ -23,6 +29,9 @@ def check_whole(image: Image.Image, file: BinaryIO) -> None:
     if image.format == "PNG":
         _check_png(file)
     elif image.format in ("JPEG", "MPO"):
+        if image.mode == "CMYK" and "adobe" not in image.info:
+            # Pillow takes it for inverted, as Adobe writes it; others do not.
+            raise UnreadableImage("a CMYK JPEG that does not say whether it is inverted: save RGB")
         file.seek(int(getattr(image, "offset", 0)))  # of this picture among several
         check_jpeg(file.read())
     elif isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -52,11 +61,27 @@ def _check_png(file: BinaryIO) -> None:
 
 
 def _tiff_pieces(image: TiffImagePlugin.TiffImageFile, file: BinaryIO) -> Iterator[bytes]:
-    for offsets, sizes in _PIECES:
-        starts, lengths = image.tag_v2.get(offsets, ()), image.tag_v2.get(sizes, ())
-        for start, length in zip(starts, lengths, strict=False):
-            file.seek(start)
-            data = file.read(length)
-            if len(data) < length:
-                raise UnreadableImage("a truncated TIFF: it ends inside its data")
-            yield data
+    """Yield the strips, or the tiles; Pillow leaves black what none of them covers."""
+    tags = image.tag_v2
+    tiled = _TAG.TileOffsets in tags
+    offsets, sizes = _PIECES[tiled]
+    starts, lengths = tags.get(offsets, ()), tags.get(sizes, ())
+    if len(starts) < _pieces_of(tags, tiled) or (tiled and _TAG.StripOffsets in tags):
+        raise UnreadableImage("a broken TIFF: its strips or tiles do not cover the picture")
+    for start, length in zip(starts, lengths, strict=False):
+        file.seek(start)
+        data = file.read(length)
+        if len(data) < length:
+            raise UnreadableImage("a truncated TIFF: it ends inside its data")
+        yield data
+
+
+def _pieces_of(tags: TiffImagePlugin.ImageFileDirectory_v2, tiled: bool) -> int:
+    """Count the strips or tiles that a picture needs."""
+    width, height = int(tags[_TAG.ImageWidth]), int(tags[_TAG.ImageLength])
+    if tiled:
+        across, down = int(tags[_TAG.TileWidth]), int(tags[_TAG.TileLength])
+    else:
+        across, down = width, int(tags.get(_TAG.RowsPerStrip, height))
+    planes = int(tags.get(_TAG.SamplesPerPixel, 1)) if tags.get(_PLANAR) == 2 else 1
+    return ceil(width / max(1, across)) * ceil(height / max(1, down)) * planes

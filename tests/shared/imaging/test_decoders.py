@@ -12,7 +12,6 @@ import pytest
 from PIL import Image, TiffImagePlugin
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, RLELossless
 
-from shared.imaging.images import open_image, parse_reference
 from shared.imaging.pixels import UnreadableImage
 from tests.fixtures.images import (
     dicom_bytes,
@@ -24,43 +23,11 @@ from tests.fixtures.images import (
     nifti_bytes,
     png_bytes,
     tiff_bytes,
+    with_overlay,
 )
+from tests.fixtures.truth import assert_true, colours, opened, truth, whole, with_alpha
 
 pytestmark = pytest.mark.unit
-
-
-@functools.cache
-def truth():
-    """(96, 128) in [0, 1]."""
-    y, x = np.mgrid[:96, :128]
-    blob = np.exp(-(((x - 30) / 14) ** 2 + ((y - 70) / 10) ** 2))
-    return (0.75 * blob + 0.2 * x / 128 + 0.05 * y / 96).clip(0, 1)
-
-
-def whole(top, kind):
-    return np.rint(truth() * top).astype(kind)
-
-
-def colours(top, kind):
-    """(96, 128, 3), whose channels differ and follow the truth."""
-    return np.stack([whole(top, kind), whole(top * 0.9, kind), whole(top * 0.8, kind)], -1)
-
-
-def with_alpha(pixels, top):
-    return np.concatenate([pixels, np.full((96, 128, 1), top, pixels.dtype)], -1)
-
-
-def opened(tmp_path, data, part=None):
-    path = tmp_path / "image"
-    path.write_bytes(data)
-    return np.asarray(open_image(parse_reference(f"{path}#{part}") if part else path))
-
-
-def assert_true(found):
-    levels = found.astype(float).mean(-1)
-    assert levels.shape == truth().shape
-    assert np.corrcoef(levels.ravel(), truth().ravel())[0, 1] > 0.99
-    assert np.ptp(found) >= 200
 
 
 DEEP = whole(65535, np.uint16)
@@ -80,6 +47,13 @@ LOSSLESS = lossless_jpeg_bytes(TWELVE)
 RGB24 = np.zeros(VOLUME.shape, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
 for _name in "RGB":
     RGB24[_name] = np.rint(VOLUME / VOLUME.max() * 255).astype(np.uint8)
+
+
+def without_adobe(data):
+    """Return a JPEG without its application segment 14."""
+    start = data.index(b"\xff\xee")
+    length = int.from_bytes(data[start + 2 : start + 4], "big")
+    return data[:start] + data[start + 2 + length :]
 
 
 def min_is_white():
@@ -152,6 +126,9 @@ TRUE: dict[str, Callable[[], bytes]] = {
     "tiff 16 lzw inverted": lambda: encoded(
         Image.fromarray(65535 - DEEP), "TIFF", compression="tiff_lzw", tiffinfo=min_is_white()
     ),
+    "tiff gray, alpha multiplied in": lambda: tiff_bytes(
+        np.stack([EIGHT, np.full_like(EIGHT, 255)], -1), extra=1
+    ),
     "tiff rgb 8 jpeg": lambda: encoded(
         Image.fromarray(colours(255, np.uint8)), "TIFF", compression="jpeg"
     ),
@@ -175,21 +152,28 @@ TRUE: dict[str, Callable[[], bytes]] = {
     "dicom left-justified, signed": lambda: dicom_bytes(
         (SIGNED << 3).astype(np.int16), BitsStored=13, HighBit=15
     ),
-    "dicom overlay above": lambda: dicom_bytes(TWELVE | OVERLAY, BitsStored=12, HighBit=11),
+    "dicom overlay above": lambda: with_overlay(
+        dicom_bytes(TWELVE | OVERLAY, BitsStored=12, HighBit=11), 12
+    ),
     "dicom overlay below": lambda: dicom_bytes(
         TWELVE << 4 | OVERLAY >> 12, BitsStored=12, HighBit=15
     ),
-    "dicom overlay of one bit": lambda: dicom_bytes(TWELVE | BIT, BitsStored=12, HighBit=11),
-    "dicom overlay of one bit, signed": lambda: dicom_bytes(
-        (SIGNED & 0x1FFF | BIT << 1).astype(np.int16), BitsStored=13, HighBit=12
+    "dicom overlay of one bit": lambda: with_overlay(
+        dicom_bytes(TWELVE | BIT, BitsStored=12, HighBit=11), 12
+    ),
+    "dicom overlay of one bit, signed": lambda: with_overlay(
+        dicom_bytes((SIGNED & 0x1FFF | BIT << 1).astype(np.int16), BitsStored=13, HighBit=12), 13
     ),
     "dicom float 32": lambda: dicom_of_floats(truth().astype(np.float32)),
     "dicom float 64": lambda: dicom_of_floats(truth()),
     "dicom j2k": lambda: dicom_of_frame(
         frame_of(TWELVE, JPEG2000Lossless, 12), JPEG2000Lossless, TWELVE, **BITS_12
     ),
-    "dicom j2k overlay": lambda: dicom_of_frame(
-        frame_of(TWELVE | OVERLAY, JPEG2000Lossless), JPEG2000Lossless, TWELVE, **BITS_12
+    "dicom j2k overlay": lambda: with_overlay(
+        dicom_of_frame(
+            frame_of(TWELVE | OVERLAY, JPEG2000Lossless), JPEG2000Lossless, TWELVE, **BITS_12
+        ),
+        12,
     ),
     "dicom rle": lambda: dicom_of_frame(frame_of(TWELVE, RLELossless), RLELossless, TWELVE),
     "dicom jpeg": lambda: dicom_of_frame(JPEG, JPEGBaseline8Bit, EIGHT),
@@ -300,6 +284,14 @@ def test_padding_behind_a_frame_is_no_fault(tmp_path, padding):
 
 
 REFUSED = {
+    "jpeg cmyk that is not Adobe's": lambda: without_adobe(
+        encoded(Image.fromarray(EIGHT).convert("RGB").convert("CMYK"), "JPEG")
+    ),
+    "tiff whose strips do not cover it": lambda: tiff_bytes(DEEP, rows=24),
+    "dicom numbers above the bits told": lambda: dicom_bytes(TWELVE, BitsStored=10, HighBit=9),
+    "dicom j2k numbers above the bits told": lambda: dicom_of_frame(
+        frame_of(TWELVE, JPEG2000Lossless), JPEG2000Lossless, TWELVE, BitsStored=10, HighBit=9
+    ),
     "ppm 12 in 16 rgb": lambda: (
         b"P6 128 96 65535\n" + colours(4095, np.uint16).astype(">u2").tobytes()
     ),

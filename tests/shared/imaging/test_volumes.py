@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -54,6 +55,7 @@ def test_a_broken_volume_is_read_once_for_all_of_its_slices(tmp_path, reads):
 
 def test_no_more_broken_volumes_are_remembered_than_a_thousand(tmp_path, monkeypatch):
     monkeypatch.setattr(nifti, "_REMEMBERED", 3)
+    monkeypatch.setattr(nifti, "_broken", OrderedDict())
     path = tmp_path / "scan.nii"
     for size in range(360, 370):
         path.write_bytes(nifti_bytes(VOLUME, np.eye(4))[:size])
@@ -119,12 +121,21 @@ def test_a_slope_with_no_number_as_its_intercept_is_refused(tmp_path):
     assert "\n" not in reason
 
 
-def test_a_falling_slope_turns_the_numbers(tmp_path):
+@pytest.mark.parametrize("slope", [-2, -1e-40, -1e38])
+def test_a_falling_slope_turns_the_numbers_however_steep(tmp_path, slope):
     data = bytearray(nifti_bytes(VOLUME, np.eye(4)))
-    data[112:120] = np.array([-2, 100], "<f4").tobytes()
+    data[112:120] = np.array([slope, 100], "<f4").tobytes()
     shown = []
     for name, content in (("plain.nii", nifti_bytes(VOLUME, np.eye(4))), ("scan.nii", bytes(data))):
         (tmp_path / name).write_bytes(content)
         picture = open_image(parse_reference(f"{tmp_path / name}#axial=3"))
         shown.append(np.asarray(picture).astype(int))
     assert np.abs(shown[0] + shown[1] - 255).max() <= 1
+
+
+def test_numbers_that_32_bits_do_not_hold_are_refused(tmp_path):
+    """As infinite ones they would be black."""
+    path = tmp_path / "scan.nii"
+    path.write_bytes(nifti_bytes(VOLUME * 1e300, np.eye(4)))
+    [reason] = set(show_all(path))
+    assert "32 bits" in reason
