@@ -20,7 +20,7 @@ from shared.imaging.dicom_luts import modality_values, palette_table, voi_values
 from shared.imaging.levels import (
     Levels,
     counts_of,
-    integer_levels,
+    gray_levels,
     look_up,
     rgb,
     stretched,
@@ -230,7 +230,6 @@ def _palette(dataset: "Dataset", pixels: Pixels) -> Levels:
 def _colour(pixels: Pixels, bits: int) -> Levels:
     """Return RGB of `bits` bits as levels; other than 8 from their own range."""
     colours = np.ascontiguousarray(pixels[..., :3])
-    counts = counts_of(colours)
-    if counts is None or counts.values[0] < 0:
-        raise UnreadableImage("colour of negative numbers, or of more than 20 bits")
-    return colours.astype(np.uint8) if bits == 8 else integer_levels(colours, counts)
+    if int(colours.min()) < 0:
+        raise UnreadableImage("colour of negative numbers")
+    return colours.astype(np.uint8) if bits == 8 else gray_levels(colours)

@@ -62,6 +62,8 @@ def decode_frame(dataset: "Dataset", index: int, frames: int) -> Frame:
 
 def _check_frame(dataset: "Dataset", index: int, frames: int) -> None:
     """Raise UnreadableImage where a compressed frame is cut or damaged, or of another size."""
+    from libjpeg import utils as libjpeg
+    from openjpeg import utils as openjpeg
     from pydicom.encaps import get_frame
     from pydicom.uid import (
         JPEG2000TransferSyntaxes,
@@ -76,17 +78,14 @@ def _check_frame(dataset: "Dataset", index: int, frames: int) -> None:
     table = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
     extended = (dataset[table[0]].value, dataset[table[1]].value) if table[0] in dataset else None
     data = get_frame(dataset.PixelData, index, number_of_frames=frames, extended_offsets=extended)
-    if syntax in JPEG2000TransferSyntaxes:
-        from openjpeg.utils import get_parameters
-    else:
-        from libjpeg.utils import get_parameters
-    said = get_parameters(data)
+    wavelets = syntax in JPEG2000TransferSyntaxes
+    said = openjpeg.get_parameters(data) if wavelets else libjpeg.get_parameters(data)
     if (said["rows"], said["columns"]) != (dataset.Rows, dataset.Columns):
         raise UnreadableImage(
             f"the frame has {said['columns']} x {said['rows']} pixels, not {dataset.Columns} x "
             f"{dataset.Rows}"
         )
-    if syntax in JPEG2000TransferSyntaxes:
+    if wavelets:
         return
     eight = syntax == JPEGExtended12Bit and int(dataset.BitsStored) <= 8
     if syntax == JPEGBaseline8Bit or eight:
@@ -138,7 +137,7 @@ def _padding(pixels: Pixels, high: int, bits: int) -> NDArray[np.bool_] | None:
     """
     width = np.dtype(f"u{pixels.dtype.itemsize}")
     above = pixels.view(width) >> width.type(high) >> width.type(1)
-    beyond = above != 0
+    beyond: NDArray[np.bool_] = above != 0
     if pixels.dtype.kind == "i":
         whole = (1 << (8 * width.itemsize - high - 1)) - 1
         negative = (pixels.view(width) >> width.type(high) & width.type(1)) != 0

@@ -213,7 +213,7 @@ def _read(
 
 
 def _scaled(
-    slab: NDArray[np.generic], slope: float, intercept: float
+    slab: NDArray[np.number], slope: float, intercept: float
 ) -> NDArray[np.floating] | NDArray[np.integer]:
     """Return numbers that grow as those of the volume do, in float64 where float32 rounds them.
 
@@ -221,10 +221,10 @@ def _scaled(
     and tiny slopes would overflow.
     """
     if slab.dtype.kind == "c":
-        magnitudes: NDArray[np.floating] = np.abs(slab * slope + intercept)
-        return magnitudes
-    wide = slab.dtype.itemsize >= 4 and slab.dtype != np.float32
-    numbers = slab.astype(np.float64) if wide or slope < 0 else slab
+        return np.abs(slab.astype(np.complex128) * slope + intercept)
+    if slope >= 0 and (slab.dtype.itemsize < 4 or slab.dtype == np.float32):
+        return cast("NDArray[np.integer]", slab)
+    numbers = slab.astype(np.float64)
     return -numbers if slope < 0 else numbers
 
 

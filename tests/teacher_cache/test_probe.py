@@ -1,5 +1,7 @@
 """The probe of `cache plan`, by a clock that only the work itself moves."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -18,7 +20,7 @@ class Work:
     def __init__(self, monkeypatch, seconds, batch_size=2):
         self.now, self.done, self.closed = 0.0, 0, False
         self.seconds, self.batch_size = seconds, batch_size
-        monkeypatch.setattr(probing.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr("teacher_cache.probe.time.perf_counter", lambda: self.now)
 
     def flow(self, keys, add):
         try:
@@ -35,7 +37,7 @@ class Work:
 
 def probed(work, count):
     keys = [key(number) for number in range(count)]
-    by_key = {one: ImageReference(f"{number}.png") for number, one in enumerate(keys)}
+    by_key = {one: ImageReference(Path(f"{number}.png")) for number, one in enumerate(keys)}
     return probe(keys, by_key, identity(), work.batch_size, work.flow)
 
 
@@ -99,9 +101,11 @@ def test_the_disk_holds_one_segment_at_a_time(monkeypatch):
 
 
 def test_images_are_taken_from_everywhere_and_those_of_a_file_together():
-    names = [f"{number // 20}.nii#{number}" for number in range(2000)]
     keys = [key(number) for number in range(2000)]
-    by_key = {one: ImageReference(*name.split("#")) for one, name in zip(keys, names, strict=True)}
+    by_key = {
+        one: ImageReference(Path(f"{number // 20}.nii"), str(number))
+        for number, one in enumerate(keys)
+    }
     order = probing._spread(keys, by_key)
     assert sorted(order) == sorted(keys)
     files = [int(str(by_key[one].path).removesuffix(".nii")) for one in order]

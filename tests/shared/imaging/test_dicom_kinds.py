@@ -132,6 +132,9 @@ TRUE: dict[str, Callable[[], bytes]] = {
         **BITS_12,
     ),
     "rgb of 6 bits": lambda: coloured(colours(63, np.uint8), BitsStored=6, HighBit=5),
+    "rgb of 32 bits": lambda: coloured(
+        colours(4e9, np.uint32), BitsAllocated=32, BitsStored=32, HighBit=31
+    ),
     "rgb left-justified": lambda: coloured(
         colours(4095, np.uint16) << 4, BitsStored=12, HighBit=15
     ),

@@ -109,7 +109,7 @@ def test_no_slope_means_the_numbers_as_they_are(tmp_path, slope):
     for name, content in (("plain.nii", plain), ("scan.nii", bytes(data))):
         (tmp_path / name).write_bytes(content)
         shown.append(np.asarray(open_image(parse_reference(f"{tmp_path / name}#axial=3"))))
-    assert np.array_equal(*shown)
+    assert np.array_equal(shown[0], shown[1])
 
 
 def test_a_slope_with_no_number_as_its_intercept_is_refused(tmp_path):
