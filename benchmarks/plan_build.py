@@ -1,6 +1,6 @@
 """What `cache plan` foretells, against the build that follows.
 
-    python -m benchmarks.plan_build [--images 144] [--rounds 3]
+    python -m benchmarks.plan_build [--images 112] [--rounds 3]
 
 Each round plans and builds the same images into a new store, in processes of their own, without any
 name of an image remembered before. Seconds are the command's, without the start of the interpreter;
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=144)
+    parser.add_argument("--images", type=int, default=112)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     before = os.getloadavg()[0]
