@@ -55,7 +55,7 @@ def test_unimed_by_file_folder_and_hub_id(tiny, tmp_path, hub):
     assert (by_file.grid, by_file.preprocessing.size, by_file.licence) == (
         (4, 4),
         64,
-        "CC BY-NC 4.0",
+        "CC BY-NC 4.0: no commercial use",
     )
     assert not by_file.model.training
     assert not any(parameter.requires_grad for parameter in by_file.model.parameters())
@@ -67,7 +67,7 @@ def test_biomedclip_by_file_folder_and_hub_id(tiny, tmp_path, hub):
     hub_layout(hub, BIOMED, "open_clip_pytorch_model.bin", file)
     teachers = [load_teacher("biomedclip", where) for where in (str(file), str(tmp_path), BIOMED)]
     assert len({teacher.weights for teacher in teachers}) == 1
-    assert teachers[0].licence == "MIT"
+    assert teachers[0].licence == "MIT; its authors intend it for research only"
     assert teachers[0].preprocessing.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
 
 
