@@ -86,7 +86,7 @@ def stretched(values: Floats, counts: NDArray[np.int64], *, deep: bool = True) -
     return scaled
 
 
-def to_levels(shown: Floats, inverted: bool = False) -> Levels:
+def to_levels(shown: Floats, inverted: bool) -> Levels:
     """Return numbers in [0, 1] as 0 to 255; what is no number is black, inverted or not."""
     upright = 1 - shown if inverted else shown
     levels: Levels = np.rint(np.clip(np.nan_to_num(upright, nan=0) * 255, 0, 255)).astype(np.uint8)

@@ -10,7 +10,7 @@ from PIL import Image
 from shared.errors import UserError
 from shared.imaging.geometry import Box, content_box, coverage
 from shared.imaging.grid import Grid, interpolation_matrix
-from shared.imaging.squares import LARGEST, square
+from shared.imaging.squares import LARGEST, ImageReader, square
 from tests.fixtures.images import colour_picture
 
 pytestmark = pytest.mark.unit
@@ -81,6 +81,18 @@ def test_the_padded_square_of_a_large_strip_is_never_made(monkeypatch):
     assert np.abs(found[inside] - exact[inside]).max() <= 2
     assert np.array_equal(found[:21], exact[:21])
     assert np.array_equal(found[35:], exact[35:])
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "RGB"])
+@pytest.mark.parametrize("width", [40, 60])
+def test_an_image_of_any_mode_is_seen_in_colour(mode, width):
+    reader = ImageReader(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    image = colour_picture(width, 40).quantize(16).convert("RGB").convert(mode)
+    found = reader.square(image, 8)
+    assert found.mode == "RGB"
+    expected = reader.square(image.convert("RGB"), 8)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+    assert reader.pixels(image).shape == (3, 8, 8)
 
 
 def test_no_ordinary_image_is_a_large_strip():

@@ -331,6 +331,23 @@ def test_nifti_2_scaled_integers_and_a_time_axis_of_one(tmp_path):
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
+def test_nifti_with_a_negative_slope_and_more_pixels_than_allowed(tmp_path):
+    import nibabel
+
+    data = (volume() * 10).astype(np.int16)
+    image = nibabel.Nifti1Image(data, np.eye(4))
+    image.header.set_slope_inter(-0.5, 3000)
+    found = opened(tmp_path, image.to_bytes(), "axial=12")
+    expected = opened(
+        tmp_path, nifti_bytes((3000 - 0.5 * data).astype(np.float32), np.eye(4)), "axial=12"
+    )
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    reference = parse_reference(f"{tmp_path / 'image'}#axial=12")
+    assert open_image(reference, max_pixels=120).size == (10, 12)
+    with pytest.raises(UnreadableImage, match="more than"):
+        open_image(reference, max_pixels=119)
+
+
 SERIES = np.stack([volume(), 1000 - volume()], -1)
 BROKEN_NIFTI = {
     "no part": (None, nifti_bytes(volume(), np.eye(4)), "append #axial=N"),
