@@ -50,7 +50,7 @@ def test_debug_shows_the_traceback_before_it(monkeypatch, capsys, by):
 
 def test_a_log_file_gets_a_line_now_and_then_with_rate_and_time_left(monkeypatch, capsys):
     """4 s an item: a line every second item, later every tenth of the time so far."""
-    ticks = iter(range(0, 4000, 4))
+    ticks = iter(range(1000, 5000, 4))
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     assert list(console.track(range(100), 100, "encoding", "images")) == list(range(100))
     lines = capsys.readouterr().err.splitlines()
