@@ -98,7 +98,7 @@ def test_every_beginning_of_the_file_is_balanced(records: dict[str, list[Record]
     assert np.abs(np.cumsum(np.where(asked, 1, -1))).max() <= 1
 
 
-def test_half_of_the_noes_are_near_misses(
+def test_half_of_the_denied_are_near_misses(
     atlas: Path, records: dict[str, list[Record]], names: dict[str, int]
 ) -> None:
     """A slice without the structure, but among the closest such slices to one that shows it."""
@@ -241,7 +241,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.unit
 @pytest.mark.parametrize(("shown", "hard"), [((50,), 1), ((50, 52), 1), ((50, 52, 54), 2)])
-def test_half_of_the_noes_rounded_up_come_from_the_nearest_slices(
+def test_half_of_the_denied_rounded_up_come_from_the_nearest_slices(
     shown: tuple[int, ...], hard: int
 ) -> None:
     def piece(position: int, number: int) -> Slice:
@@ -254,9 +254,9 @@ def test_half_of_the_noes_rounded_up_come_from_the_nearest_slices(
         asked = presence_records(
             slices, {1: "thalamus"}, 2 * len(shown), np.random.default_rng(seed)
         )
-        noes = {record.extra["slice"] for record in asked if record.answer == "No"}
-        assert nearest <= noes
-        assert len(noes) == len(shown)
+        denied = {record.extra["slice"] for record in asked if record.answer == "No"}
+        assert nearest <= denied
+        assert len(denied) == len(shown)
 
 
 @pytest.mark.unit

@@ -48,8 +48,12 @@ def test_every_step_is_the_published_codes(
     seen: list[Tensor] = []
     generate = model.generate
 
+    def keep(ids: Tensor, scores: Tensor) -> Tensor:
+        seen.append(scores[0])
+        return scores
+
     def recorded(**options: Any) -> Tensor:
-        options["logits_processor"].append(lambda ids, scores: seen.append(scores[0]) or scores)
+        options["logits_processor"].append(keep)
         return generate(**options)
 
     monkeypatch.setattr(model, "generate", recorded)
