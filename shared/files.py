@@ -1,8 +1,9 @@
 """Files of the user's machine: written whole, refusals told in one line, where caches go."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shared.errors import UserError
@@ -14,8 +15,14 @@ def whole_file(path: Path, write: Callable[[Path], object]) -> None:
     A reader sees the whole file or none.
     """
     partial = path.with_name(f".{path.name}.part")
-    write(partial)
-    partial.replace(path)
+    try:
+        write(partial)
+        partial.replace(path)
+    except OSError:
+        # A full disk keeps no half: its room is needed for what is whole.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -39,6 +46,22 @@ def refused_as(what: str, way_out: str = "") -> Iterator[None]:
     except OSError as error:
         end = f"; {way_out}" if way_out else ""
         raise UserError(f"{what}: {error.strerror or error}{end}") from error
+
+
+def check_writable(folder: Path, way_out: str) -> None:
+    """Refuse a folder that cannot be made or written, before any work; leave no trace.
+
+    Raises
+    ------
+    UserError
+        With the system's reason and `way_out`.
+    """
+    place = Path(os.path.abspath(folder))  # noqa: PTH100 - links are followed by the system
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    with refused_as(f"cannot write to {folder}", way_out), tempfile.TemporaryFile(dir=place) as one:
+        one.write(bytes(4096))
+        one.flush()
 
 
 def cache_directory() -> Path:

@@ -74,17 +74,23 @@ def run_training(
     from shared.recipe import load_recipe
 
     recipe = load_recipe(path, overrides or [])
+    if callables is not None:
+        from student_train.run.beginning import chosen_targets
+
+        recipe = chosen_targets(recipe, path, resume)
     compute_targets, score = (None, None) if callables is None else callables(recipe)
     if only_check:
         from student_train.run.dry_run import dry_run
 
-        found = dry_run(recipe, compute_targets, resume)
+        found = dry_run(recipe, compute_targets, resume, path, score is not None)
         report(found, as_json, [f"{name}: {value}" for name, value in found.items()])
         return
     from shared.processes import is_main_process
     from student_train.run.train import train
 
-    output = train(recipe, compute_targets=compute_targets, score=score, resume=resume)
+    output = train(
+        recipe, compute_targets=compute_targets, score=score, resume=resume, repeats=path
+    )
     if as_json and is_main_process():
         report({"output": str(output)}, True, [])
 

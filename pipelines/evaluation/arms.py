@@ -12,9 +12,9 @@ from pipelines.decoding.methods import Decoding, decodings
 from pipelines.decoding.presets import family_preset
 from shared.errors import UserError
 from shared.recipe import load_recipe
+from student_train.adapter.method import LORA, MEDALIGN, method_of
 from student_train.models import FAMILIES
 
-LORA, MEDALIGN = "LoRA", "MEDALIGN"
 EVERYTHING = "all"  # the full table, among methods
 
 
@@ -31,17 +31,26 @@ class Arm(NamedTuple):
 
 
 def find_arms(folder: Path) -> dict[str, Path]:
-    """Adapters of a run: `lora/` and `medalign/` inside it, or the folder itself."""
+    """Adapters of a run: `lora/` and `medalign/` inside it, or the folder itself.
+
+    Each has the name of the method that its recipe trained, whatever its folder is called.
+    """
     folder = Path(folder)
-    arms = {
-        name: folder / name.lower()
+    inside = [
+        folder / name.lower()
         for name in (LORA, MEDALIGN)
         if (folder / name.lower() / "adapter_config.json").is_file()
-    }
+    ]
+    arms = {_name(one): one for one in inside}
+    if len(arms) < len(inside):
+        raise UserError(
+            f"both adapters in {folder} are {next(iter(arms))} by their recipes; give one of "
+            f"{inside[0]} and {inside[1]}"
+        )
     if arms:
         return arms
     if (folder / "adapter_config.json").is_file():
-        return {MEDALIGN if (folder / "rotation.safetensors").is_file() else LORA: folder}
+        return {_name(folder): folder}
     if (folder / "config.json").is_file():
         return {"base": folder}
     raise UserError(
@@ -49,6 +58,14 @@ def find_arms(folder: Path) -> dict[str, Path]:
         "medalign/; "
         "give the output folder of `student train` or of `medalign demo`"
     )
+
+
+def _name(folder: Path) -> str:
+    """Name an adapter by its recipe; one that lost it, by its W or its folder."""
+    if (folder / "recipe.yaml").is_file():
+        return method_of(load_recipe(folder / "recipe.yaml"))
+    rotated = (folder / "rotation.safetensors").is_file() or folder.name == MEDALIGN.lower()
+    return MEDALIGN if rotated else LORA
 
 
 def last_arm(folder: Path) -> Path:

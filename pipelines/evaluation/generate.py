@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.decoding.methods import decodings
-from pipelines.evaluation.arms import EVERYTHING, LORA, MEDALIGN, find_arms, preset_of
+from pipelines.evaluation.arms import EVERYTHING, last_arm, preset_of
 from pipelines.evaluation.loading import end_ids, load_student, pad_id
 from shared.errors import UserError
 
@@ -35,8 +35,7 @@ def generate_answer(
 
     if method == EVERYTHING:
         raise UserError("`generate` gives one answer; name one decoding method")
-    arms = find_arms(run)
-    folder = arms.get(MEDALIGN) or arms.get(LORA) or next(iter(arms.values()))
+    folder = last_arm(run)
     [chosen] = decodings([method], preset_of(preset, {"": folder}), overrides)
     pictures = []
     for image in [images] if isinstance(images, str) else images:

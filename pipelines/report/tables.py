@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict, cast
 
-from pipelines.evaluation.arms import LORA, MEDALIGN
 from pipelines.evaluation.result import (
     RESULT,
     Result,
@@ -23,6 +22,7 @@ from pipelines.evaluation.result import (
 )
 from pipelines.metrics.metric import MetricScore
 from shared.errors import UserError
+from student_train.adapter.method import LORA, MEDALIGN
 
 PAPER = Path(__file__).with_name("paper_tables.json")
 MODELS = {"huatuogpt-vision": "HuatuoGPT-Vision-7B", "llava-med": "LLaVA-Med-1.5"}

@@ -16,6 +16,31 @@ def choose_namespace(
     identity: Identity | None = None,
 ) -> Namespace:
     """Find the one namespace that fits; parameters and errors as in `TargetStore.open`."""
+    fitting = fitting_namespaces(root, teacher, fingerprint, grid, identity)
+    if len(fitting) > 1:
+        names = ", ".join(namespace.name for namespace in fitting)
+        location = root if isinstance(root, str | Path) else root.location
+        raise UserError(
+            f"{location} holds {len(fitting)} that fit ({names}): choose one by teacher, grid or "
+            "fingerprint (the digits that end its name)"
+        )
+    return fitting[0]
+
+
+def fitting_namespaces(
+    root: str | Path | Storage,
+    teacher: str | None = None,
+    fingerprint: str | None = None,
+    grid: tuple[int, int] | None = None,
+    identity: Identity | None = None,
+) -> list[Namespace]:
+    """Find every namespace that fits, one at least; parameters as in `TargetStore.open`.
+
+    Raises
+    ------
+    UserError
+        None fits: both fingerprints and the first field that differs.
+    """
     if fingerprint is not None and (
         len(fingerprint) < 6 or set(fingerprint) - set("0123456789abcdef")
     ):
@@ -26,14 +51,8 @@ def choose_namespace(
     fitting = [
         one for one in namespaces if _fits(one.identity, teacher, fingerprint, wanted, identity)
     ]
-    if len(fitting) == 1:
-        return fitting[0]
     if fitting:
-        names = ", ".join(namespace.name for namespace in fitting)
-        raise UserError(
-            f"{storage.location} holds {len(fitting)} that fit ({names}): choose one by teacher, "
-            "grid or fingerprint (the digits that end its name)"
-        )
+        return fitting
     if not namespaces:
         raise UserError("; ".join(unreadable.values()))
     lines = [_mismatch(one.identity, teacher, fingerprint, wanted, identity) for one in namespaces]

@@ -9,11 +9,12 @@ from typing import cast
 
 from shared.console import say, warn
 from shared.errors import UserError
-from shared.files import whole_file
+from shared.files import check_writable, whole_file
 from shared.processes import no_gpu_for_deepspeed
 from shared.recipe import save_recipe
 from student_train.adapter.card import merged_card
 from student_train.adapter.files import RECIPE, ROTATION_WEIGHTS, adapter_recipe
+from student_train.adapter.provenance import PROVENANCE, check_base
 from student_train.imagetext import HookedModel
 
 
@@ -35,11 +36,14 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
     from student_train.models import load_base
     from student_train.models.base import save_base
 
+    check_writable(to, "choose another --to")
     if to.exists() and any(to.iterdir()):
         raise UserError(f"{to} is not empty; choose a new folder")
     recipe = adapter_recipe(folder)
     no_gpu_for_deepspeed()  # transformers' saving imports DeepSpeed, which would ask
-    loaded = load_base(moved(recipe.model, base))
+    section = moved(recipe.model, base)
+    check_base(folder, section)
+    loaded = load_base(section)
     student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)
     merged = student.model.merge_and_unload()
     del cast(HookedModel, merged).rotation  # saved as its own file below
@@ -48,8 +52,9 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
     # The base weights come last: without them nothing loads the folder, and with them W and its
     # recipe are there.
     whole_file(to / RECIPE, lambda path: save_recipe(recipe, path))
-    if (folder / ROTATION_WEIGHTS).is_file():
-        shutil.copy2(folder / ROTATION_WEIGHTS, to / ROTATION_WEIGHTS)
+    for name in (PROVENANCE, ROTATION_WEIGHTS):
+        if (folder / name).is_file():
+            shutil.copy2(folder / name, to / name)
     card = folder / "README.md"
     if card.is_file():  # a checkpoint has none
         (to / card.name).write_text(merged_card(card.read_text(encoding="utf-8")), encoding="utf-8")

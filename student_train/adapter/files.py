@@ -5,7 +5,8 @@
 - `rotation.safetensors`: W of every distillation layer (`<layer>.weight`, or `<layer>.u` and
   `<layer>.v`), which bare PEFT would drop without a word, so `student_train.load` is the way to use
   the folder;
-- `recipe.yaml`: the resolved recipe, which names the base model.
+- `recipe.yaml`: the resolved recipe, which names the base model;
+- `provenance.json`: what the run was made from (`student_train.adapter.provenance`).
 """
 
 import json
@@ -65,6 +66,11 @@ def save_adapter(
         folder / ADAPTER_WEIGHTS,
         lambda path: path.write_bytes(save(lora, metadata={"format": "pt"})),
     )
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds all files of an adapter; the LoRA weights are written last."""
+    return (folder / RECIPE).is_file() and (folder / ADAPTER_WEIGHTS).is_file()
 
 
 def adapter_recipe(folder: Path) -> Recipe:

@@ -20,6 +20,7 @@ from student_train.adapter.files import (
     check_weights,
     read_tensors,
 )
+from student_train.adapter.provenance import check_base
 from student_train.attention import Channel
 from student_train.imagetext import HookedModel, ImageTextModel
 from student_train.models import load_base
@@ -51,13 +52,16 @@ def load(
     Raises
     ------
     UserError
-        A missing, unexpected or misshapen weight; a base model that is not there.
+        A missing, unexpected or misshapen weight; a base model that is not there, or not the one
+        that the adapter was trained on.
     """
     folder = Path(path)
     if (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
         return _load_model_folder(folder, dtype)
     recipe = adapter_recipe(folder)
-    loaded = load_base(moved(recipe.model, base), dtype)
+    section = moved(recipe.model, base)
+    check_base(folder, section)
+    loaded = load_base(section, dtype)
     student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)
     return student.model, loaded.processor(recipe.data.geometry)
 

@@ -22,6 +22,7 @@ from shared.processes import is_main_process
 from shared.recipe import Recipe
 from shared.records import Record
 from shared.targets import Target, TargetStore
+from shared.targets.choice import fitting_namespaces
 
 Array = NDArray[np.generic]  # float16, float32 or uint8
 ComputeTargets = Callable[[Sequence[ImageReference]], Iterable[Target]]
@@ -76,13 +77,13 @@ def stack(targets: Sequence[Target]) -> Targets:
     )
 
 
-def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
-    """Open the namespace of every teacher of the recipe at the student's grid.
+def wanted_targets(recipe: Recipe) -> list[tuple[str | None, str | None]]:
+    """Return teacher and fingerprint of every namespace that a recipe names; None is any.
 
     Raises
     ------
     UserError
-        No store named, no namespace that fits, or fingerprints that are not one a teacher.
+        No store named, or fingerprints that are not one a teacher.
     """
     section = recipe.targets
     if section.store is None:
@@ -103,9 +104,21 @@ def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
             f"targets.fingerprint lists {len(prints)} for {len(teachers)} teachers; give one per "
             "teacher"
         )
+    return list(zip(teachers, prints, strict=True))
+
+
+def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
+    """Open the namespace of every teacher of the recipe at the student's grid.
+
+    Raises
+    ------
+    UserError
+        No store named, no namespace that fits, or fingerprints that are not one a teacher.
+    """
+    wanted = wanted_targets(recipe)
     stores = [
-        TargetStore.open(section.store, teacher, fingerprint, grid)
-        for teacher, fingerprint in zip(teachers, prints, strict=True)
+        TargetStore.open(str(recipe.targets.store), teacher, fingerprint, grid)
+        for teacher, fingerprint in wanted
     ]
     for store in stores:
         if store.identity.geometry != recipe.data.geometry:
@@ -116,6 +129,65 @@ def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
                 "are not square"
             )
     return stores
+
+
+def check_targets(
+    keys: Mapping[ImageReference, bytes],
+    data: str | Path,
+    image_root: Path,
+    recipe: Recipe,
+    computed: bool,
+) -> None:
+    """Look images up before a model is loaded, whose grid may choose among several namespaces.
+
+    Parameters
+    ----------
+    keys
+        Content keys of the images of the file `data`.
+    computed
+        Whether a teacher stands by for `targets.on_missing: compute`.
+
+    Raises
+    ------
+    UserError
+        No namespace of a teacher fits; where one alone does, images that it lacks beyond what
+        `targets.on_missing` allows.
+    """
+    stores = []
+    for teacher, fingerprint in wanted_targets(recipe):
+        fitting = fitting_namespaces(str(recipe.targets.store), teacher, fingerprint)
+        if len(fitting) > 1:
+            return
+        stores.append(TargetStore.open(str(recipe.targets.store), identity=fitting[0].identity))
+    missing = [
+        reference for reference, key in keys.items() if not all(key in store for store in stores)
+    ]
+    _check_missing(missing, len(keys), recipe, stores, data, image_root, computed)
+
+
+def _check_missing(
+    missing: Sequence[ImageReference],
+    total: int,
+    recipe: Recipe,
+    stores: Sequence[TargetStore],
+    data: str | Path,
+    image_root: Path,
+    computed: bool,
+) -> None:
+    """Refuse images without targets beyond what `targets.on_missing` allows."""
+    section = recipe.targets
+    if missing and section.on_missing == "compute":
+        if not computed:
+            raise UserError(
+                "targets.on_missing=compute needs a teacher: run `medalign student train`, or "
+                "`cache build` first"
+            )
+        if len(stores) > 1:
+            raise UserError(
+                "targets.on_missing=compute serves one teacher; run `cache build` for several"
+            )
+    elif missing and not (section.on_missing == "skip" and len(missing) <= section.allow_missing):
+        raise UserError(_missing_line(missing, total, recipe, stores, data, image_root))
 
 
 def join(
@@ -148,25 +220,15 @@ def join(
     missing = [
         reference for reference, key in keys.items() if not all(key in store for store in stores)
     ]
-    section = recipe.targets
+    allowed = compute_targets is not None
+    _check_missing(missing, len(keys), recipe, stores, data, image_root, allowed)
     computed: dict[bytes, Targets] = {}
-    if missing and section.on_missing == "compute":
-        if compute_targets is None:
-            raise UserError(
-                "targets.on_missing=compute needs a teacher: run `medalign student train`, or "
-                "`cache build` first"
-            )
-        if len(stores) > 1:
-            raise UserError(
-                "targets.on_missing=compute serves one teacher; run `cache build` for several"
-            )
+    if missing and compute_targets is not None and recipe.targets.on_missing == "compute":
         found = track(compute_targets(missing), len(missing), "computing missing targets", "images")
         for reference, target in zip(missing, found, strict=True):
             computed[keys[reference]] = stack(
                 [target._replace(similarity=target.similarity.astype(np.float16))]
             )
-    elif missing and not (section.on_missing == "skip" and len(missing) <= section.allow_missing):
-        raise UserError(_missing_line(missing, len(keys), recipe, stores, data, image_root))
     return Join(keys, stores, computed)
 
 

@@ -54,20 +54,34 @@ def load_base(model: ModelSection | str, dtype: "torch.dtype | None" = None) -> 
     import torch
     from transformers.utils import logging
 
-    from student_train.models.folder import checkpoint_folder, read_config
+    from student_train.models.folder import read_config
 
     if not stderr.is_terminal or not is_main_process():
         # a log file would keep every state of the bar, and ranks would mix theirs
         logging.disable_progress_bar()
     section = ModelSection(name=model) if isinstance(model, str) else model
     family = _family(section)
-    place = section.path or (family.hub_id if family else section.name)
-    folder = checkpoint_folder(place, section.revision)
+    folder = checkpoint_of(section)
     layout = read_config(folder)["model_type"]
     template = section.template or (family.template if family else None)
     return _loader(layout, folder)(
         folder, section, torch.float32 if dtype is None else dtype, template
     )
+
+
+def checkpoint_of(section: ModelSection) -> Path:
+    """Return the folder of the checkpoint that a recipe's `model` names, fetched where need be.
+
+    Raises
+    ------
+    UserError
+        Neither a named model, a folder nor a hub id that can be reached.
+    """
+    from student_train.models.folder import checkpoint_folder
+
+    family = _family(section)
+    place = section.path or (family.hub_id if family else section.name)
+    return checkpoint_folder(place, section.revision)
 
 
 def _family(section: ModelSection) -> Family | None:

@@ -8,14 +8,9 @@ from shared.console import warn
 from shared.errors import UserError
 from shared.processes import this_process
 from shared.recipe import Recipe
-from student_train.run.environment import (
-    DeepSpeedConfig,
-    check_hub,
-    check_trackers,
-    deepspeed_config,
-    use_cpu,
-    zero_stage,
-)
+from student_train.run.beginning import begin
+from student_train.run.environment import DeepSpeedConfig, zero_stage
+from student_train.run.origin import check_teachers, checked_weights
 
 if TYPE_CHECKING:
     from student_train.data.join import ComputeTargets
@@ -34,7 +29,11 @@ class _Sizes(NamedTuple):
 
 
 def dry_run(
-    recipe: Recipe, compute_targets: "ComputeTargets | None" = None, resume: bool = False
+    recipe: Recipe,
+    compute_targets: "ComputeTargets | None" = None,
+    resume: bool = False,
+    repeats: Path | None = None,
+    scored: bool = False,
 ) -> dict[str, object]:
     """Check recipe, model, records, images and targets as a run would; return what it would be.
 
@@ -47,15 +46,20 @@ def dry_run(
     UserError
         Whatever would stop the run before its first step.
     """
-    from student_train.run.inputs import load_student_base, prepare_data
-    from student_train.run.outputs import check_output
+    from student_train.run.inputs import load_student_base, prepare_data, teachers_of
 
-    cpu, config = use_cpu(recipe), deepspeed_config(recipe)
-    check_trackers(recipe)
-    check_hub(recipe)
-    check_output(Path(recipe.output), recipe, resume)
+    run = begin(
+        recipe,
+        resume=resume,
+        repeats=repeats,
+        scored=scored,
+        computed=compute_targets is not None,
+    )
+    recipe, cpu, config = run.recipe, run.cpu, run.config
+    checked_weights(run.origin, recipe)
     base = load_student_base(recipe)
     data, validation = prepare_data(recipe, base, compute_targets)
+    check_teachers(run.origin, teachers_of(data.targets))
     sizes = _sizes(_trained_model(recipe, base))
     found = _described(recipe, base, data, validation) | {
         "trainable parameters": sizes.trainable,

@@ -6,8 +6,9 @@ from shared.errors import UserError
 from shared.processes import is_main_process
 from shared.recipe import Recipe
 from shared.records import Record, image_root_of, load_records
+from student_train.adapter.provenance import Teacher
 from student_train.data.batches import Collator
-from student_train.data.join import ComputeTargets, join, open_stores
+from student_train.data.join import ComputeTargets, Join, join, open_stores
 from student_train.data.order import EpochOrder
 from student_train.data.samples import AlignmentData
 from student_train.models import load_base
@@ -37,12 +38,9 @@ def prepare_data(
     Raises
     ------
     UserError
-        No training data named, and everything that `AlignmentData` and `join` refuse.
+        Everything that `AlignmentData` and `join` refuse.
     """
-    if recipe.data.train is None:
-        raise UserError(
-            "data.train is not set; name the training file, such as data.train=train.json"
-        )
+    train = str(recipe.data.train)  # checked to be there when the run began
     processor = base.processor(recipe.data.geometry)
     aligned = recipe.train.tune == "lora" and recipe.losses.aligned
     stores = open_stores(recipe, base.grid) if aligned else []
@@ -63,10 +61,18 @@ def prepare_data(
             not is_main_process(),
         )
 
-    train_data = make(recipe.data.train)
+    train_data = make(train)
     if recipe.data.validation is None or not recipe.train.eval_steps:
         return train_data, None
     return train_data, make(recipe.data.validation, recipe.train.eval_samples)
+
+
+def teachers_of(joined: Join | None) -> list[Teacher]:
+    """Return the namespaces that a run's targets come from."""
+    return [
+        {"teacher": store.identity.teacher, "fingerprint": store.identity.fingerprint()}
+        for store in ([] if joined is None else joined.stores)
+    ]
 
 
 def check_shown(records: Sequence[Record], path: str) -> None:

@@ -12,7 +12,14 @@ from shared.console import say
 from shared.errors import UserError
 from shared.processes import is_main_process
 from shared.recipe import Recipe, load_recipe, recipe_keys
-from student_train.adapter.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECIPE, ROTATION_WEIGHTS
+from student_train.adapter.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    RECIPE,
+    ROTATION_WEIGHTS,
+    is_whole,
+)
+from student_train.adapter.provenance import PROVENANCE
 
 if TYPE_CHECKING:
     from student_train.adapter.card import Taught
@@ -41,6 +48,7 @@ _FREE = (
     "targets.store",
     "train.device",
 )
+_TARGETS = ("targets.teacher", "targets.fingerprint")
 _FREE_TRAIN = (
     "logging_steps",
     "save_steps",
@@ -74,14 +82,21 @@ def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
         return None
     if not (output / RECIPE).is_file():
         raise UserError(f"{output} holds no run to resume; leave --resume out")
-    changed = changed_keys(load_recipe(output / RECIPE), recipe)
+    checkpoint = last_checkpoint(output)
+    remembered = checkpoint is not None and (checkpoint / PROVENANCE).is_file()
+    changed = changed_keys(load_recipe(output / RECIPE), recipe, remembered)
     if changed:
         key, before, now = changed[0]
         raise UserError(
             f"{output} was begun with {key}={before}, the recipe now says {now}; a resumed run "
             "keeps it"
         )
-    checkpoint = last_checkpoint(output)
+    if checkpoint is None and is_whole(output):
+        raise UserError(
+            f"{output} holds no checkpoint to resume from, but a trained adapter, which is whole: "
+            f"`student inspect {output}` shows it, student_train.load loads it; nothing is left "
+            "to train"
+        )
     if checkpoint is None:
         raise UserError(
             f"{output} holds no whole checkpoint to resume from; remove the folder and start again"
@@ -89,9 +104,14 @@ def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     return checkpoint
 
 
-def changed_keys(before: Recipe, now: Recipe) -> list[tuple[str, object, object]]:
-    """List the keys with another value that a continued run must not change: (key, before, now)."""
-    free = {*_FREE, *(f"train.{name}" for name in _FREE_TRAIN)}
+def changed_keys(
+    before: Recipe, now: Recipe, remembered: bool = False
+) -> list[tuple[str, object, object]]:
+    """List the keys with another value that a continued run must not change: (key, before, now).
+
+    Where the namespaces themselves are `remembered`, how the recipe chooses them is free.
+    """
+    free = {*_FREE, *(_TARGETS if remembered else ()), *(f"train.{name}" for name in _FREE_TRAIN)}
     found = []
     for key in recipe_keys():
         if key in free or key.partition(".")[0] in free:
@@ -111,6 +131,11 @@ def last_checkpoint(output: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end (its trainer state comes last)."""
     whole = [path for path in _checkpoints(output) if (path / TRAINER_STATE).is_file()]
     return max(whole, key=_step, default=None)
+
+
+def partial_checkpoints(output: Path) -> list[Path]:
+    """Return the checkpoints that were not written to their end."""
+    return [path for path in _checkpoints(output) if not (path / TRAINER_STATE).is_file()]
 
 
 def _checkpoints(output: Path) -> list[Path]:
@@ -149,7 +174,7 @@ def finish(trainer: _Trained, recipe: Recipe, output: Path, adapter: bool) -> No
     if best is None or not adapter:
         trainer.save_model(str(output))
     elif is_main_process():
-        for name in (RECIPE, ROTATION_WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        for name in (RECIPE, PROVENANCE, ROTATION_WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             if (Path(best) / name).is_file():
                 shutil.copy2(Path(best) / name, output / name)
     if not is_main_process():

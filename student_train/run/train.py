@@ -3,26 +3,23 @@
 For the projector's warm-up: to a model folder.
 """
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from safetensors import SafetensorError
 
 from shared.console import say
 from shared.errors import UserError
 from shared.processes import is_main_process, this_process
 from shared.recipe import Recipe, save_recipe
-from student_train.run.environment import (
-    DeepSpeedConfig,
-    check_hub,
-    check_trackers,
-    deepspeed_config,
-    process_group,
-    use_cpu,
-    zero_stage,
-)
-from student_train.run.outputs import check_output, finish, last_checkpoint
-from student_train.run.resharding import adapt_checkpoint, check_effective_batch
+from student_train.adapter.provenance import Provenance, describe, write_provenance
+from student_train.run.beginning import Beginning, begin
+from student_train.run.environment import process_group, zero_stage
+from student_train.run.origin import check_teachers, checked_weights
+from student_train.run.outputs import finish, last_checkpoint
+from student_train.run.resharding import adapt_checkpoint
+from student_train.run.unwritten import unwritten
 from student_train.upstream import fresh_accelerate
 
 if TYPE_CHECKING:
@@ -44,6 +41,7 @@ def train(
     compute_targets: "ComputeTargets | None" = None,
     score: "Score | None" = None,
     resume: bool = False,
+    repeats: Path | None = None,
 ) -> Path:
     """Fine-tune as the recipe says and return the output folder.
 
@@ -59,45 +57,26 @@ def train(
         `train.best_metric`).
     resume
         Continue from the last whole checkpoint in the output folder.
+    repeats
+        The recipe's file. The recipe that a run saved repeats that run: with its base, its data
+        files and its targets, or not at all.
 
     Raises
     ------
     UserError
         Anything that the user can mend: see the messages.
     """
-    from student_train.run.evaluation import check_metric
-
-    begun = time.perf_counter()
-    cpu, config, ranks = use_cpu(recipe), deepspeed_config(recipe), this_process().world
-    if recipe.train.tune == "projector" and zero_stage(config) == 3:
-        raise UserError(
-            "train.tune=projector saves the whole model, which ZeRO-3 shards; use deepspeed=zero2"
-        )
-    check_metric(recipe.train.best_metric, score is not None)
-    check_trackers(recipe)
-    check_hub(recipe)
-    checkpoint = check_output(Path(recipe.output), recipe, resume)
-    if checkpoint is not None:
-        check_effective_batch(checkpoint, recipe, ranks)
-    with process_group(cpu, config is not None), fresh_accelerate():
-        if checkpoint is not None:
-            adapt_checkpoint(checkpoint, config, ranks)
-        return _train(_Run(recipe, cpu, config, checkpoint, begun), compute_targets, score)
-
-
-class _Run(NamedTuple):
-    """What is known of a run before anything is loaded."""
-
-    recipe: Recipe
-    cpu: bool
-    config: DeepSpeedConfig | None
-    checkpoint: Path | None
-    begun: float  # `time.perf_counter()`
-
-    @property
-    def output(self) -> Path:
-        """Its folder."""
-        return Path(self.recipe.output)
+    run = begin(
+        recipe,
+        resume=resume,
+        repeats=repeats,
+        scored=score is not None,
+        computed=compute_targets is not None,
+    )
+    with process_group(run.cpu, run.config is not None), fresh_accelerate():
+        if run.checkpoint is not None:
+            adapt_checkpoint(run.checkpoint, run.config, this_process().world)
+        return _train(run, compute_targets, score)
 
 
 class _Trained(NamedTuple):
@@ -108,36 +87,43 @@ class _Trained(NamedTuple):
     save: "SaveModel"
 
 
-def _train(run: _Run, compute_targets: "ComputeTargets | None", score: "Score | None") -> Path:
+def _train(run: Beginning, compute_targets: "ComputeTargets | None", score: "Score | None") -> Path:
     from transformers import set_seed
 
     from student_train.run.callbacks import Interrupt
-    from student_train.run.inputs import load_student_base, prepare_data
+    from student_train.run.inputs import load_student_base, prepare_data, teachers_of
 
     recipe, output = run.recipe, run.output
     set_seed(recipe.train.seed)
+    weights = checked_weights(run.origin, recipe) if is_main_process() else ""
     base = load_student_base(recipe)
     data = prepare_data(recipe, base, compute_targets)
+    teachers = teachers_of(data[0].targets)
+    check_teachers(run.origin, teachers)
+    provenance = describe(recipe, weights, teachers)
     set_seed(recipe.train.seed)  # whatever loading drew, the adapter starts the same
     adapted = recipe.train.tune == "lora"
-    trained = _adapter(run, base) if adapted else _projector(run, base)
+    trained = (_adapter if adapted else _projector)(run, base, provenance)
     interrupt = Interrupt()
     trainer = _trainer(run, base, trained, data, score, interrupt)
     with interrupt.listening():
         try:
             trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
-        except RuntimeError as error:
-            raise worker_fault(error) or error from None
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise worker_fault(error) or unwritten(error, output) or error from None
     if interrupt.signal is not None:
         if is_main_process():
             say(f"stopped by {interrupt.signal}; the checkpoint is {last_checkpoint(output)}")
             say(f"resume with: {interrupt.resume_command(recipe, output)}")
         return output
-    finish(trainer, recipe, output, adapted)
+    try:
+        finish(trainer, recipe, output, adapted)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise unwritten(error, output) or error from None
     return output
 
 
-def worker_fault(error: RuntimeError) -> UserError | None:
+def worker_fault(error: Exception) -> UserError | None:
     """Return one line for torch's error of a data worker that was killed; None for another."""
     reason = " ".join(str(error).split())
     if not reason.startswith("DataLoader worker"):
@@ -150,7 +136,7 @@ def worker_fault(error: RuntimeError) -> UserError | None:
 
 
 def _trainer(
-    run: _Run,
+    run: Beginning,
     base: "BaseStudent",
     trained: _Trained,
     data: "tuple[AlignmentData, AlignmentData | None]",
@@ -191,7 +177,7 @@ def _trainer(
     return trainer
 
 
-def _adapter(run: _Run, base: "BaseStudent") -> _Trained:
+def _adapter(run: Beginning, base: "BaseStudent", provenance: Provenance) -> _Trained:
     """Put adapter, rotation and hooks on the base model."""
     from student_train.adapter.files import save_adapter
     from student_train.student import make_student
@@ -200,12 +186,14 @@ def _adapter(run: _Run, base: "BaseStudent") -> _Trained:
     student.channel.spare_image = base.image_size if zero_stage(run.config) == 3 else 0
 
     def save(folder: Path, state: "Mapping[str, Tensor]") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_provenance(folder, provenance)
         save_adapter(student, run.recipe, folder, state)
 
     return _Trained(student.model, student.channel, save)
 
 
-def _projector(run: _Run, base: "BaseStudent") -> _Trained:
+def _projector(run: Beginning, base: "BaseStudent", provenance: Provenance) -> _Trained:
     """Freeze all but the projector (LLaVA's first stage)."""
     from student_train.adapter.files import RECIPE
     from student_train.models.base import connector, save_base
@@ -214,10 +202,11 @@ def _projector(run: _Run, base: "BaseStudent") -> _Trained:
     connector(base.model).requires_grad_(True)
 
     def save(folder: Path, state: "Mapping[str, Tensor]") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_provenance(folder, provenance)
         if folder == run.output:
             save_base(base, folder)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
             save_recipe(run.recipe, folder / RECIPE)
 
     return _Trained(base.model, None, save)

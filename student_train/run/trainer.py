@@ -254,9 +254,17 @@ class AlignmentTrainer(TrainerSeams[Batch | Failure], Trainer):  # type: ignore[
                 "nothing is saved; lower train.learning_rate"
             )
         if self.args.should_save:
+            if in_checkpoint and self._is_last and self.recipe.train.best_metric is None:
+                # Before the last checkpoint, which may find the disk full.
+                self.save_model_to(Path(self.args.output_dir), state)
             self.save_model_to(folder, state)
             if in_checkpoint and not self.is_deepspeed_enabled:
                 save_file(state, folder / TRAINABLE_WEIGHTS)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether the last step is done, and nothing but what it made is left to save."""
+        return self.recipe.train.tune == "lora" and self.state.global_step >= self.state.max_steps
 
     def read_model(self, folder: Path) -> None:
         """Take the trainable parameters from a checkpoint."""

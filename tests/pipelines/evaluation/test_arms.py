@@ -79,3 +79,20 @@ def test_a_plain_folder_says_its_template_itself(
         recipe = touch(adapter / "recipe.yaml")
         recipe.write_text(f"output: x\nmodel: {{name: {tmp_path}}}\ndata: {{train: x.json}}\n")
     assert preset_of("authors", {"": adapter}) == preset
+
+
+def test_an_arm_has_the_name_of_what_its_recipe_trained(tmp_path: Path) -> None:
+    for name, losses, rotation in (
+        ("lora", "{alpha: 1, beta: 0.1}", "none"),
+        ("medalign", "{alpha: 0, beta: 0}", "full"),
+    ):
+        touch(tmp_path / name / "adapter_config.json")
+        text = f"losses: {losses}\nrotation: {{kind: {rotation}}}\n"
+        (tmp_path / name / "recipe.yaml").write_text(text)
+    found = {"MEDALIGN without W": tmp_path / "lora", "W alone": tmp_path / "medalign"}
+    assert find_arms(tmp_path) == found
+    assert find_arms(tmp_path / "lora") == {"MEDALIGN without W": tmp_path / "lora"}
+    shared = (tmp_path / "lora" / "recipe.yaml").read_text()
+    (tmp_path / "medalign" / "recipe.yaml").write_text(shared)
+    with pytest.raises(UserError, match=r"both adapters in .* are MEDALIGN without W"):
+        find_arms(tmp_path)

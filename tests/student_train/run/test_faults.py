@@ -318,5 +318,8 @@ def test_an_unexpected_weight_is_refused(adapter, tmp_path):
 
 def test_an_adapter_of_another_width_is_refused(adapter, tmp_path):
     other = write_tiny_student(tmp_path / "wide", hidden=64)
-    with pytest.raises(UserError, match="but this base model needs"):
+    with pytest.raises(UserError, match="is not the base model that"):
         student_train.load(adapter, base=str(other))
+    older = damaged(adapter, tmp_path, lambda folder: (folder / "provenance.json").unlink())
+    with pytest.raises(UserError, match="but this base model needs"):
+        student_train.load(older, base=str(other))

@@ -169,6 +169,6 @@ def test_an_adapter_on_a_base_of_another_width(values, tmp_path):
     other = write_tiny_student(tmp_path / "wide", hidden=64)
     refused(
         student("export", tmp_path / "run", "--to", tmp_path / "merged", "--base", other),
-        "this base model needs",
+        "is not the base model",
     )
     assert not (tmp_path / "merged").exists()

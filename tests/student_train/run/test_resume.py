@@ -86,6 +86,9 @@ def test_resuming_is_refused_where_it_would_be_another_run(values, tmp_path):
         (
             checkpoint / "trainer_state.json"
         ).unlink()  # written last: without it the checkpoint is not whole
+    with pytest.raises(UserError, match=r"no checkpoint to resume from, but a trained adapter"):
+        train(recipe(values, output=str(whole), **SETTINGS), resume=True)
+    (whole / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="no whole checkpoint"):
         train(recipe(values, output=str(whole), **SETTINGS), resume=True)
     with pytest.raises(UserError, match="no run to resume"):
