@@ -86,6 +86,7 @@ def test_a_run_uploads_its_adapter_at_the_end(values, tmp_path):
     arrived = hub.files["clinic/adapter"]
     assert arrived.keys() == {
         *ADAPTER,
+        "provenance.json",
         "trainer_state.json",
     }  # no checkpoint, no log, no sample answers
     assert all((output / name).read_bytes() == data for name, data in arrived.items())
