@@ -11,6 +11,7 @@ import typer
 
 from pipelines.decoding.methods import NAMES
 from pipelines.evaluation.result import PairedTests, Result, ResultRow, Score, row_name
+from pipelines.statistics.intervals import MIN_CLUSTERS
 from shared.console import report, say
 from shared.errors import UserError
 
@@ -114,6 +115,13 @@ def evaluate_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only so many items, a fixed random sample.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Field of the records whose values stand or fall together. Default: the "
+            "patient's where every record has one, else the image's content."
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
     ] = None,
@@ -153,7 +161,7 @@ def evaluate_command(
         overrides=[*beams, *(override or ())],
         seed=recipe.seed if seed is None else seed,
         limit=limit,
-        resamples=recipe.bootstrap,
+        cluster=cluster,
         device=device,
         save_layers=_layers(save_layers),
         save_items=_listed(save_items),
@@ -173,7 +181,7 @@ def compare_command(
 ) -> None:
     """Test two evaluations against each other.
 
-    Paired by item, clustered by image, Holm-corrected.
+    Paired by the items' ids, whole clusters exchanged, Holm-corrected.
     """
     from pipelines.evaluation.compare import compare
 
@@ -188,7 +196,10 @@ def table_lines(result: Result) -> Iterator[str]:
     """
     data, rows = result["data"], result["rows"]
     sha256 = data["sha256"][:12]
-    yield f"{data['file']}: {data['items']} items, {data['images']} images (sha256 {sha256})"
+    yield (
+        f"{data['file']}: {data['items']} items, {data['images']} images (sha256 {sha256}); "
+        f"intervals and tests over {data['clusters']} clusters: by {data['cluster']}"
+    )
     counts: dict[str, int] = {}
     for row in rows:
         counts |= {name: score["n"] for name, score in row["scores"].items()}
@@ -204,6 +215,8 @@ def table_lines(result: Result) -> Iterator[str]:
             "the metrics of reports that need a model: `medalign report metrics` on this "
             "evaluation's folder"
         )
+    if not all(score["trusted"] for row in rows for score in row["scores"].values()):
+        yield f"fewer than {MIN_CLUSTERS} clusters: no interval is to be trusted, and none is shown"
     yield from comparison_lines(result)
 
 
@@ -232,7 +245,8 @@ def comparison_lines(result: PairedTests) -> Iterator[str]:
     ]
     if shown:
         yield ""
-        yield "paired permutation tests, clustered by image, Holm-corrected:"
+        family = len(result["comparisons"])
+        yield f"paired permutation tests; Holm's correction over the table's {family}:"
     for one in shown:
         low, high = one["interval"]
         yield (
@@ -242,16 +256,20 @@ def comparison_lines(result: PairedTests) -> Iterator[str]:
         )
     for name in dict.fromkeys(one["score"] for one in shown):
         points = result["power"][name]
-        yield (
-            f"  power: on {name} this set can show differences above {100 * points:.1f} points "
-            "(80%, level 0.05)"
+        shows = (
+            "is too small to show any difference"
+            if points is None
+            else f"can show differences above {100 * points:.1f} points"
         )
+        yield f"  power: on {name} this set {shows} (80%, level 0.05 after Holm's correction)"
     for first, second in result["identical_outputs"]:
         yield f"ALARM: {first} and {second} gave byte-identical answers"
 
 
 def _percent(score: Score) -> str:
     low, high = score["interval"]
+    if not score["trusted"]:
+        return f"{100 * score['value']:.1f}"
     return f"{100 * score['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 

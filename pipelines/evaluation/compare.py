@@ -3,13 +3,14 @@
 The paired tests that two printed percentages cannot give.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipelines.evaluation.result import (
     FOLDER,
     RESULT,
     AnsweredSet,
+    AnswerLine,
     PairedTests,
     Result,
     read_answers,
@@ -29,7 +30,7 @@ class TwoEvaluations(PairedTests):
 
 
 def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None) -> TwoEvaluations:
-    """Test the rows of evaluation `a` against those of `b`, paired by item, clustered by image.
+    """Test the rows of evaluation `a` against those of `b`, paired by the items' ids.
 
     Parameters
     ----------
@@ -42,25 +43,17 @@ def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None
     Raises
     ------
     UserError
-        No result there, another test set, no row in common.
+        No result there, other items or the same ones asked or clustered otherwise, an id twice, no
+        row in common.
     """
     (folder_a, first), (folder_b, second) = _result(a), _result(b)
-    if first["data"]["sha256"] != second["data"]["sha256"]:
-        raise UserError(
-            f"{a} and {b} answered different test sets ({first['data']['file']} and "
-            f"{second['data']['file']}); "
-            "only answers to the same items can be paired"
-        )
-    if first["settings"]["limit"] != second["settings"]["limit"]:
-        raise UserError(
-            f"{a} and {b} answered different numbers of items (--limit); evaluate both alike"
-        )
     rows: dict[str, Scored] = {}
     pairs = []
     for one, other in _pairs(first, second, row_a, row_b):
         name_a, name_b = f"A: {one}", f"B: {other}"
-        rows[name_a] = Scored.of(read_answers(folder_a, one))
-        rows[name_b] = Scored.of(read_answers(folder_b, other))
+        answers = read_answers(folder_a, one)
+        rows[name_a] = Scored.of(answers)
+        rows[name_b] = Scored.of(_joined(answers, read_answers(folder_b, other), a, b))
         pairs.append((name_a, name_b))
     comparisons = compare_rows(rows, pairs)
     return {
@@ -71,6 +64,40 @@ def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None
         "power": power_note(rows, comparisons),
         "identical_outputs": [pair for pair in identical_outputs(rows) if tuple(pair) in pairs],
     }
+
+
+def _joined(
+    answers: Sequence[AnswerLine], others: Sequence[AnswerLine], a: Path, b: Path
+) -> list[AnswerLine]:
+    """Return the answers of `b` in the order of those of `a`, joined by id."""
+    first, second = _by_id(answers, a), _by_id(others, b)
+    alone = [
+        identifier
+        for identifier in (*first, *second)
+        if not (identifier in first and identifier in second)
+    ]
+    if alone:
+        raise UserError(
+            f"{a} and {b} answered different items: {len(alone)} ids are in one alone, first "
+            f"{alone[0]}; evaluate both on one file, with one --limit"
+        )
+    for key in ("question", "reference", "cluster"):
+        other = next((one for one in first if first[one].get(key) != second[one].get(key)), None)
+        if other is not None:
+            raise UserError(
+                f"{a} and {b} have another {key} for the id {other}; evaluate both on one file"
+            )
+    return [second[identifier] for identifier in first]
+
+
+def _by_id(answers: Sequence[AnswerLine], where: Path) -> dict[str, AnswerLine]:
+    found = {line["id"]: line for line in answers}
+    if len(found) < len(answers):
+        raise UserError(
+            f"{where}: {len(answers) - len(found)} ids occur more than once; give every record of "
+            "the test set its own id, and evaluate again"
+        )
+    return found
 
 
 def _result(path: Path) -> tuple[Path, Result]:

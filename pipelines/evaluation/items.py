@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,12 @@ def read_test_set(data: Path, image_root: Path | None, limit: int | None) -> lis
             f"{data}: {len(talks)} records hold several questions, first id {talks[0]}; one record "
             "a question"
         )
+    twice = [one for one, count in Counter(record.id for record in records).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"{data}: {len(twice)} ids name more than one record, first {twice[0]}; answers are "
+            "paired by id, so give every record its own"
+        )
     unanswered = [record.id for record in records if not record.answer]
     if unanswered:
         raise UserError(
@@ -57,17 +64,24 @@ def sampled(records: list[Record], limit: int | None) -> list[Record]:
     return [records[place] for place in sorted(random.Random(0).sample(range(len(records)), limit))]
 
 
-def items_of(records: Sequence[Record], image_root: Path, template: str) -> list[Item]:
-    """Read each image's content key once and name every question by what it shows and asks."""
+def image_contents(records: Sequence[Record], image_root: Path) -> list[tuple[str, ...]]:
+    """Return the content keys of each record's images, each image read once."""
     from shared.imaging.keys import content_key
 
     keys: dict[str, str] = {}
-    items = []
     for record in records:
         for image, reference in zip(record.images, record.references(image_root), strict=True):
             if image not in keys:
                 keys[image] = content_key(reference.path, reference.part).hex()
-        images = tuple(keys[image] for image in record.images)
+    return [tuple(keys[image] for image in record.images) for record in records]
+
+
+def items_of(
+    records: Sequence[Record], contents: Sequence[tuple[str, ...]], template: str
+) -> list[Item]:
+    """Name every question by what it shows (`contents` of its images) and asks."""
+    items = []
+    for record, images in zip(records, contents, strict=True):
         prompt = json.dumps(
             {"template": template, "question": record.question, "images": images},
             ensure_ascii=False,

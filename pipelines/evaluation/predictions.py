@@ -19,12 +19,12 @@ Row = Mapping[str, object]
 class Reports(NamedTuple):
     """Reports in the predictions' order.
 
-    `images` names the image of each, or its id where the file does not say.
+    `clusters` names what each is of: as the file says, else all its images, else its id.
     """
 
     ids: list[str]
     pairs: list[Pair]
-    images: list[str]
+    clusters: list[str]
 
 
 def load_reports(predictions: Path, references: Path | None = None) -> Reports:
@@ -60,12 +60,13 @@ def load_reports(predictions: Path, references: Path | None = None) -> Reports:
                 f"no reference, {len(set(truth) - set(said))} references no prediction, e.g. "
                 f"{unmatched[0]}"
             )
-    pairs, images = [], []
+    pairs, clusters = [], []
     for key, (row, where) in said.items():
         pairs.append(Pair(truth[key], _field(row, PREDICTIONS, where)))
         shown = row.get("images")
-        images.append(str(shown[0]) if isinstance(shown, list) and shown else key)
-    return Reports(list(said), pairs, images)
+        named = ", ".join(map(str, shown)) if isinstance(shown, list) else ""
+        clusters.append(str(row.get("cluster") or named or key))
+    return Reports(list(said), pairs, clusters)
 
 
 def _references(path: Path) -> dict[str, str]:

@@ -19,18 +19,22 @@ from pipelines.documents import read_document, write_document, write_text
 from pipelines.metrics.metric import MetricScores
 from shared.errors import UserError
 
-SCHEMA_NUMBER = 1
+SCHEMA_NUMBER = 2
 RESULT = "result.json"
 FOLDER = "evaluation"  # in a run
 
 
 class Score(TypedDict):
-    """A mean over `n` items of `images` images, with its interval [low, high]."""
+    """A mean over `n` items in `clusters` clusters, with its interval [low, high].
+
+    `trusted`: there are clusters enough for an interval.
+    """
 
     value: float
     interval: list[float]
     n: int
-    images: int
+    clusters: int
+    trusted: bool
 
 
 class ResultRow(TypedDict):
@@ -47,7 +51,7 @@ class ResultRow(TypedDict):
 
 
 class Comparison(TypedDict):
-    """Row `a` against row `b` on one score, paired by item, clustered by image."""
+    """Row `a` against row `b` on one score, paired by item, whole clusters exchanged."""
 
     a: str
     b: str
@@ -55,11 +59,10 @@ class Comparison(TypedDict):
     difference: float
     interval: list[float]
     p_permutation: float
-    p_mcnemar: float | None  # of scores that are 0 or 1 alone
     n: int
-    images: int
-    detectable: float
-    p_holm: float
+    clusters: int
+    detectable: float | None  # smallest difference that the set shows; None: it shows none
+    p_holm: float  # over all comparisons of the table
 
 
 class PairedTests(TypedDict, total=False):
@@ -67,7 +70,7 @@ class PairedTests(TypedDict, total=False):
 
     identical_outputs: list[list[str]]
     comparisons: list[Comparison]
-    power: dict[str, float]  # smallest difference that the set shows, by score
+    power: dict[str, float | None]  # smallest difference that the set shows, by score
 
 
 class RunSettings(TypedDict):
@@ -79,7 +82,6 @@ class RunSettings(TypedDict):
     batch_size: int
     seed: int
     limit: int | None
-    resamples: int
     adapters: dict[str, str]
 
 
@@ -91,6 +93,8 @@ class AnsweredSet(TypedDict):
     sha256: str
     items: int
     images: int
+    clusters: int
+    cluster: str  # what a cluster is: image, or a field of the records
 
 
 class Result(PairedTests, total=False):
@@ -109,6 +113,7 @@ class AnswerLine(TypedDict):
 
     id: str
     images: list[str]
+    cluster: str
     question: str
     reference: str
     prediction: str
@@ -210,4 +215,5 @@ def read_answers(folder: Path, row: str) -> list[AnswerLine]:
             f"{path} is missing; run `medalign evaluate` again (answers in the journal are not "
             "repeated)"
         )
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: an answer may hold U+2028, which ends a line for it and not for JSON.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
 from pipelines.datasets.description import set_name
 from pipelines.evaluation.answers import Bounds, answer_items, answer_settings, collected
 from pipelines.evaluation.arms import Arm, find_arms, plan_arms, preset_of
-from pipelines.evaluation.items import items_of, named_items, read_test_set
+from pipelines.evaluation.clusters import Clusters, clusters_of
+from pipelines.evaluation.items import image_contents, items_of, named_items, read_test_set
 from pipelines.evaluation.journal import Journal
 from pipelines.evaluation.loading import load_student
 from pipelines.evaluation.observed import save_states
@@ -28,7 +29,6 @@ from pipelines.evaluation.result import (
 )
 from pipelines.evaluation.scores import Row, Scored, item_scores
 from pipelines.evaluation.table import AnsweredRow, tested
-from pipelines.statistics import RESAMPLES
 from shared.processes import this_process
 from shared.records import Record, image_root_of
 
@@ -46,8 +46,9 @@ class Options:
     limit
         Only so many items: a fixed random sample, since the first ones of a file are rarely like
         the others.
-    resamples
-        Draws of the intervals and of the tests.
+    cluster
+        A field of the records: items with one value stand or fall together. Default: the patient's
+        where every record has one, else the image's content.
     device
         Such as cuda:1; default: the best one that this process has.
     save_layers, save_items
@@ -61,7 +62,7 @@ class Options:
     overrides: Sequence[str] = ()
     seed: int = 0
     limit: int | None = None
-    resamples: int = RESAMPLES
+    cluster: str | None = None
     device: str | None = None
     save_layers: Sequence[int] = ()
     save_items: Sequence[str] = ()
@@ -76,7 +77,7 @@ class OptionNames(TypedDict, total=False):
     overrides: Sequence[str]
     seed: int
     limit: int | None
-    resamples: int
+    cluster: str | None
     device: str | None
     save_layers: Sequence[int]
     save_items: Sequence[str]
@@ -124,6 +125,9 @@ def evaluate(
         out = home / FOLDER
     records = read_test_set(data, image_root, chosen.limit)
     root = image_root_of(data, image_root)
+    contents = image_contents(records, root)
+    clusters = clusters_of(records, contents, chosen.cluster)
+    questions = Questions(records, contents, clusters)
     preset = preset_of(chosen.preset, folders)
     arms = plan_arms(folders, methods, preset, chosen.overrides)
     rank = this_process().rank
@@ -132,26 +136,35 @@ def evaluate(
             row
             for arm in arms
             if arm.decodings
-            for row in _answered(arm, records, root, journal, out, chosen)
+            for row in _answered(arm, questions, root, journal, out, chosen)
         ]
     if rank:
         return {}
-    result = tested(rows, chosen.resamples)
+    result = tested(rows)
     result["settings"] = _settings(chosen, preset, folders)
-    result["data"] = _answered_set(data, records)
+    result["data"] = _answered_set(data, questions)
     result["software"] = software_versions()
     result["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_result(out, result)
     return result
 
 
+class Questions(NamedTuple):
+    """A test set: its records, the content keys of each one's images, and their clusters."""
+
+    records: Sequence[Record]
+    contents: Sequence[tuple[str, ...]]
+    clusters: Clusters
+
+
 def _answered(
-    arm: Arm, records: Sequence[Record], root: Path, journal: Journal, out: Path, options: Options
+    arm: Arm, questions: Questions, root: Path, journal: Journal, out: Path, options: Options
 ) -> Iterator[AnsweredRow]:
     """Answer this rank's share of the items by one arm; rank 0 collects, scores and writes all."""
     process = this_process()
     student = load_student(arm.folder, options.device)
-    items = items_of(records, root, student.processor.template.name)
+    records, contents, (_, clusters) = questions
+    items = items_of(records, contents, student.processor.template.name)
     if process.rank == 0 and options.save_items:
         saved = named_items(items, options.save_items)
         folder = out / "states" / arm.name.lower()
@@ -169,21 +182,20 @@ def _answered(
     )
     if process.rank:
         return
-    images = [item.images[0] if item.images else "" for item in items]
     for decoding in arm.decodings:
         settings = answer_settings(decoding, bounds)
         answers = collected(items, student, settings, journal)
         row = Row(arm.row_name(decoding), arm.name, settings)
         texts = [answer["text"] for answer in answers]
         scores = [item_scores(record, text) for record, text in zip(records, texts, strict=True)]
-        _write_row(out, row, records, texts, scores)
-        yield AnsweredRow(row, Scored(texts, scores, images), answers)
+        _write_row(out, row, questions, texts, scores)
+        yield AnsweredRow(row, Scored(texts, scores, clusters), answers)
 
 
 def _write_row(
     out: Path,
     row: Row,
-    records: Sequence[Record],
+    questions: Questions,
     texts: Sequence[str],
     scores: Sequence[dict[str, float]],
 ) -> None:
@@ -194,12 +206,15 @@ def _write_row(
             {
                 "id": record.id,
                 "images": list(record.images),
+                "cluster": cluster,
                 "question": record.question,
                 "reference": record.answer,
                 "prediction": text,
                 "scores": item,
             }
-            for record, text, item in zip(records, texts, scores, strict=True)
+            for record, cluster, text, item in zip(
+                questions.records, questions.clusters.names, texts, scores, strict=True
+            )
         ],
     )
 
@@ -212,18 +227,20 @@ def _settings(options: Options, preset: str, folders: Mapping[str, Path]) -> Run
         "batch_size": options.batch_size,
         "seed": options.seed,
         "limit": options.limit,
-        "resamples": options.resamples,
         "adapters": {name: str(folder) for name, folder in folders.items()},
     }
 
 
-def _answered_set(data: Path, records: Sequence[Record]) -> AnsweredSet:
+def _answered_set(data: Path, questions: Questions) -> AnsweredSet:
+    unit, clusters = questions.clusters
     return {
         "file": str(data),
         "set": set_name(Path(data)),
         "sha256": hashlib.sha256(Path(data).read_bytes()).hexdigest(),
-        "items": len(records),
-        "images": len({image for record in records for image in record.images}),
+        "items": len(questions.records),
+        "images": len({content for shown in questions.contents for content in shown}),
+        "clusters": len(set(clusters)),
+        "cluster": unit,
     }
 
 

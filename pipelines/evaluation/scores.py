@@ -7,16 +7,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
+import numpy as np
+
 from pipelines.evaluation.result import AnswerLine, Comparison, Score
 from pipelines.metrics import vqa
-from pipelines.statistics import (
-    RESAMPLES,
-    bootstrap_interval,
-    detectable_difference,
-    holm,
-    mcnemar,
-    paired_permutation,
-)
+from pipelines.statistics import holm, paired_test, score_interval
+from pipelines.statistics.grouping import by_cluster
+from pipelines.statistics.power import detectable_difference
 from shared.errors import UserError
 from shared.records import Record
 
@@ -106,12 +103,12 @@ def _report_scores(answer: str, truth: str) -> dict[str, float]:
 class Scored(NamedTuple):
     """The items of a row, in the data file's order.
 
-    Scores by name, and the image that each item shows.
+    Scores by name, and the cluster that each item is of.
     """
 
     texts: list[str]
     scores: list[dict[str, float]]
-    images: list[str]
+    clusters: list[str]
 
     @classmethod
     def of(cls, lines: Sequence[AnswerLine]) -> "Scored":
@@ -119,64 +116,57 @@ class Scored(NamedTuple):
         return cls(
             [line["prediction"] for line in lines],
             [line["scores"] for line in lines],
-            [line["images"][0] if line["images"] else "" for line in lines],
+            [line["cluster"] for line in lines],
         )
 
     def column(self, name: str) -> tuple[list[float], list[str]]:
-        """Return values and images of the items that have this score."""
+        """Return values and clusters of the items that have this score."""
         pairs = [
-            (one[name], image)
-            for one, image in zip(self.scores, self.images, strict=True)
+            (one[name], cluster)
+            for one, cluster in zip(self.scores, self.clusters, strict=True)
             if name in one
         ]
-        return [value for value, _ in pairs], [image for _, image in pairs]
+        return [value for value, _ in pairs], [cluster for _, cluster in pairs]
 
     def names(self) -> list[str]:
         """Return the scores that any item has, in the tables' order."""
         return [name for name in SCORES if any(name in one for one in self.scores)]
 
 
-def summarise(scored: Scored, resamples: int = RESAMPLES) -> dict[str, Score]:
-    """Each score's mean, its interval clustered by image, and its denominator."""
+def summarise(scored: Scored) -> dict[str, Score]:
+    """Each score's mean, its interval over clusters, and its denominator."""
     summary: dict[str, Score] = {}
     for name in scored.names():
-        interval = bootstrap_interval(*scored.column(name), resamples=resamples)
+        interval = score_interval(*scored.column(name))
         summary[name] = {
             "value": interval.value,
             "interval": [interval.low, interval.high],
             "n": interval.n,
-            "images": interval.clusters,
+            "clusters": interval.clusters,
+            "trusted": interval.trusted,
         }
     return summary
 
 
-def compare_rows(
-    rows: Mapping[str, Scored], pairs: Sequence[tuple[str, str]], resamples: int = RESAMPLES
-) -> list[Comparison]:
+def compare_rows(rows: Mapping[str, Scored], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
     """Paired tests of the first against the second row of each pair.
 
-    Holm-corrected over the pairs of each score.
+    Holm's correction is over all of them: a table is one family, its scores included.
     """
-    comparisons = [
-        _compared(first, second, name, rows, resamples)
-        for first, second in pairs
-        for name in rows[first].names()
-    ]
-    for name in SCORES:
-        family = [one for one in comparisons if one["score"] == name]
-        adjusted = holm([one["p_permutation"] for one in family])
-        for one, p in zip(family, adjusted, strict=True):
-            one["p_holm"] = p
+    asked = [(first, second, name) for first, second in pairs for name in rows[first].names()]
+    comparisons = [_compared(*one, rows, len(asked)) for one in asked]
+    adjusted = holm([one["p_permutation"] for one in comparisons])
+    for one, p in zip(comparisons, adjusted, strict=True):
+        one["p_holm"] = p
     return comparisons
 
 
 def _compared(
-    first: str, second: str, name: str, rows: Mapping[str, Scored], resamples: int
+    first: str, second: str, name: str, rows: Mapping[str, Scored], family: int
 ) -> Comparison:
-    """Test one pair on one score; `p_holm` is that of a family of one."""
-    (a, images), (b, _) = rows[first].column(name), rows[second].column(name)
-    test = paired_permutation(a, b, images, resamples=resamples)
-    binary = set(a) | set(b) <= {0.0, 1.0}
+    """Test one pair on one score, one of `family` tests; `p_holm` is that of a family of one."""
+    (a, clusters), (b, _) = rows[first].column(name), rows[second].column(name)
+    test = paired_test(a, b, clusters, tests=family)
     return {
         "a": first,
         "b": second,
@@ -184,9 +174,8 @@ def _compared(
         "difference": test.difference,
         "interval": [test.low, test.high],
         "p_permutation": test.p,
-        "p_mcnemar": mcnemar([x == 1 for x in a], [x == 1 for x in b]) if binary else None,
         "n": test.n,
-        "images": test.clusters,
+        "clusters": test.clusters,
         "detectable": test.detectable,
         "p_holm": test.p,
     }
@@ -200,22 +189,37 @@ def identical_outputs(rows: Mapping[str, Scored]) -> list[list[str]]:
     return [[a, b] for a, b in itertools.combinations(rows, 2) if rows[a].texts == rows[b].texts]
 
 
-def power_note(rows: Mapping[str, Scored], comparisons: Sequence[Comparison]) -> dict[str, float]:
+def power_note(
+    rows: Mapping[str, Scored], comparisons: Sequence[Comparison]
+) -> dict[str, float | None]:
     """Smallest difference that this set shows with 80% power at level 0.05, for each score.
 
-    From the paired comparisons where there are any (the largest of them), else as if two runs were
-    independent.
+    Under Holm's correction of the table. From the paired comparisons where there are any (the
+    largest of them), else for two methods that are right independently of each other. None where
+    the set shows no difference at all.
     """
-    note: dict[str, float] = {}
+    found: dict[str, list[float | None]] = {}
     for one in comparisons:
-        note[one["score"]] = max(note.get(one["score"], 0.0), one["detectable"])
+        found.setdefault(one["score"], []).append(one["detectable"])
     if not comparisons:
         for scored in rows.values():
             for name in scored.names():
-                note[name] = max(
-                    note.get(name, 0.0), 2**0.5 * detectable_difference(*scored.column(name))
-                )
-    return note
+                found.setdefault(name, []).append(_independent(scored, name))
+    return {
+        name: None if None in shown else max(one for one in shown if one is not None)
+        for name, shown in found.items()
+    }
+
+
+def _independent(scored: Scored, name: str) -> float | None:
+    """Smallest difference from a method that is as good and independent of this one.
+
+    Both scores of a cluster are drawn from those observed, so clusters are paired at random.
+    """
+    values, clusters = scored.column(name)
+    sums, counts = by_cluster(values, clusters)
+    other = np.random.default_rng(0).permutation(len(sums))
+    return detectable_difference(sums - sums[other] / counts[other] * counts, counts)
 
 
 def comparison_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -24,24 +24,24 @@ class AnsweredRow(NamedTuple):
     answers: list[Answer]
 
 
-def tested(answered: Sequence[AnsweredRow], resamples: int) -> Result:
+def tested(answered: Sequence[AnsweredRow]) -> Result:
     """Return the part of a result that follows from the answers: scores, tests, alarms, power."""
     scored = {one.row.name: one.scored for one in answered}
-    comparisons = compare_rows(scored, comparison_pairs([one.row for one in answered]), resamples)
+    comparisons = compare_rows(scored, comparison_pairs([one.row for one in answered]))
     identical = identical_outputs(scored)
     for first, second in identical:
         count = len(scored[first].texts)
         warn(f"{first} and {second} gave byte-identical answers to all {count} items")
     return {
         "schema": SCHEMA_NUMBER,
-        "rows": [_result_row(one, resamples) for one in answered],
+        "rows": [_result_row(one) for one in answered],
         "identical_outputs": identical,
         "comparisons": comparisons,
         "power": power_note(scored, comparisons),
     }
 
 
-def _result_row(answered: AnsweredRow, resamples: int) -> ResultRow:
+def _result_row(answered: AnsweredRow) -> ResultRow:
     """Return a row with its scores and the mean cost of a generated token.
 
     Forward passes are a batch's, so they are divided by its steps.
@@ -53,7 +53,7 @@ def _result_row(answered: AnsweredRow, resamples: int) -> ResultRow:
         "method": row.name,
         "adapter": row.adapter,
         "decoding": row.decoding,
-        "scores": summarise(scored, resamples),
+        "scores": summarise(scored),
         "tokens": tokens,
         "seconds_per_token": sum(answer["seconds"] for answer in answers) / tokens,
         "forward_passes_per_token": sum(answer["passes"] for answer in answers) / steps,

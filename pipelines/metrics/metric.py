@@ -68,13 +68,14 @@ class Total(NamedTuple):
 
 
 class MetricScore(TypedDict):
-    """A score over `n` reports of `images` images, with its interval [low, high]."""
+    """A score over `n` reports in `clusters` clusters, with its interval [low, high]."""
 
     what: str
     value: float
     interval: list[float]
     n: int
-    images: int
+    clusters: int
+    trusted: bool
 
 
 class MetricScores(TypedDict):

@@ -24,7 +24,9 @@ from pipelines.metrics.metric import (
     Unavailable,
     Value,
 )
-from pipelines.statistics import RESAMPLES, bootstrap_interval
+from pipelines.statistics import score_interval
+from pipelines.statistics.grouping import numbered
+from pipelines.statistics.intervals import bounded_interval
 from shared.errors import UserError
 from shared.files import cache_directory
 
@@ -34,8 +36,6 @@ def score_reports(
     clusters: Sequence[Hashable] | None = None,
     names: Sequence[str] = NAMES,
     models: Mapping[str, str] | None = None,
-    *,
-    resamples: int = RESAMPLES,
 ) -> MetricScores:
     """Compute report metrics.
 
@@ -44,7 +44,7 @@ def score_reports(
     pairs
         References and predictions, one a report.
     clusters
-        The image of each report; intervals resample images.
+        The image or patient of each report.
     names
         Of `metric.NAMES`.
     models
@@ -70,16 +70,19 @@ def score_reports(
         versions[name] = metric.version
         for score, what in metric.scores.items():
             column = [cast("float", value[score]) for value in values]
-            interval = bootstrap_interval(column, clusters, resamples=resamples)
+            # Cosines and rescaled scores may be below 0; the others lie in [0, 1].
+            bounds = (-1.0, 1.0) if min(column) < 0 else (0.0, 1.0)
+            interval = score_interval(column, clusters, bounds=bounds)
             scores[score] = {
                 "what": what,
                 "value": interval.value,
                 "interval": [interval.low, interval.high],
                 "n": interval.n,
-                "images": interval.clusters,
+                "clusters": interval.clusters,
+                "trusted": interval.trusted,
             }
         for score, total in metric.totals.items():
-            scores[score] = summed(values, total, clusters, resamples)
+            scores[score] = summed(values, total, clusters)
     return {"scores": scores, "not_computed": missing, "versions": versions}
 
 
@@ -118,32 +121,31 @@ def _key(version: str, pair: Pair) -> str:
 
 
 def summed(
-    values: Sequence[Value],
-    total: Total,
-    clusters: Sequence[Hashable] | None,
-    resamples: int,
-    seed: int = 0,
+    values: Sequence[Value], total: Total, clusters: Sequence[Hashable] | None
 ) -> MetricScore:
-    """Return an F1 over counts summed over the reports, with an interval that resamples images."""
+    """Return an F1 over counts summed over the reports, with its interval.
+
+    Its variance is the jackknife's, a cluster left out at a time.
+    """
     counts = np.asarray([total.tally(value) for value in values], dtype=np.float64)  # (R, L, 3)
-    number: dict[Hashable, int] = {}
-    names = range(len(values)) if clusters is None else clusters
-    rows = np.array([number.setdefault(name, len(number)) for name in names])
-    grouped = np.zeros((len(number), *counts.shape[1:]))
+    rows = numbered(range(len(values)) if clusters is None else clusters)
+    sizes = np.bincount(rows).astype(np.float64)
+    grouped = np.zeros((len(sizes), *counts.shape[1:]))
     np.add.at(grouped, rows, counts)
-    generator = np.random.default_rng(seed)
-    weights = generator.multinomial(
-        len(number), np.full(len(number), 1 / len(number)), size=resamples
+    whole = grouped.sum(axis=0)
+    without = f1_of_counts(whole - grouped, total.average)  # (C,)
+    influences = without.mean() - without
+    variance = (len(sizes) - 1) / len(sizes) * float(np.sum(influences**2))
+    interval = bounded_interval(
+        float(f1_of_counts(whole, total.average)), variance, influences, sizes
     )
-    drawn = f1_of_counts(np.tensordot(weights.astype(np.float64), grouped, axes=1), total.average)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    value = float(f1_of_counts(grouped.sum(axis=0), total.average))
     return {
         "what": total.what,
-        "value": value,
-        "interval": [float(low), float(high)],
-        "n": len(values),
-        "images": len(number),
+        "value": interval.value,
+        "interval": [interval.low, interval.high],
+        "n": interval.n,
+        "clusters": interval.clusters,
+        "trusted": interval.trusted,
     }
 
 

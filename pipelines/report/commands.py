@@ -89,7 +89,7 @@ def metrics_command(
             "schema": SCHEMA_NUMBER,
             "predictions": str(file),
             "reports": len(reports.ids),
-            **score_reports(reports.pairs, reports.images, names, models),
+            **score_reports(reports.pairs, reports.clusters, names, models),
         }
         if predictions.is_dir():
             write_document(metrics_path(predictions, file.stem), results[file.stem])
@@ -157,8 +157,10 @@ def _metric_lines(results: Mapping[str, MetricsFile]) -> Iterator[str]:
         yield f"{name}: {result['reports']} reports"
         for score, found in result["scores"].items():
             low, high = found["interval"]
-            value = f"{100 * found['value']:6.2f} [{100 * low:.2f}, {100 * high:.2f}]"
-            counts = f"n={found['n']}, {found['images']} images"
+            value = f"{100 * found['value']:6.2f}"
+            if found["trusted"]:
+                value += f" [{100 * low:.2f}, {100 * high:.2f}]"
+            counts = f"n={found['n']}, {found['clusters']} clusters"
             yield f"  {score:24} {value:24} {found['what']} ({counts})"
         for metric, way in result["not_computed"].items():
             yield f"  {metric:24} not computed: {way}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.evaluation.result import AnswerLine, ResultRow, Score, row_name
 from pipelines.evaluation.scores import SCORES, item_scores
-from pipelines.statistics import bootstrap_interval
+from pipelines.statistics import score_interval
 from shared.records import Record
 
 SHOWN_EXAMPLES = 8
@@ -93,10 +93,10 @@ def kind_table(records: Sequence[Record], answered: Sequence[Answered]) -> list[
 
 def _kind(kind: str, records: Sequence[Record], answered: Sequence[Answered]) -> Kind:
     places = [i for i, record in enumerate(records) if record.extra.get("kind") == kind]
-    images = [records[i].images[0] for i in places]
+    images = [", ".join(records[i].images) or records[i].id for i in places]
     values: list[KindScore] = []
     for row in answered:
-        found = bootstrap_interval([_strict(row.scores[i]) for i in places], images)
+        found = score_interval([_strict(row.scores[i]) for i in places], images)
         values.append({"value": found.value, "low": found.low, "high": found.high})
     return {
         "kind": kind,

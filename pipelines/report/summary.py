@@ -63,11 +63,15 @@ def _difference(tests: Sequence[Comparison]) -> str:
         return ""
     sure = [one for one in tests if one["p_holm"] < 0.05]
     if not sure:
-        smallest = max(one["detectable"] for one in tests)
+        shown = [one["detectable"] for one in tests if one["detectable"] is not None]
+        power = (
+            f"which could show differences from about {100 * max(shown):.0f} points on"
+            if len(shown) == len(tests)
+            else "which is too small to show any"
+        )
         return (
             "No paired test tells the two arms apart: the differences in the table are within "
-            "chance for a set of this "
-            f"size, which could show differences from about {100 * smallest:.0f} points on."
+            f"chance for a set of this size, {power}."
         )
     found = "; ".join(
         f"{one['score'].replace('_', ' ')} {100 * one['difference']:+.1f} points for {one['a']} "

@@ -15,6 +15,8 @@ def shown(ours: Ours | None) -> str:
     """
     if ours is None:
         return MISSING
+    if not ours.trusted:
+        return f"{100 * ours.value:.2f} n={ours.n}, too few clusters for an interval"
     return f"{100 * ours.value:.2f} [{100 * ours.low:.1f}, {100 * ours.high:.1f}] n={ours.n}"
 
 

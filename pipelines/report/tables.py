@@ -78,8 +78,8 @@ NOTES = {
         "contrasts anything. Ours do, so these columns are not expected to agree.",
     ),
     "all": (
-        "The paper gives no intervals. Ours are 95% bootstrap intervals over images, with the "
-        "number of items n.",
+        "The paper gives no intervals. Ours are 95% intervals over clusters (patients or images), "
+        "with the number of items n.",
     ),
 }
 
@@ -91,6 +91,7 @@ class Ours(NamedTuple):
     low: float
     high: float
     n: int
+    trusted: bool = True
 
 
 class Cell(NamedTuple):
@@ -187,7 +188,7 @@ def _columns(name: str, row: ResultRow, folder: Path) -> dict[str, Ours]:
         found = next((scores[score] for score in wanted if score in scores), None)
         if found is not None:
             low, high = found["interval"]
-            columns[column] = Ours(found["value"], low, high, found["n"])
+            columns[column] = Ours(found["value"], low, high, found["n"], found["trusted"])
     return columns
 
 

@@ -353,10 +353,7 @@ class EvaluationSection(Section):
     """Questions answered at once; changes no answer."""
 
     seed: int = 0
-    """Of the sampling methods and of the bootstrap."""
-
-    bootstrap: Positive = 2000
-    """Resamples behind each interval."""
+    """Of the sampling methods."""
 
 
 class Recipe(Section):

@@ -53,6 +53,11 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
         for key, value in values.items()
         if not (value is None and _section(key) is not None)
     }
+    if isinstance(values.get("evaluation"), dict):
+        # Saved recipes of earlier versions hold it; no number depends on it any more.
+        values["evaluation"] = {
+            key: value for key, value in values["evaluation"].items() if key != "bootstrap"
+        }
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -174,7 +174,7 @@ def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
     own on this machine; the variables that say so are taken back at the end, lest a process started
     later believes in them.
     """
-    before = dict(os.environ)
+    before, alone = dict(os.environ), False
     try:
         if cpu:
             import torch
@@ -184,7 +184,8 @@ def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
             # accelerate would choose a number itself, and warn of it.
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         launched = this_process().world > 1
-        if deepspeed and not launched and "RANK" not in os.environ:
+        alone = deepspeed and not launched and "RANK" not in os.environ
+        if alone:
             os.environ |= _alone()
         if deepspeed:
             # Before the model is built: ZeRO-3 partitions weights over this group.
@@ -201,8 +202,20 @@ def process_group(cpu: bool, deepspeed: bool) -> Iterator[None]:
             )
             yield
     finally:
+        if alone:  # a group of one, which a later run or build of this process is not of
+            _leave_group()
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
+
+
+def _leave_group() -> None:
+    """End DeepSpeed's process group, where there is one."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()
 
 
 @contextmanager

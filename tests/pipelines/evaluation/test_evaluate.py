@@ -101,7 +101,7 @@ def test_the_full_table(small_run: Path, tmp_path: Path) -> None:
     first = result["comparisons"][0]
     assert (first["a"], first["b"]) == ("MEDALIGN + beam", "LoRA + beam")
     assert all(one["p_holm"] >= one["p_permutation"] for one in result["comparisons"])
-    assert {"sha256", "items", "images"} <= set(result["data"])
+    assert {"sha256", "items", "images", "clusters", "cluster"} <= set(result["data"])
     assert {"torch", "transformers", "python"} <= set(result["software"])
     passes = {row["method"]: row["forward_passes_per_token"] for row in result["rows"]}
     assert passes["LoRA + greedy"] == 1.0
@@ -273,7 +273,7 @@ def test_compare_pairs_two_evaluations(small_run: Path, tmp_path: Path) -> None:
     evaluate(
         small_run / "lora", other, methods=["greedy"], out=tmp_path / "other", max_new_tokens=4
     )
-    with pytest.raises(UserError, match="different test sets"):
+    with pytest.raises(UserError, match="different items: 6 ids are in one alone"):
         compare(tmp_path / "lora", tmp_path / "other")
     with pytest.raises(UserError, match="run `medalign evaluate` first"):
         compare(tmp_path, tmp_path / "lora")

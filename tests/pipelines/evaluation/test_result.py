@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.evaluation.result import (
     RESULT,
+    SCHEMA_NUMBER,
     AnswerLine,
     ResultRow,
     answers_path,
@@ -27,7 +28,15 @@ ROW: ResultRow = {
     "method": "LoRA + beam",
     "adapter": "LoRA",
     "decoding": {"method": "beam", "num_beams": 5},
-    "scores": {"open_recall": {"value": 0.5, "interval": [0.25, 0.75], "n": 4, "images": 2}},
+    "scores": {
+        "open_recall": {
+            "value": 0.5,
+            "interval": [0.25, 0.75],
+            "n": 4,
+            "clusters": 2,
+            "trusted": False,
+        }
+    },
     "tokens": 12,
     "seconds_per_token": 0.1,
     "forward_passes_per_token": 1.0,
@@ -36,6 +45,7 @@ ROW: ResultRow = {
 LINE: AnswerLine = {
     "id": "1",
     "images": ["ä.png"],
+    "cluster": "ä",
     "question": "Which?",
     "reference": "left lung",
     "prediction": "the left\nlung",
@@ -44,18 +54,20 @@ LINE: AnswerLine = {
 
 
 def test_a_result_comes_back(tmp_path: Path) -> None:
-    write_result(tmp_path / "out", {"schema": 1, "rows": [ROW], "identical_outputs": []})
+    write_result(
+        tmp_path / "out", {"schema": SCHEMA_NUMBER, "rows": [ROW], "identical_outputs": []}
+    )
     assert read_result(tmp_path / "out" / RESULT)["rows"] == [ROW]
 
 
-def test_a_result_from_before_the_number_is_read(tmp_path: Path) -> None:
-    (tmp_path / RESULT).write_text(json.dumps({"rows": [ROW], "identical_outputs": []}))
-    assert read_result(tmp_path / RESULT)["rows"] == [ROW]
-
-
-def test_a_result_of_a_later_schema_is_refused(tmp_path: Path) -> None:
-    (tmp_path / RESULT).write_text(json.dumps({"schema": 2, "rows": []}))
-    with pytest.raises(UserError, match=r"has schema 2.*run `medalign evaluate` again"):
+@pytest.mark.parametrize(
+    ("kept", "found"), [({}, 1), ({"schema": 1}, 1), ({"schema": SCHEMA_NUMBER + 1}, 3)]
+)
+def test_a_result_of_another_schema_is_refused(
+    tmp_path: Path, kept: dict[str, int], found: int
+) -> None:
+    (tmp_path / RESULT).write_text(json.dumps({**kept, "rows": []}))
+    with pytest.raises(UserError, match=rf"has schema {found}.*run `medalign evaluate` again"):
         read_result(tmp_path / RESULT)
 
 
@@ -78,6 +90,8 @@ def test_answers_come_back_in_their_order(tmp_path: Path) -> None:
 def test_metrics_of_a_row_are_read_where_there_are_some(tmp_path: Path) -> None:
     assert read_metrics(tmp_path, row_name(ROW)) is None
     (tmp_path / "metrics").mkdir()
-    (tmp_path / "metrics" / "lora-beam.json").write_text(json.dumps({"scores": {}}))
+    (tmp_path / "metrics" / "lora-beam.json").write_text(
+        json.dumps({"schema": SCHEMA_NUMBER, "scores": {}})
+    )
     found: object = read_metrics(tmp_path, row_name(ROW))
-    assert found == {"scores": {}}
+    assert found == {"schema": SCHEMA_NUMBER, "scores": {}}

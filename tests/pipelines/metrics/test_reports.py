@@ -41,14 +41,15 @@ def test_metrics_without_a_model_are_listed_and_the_others_run():
     assert result["versions"]["bleu"].startswith("bleu-4 method4, nltk")
 
 
-def test_intervals_resample_images():
+def test_intervals_are_over_clusters():
     several, one = (
         score_reports(PAIRS, images, ["rouge"])["scores"]["rouge_l"] for images in ("abc", "aaa")
     )
     assert several["value"] == one["value"]
-    assert one["images"] == 1
-    assert one["interval"] == pytest.approx([one["value"]] * 2)
-    assert several["interval"][0] < several["interval"][1]
+    assert one["clusters"] == 1
+    assert one["interval"] == [0.0, 1.0]  # one image says nothing of others
+    assert 0 < several["interval"][0] < several["interval"][1] <= 1
+    assert not several["trusted"]
 
 
 def test_values_are_cached_by_reference_prediction_and_version():
@@ -93,12 +94,19 @@ def test_summed_f1_is_that_of_the_whole_set():
         hits = np.sum(t & s)
         return 2 * hits / (np.sum(t) + np.sum(s))
 
-    micro = summed(values, Total("x", tally, "micro"), None, 200)
-    macro = summed(values, Total("x", tally, "macro"), None, 200)
+    micro = summed(values, Total("x", tally, "micro"), None)
+    macro = summed(values, Total("x", tally, "macro"), None)
     assert micro["value"] == pytest.approx(f1(true, said))
     assert macro["value"] == pytest.approx(np.mean([f1(true[:, k], said[:, k]) for k in range(5)]))
     assert micro["interval"][0] < micro["value"] < micro["interval"][1]
     assert f1_of_counts(np.zeros((2, 3)), "macro") == 0
+    # The jackknife's standard error, in numbers of its own: 30 reports left out one at a time.
+    left = [
+        f1(np.delete(true, place, axis=0), np.delete(said, place, axis=0)) for place in range(30)
+    ]
+    error = (29 / 30 * np.sum((np.array(left) - np.mean(left)) ** 2)) ** 0.5
+    low, high = micro["interval"]
+    assert (high - low) / (2 * 1.96 * error) == pytest.approx(1.15, abs=0.15)
 
 
 def _rows():
@@ -122,7 +130,7 @@ def _lines(path, rows):
 def test_predictions_are_read_in_every_form(tmp_path):
     own = load_reports(_lines(tmp_path / "own.jsonl", _rows()))
     assert own.pairs == PAIRS
-    assert own.images == ["0.png", "0.png", "1.png"]
+    assert own.clusters == ["0.png", "0.png", "1.png"]
     authors = [
         {"question_id": r["id"], "prompt": "", "text": r["prediction"], "gt_ans": r["reference"]}
         for r in _rows()

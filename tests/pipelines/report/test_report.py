@@ -16,6 +16,7 @@ from pipelines.report.kinds import best_constant, distinct_scores
 from pipelines.report.page import render, write_report
 from pipelines.report.store_pictures import divergence, full_matrix, renormalized
 from pipelines.report.summary import demo_summary
+from pipelines.statistics.intervals import MIN_CLUSTERS
 from shared.errors import UserError
 from shared.records import Record, Turn, load_records, write_records
 
@@ -51,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, one in enumerate(records)
     ]
     write_records(data, kinds)
-    evaluate(folder, data, methods=["greedy"], max_new_tokens=4, resamples=50)
+    evaluate(folder, data, methods=["greedy"], max_new_tokens=4)
     for arm, terms in (("lora", ("loss_lm",)), ("medalign", ("loss_lm", "loss_vis", "loss_att"))):
         history = [{"step": step, **dict.fromkeys(terms, 1 / step)} for step in (1, 2, 3)]
         (folder / arm / "trainer_state.json").write_text(json.dumps({"log_history": history}))
@@ -79,7 +80,8 @@ def test_the_page_shows_the_evaluations_numbers(run: Path) -> None:
         for score in row["scores"].values():
             low, high = score["interval"]
             assert f"{100 * score['value']:.1f}" in page
-            assert f"[{100 * low:.1f}, {100 * high:.1f}]" in page
+            assert score["trusted"] == (score["clusters"] >= MIN_CLUSTERS)
+            assert (f"[{100 * low:.1f}, {100 * high:.1f}]" in page) == score["trusted"]
 
 
 @pytest.mark.integration

@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.evaluation.result import SCHEMA_NUMBER
 from pipelines.report.commands import app
 from pipelines.report.table_formats import MISSING, html, latex, markdown, shown
 from pipelines.report.tables import Ours, make_tables
@@ -56,13 +57,14 @@ def test_vcd_and_damro_are_the_same_in_tables_1_and_3_and_not_in_2():
 
 
 def score(value, n=10):
-    return {"value": value, "interval": [value - 0.05, value + 0.05], "n": n}
+    return {"value": value, "interval": [value - 0.05, value + 0.05], "n": n, "trusted": True}
 
 
 @pytest.fixture
 def evaluation(tmp_path):
     def write(rows, metrics=None, name=None):
         result = {
+            "schema": SCHEMA_NUMBER,
             "rows": rows,
             "settings": {"preset": "published", "max_new_tokens": 128, "seed": 0},
             "data": {"items": 12, "sha256": "ab" * 32, "set": name},
@@ -70,7 +72,9 @@ def evaluation(tmp_path):
         (tmp_path / "result.json").write_text(json.dumps(result))
         for file, scores in (metrics or {}).items():
             (tmp_path / "metrics").mkdir(exist_ok=True)
-            (tmp_path / "metrics" / f"{file}.json").write_text(json.dumps({"scores": scores}))
+            (tmp_path / "metrics" / f"{file}.json").write_text(
+                json.dumps({"schema": SCHEMA_NUMBER, "scores": scores})
+            )
         return tmp_path
 
     return write
