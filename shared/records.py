@@ -5,14 +5,17 @@
 - LLaVA conversations: `{"id", "image": str | [str, ...], "conversations": [{"from": "human" |
   "gpt", "value"}, ...]}`,
   text-only where `image` is absent, with an optional `answer_type` of OPEN or CLOSED, or
-- the MedHEval question form: `{"qid" | "id", "image" | "img_name" | "image_name", "question",
-  "answer"}`, with an
-  optional `choices` and `question_type`, as the authors' evaluation reads it.
+- the MedHEval question form: `{"qid" | "id", "image", "question", "answer"}`, with an optional
+  `choices` (or `options`) and `question_type`, as the authors' evaluation reads it.
+
+The field of images has other spellings (`IMAGE_KEYS`). A record in which an unknown field holds an
+image is refused, since it would be read as text alone.
 
 `<image>` marks move to the front of their turn, as in the authors' preparation.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +28,18 @@ if TYPE_CHECKING:
 
 IMAGE_MARK = "<image>"
 AnswerType = Literal["OPEN", "CLOSED"]
+# Spellings of the field of images, in any case; the first that is there counts. `images` is that of
+# LLaMA-Factory, ms-swift and TRL.
+IMAGE_KEYS = (
+    "image", "images", "img_name", "image_name", "image_path", "image_paths", "img_path",
+    "image_file", "img", "file_name",
+)  # fmt: skip
+_TEXTS = ("conversations", "question", "answer", "choices", "options")
+_IMAGE_FILE = re.compile(
+    r"^\S.*\.(?:png|jpe?g|jp2|bmp|gif|webp|tiff?|dcm|dicom|nii|nii\.gz|mha)(?:#\S*)?$",
+    re.IGNORECASE,
+)
+_LETTERED = re.compile(r"(?:^|[,;\n]\s*|\s{2,})\(?([A-Z])[.):]\s*")
 
 
 class Turn(NamedTuple):
@@ -232,6 +247,8 @@ def _record(row: object, where: str, number: int) -> Record:
         turns = _conversation(fields.pop("conversations"), where)
         options = _options(fields.pop("options", None))
     elif "question" in fields:
+        if fields.get("choices") is None and fields.get("options") is not None:
+            fields["choices"] = fields.pop("options")
         options = _options(fields.get("choices"))
         turns = _question_form(fields, where)
     else:
@@ -245,22 +262,45 @@ def _record(row: object, where: str, number: int) -> Record:
 
 
 def _images(fields: dict[str, object], where: str) -> tuple[str, ...]:
+    lowered = {key.lower(): key for key in fields}
     name = next(
-        (key for key in ("image", "img_name", "image_name") if fields.get(key) is not None), None
+        (lowered[key] for key in IMAGE_KEYS if fields.get(lowered.get(key, "")) is not None), None
     )
+    for key in IMAGE_KEYS:  # one that says nothing is no field of its own
+        if key in lowered and lowered[key] != name and not fields[lowered[key]]:
+            fields.pop(lowered[key])
     if name is None:
-        fields.pop("image", None)
+        _refuse_lookalikes(fields, where)
         return ()
     value = fields.pop(name)
     images = [value] if isinstance(value, str) else value
     if not isinstance(images, list) or not all(
         isinstance(image, str) and image for image in images
     ):
-        hint = "; save embedded images as files first" if isinstance(value, (dict, bytes)) else ""
+        embedded = isinstance(value, (dict, bytes)) or (
+            isinstance(value, list) and any(isinstance(one, (dict, bytes)) for one in value)
+        )
+        hint = "; save embedded images as files first" if embedded else ""
         raise UserError(
             f"{where}: `{name}` must be a path or a list of paths, found {_kind(value)}{hint}"
         )
     return tuple(images)
+
+
+def _refuse_lookalikes(fields: dict[str, object], where: str) -> None:
+    """Refuse a record without an image in which another field holds one.
+
+    It would be read as text alone, and the model trained and asked blind.
+    """
+    for key, value in fields.items():
+        first = value[0] if isinstance(value, list) and value else value
+        shows = _IMAGE_FILE.search(first) if isinstance(first, str) else isinstance(first, bytes)
+        shows = shows or (isinstance(first, Mapping) and {"bytes", "path"} & set(first))
+        if shows and not str(first).startswith(("http://", "https://")) and key not in _TEXTS:
+            raise UserError(
+                f"{where}: no field of images, but `{key}` holds one; rename it to `image` (read "
+                f"are {', '.join(IMAGE_KEYS)})"
+            )
 
 
 def _answer_type(value: object, fields: dict[str, object]) -> AnswerType | None:
@@ -277,9 +317,25 @@ def _answer_type(value: object, fields: dict[str, object]) -> AnswerType | None:
 
 
 def _options(value: object) -> tuple[str, ...]:
+    """Read the answers offered: a list, a mapping by letter, or one string of lettered ones.
+
+    Such as MedHEval's "A. Chest, B. Abdomen".
+    """
     if isinstance(value, list):
         return tuple(str(option) for option in value)
-    return (value,) if isinstance(value, str) and value.strip() else ()
+    if isinstance(value, Mapping):
+        return tuple(f"{letter}. {option}" for letter, option in value.items() if option)
+    if not isinstance(value, str) or not value.strip():
+        return ()
+    marks = list(_LETTERED.finditer(value))
+    letters = "".join(mark.group(1) for mark in marks)
+    if len(marks) < 2 or letters != "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(marks)]:
+        return (value,)
+    ends = [*(mark.start() for mark in marks[1:]), len(value)]
+    return tuple(
+        f"{mark.group(1)}. {value[mark.end() : end].strip().rstrip(',;')}"
+        for mark, end in zip(marks, ends, strict=True)
+    )
 
 
 def _conversation(value: object, where: str) -> tuple[Turn, ...]:
@@ -311,6 +367,8 @@ def _question_form(fields: dict[str, object], where: str) -> tuple[Turn, ...]:
     )
     if not isinstance(question, str):
         raise UserError(f"{where}: `question` must be text, found {_kind(question)}")
+    if isinstance(choices, Mapping):
+        choices = list(_options(choices))
     if isinstance(choices, list):
         choices = ", ".join(str(choice) for choice in choices)
     if (

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from pipelines.metrics.ceiling import ceilings
+from pipelines.metrics.question_kind import inferred
 from shared.console import track
 from shared.imaging.images import ImageReference, open_image
 from shared.imaging.keys import content_key
@@ -23,6 +25,8 @@ class Checked(TypedDict):
     open: int
     closed: int
     answer_type_not_said: int
+    inferred: dict[str, int]
+    ceilings: dict[str, float]
     with_options: int
     problems: list[str]
 
@@ -65,6 +69,8 @@ def check(file: Path, image_root: Path | None = None, against: Path | None = Non
         "open": types["OPEN"],
         "closed": types["CLOSED"],
         "answer_type_not_said": types["not said"],
+        "inferred": inferred(records),
+        "ceilings": ceilings([record for record in records if record.answer]),
         "with_options": sum(bool(record.options) for record in records),
         "problems": problems,
     }

@@ -165,9 +165,15 @@ def _prepared_lines(about: "Description", out: Path) -> Iterator[str]:
 
 
 def _checked_lines(result: "Checked") -> Iterator[str]:
+    from pipelines.metrics.ceiling import ceiling_lines
+    from pipelines.metrics.question_kind import inferred_line
+
     for key, value in result.items():
-        if key != "problems":
+        if key not in ("problems", "inferred", "ceilings"):
             yield f"{key.replace('_', ' ')}: {value}"
+    if result["inferred"]:
+        yield inferred_line(result["inferred"])
+    yield from (f"warning: {line}" for line in ceiling_lines(result["ceilings"]))
     for problem in result["problems"]:
         yield f"problem: {problem}"
     if not result["problems"]:

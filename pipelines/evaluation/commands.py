@@ -194,6 +194,9 @@ def table_lines(result: Result) -> Iterator[str]:
 
     Rows with intervals and denominators, comparisons, power, alarms.
     """
+    from pipelines.metrics.ceiling import ceiling_lines
+    from pipelines.metrics.question_kind import inferred_line
+
     data, rows = result["data"], result["rows"]
     sha256 = data["sha256"][:12]
     yield (
@@ -217,6 +220,9 @@ def table_lines(result: Result) -> Iterator[str]:
         )
     if not all(score["trusted"] for row in rows for score in row["scores"].values()):
         yield f"fewer than {MIN_CLUSTERS} clusters: no interval is to be trusted, and none is shown"
+    if data["inferred"]:
+        yield inferred_line(data["inferred"])
+    yield from (f"WARNING: {line}" for line in ceiling_lines(data["ceilings"]))
     yield from comparison_lines(result)
 
 

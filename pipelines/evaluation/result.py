@@ -95,6 +95,8 @@ class AnsweredSet(TypedDict):
     images: int
     clusters: int
     cluster: str  # what a cluster is: image, or a field of the records
+    inferred: dict[str, int]  # records by kind, where the kind was inferred from the reference
+    ceilings: dict[str, float]  # what a copy of the references scores, where that is below 1
 
 
 class Result(PairedTests, total=False):

@@ -27,8 +27,11 @@ from pipelines.evaluation.result import (
     write_answers,
     write_result,
 )
-from pipelines.evaluation.scores import Row, Scored, item_scores
+from pipelines.evaluation.scores import Row, Scored
 from pipelines.evaluation.table import AnsweredRow, tested
+from pipelines.metrics.ceiling import ceilings
+from pipelines.metrics.items import item_scores
+from pipelines.metrics.question_kind import inferred
 from shared.processes import this_process
 from shared.records import Record, image_root_of
 
@@ -241,6 +244,8 @@ def _answered_set(data: Path, questions: Questions) -> AnsweredSet:
         "images": len({content for shown in questions.contents for content in shown}),
         "clusters": len(set(clusters)),
         "cluster": unit,
+        "inferred": inferred(questions.records),
+        "ceilings": ceilings(questions.records),
     }
 
 

@@ -149,11 +149,18 @@ def closed_correct(prediction: str, reference: str, rule: Rule = "authors") -> b
     return strict.closed_correct(prediction, reference)
 
 
-def is_yes_no(reference: str) -> bool:
-    """Whether the reference is yes or no.
+def in_closed_table(reference: str) -> bool:
+    """Whether a closed question counts in the paper's tables: its reference has "yes" or "no".
 
-    The paper's closed denominators count only these (355 of SLAKE's 416).
+    As letters anywhere, so that VQA-RAD's three "abnormal" count beside its 251 yes and no: 254 fit
+    the 22 printed values, as do SLAKE's 355 and PathVQA's 3,391.
     """
+    text = reference.lower()
+    return "yes" in text or "no" in text
+
+
+def is_yes_no(reference: str) -> bool:
+    """Whether the reference is yes or no."""
     found = re.findall(r"\w+(?:[.']\w+)*", reference.lower().replace("_", " "))
     return [word for word in found if word not in _ARTICLES] in (["yes"], ["no"])
 

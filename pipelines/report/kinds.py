@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from pipelines.evaluation.result import AnswerLine, ResultRow, Score, row_name
-from pipelines.evaluation.scores import SCORES, item_scores
+from pipelines.metrics.items import SCORES, item_scores
 from pipelines.statistics import score_interval
 from shared.records import Record
 

@@ -23,7 +23,7 @@ from pipelines.evaluation.result import (
     read_result,
     row_name,
 )
-from pipelines.evaluation.scores import SCORES
+from pipelines.metrics.items import SCORES
 from pipelines.report.demo_scores import StageEntry, read_demo
 from pipelines.report.figures import LOSSES, loss_curves
 from pipelines.report.kinds import Answered, Example, Kind, distinct_scores, examples, kind_table

@@ -67,8 +67,8 @@ NOTES = {
     "vqa": (
         "Open is recall of the reference's words, Close accuracy, both by LLaVA-Med's rules. The "
         "paper's closed "
-        "percentages fit the yes/no questions alone (355 of SLAKE's 416 closed ones); ours count "
-        "these too.",
+        "percentages fit the questions whose reference has the letters yes or no (254 of VQA-RAD's "
+        "272, 355 of SLAKE's 416, PathVQA's 3,391); ours count these too.",
         "The authors' splits of IU-Xray and OmniMedVQA are not published; ours are drawn by image "
         "with a seed.",
     ),

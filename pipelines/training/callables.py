@@ -101,7 +101,7 @@ def scorer(
     UserError
         A name that is no score.
     """
-    from pipelines.evaluation.scores import SCORES, item_scores
+    from pipelines.metrics.items import SCORES, item_scores
 
     wanted = recipe.train.best_metric
     if wanted is None or wanted == LOSS:

@@ -115,6 +115,12 @@ def _check_records(recipe: Recipe, computed: bool) -> None:
     for file in filter(None, (recipe.data.train, recipe.data.validation)):
         root = image_root_of(file, recipe.data.image_root)
         if aligned:
-            check_targets(content_keys(load_records(file), root), file, root, recipe, computed)
+            keys = content_keys(load_records(file), root)
+            if not keys:
+                raise UserError(
+                    f"{file} shows no image, so losses.alpha and losses.beta have nothing to "
+                    "align: name the images in the field `image`, or set both to 0"
+                )
+            check_targets(keys, file, root, recipe, computed)
         else:
             load_records(file, root)

@@ -22,13 +22,8 @@ from pipelines.evaluation.compare import compare
 from pipelines.evaluation.generate import generate_answer
 from pipelines.evaluation.items import sampled
 from pipelines.evaluation.run import evaluate
-from pipelines.evaluation.scores import (
-    Row,
-    Scored,
-    comparison_pairs,
-    identical_outputs,
-    item_scores,
-)
+from pipelines.evaluation.scores import Row, Scored, comparison_pairs, identical_outputs
+from pipelines.metrics.items import item_scores
 from shared.errors import UserError
 from shared.records import Record, Turn, load_records, write_records
 from tests.fixtures.runs import write_run

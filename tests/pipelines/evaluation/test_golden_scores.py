@@ -14,17 +14,16 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation.scores import (
-    SCORES,
     Row,
     Scored,
     compare_rows,
     comparison_pairs,
     identical_outputs,
-    item_scores,
     power_note,
     summarise,
 )
 from pipelines.metrics import radgraph, reports, vqa, words
+from pipelines.metrics.items import SCORES, item_scores
 from pipelines.metrics.metric import Pair, Total
 from pipelines.statistics import holm, paired_test, score_interval
 from shared.records import load_records

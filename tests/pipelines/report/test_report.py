@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.evaluation.scores import item_scores
+from pipelines.metrics.items import item_scores
 from pipelines.report.figures import AttentionRow, attention_figure, loss_curves, similarity_figure
 from pipelines.report.kinds import best_constant, distinct_scores
 from pipelines.report.page import render, write_report
