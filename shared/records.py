@@ -294,13 +294,19 @@ def _refuse_lookalikes(fields: dict[str, object], where: str) -> None:
     """
     for key, value in fields.items():
         first = value[0] if isinstance(value, list) and value else value
-        shows = _IMAGE_FILE.search(first) if isinstance(first, str) else isinstance(first, bytes)
-        shows = shows or (isinstance(first, Mapping) and {"bytes", "path"} & set(first))
-        if shows and not str(first).startswith(("http://", "https://")) and key not in _TEXTS:
+        if key not in _TEXTS and _holds_image(first):
             raise UserError(
                 f"{where}: no field of images, but `{key}` holds one; rename it to `image` (read "
                 f"are {', '.join(IMAGE_KEYS)})"
             )
+
+
+def _holds_image(value: object) -> bool:
+    """Whether a value is the path of an image file, or an embedded image as parquet files have."""
+    if isinstance(value, str):
+        return bool(_IMAGE_FILE.search(value)) and not value.startswith(("http://", "https://"))
+    embedded = isinstance(value, Mapping) and bool({"bytes", "path"} & set(value))
+    return embedded or isinstance(value, bytes)
 
 
 def _answer_type(value: object, fields: dict[str, object]) -> AnswerType | None:
