@@ -28,7 +28,13 @@ from shared.records import Record
 
 FRONTAL = ("PA", "AP")
 SPLITS = {"train": "train", "validation": "validate", "test": "test"}
-_HEADING = re.compile(r"^[ \t]*([A-Z][A-Z /()&,-]*[A-Z)])[ \t]*:", re.MULTILINE)
+_HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 /()&,-]*[A-Z)])[ \t]*:", re.MULTILINE)
+# Some reports write their findings under the name of the examination: "CHEST, TWO VIEWS: ...".
+_EXAMINATION = re.compile(r"\b(?:CHEST|VIEWS?|RADIOGRAPHS?)\b")
+_ABOUT = re.compile(
+    r"\b(?:EXAM\w*|COMPARISONS?|INDICATIONS?|HISTORY|TECHNIQUE|STUDY|REASON|TYPE)\b"
+)
+_WORDS = 5  # fewer name an examination and find nothing
 _WANTED = {
     "FINDINGS": 0,
     "FINDING": 0,
@@ -121,14 +127,20 @@ def clean_report(text: str) -> str:
 
     Empty where it has neither.
 
-    Headings are upper-case words before a colon at the start of a line. List numbers, the
-    underscores of the de-identification and line breaks are removed; nothing is reworded.
+    Headings are upper-case words before a colon at the start of a line. What stands under the name
+    of the examination ("CHEST, TWO VIEWS:") is findings, where it is five words or more. List
+    numbers, the underscores of the de-identification and line breaks are removed; nothing is
+    reworded.
     """
     headings = list(_HEADING.finditer(text))
     sections: dict[int, list[str]] = {0: [], 1: []}
     for number, heading in enumerate(headings):
-        place = _WANTED.get(heading[1].strip())
+        name = heading[1].strip()
+        place = _WANTED.get(name)
         end = headings[number + 1].start() if number + 1 < len(headings) else len(text)
+        named = place is None and _EXAMINATION.search(name) and not _ABOUT.search(name)
+        if named and len(text[heading.end() : end].split()) >= _WORDS:
+            place = 0
         if place is not None:
             body = " ".join(re.sub(r"_{2,}", " ", text[heading.end() : end]).split())
             body = _ENUMERATION.sub("", body)

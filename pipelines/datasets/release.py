@@ -169,12 +169,14 @@ def text_field(row: Row, where: str, *names: str) -> str:
 
 
 def answer_field(row: Row, where: str, name: str = "answer") -> str:
-    """Return the answer as text, "" where the release itself has an empty one.
+    """Return the answer as text without outer blanks, "" where the release has an empty one.
 
     A missing field is a UserError.
     """
     value = row.get(name)
-    return "" if isinstance(value, str) and not value.strip() else text_field(row, where, name)
+    return (
+        "" if isinstance(value, str) and not value.strip() else text_field(row, where, name).strip()
+    )
 
 
 def answered(splits: Mapping[str, list[Record]]) -> tuple[dict[str, list[Record]], list[str]]:

@@ -213,6 +213,14 @@ def table_lines(result: Result) -> Iterator[str]:
     yield "  ".join([" " * width, *headings.values(), "passes/token", "s/token"])
     for row in rows:
         yield "  ".join([f"{row_name(row):{width}}", *_cells(row, headings)])
+    for row in rows:
+        parts = [
+            f"{row[key]} {what}"  # type: ignore[literal-required]
+            for key, what in (("empty", "empty"), ("at_limit", "as long as the token limit"))
+            if row[key]  # type: ignore[literal-required]
+        ]
+        if parts:
+            yield f"{row_name(row)}: of {data['items']} answers {' and '.join(parts)}"
     if "bleu" in counts:
         yield (
             "the metrics of reports that need a model: `medalign report metrics` on this "

@@ -44,6 +44,8 @@ class ResultRow(TypedDict):
     adapter: str  # the arm's name
     decoding: Mapping[str, object]  # `method` (see `decoding_method`) and every setting
     scores: dict[str, Score]
+    empty: int  # answers without a word
+    at_limit: int  # answers as long as the limit, cut there as a rule
     tokens: int
     seconds_per_token: float
     forward_passes_per_token: float
@@ -120,6 +122,9 @@ class AnswerLine(TypedDict):
     reference: str
     prediction: str
     scores: dict[str, float]
+
+
+KEYS = AnswerLine.__required_keys__
 
 
 class MetricsFile(MetricScores):
@@ -218,4 +223,11 @@ def read_answers(folder: Path, row: str) -> list[AnswerLine]:
             "repeated)"
         )
     # Not splitlines: an answer may hold U+2028, which ends a line for it and not for JSON.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        answers = [json.loads(line) for line in lines if line]
+        if not all(answer.keys() >= KEYS for answer in answers):
+            raise ValueError("an answer lacks a field")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run `medalign evaluate` again") from None
+    return answers

@@ -1,7 +1,7 @@
 """The table of an evaluation: each row scored, each pair tested, equal answers called out."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from pipelines.evaluation.result import SCHEMA_NUMBER, Answer, Result, ResultRow
 from pipelines.evaluation.scores import (
@@ -54,6 +54,10 @@ def _result_row(answered: AnsweredRow) -> ResultRow:
         "adapter": row.adapter,
         "decoding": row.decoding,
         "scores": summarise(scored),
+        "empty": sum(not answer["text"].strip() for answer in answers),
+        "at_limit": sum(
+            answer["tokens"] >= cast("int", row.decoding["max_new_tokens"]) for answer in answers
+        ),
         "tokens": tokens,
         "seconds_per_token": sum(answer["seconds"] for answer in answers) / tokens,
         "forward_passes_per_token": sum(answer["passes"] for answer in answers) / steps,

@@ -128,9 +128,10 @@ def load_ours(results: Sequence[str]) -> Evaluations:
     Raises
     ------
     UserError
-        An unknown model or set, a folder without `result.json`, or an evaluation of another set.
+        An unknown model or set, a folder without `result.json`, an evaluation of another set, or
+        two scores for one cell.
     """
-    ours = Evaluations({}, [])
+    ours, methods = Evaluations({}, []), [name.lower() for name in read_paper()["methods"]]
     for given in results:
         model, name, folder = _place(given)
         file = folder / RESULT
@@ -145,11 +146,19 @@ def load_ours(results: Sequence[str]) -> Evaluations:
             )
         for row in result["rows"]:
             method = _method(row)
-            if method is not None:
-                columns = _columns(name, row, folder)
-                ours.scores.update(
-                    {(model, name, method, column): found for column, found in columns.items()}
+            if method not in methods:
+                ours.lines.append(
+                    (model, name, f"Not in the table, which has no column for it: {row_name(row)}")
                 )
+                continue
+            for column, found in _columns(name, row, folder).items():
+                cell = (model, name, method, column)
+                if cell in ours.scores:
+                    raise UserError(
+                        f"{given!r}: {row_name(row)} has a second score for one cell "
+                        f"({SETS[name]} {SCORES[column]}); give one evaluation for each"
+                    )
+                ours.scores[cell] = found
         ours.lines.append((model, name, _line(model, name, result)))
     return ours
 
@@ -165,15 +174,17 @@ def _place(given: str) -> tuple[str, str, Path]:
     return model, name, Path(folder)
 
 
-def _method(row: ResultRow) -> str | None:
+def _method(row: ResultRow) -> str:
     """Return the paper's column of a row of ours: LoRA by decoding, MEDALIGN under beam search.
 
-    None for another.
+    Another row's is its own name, which no column has.
     """
     decoding = decoding_method(row)
     if row["adapter"] == LORA:
         return decoding
-    return MEDALIGN.lower() if row["adapter"] == MEDALIGN and decoding == "beam" else None
+    if row["adapter"] == MEDALIGN and decoding == "beam":
+        return MEDALIGN.lower()
+    return row_name(row)
 
 
 def _columns(name: str, row: ResultRow, folder: Path) -> dict[str, Ours]:

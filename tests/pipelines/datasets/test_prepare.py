@@ -302,6 +302,20 @@ def test_mimic_says_what_it_left_out(tmp_path):
         (" FINDINGS AND IMPRESSION: Clear lungs.\n CONCLUSION: Stable.", "Clear lungs. Stable."),
         ("FINAL REPORT\n No heading at all.", ""),
         (
+            " CHEST, TWO VIEWS: The lungs are clear without effusion.\n IMPRESSION: Normal.",
+            "The lungs are clear without effusion. Normal.",
+        ),
+        (
+            " CHEST, 2 VIEWS: Heart size is within normal limits.",
+            "Heart size is within normal limits.",
+        ),
+        (
+            " PORTABLE AP CHEST RADIOGRAPH:\n Low volumes, no edema seen.",
+            "Low volumes, no edema seen.",
+        ),
+        (" EXAMINATION: CHEST (PA AND LAT)\n CHEST, PA AND LATERAL: 12:30.\n", ""),
+        (" COMPARISON CHEST RADIOGRAPH: From the day before this one.", ""),
+        (
             " FINDINGS: Tube ends 2.5 cm above: see note.\n TECHNIQUE: AP.",
             "Tube ends 2.5 cm above: see note.",
         ),

@@ -37,6 +37,8 @@ ROW: ResultRow = {
             "trusted": False,
         }
     },
+    "empty": 0,
+    "at_limit": 1,
     "tokens": 12,
     "seconds_per_token": 0.1,
     "forward_passes_per_token": 1.0,
@@ -85,6 +87,23 @@ def test_answers_come_back_in_their_order(tmp_path: Path) -> None:
         UserError, match=r"medalign-beam\.jsonl is missing; run `medalign evaluate`"
     ):
         read_answers(tmp_path, "MEDALIGN + beam")
+
+
+def test_an_answer_may_hold_any_line_end(tmp_path: Path) -> None:
+    """U+2028 ends a line for Python's splitlines, and not for JSON."""
+    lines = cast("list[AnswerLine]", [{**LINE, "prediction": "left\u2028lung\x0b\x85right"}])
+    write_answers(tmp_path, row_name(ROW), lines)
+    assert read_answers(tmp_path, row_name(ROW)) == lines
+
+
+@pytest.mark.parametrize("torn", ['{"id": "1", "ima', '{"id": "1"}', "[1]"])
+def test_a_torn_answers_file_is_one_line(tmp_path: Path, torn: str) -> None:
+    path = answers_path(tmp_path, row_name(ROW))
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(LINE) + "\n" + torn + "\n")
+    with pytest.raises(UserError, match=r"lora-beam\.jsonl cannot be read.*evaluate` again") as one:
+        read_answers(tmp_path, row_name(ROW))
+    assert "\n" not in str(one.value)
 
 
 def test_metrics_of_a_row_are_read_where_there_are_some(tmp_path: Path) -> None:

@@ -211,3 +211,14 @@ def test_another_model_is_another_version(tmp_path):
     assert bertscore.load({"bertscore": str(tmp_path / "a")}).version == first
     (tmp_path / "a/model.safetensors").write_bytes(os.urandom(8))
     assert bertscore.load({"bertscore": str(tmp_path / "a")}).version != first
+
+
+def test_rouge_l_sees_every_script():
+    """Identical texts score 1, others less; the character is the word of Chinese."""
+    pairs = [
+        Pair("左肺下叶实变", "左肺下叶实变"),
+        Pair("CT 显示左肺", "CT 显示右肺"),
+        Pair("пневмония слева", "пневмония слева"),
+    ]
+    values = [value["rouge_l"] for value in rouge.compute(pairs)]
+    assert values == [1.0, pytest.approx(4 / 5), 1.0]  # ct and four characters, one of them wrong

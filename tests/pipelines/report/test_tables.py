@@ -192,3 +192,23 @@ def test_an_evaluation_of_another_set_is_refused(evaluation):
     make_tables([f"llava-med/slake={folder}"])
     with pytest.raises(UserError, match="is of slake, not of vqa-rad"):
         make_tables([f"llava-med/vqa-rad={folder}"])
+
+
+def test_a_row_without_a_column_is_named(evaluation):
+    rows = [
+        row("LoRA", "beam", open_recall=score(0.5)),
+        row("MEDALIGN", "greedy", open_recall=score(0.6)),
+        row("LoRA", "vcd@alpha=2", open_recall=score(0.7)),
+    ]
+    *_, three = make_tables([f"llava-med/slake={evaluation(rows)}"])
+    unplaced = [note for note in three.notes if "no column for it" in note]
+    assert len(unplaced) == 2
+    assert "MEDALIGN + greedy" in unplaced[0]
+    assert "LoRA + vcd@alpha=2" in unplaced[1]
+
+
+def test_two_scores_for_one_cell_are_an_error(evaluation):
+    folder = evaluation([row("LoRA", "beam", open_recall=score(0.5))])
+    given = f"llava-med/slake={folder}"
+    with pytest.raises(UserError, match="second score for one cell"):
+        make_tables([given, given])
