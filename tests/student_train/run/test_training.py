@@ -210,12 +210,12 @@ def test_eight_times_one_is_one_times_eight(tmp_path, alpha, beta, normalization
             )
 
 
-def test_text_only_records_train_and_say_nothing_about_images(values, tmp_path):
+def test_data_without_an_image_train_with_loss_lm_alone(values, tmp_path):
     text = write_run(tmp_path / "text", records=4, text_only=4)
-    output = train(recipe(text, output=str(tmp_path / "run")))
-    for row in history(output):
-        if "loss_lm" in row:
-            assert row["loss_vis"] == row["loss_att"] == 0
+    with pytest.raises(UserError, match=r"shows no image, so losses.alpha and losses.beta"):
+        train(recipe(text, output=str(tmp_path / "refused")))
+    output = train(recipe(text, output=str(tmp_path / "run"), losses__alpha=0.0, losses__beta=0.0))
+    assert [row["loss_lm"] for row in history(output) if "loss_lm" in row]
 
 
 def test_the_projector_warm_up_is_a_base_for_the_next_run(values, tmp_path):
