@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 @app.command("list")
 def list_command(as_json: Json = False) -> None:
     """List the data sets: what they are, where they come from, under which terms."""
-    from pipelines.datasets.registry import BRAIN_ATLAS, SETS
+    from pipelines.datasets.registry import BRAIN_ATLAS, NIH_RSNA, SETS
 
     rows = [
         {
@@ -44,6 +44,18 @@ def list_command(as_json: Json = False) -> None:
             "licence": "template BSD-3-Clause, atlas MIT",
             "access": "open",
             "layout": "no --source",
+        }
+    )
+    rows.append(
+        {
+            "name": NIH_RSNA,
+            "title": "chest X-rays with boxes of lung opacity, in five folds of patients",
+            "task": "vqa",
+            "download": "images of NIH ChestX-ray14; boxes of RSNA's pneumonia challenge of 2018",
+            "licence": "free use with attribution; boxes: research and other use with attribution",
+            "access": "open",
+            "layout": "images/ and regions.json, or stage_2_train_labels.csv, "
+            "stage_2_detailed_class_info.csv, *mappings_2018.json and images/",
         }
     )
     report({"sets": rows}, as_json, _list_lines(rows))
@@ -76,7 +88,7 @@ def prepare_command(
 
     Layout and counts checked, no image in two splits, hashes kept.
     """
-    from pipelines.datasets.registry import BRAIN_ATLAS
+    from pipelines.datasets.registry import BRAIN_ATLAS, NIH_RSNA
 
     if name == BRAIN_ATLAS:
         from pipelines.datasets.brain_atlas.writing import prepare_brain_atlas
@@ -84,6 +96,18 @@ def prepare_command(
         atlas = prepare_brain_atlas(out, seed=seed)
         shown = (f"{key}: {value}" for key, value in atlas.items() if key != "schema")
         report(atlas, as_json, shown)
+        return
+    if name == NIH_RSNA:
+        from pipelines.datasets.nih_rsna.writing import prepare_nih_rsna
+
+        if source is None:
+            raise UserError(
+                f"{NIH_RSNA} needs --source DIR with images/ and regions.json, or with RSNA's "
+                "files and NIH's images/ (docs/datasets.md)"
+            )
+        chest = prepare_nih_rsna(source, out, seed=seed)
+        shown = (f"{key}: {value}" for key, value in chest.items() if key != "schema")
+        report(chest, as_json, shown)
         return
     from pipelines.datasets.prepare import prepare
     from pipelines.datasets.registry import data_set

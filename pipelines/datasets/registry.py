@@ -11,6 +11,7 @@ from pipelines.datasets.vqa_rad import VQA_RAD
 from shared.errors import UserError, did_you_mean
 
 BRAIN_ATLAS = "brain-atlas"
+NIH_RSNA = "nih-rsna"
 SETS: dict[str, DataSet] = {
     entry.name: entry
     for entry in (
@@ -29,6 +30,6 @@ def data_set(name: str) -> DataSet:
     """Return the entry `name`; an unknown one is an error that names the nearest."""
     if name in SETS:
         return SETS[name]
-    known = [*SETS, BRAIN_ATLAS]
+    known = [*SETS, BRAIN_ATLAS, NIH_RSNA]
     hint = did_you_mean(name, known, f"there are {', '.join(known)}")
     raise UserError(f"no data set is called {name!r}; {hint}")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from shared.console import say
+from shared.errors import UserError
 
 
 def demo_command(
@@ -28,14 +29,29 @@ def demo_command(
 
 
 def demo_student_command(
-    atlas: Annotated[Path, typer.Option(help="Folder of `medalign data prepare brain-atlas`.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
+    atlas: Annotated[
+        Path | None, typer.Option(help="Folder of `medalign data prepare brain-atlas`.")
+    ] = None,
+    chest: Annotated[
+        Path | None, typer.Option(help="Folder of `medalign data prepare nih-rsna`.")
+    ] = None,
+    part: Annotated[
+        str, typer.Option(help="With --chest: the part whose test patients it must not see.")
+    ] = "choose",
 ) -> None:
-    """Build the demo's small student from packaged weights.
+    """Build the small student of the demo, or of the study on X-rays, from packaged weights.
 
     Its projector starts from a ridge regression.
     """
-    from pipelines.demo.student import build_student
+    if (atlas is None) == (chest is None):
+        raise UserError("give either --atlas (the demo's set) or --chest (the study's)")
+    if chest is not None:
+        from pipelines.demo.chest import build_chest_student
 
-    build_student(atlas, out)
+        build_chest_student(chest, part, out)
+    elif atlas is not None:
+        from pipelines.demo.student import build_student
+
+        build_student(atlas, out)
     say(f"done: {out}")

@@ -54,8 +54,6 @@ def build_student(atlas: Path, out: Path) -> RidgeFit:
         A package of weights is missing or another one, `atlas` is no such set, or `out` holds
         something.
     """
-    from student_train.models.base import make_base, save_base
-
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another --out or remove it first")
     if read_structures(atlas) is None:
@@ -69,6 +67,20 @@ def build_student(atlas: Path, out: Path) -> RidgeFit:
     processor = image_processor()
     say("student: ridge regression from patch features to the names of the structures")
     fit = ridge_start(model, tokenizer, processor, atlas)
+    write_student(model, tokenizer, processor, fit, out)
+    return fit
+
+
+def write_student(
+    model: "LlavaForConditionalGeneration",
+    tokenizer: "PreTrainedTokenizerBase",
+    processor: "CLIPImageProcessor",
+    fit: RidgeFit,
+    out: Path,
+) -> None:
+    """Start the projector of `model` with `fit` and write the student into the folder `out`."""
+    from student_train.models.base import make_base, save_base
+
     projector = model.model.multi_modal_projector
     with torch.no_grad():
         projector.linear_1.weight.copy_(fit.weight)
@@ -81,7 +93,6 @@ def build_student(atlas: Path, out: Path) -> RidgeFit:
         "patches, "
         f"{fit.explained_test:.0%} on test patches"
     )
-    return fit
 
 
 def language_model() -> "tuple[LlamaForCausalLM, PreTrainedTokenizerBase]":

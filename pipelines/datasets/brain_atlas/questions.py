@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,33 +32,6 @@ def make_records(
     ]
     groups = [closed[i : i + 2] for i in range(0, len(closed), 2)] + [[record] for record in others]
     return [record for i in generator.permutation(len(groups)) for record in groups[i]]
-
-
-def join_by_image(records: list[Record], turns: int = TURNS) -> list[Record]:
-    """Join the single questions about each image, in their order, into conversations.
-
-    Each has at most `turns` questions.
-
-    An image is encoded once for all its turns, so an epoch costs a fraction of that over single
-    questions.
-    """
-    about: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        about[record.images[0]].append(record)
-    joined = []
-    for image, asked in about.items():
-        for part, start in enumerate(range(0, len(asked), turns)):
-            first, *others = asked[start : start + turns]
-            later = [
-                turn
-                for record in others
-                for turn in (Turn("human", record.question), Turn("gpt", record.answer))
-            ]
-            extra = {key: first.extra[key] for key in ("plane", "slice")} | {"kind": "conversation"}
-            joined.append(
-                Record(f"{Path(image).stem}-{part}", (image,), (*first.turns, *later), extra=extra)
-            )
-    return joined
 
 
 class _Pool(NamedTuple):

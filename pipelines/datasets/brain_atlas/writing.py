@@ -8,8 +8,9 @@ from typing import TypedDict
 
 import numpy as np
 
-from pipelines.datasets.brain_atlas.questions import join_by_image, make_records, text_records
+from pipelines.datasets.brain_atlas.questions import TURNS, make_records, text_records
 from pipelines.datasets.brain_atlas.volumes import GAP, SLAB, TEST_EVERY, Slice, load_slices
+from pipelines.datasets.release import join_by_image
 from pipelines.documents import write_document, write_text
 from shared.console import track
 from shared.errors import UserError
@@ -67,7 +68,7 @@ def prepare_brain_atlas(
         write_boxes(chosen, records, out)
         write_records(out / f"{split}.json", records)
         if split == "train":
-            joined = join_by_image(records)
+            joined = join_by_image(records, TURNS, ("plane", "slice"))
             write_records(out / "conversations.json", joined)
             mixed = [*joined, *text_records(chosen, names, generator)]
             write_records(out / "mixed.json", [mixed[i] for i in generator.permutation(len(mixed))])
