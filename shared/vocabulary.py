@@ -16,6 +16,7 @@ Precision = Literal["f16", "u8"]  # of what is stored
 Features = Literal["block", "projected"]  # patches of the last block, or normed and projected
 Dtype = Literal["fp32", "bf16", "fp16"]  # the teacher's compute type
 ExportForm = Literal["safetensors", "npz"]  # files that `cache export` writes
+Control = Literal["shuffled", "mean"]  # of a store: targets that are wrong on purpose
 
 # of runs
 Device = Literal["auto", "cpu", "cuda"]

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from pipelines.demo.diary import Diary, Stage
 from pipelines.evaluation.result import FOLDER, RESULT, read_result
 from pipelines.report.demo_scores import DemoDescription, write_scores
+from pipelines.stages import Diary, Stage
 from shared.console import say
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pipelines.decoding.prompts import Model
+    from shared.recipe import Recipe
     from student_train.models.processor import Processor
 
 
@@ -50,6 +51,23 @@ def load_student(folder: Path, device: str | None = None) -> Loaded:
         # nothing that counts.
         adapted.merge_adapter()
     return Loaded(model, processor, weights, adapter_digest(folder))
+
+
+def load_base_student(recipe: "Recipe", device: str | None = None) -> Loaded:
+    """Load the model that a recipe begins with, without adapter and W."""
+    import torch
+
+    from pipelines.decoding.prompts import plain_model
+    from shared.processes import choose_device
+    from student_train.models import load_base
+
+    device = device or choose_device()
+    on_cpu = device.startswith("cpu")
+    base = load_base(recipe.model, torch.float32 if on_cpu else torch.bfloat16)
+    model = plain_model(base.model)
+    model.to(device)
+    model.eval()
+    return Loaded(model, base.processor(recipe.data.geometry), weights_digest(model), "")
 
 
 def pad_id(processor: "Processor") -> int:

@@ -7,7 +7,7 @@ normalised. Saved with hidden states for figures, or read as maps for a page.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -28,6 +28,61 @@ if TYPE_CHECKING:
 Maps = Float[np.ndarray, "n N"]
 
 
+class Seen(NamedTuple):
+    """What a student held of one image, by decoder layer.
+
+    `tokens` (N, d): what enters the layer on the image's patches, after W where it acts there.
+    `attention` (N,): the question's attention over them in that layer. Float32.
+    """
+
+    tokens: dict[int, Float[np.ndarray, "N d"]]
+    attention: dict[int, Float[np.ndarray, " N"]]
+
+
+def observe(
+    student: Loaded, question: str, images: Sequence[ImageReference], layers: Sequence[int]
+) -> Seen:
+    """Ask a question about one image and return what the layers held of it.
+
+    Raises
+    ------
+    UserError
+        A layer that the model does not have.
+    """
+    import torch
+
+    from pipelines.decoding.prompts import collate
+
+    model = student.model
+    blocks = check_layers(model, layers)
+    encoded = student.processor.encode(question, list(images))
+    prompts = collate([encoded], [question], model, pad_id(student.processor))
+    found: dict[str, Tensor] = {}
+    with torch.no_grad(), ExitStack() as stack:
+        for layer in layers:
+            keep = _keeping(found, str(layer), half=False)
+            handle = blocks[layer].register_forward_pre_hook(keep, with_kwargs=True)
+            stack.callback(handle.remove)
+        attention = stack.enter_context(_question_attention(model, prompts, layers))
+        model(**prompts.model_inputs(), logits_to_keep=1)
+    columns = prompts.image_mask[0].cpu()
+    return Seen(
+        {layer: found[str(layer)][columns].float().numpy() for layer in layers},
+        {layer: weights.float().numpy() for layer, weights in attention.items()},
+    )
+
+
+def check_layers(model: "Model", layers: Sequence[int]) -> "Sequence[nn.Module]":
+    """Return the decoder's layers; a UserError for one that it does not have."""
+    blocks = model.get_decoder().layers
+    if not all(0 <= layer < len(blocks) for layer in layers):
+        raise UserError(
+            f"this model has decoder layers 0..{len(blocks) - 1}, not all of "
+            f"{', '.join(map(str, layers))}"
+        )
+    return blocks
+
+
 def save_states(
     items: Sequence[Item], student: Loaded, layers: Sequence[int], image_root: Path, folder: Path
 ) -> None:
@@ -41,12 +96,7 @@ def save_states(
     from safetensors.torch import save_file
 
     model = student.model
-    blocks = model.get_decoder().layers
-    if not all(0 <= layer < len(blocks) for layer in layers):
-        raise UserError(
-            f"this model has decoder layers 0..{len(blocks) - 1}, not all of "
-            f"{', '.join(map(str, layers))}"
-        )
+    blocks = check_layers(model, layers)
     folder.mkdir(parents=True, exist_ok=True)
     for item in items:
         prompts = encoded_prompts([item], student, image_root)
@@ -148,12 +198,13 @@ def _request_of(prompts: "Prompts") -> "Request | None":
 
 
 def _keeping(
-    found: "dict[str, Tensor]", name: str
+    found: "dict[str, Tensor]", name: str, half: bool = True
 ) -> "Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]":
     """Return a hook that keeps what enters its layer under `name`."""
 
     def hook(module: "nn.Module", args: "tuple[Tensor, ...]", kwargs: "dict[str, Tensor]") -> None:
         entering = args[0] if args else kwargs["hidden_states"]
-        found[name] = entering[0].half().cpu().contiguous()
+        kept = entering[0].half() if half else entering[0]
+        found[name] = kept.cpu().contiguous()
 
     return hook

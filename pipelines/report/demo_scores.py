@@ -4,21 +4,13 @@ Its evaluation's result, with what was done and how long it took.
 """
 
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import TypedDict, cast
 
 from pipelines.documents import read_document, write_document
 from pipelines.evaluation.result import SCHEMA_NUMBER, Result
+from pipelines.stages import StageEntry
 
 SCORES = "scores.json"
-
-
-class StageEntry(TypedDict):
-    """A finished stage; `output` is the JSON document of a command that prints one."""
-
-    name: str
-    command: str
-    seconds: float
-    output: NotRequired[dict[str, object]]
 
 
 class DemoDescription(TypedDict):

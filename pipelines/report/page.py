@@ -24,11 +24,12 @@ from pipelines.evaluation.result import (
     row_name,
 )
 from pipelines.metrics.items import SCORES
-from pipelines.report.demo_scores import StageEntry, read_demo
+from pipelines.report.demo_scores import read_demo
 from pipelines.report.figures import LOSSES, loss_curves
 from pipelines.report.kinds import Answered, Example, Kind, distinct_scores, examples, kind_table
 from pipelines.report.store_pictures import StorePictures, store_pictures
 from pipelines.report.summary import demo_summary, stage_notes
+from pipelines.stages import StageEntry
 from shared.errors import UserError
 from shared.recipe import Recipe, load_recipe
 from shared.records import Record, load_records

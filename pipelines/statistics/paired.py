@@ -80,6 +80,32 @@ def paired_test(
     first = within_unit(np.asarray(a, dtype=np.float64))
     second = within_unit(np.asarray(b, dtype=np.float64))
     sums, counts = by_cluster(first - second, clusters)
+    mean, low, high, p = sign_test(sums, counts, level, patterns, seed)
+    low, high = max(low, -1.0), min(high, 1.0)
+    shares = _interval_of_shares(first - second, clusters, level)
+    low = min(low, shares[0]) if p > 1 - level or mean < 0 else low
+    high = max(high, shares[1]) if p > 1 - level or mean > 0 else high
+    detectable = detectable_difference(sums, counts, level=(1 - level) / tests)
+    return PairedTest(mean, low, high, p, int(counts.sum()), len(counts), detectable)
+
+
+def sign_test(
+    sums: Values, counts: Values, level: float, patterns: int, seed: int
+) -> tuple[float, float, float, float]:
+    """Test that the mean of clustered differences is 0, by their clusters' signs.
+
+    Parameters
+    ----------
+    sums, counts
+        Of each cluster's differences, (C,).
+    level, patterns, seed
+        As of `paired_test`.
+
+    Returns
+    -------
+    The mean, the interval of what the test does not refute (infinite where it refutes nothing),
+    and p.
+    """
     smaller, larger, certain = _flipped_means(sums, counts, patterns, seed)
     mean = float(sums.sum() / counts.sum())
     beyond = np.sum(smaller <= 0) if mean >= 0 else np.sum(larger >= 0)
@@ -87,15 +113,9 @@ def paired_test(
     p = 1.0 if abs(mean) <= _ROUNDING else float((beyond + certain) / total)
     # A difference is refuted where at most so many drawn patterns are as extreme.
     spared = int(np.floor((1 - level) * total + 1e-9)) - certain
-    low, high = -1.0, 1.0
-    if spared >= 0:
-        low = float(max(np.sort(smaller)[spared], -1.0))
-        high = float(min(np.sort(larger)[-1 - spared], 1.0))
-    shares = _interval_of_shares(first - second, clusters, level)
-    low = min(low, shares[0]) if p > 1 - level or mean < 0 else low
-    high = max(high, shares[1]) if p > 1 - level or mean > 0 else high
-    detectable = detectable_difference(sums, counts, level=(1 - level) / tests)
-    return PairedTest(mean, low, high, p, int(counts.sum()), len(counts), detectable)
+    if spared < 0:
+        return mean, -np.inf, np.inf, p
+    return mean, float(np.sort(smaller)[spared]), float(np.sort(larger)[-1 - spared]), p
 
 
 def _interval_of_shares(

@@ -4,6 +4,7 @@ They open it without the data set, and without the teacher.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from shared.console import JsonOption, report, track, warn
 from shared.errors import UserError
 from shared.files import refused_as
-from shared.vocabulary import ExportForm
+from shared.vocabulary import Control, ExportForm
 from teacher_cache.options import (
     BatchOption,
     DeviceOption,
@@ -40,6 +41,7 @@ def register(app: typer.Typer) -> None:
         ("gc", gc_command),
         ("export", export_command),
         ("view", view_command),
+        ("control", control_command),
     ):
         app.command(name)(command)
 
@@ -371,3 +373,35 @@ def view_command(
         json,
         [f"{out}: image, attention, similarity to patch {chosen[0]},{chosen[1]}"],
     )
+
+
+def control_command(
+    store: StoreOption,
+    to: Annotated[str, typer.Option(help="Store to write the control into.")],
+    kind: Annotated[
+        Control, typer.Option(help="shuffled: another image's targets; mean: those of all.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Data set file: whose patients, whose mean.")
+    ] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
+    teacher: OfTeacherOption = None,
+    fingerprint: FingerprintOption = None,
+    seed: Annotated[int, typer.Option(help="Of shuffled.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Write targets that are wrong on purpose: the control of a claim about the teacher."""
+    from teacher_cache.keeping.control import make_control
+
+    made = make_control(
+        store,
+        to,
+        kind,
+        data=data,
+        image_root=image_root,
+        teacher=teacher,
+        fingerprint=fingerprint,
+        seed=seed,
+    )
+    line = f"{made.namespace}: {made.images} images of {made.patients} patients"
+    report(made._asdict(), json, [line])

@@ -5,6 +5,7 @@
     OUT/choose/            train.json: all folds; test.json: the patients set aside
     OUT/fold0/ ... fold4/  train.json: the other folds; test.json: this one
     OUT/*/conversations.json  train.json joined to conversations about one image each
+    OUT/records.json       all questions of all parts
     OUT/about.json         source, licence, counts, and what constant answers score
 
 No patient is in two parts. Settings are chosen on `choose`, whose patients are in no fold; each
@@ -85,6 +86,7 @@ def prepare_nih_rsna(source: Path, out: Path, *, seed: int = 0) -> About:
         joined = join_by_image(trained, TURNS, ("patient", "xray"))
         for name, written in (("train", trained), ("conversations", joined), ("test", records)):
             write_records(out / part / f"{name}.json", written)
+    write_records(out / "records.json", [one for part in asked.values() for one in part])
     about = _about(seed, parts, asked)
     write_document(out / ABOUT, about)
     return about

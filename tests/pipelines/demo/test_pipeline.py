@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.demo import diary as diary_module
+from pipelines import stages as diary_module
 from pipelines.demo import pipeline
-from pipelines.demo.diary import Diary, Stage
 from pipelines.demo.pipeline import FULL, SHORT, Budget, affordable_steps
+from pipelines.stages import Diary, Stage
 from shared.errors import UserError
 from shared.recipe import load_recipe
 

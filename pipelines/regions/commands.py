@@ -1,0 +1,44 @@
+"""`medalign alignment`: what a run's distillation did, beside what it has to beat."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.console import report
+
+
+def alignment_command(
+    run: Annotated[Path, typer.Option(help="A run: an adapter folder, or a demo's.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Held-out questions; default: the run's evaluation.data.")
+    ] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder of their images.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="The teacher's targets; default: the run's targets.store.")
+    ] = None,
+    regions: Annotated[
+        Path | None, typer.Option(help="Boxes of labelled regions (ours, or COCO's form).")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Where the store holds several.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Only so many images.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure what was distilled, on held-out images, before and after, with paired tests.
+
+    Losses against the store, correlation of S_x with S_e and, with regions, grounding of the
+    attention and separability of the features. Written to RUN/alignment.json.
+    """
+    from pipelines.regions.measuring import measure
+    from pipelines.regions.table import lines_of
+
+    found = measure(
+        run,
+        data=data,
+        image_root=image_root,
+        store=store,
+        regions=regions,
+        teacher=teacher,
+        limit=limit,
+    )
+    report(found, as_json, lines_of(found))

@@ -1,0 +1,63 @@
+"""How well the features of a region are told apart from those beside it, across patients.
+
+Each region gives two vectors: the mean feature of its patches, and that of the patches at its
+mirror image in the same picture where no region is. A vector is told apart if its nearest
+neighbour (cosine) among other patients' vectors has its label. As many vectors are in as out, so
+chance is near one half; it is printed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Vector(NamedTuple):
+    """The mean feature (d,) of some patches: of which image and patient, under which label."""
+
+    image: str
+    patient: str
+    label: str
+    feature: NDArray[np.floating]
+
+
+class Separated(NamedTuple):
+    """Of each vector: whether its nearest neighbour of another patient has its label.
+
+    `chance`: the share of other patients' vectors that have it. `silhouette`: scikit-learn's mean
+    over all vectors by cosine, None below two labels.
+    """
+
+    images: list[str]
+    patients: list[str]
+    hits: list[float]
+    chance: list[float]
+    silhouette: float | None
+
+
+def separability(vectors: Sequence[Vector]) -> Separated:
+    """Score labelled vectors; those without another patient's vector are left out."""
+    from sklearn.metrics import silhouette_score
+
+    features = np.stack([one.feature.astype(np.float64) for one in vectors])
+    features /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+    labels = np.array([one.label for one in vectors])
+    patients = np.array([one.patient for one in vectors])
+    near = features @ features.T
+    near[patients[:, None] == patients[None, :]] = -np.inf
+    kept = [row for row in range(len(vectors)) if np.isfinite(near[row]).any()]
+    hits = [float(labels[int(near[row].argmax())] == labels[row]) for row in kept]
+    others = [patients != patients[row] for row in kept]
+    share = [
+        float((labels[mask] == labels[row]).mean()) for row, mask in zip(kept, others, strict=True)
+    ]
+    several = 1 < len(set(labels.tolist())) < len(labels)
+    score = float(silhouette_score(features, labels, metric="cosine")) if several else None
+    return Separated(
+        [vectors[row].image for row in kept],
+        [vectors[row].patient for row in kept],
+        hits,
+        share,
+        score,
+    )

@@ -1,0 +1,1 @@
+"""Studies: many runs that differ in what the study asks, and the tests over them."""

@@ -1,0 +1,99 @@
+"""`medalign sweep`: run what is missing of a study, say what it takes, show what it found."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shared.console import report
+from shared.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.sweep.study import Run
+
+StudyFile = Annotated[
+    Path, typer.Argument(help="A study file, or the name of a shipped one, such as chest-strength.")
+]
+
+
+def sweep_command(
+    file: StudyFile,
+    work: Annotated[Path, typer.Option(help="Folder of the runs and what they share.")],
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of the finished runs' JSON; default: WORK/results.")
+    ] = None,
+    given: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE of the study's places.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Arms, parts or ARM-PART; default: all.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time on this machine.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option(help="I/N: every N-th run from the I-th on (job arrays), 0-based.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what is missing and how long.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Only show what is finished.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Run the runs of a study that have no result yet, then print its table.
+
+    Stopped or killed, the same command goes on. `--results` in a repository keeps the study across
+    machines.
+    """
+    from pipelines.sweep.planning import plan_lines, plan_of
+    from pipelines.sweep.running import Sweep
+    from pipelines.sweep.study import read_study, recipe_file, runs_of, study_file
+    from pipelines.sweep.tables import document_of, lines_of, table_of
+
+    file = study_file(file)
+    study = read_study(file)
+    results = work / "results" if results is None else results
+    every = runs_of(study, file)
+    runs = _share(_chosen(every, only or []), shard)
+    if plan:
+        planned = plan_of(runs, results, jobs)
+        report(planned, as_json, plan_lines(planned))
+        return
+    if not show:
+        sweep = Sweep(
+            study,
+            recipe_file(study, file).resolve(),
+            work.resolve(),
+            results.resolve(),
+            _pairs(given or []),
+            jobs,
+        )
+        sweep.make_steps(list(dict.fromkeys(run.part for run in runs)))
+        sweep.run_all(runs)
+    table = table_of(study, every, results)
+    report(document_of(study, table), as_json, lines_of(study, table))
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    pairs = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set {one}: write NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _chosen(runs: "list[Run]", only: list[str]) -> "list[Run]":
+    if not only:
+        return runs
+    for name in only:
+        if not any(name in (run.arm, run.part, run.name) for run in runs):
+            known = ", ".join(dict.fromkeys(run.arm for run in runs))
+            raise UserError(f"--only {name}: no arm, part or run is called so; arms are {known}")
+    return [run for run in runs if any(name in (run.arm, run.part, run.name) for name in only)]
+
+
+def _share(runs: "list[Run]", shard: str | None) -> "list[Run]":
+    if shard is None:
+        return runs
+    first, slash, count = shard.partition("/")
+    if not (slash and first.isdigit() and count.isdigit() and int(first) < int(count)):
+        raise UserError(f"--shard {shard}: write I/N with I below N, such as 0/4")
+    return runs[int(first) :: int(count)]
