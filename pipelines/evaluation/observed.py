@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from pipelines.decoding.prompts import Model, Prompts
     from student_train.attention import Request
+    from student_train.imagetext import DecoderLayer
     from student_train.kernel import AttentionCall
 
 Maps = Float[np.ndarray, "n N"]
@@ -72,7 +73,7 @@ def observe(
     )
 
 
-def check_layers(model: "Model", layers: Sequence[int]) -> "Sequence[nn.Module]":
+def check_layers(model: "Model", layers: Sequence[int]) -> "Sequence[DecoderLayer]":
     """Return the decoder's layers; a UserError for one that it does not have."""
     blocks = model.get_decoder().layers
     if not all(0 <= layer < len(blocks) for layer in layers):

@@ -60,6 +60,7 @@ class Alignment(TypedDict):
     data: str
     teacher: str
     images: int
+    arms: list[str]  # the rows that were trained
     rows: dict[str, dict[str, Value]]
     tests: list[Test]
     items: list[dict[str, object]]
@@ -161,6 +162,7 @@ def _document(
         "data": str(data),
         "teacher": store.identity.teacher,
         "images": len(held),
+        "arms": list(arms),
         "rows": {
             name: {score: _value(score, scores, patients) for score in _scores(scores)}
             for name, scores in rows.items()

@@ -17,13 +17,14 @@
     after:                       # further commands over each run; their JSON is kept
       alignment: medalign alignment --run {run} --json
     compare: [[full, LoRA]]      # default: each arm against the first
-    scores: [closed accuracy]    # of the tests; default: all
+    scores: [closed_accuracy]    # of the tests; default: all
     unit: patient                # a field of the records: the unit of every test
 
 Every value may hold {work}, {part}, {arm}, {run} and the study's own places.
 """
 
 import hashlib
+import json
 import shlex
 import string
 from collections.abc import Mapping
@@ -33,9 +34,11 @@ from typing import NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipelines.metrics.items import SCORES
 from pipelines.recipes.commands import FOLDER as RECIPES
 from shared.errors import UserError, did_you_mean
 from shared.recipe import load_recipe
+from shared.recipe.reading import read_values
 
 Value = str | int | float | bool | None | list[str] | list[int]
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -84,6 +87,9 @@ class Study(BaseModel):
         for name in (*self.arms, *self.parts):
             if not re.match(NAME, name):
                 raise ValueError(f"`{name}` is no name of letters, digits and . _ + -")
+        for name in self.scores:
+            if name not in SCORES:
+                raise ValueError(f"scores: {name}; {did_you_mean(name, list(SCORES), '')}")
         for name in (arm for pair in self.compare for arm in pair):
             if name not in self.arms:
                 raise ValueError(f"compare: {name}; {did_you_mean(name, list(self.arms), '')}")
@@ -175,14 +181,16 @@ def recipe_file(study: Study, file: Path) -> Path:
 
 def runs_of(study: Study, file: Path) -> list[Run]:
     """Return every run, part by part, so that each pair of arms is compared early."""
-    recipe = load_recipe(recipe_file(study, file)).model_dump_json()
+    recipe = read_values(recipe_file(study, file))
+    load_recipe(recipe_file(study, file))  # its faults show before anything runs
     steps = [step.model_dump() for step in study.steps]
     runs = []
     for part in study.parts:
         for arm, own in study.arms.items():
             values = {**study.values, **own}
-            decides = repr((recipe, steps, sorted(values.items()), study.after, study.unit, part))
-            identity = hashlib.sha256(decides.encode()).hexdigest()
+            decides = [recipe, steps, values, study.unit, part]
+            text = json.dumps(decides, sort_keys=True)
+            identity = hashlib.sha256(text.encode()).hexdigest()
             runs.append(Run(arm, part, values, identity))
     return runs
 

@@ -2,22 +2,28 @@
 
 Items of all parts are pooled: each unit (patient) is tested in one part, so parts are no
 repetitions of the same items. Where an item is in several parts, such as seeds over one test set,
-its scores are averaged first.
+its scores are averaged first. Beside the scores of answers stand those of alignment, where the
+study measures it (`after: {alignment: medalign alignment ...}`), with the start as a row.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from pipelines.metrics.items import SCORES
+from pipelines.regions.measuring import BEFORE, Alignment
+from pipelines.regions.table import TITLES
 from pipelines.statistics import holm, paired_test, score_interval
 from pipelines.statistics.intervals import Interval
 from pipelines.statistics.paired import PairedTest
+from pipelines.statistics.unbounded import Difference, mean_interval, paired_difference
 from pipelines.sweep.ledger import RunResult, read_run
 from pipelines.sweep.study import Run, Study
 
 ALL = "all"  # every kind of question together
+ALIGNMENT = "alignment"  # the measurement `after` a run whose items are tabled
+UNBOUNDED = ("loss_vis", "loss_att", "similarity")  # scores that do not lie in [0, 1]
 
 
 class ArmScore(NamedTuple):
@@ -36,7 +42,7 @@ class Tested(NamedTuple):
     second: str
     score: str
     kind: str
-    test: PairedTest
+    test: PairedTest | Difference
     p_holm: float
 
 
@@ -49,73 +55,128 @@ class Table(NamedTuple):
     tests: list[Tested]
 
 
-Columns = Mapping[str, tuple[float, str, str]]  # item -> value, unit, kind
+class Cell(NamedTuple):
+    """One item's value on a score, its unit and its kind."""
+
+    value: float
+    unit: str
+    kind: str
+
+
+Column = Mapping[str, Cell]  # by item
 
 
 def table_of(study: Study, runs: Sequence[Run], results: Path) -> Table:
-    """Score and test what is finished. An arm is pooled over the parts that all arms have.
+    """Score and test what is finished.
 
-    One family of tests: Holm's correction is over every pair, score and kind of the table.
+    Arms are compared over the parts in which both are finished. One family of tests: Holm's
+    correction is over every pair, score and kind of the table.
     """
-    found = {run: result for run in runs if (result := read_run(results, run)) is not None}
-    whole = [
-        part
-        for part in study.parts
-        if all((arm, part) in {(run.arm, run.part) for run in found} for arm in study.arms)
-    ]
-    arms = {
-        arm: [result for run, result in found.items() if run.arm == arm and run.part in whole]
-        for arm in study.arms
-    }
-    names = study.scores or [
-        name
-        for name in SCORES
-        if any(name in item["scores"] for result in found.values() for item in result["items"])
-    ]
-    scores, tests = [], []
-    for name in names:
-        columns = {arm: _column(results_of, name) for arm, results_of in arms.items()}
+    found: dict[str, dict[str, RunResult]] = {arm: {} for arm in study.arms}
+    for run in runs:
+        result = read_run(results, run)
+        if result is not None:
+            found[run.arm][run.part] = result
+    scores: list[ArmScore] = []
+    tests: list[Tested] = []
+    for name in _names(study, found):
+        columns = {arm: _column(parts.values(), name) for arm, parts in found.items()}
+        start = _start(found, name)
+        if start:
+            columns[BEFORE] = start
         for kind in _kinds(columns.values()):
-            chosen = {arm: _of_kind(column, kind) for arm, column in columns.items()}
-            for arm, column in chosen.items():
-                if column:
-                    values, units, _ = zip(*column.values(), strict=True)
-                    scores.append(ArmScore(arm, name, kind, score_interval(values, units)))
-            for first, second in study.pairs():
-                tested = _tested(chosen[first], chosen[second])
+            chosen = {
+                arm: {item: cell for item, cell in column.items() if kind in (ALL, cell.kind)}
+                for arm, column in columns.items()
+            }
+            scores += [
+                ArmScore(arm, name, kind, _interval(name, column))
+                for arm, column in chosen.items()
+                if column
+            ]
+            pairs = study.pairs() + [(arm, BEFORE) for arm in study.arms if start]
+            for first, second in pairs:
+                tested = _tested(name, chosen[first], chosen[second])
                 if tested is not None:
                     tests.append(Tested(first, second, name, kind, tested, 1.0))
     adjusted = holm([one.test.p for one in tests])
     tests = [one._replace(p_holm=p) for one, p in zip(tests, adjusted, strict=True)]
-    return Table(len(found), len(runs), scores, tests)
+    finished = sum(len(parts) for parts in found.values())
+    return Table(finished, len(runs), scores, tests)
 
 
-def _column(results: Sequence[RunResult], score: str) -> Columns:
+def _names(study: Study, found: Mapping[str, Mapping[str, RunResult]]) -> list[str]:
+    """Return the scores of answers that the study tests, then those of alignment."""
+    results = [result for parts in found.values() for result in parts.values()]
+    there = {name for result in results for item in result["items"] for name in item["scores"]}
+    aligned = {
+        name
+        for result in results
+        for scores in _aligned(result, None).values()
+        for name in scores[1]
+    }
+    answers = study.scores or [name for name in SCORES if name in there]
+    return [*answers, *(name for name in TITLES if name in aligned)]
+
+
+def _aligned(result: RunResult, row: str | None) -> dict[str, tuple[str, dict[str, float]]]:
+    """Unit and scores of each image in a row of the run's alignment; None: the trained arm's."""
+    document = result["after"].get(ALIGNMENT)
+    if document is None:
+        return {}
+    alignment = cast("Alignment", document)
+    name = alignment["arms"][-1] if row is None else row
+    return {
+        str(item["id"]): (str(item["unit"]), scores[name])
+        for item in alignment["items"]
+        if name in (scores := cast("dict[str, dict[str, float]]", item["scores"]))
+    }
+
+
+def _column(results: Iterable[RunResult], score: str, row: str | None = None) -> Column:
     values: dict[str, list[float]] = defaultdict(list)
     about: dict[str, tuple[str, str]] = {}
     for result in results:
+        if score in TITLES:
+            for name, (unit, scores) in _aligned(result, row).items():
+                if score in scores:
+                    values[name].append(scores[score])
+                    about[name] = (unit, "")
         for item in result["items"]:
             if score in item["scores"]:
                 values[item["id"]].append(item["scores"][score])
                 about[item["id"]] = (item["unit"], item["kind"])
-    return {name: (sum(found) / len(found), *about[name]) for name, found in values.items()}
+    return {name: Cell(sum(found) / len(found), *about[name]) for name, found in values.items()}
 
 
-def _kinds(columns: Iterable[Columns]) -> list[str]:
-    kinds = sorted({kind for column in columns for _, _, kind in column.values()})
+def _start(found: Mapping[str, Mapping[str, RunResult]], score: str) -> Column:
+    """Alignment before training, of each part once: the arms of a part begin alike."""
+    if score not in TITLES:
+        return {}
+    parts: dict[str, RunResult] = {}
+    for results in found.values():
+        parts = {**results, **parts}
+    return _column(parts.values(), score, BEFORE)
+
+
+def _kinds(columns: Iterable[Column]) -> list[str]:
+    kinds = sorted({cell.kind for column in columns for cell in column.values()})
     return [ALL] if len(kinds) < 2 else [ALL, *kinds]
 
 
-def _of_kind(column: Columns, kind: str) -> Columns:
-    return {name: row for name, row in column.items() if kind in (ALL, row[2])}
+def _interval(score: str, column: Column) -> Interval:
+    values = [cell.value for cell in column.values()]
+    units = [cell.unit for cell in column.values()]
+    return (mean_interval if score in UNBOUNDED else score_interval)(values, units)
 
 
-def _tested(first: Columns, second: Columns) -> PairedTest | None:
+def _tested(score: str, first: Column, second: Column) -> PairedTest | Difference | None:
     shared = [name for name in first if name in second]
     if not shared:
         return None
-    a, b = ([column[name][0] for name in shared] for column in (first, second))
-    return paired_test(a, b, [first[name][1] for name in shared])
+    a, b = ([column[name].value for name in shared] for column in (first, second))
+    units = [first[name].unit for name in shared]
+    return (paired_difference if score in UNBOUNDED else paired_test)(a, b, units)
 
 
 def document_of(study: Study, table: Table) -> dict[str, object]:
@@ -130,7 +191,7 @@ def document_of(study: Study, table: Table) -> dict[str, object]:
 
 
 def lines_of(study: Study, table: Table) -> list[str]:
-    """Return the table as text of at most 80 columns."""
+    """Return the table as text of at most 80 columns; scores in points, of 100."""
     lines = [study.title, f"{table.finished} of {table.planned} runs are finished", ""]
     groups = list(dict.fromkeys((one.score, one.kind) for one in table.scores))
     for score, kind in groups:
@@ -138,19 +199,20 @@ def lines_of(study: Study, table: Table) -> list[str]:
         about = "" if kind == ALL else f", {kind}"
         n, clusters = rows[0].interval.n, rows[0].interval.clusters
         lines.append(f"{score}{about} ({n} items of {clusters} units)")
+        scale, digits = (1, 4) if score in UNBOUNDED else (100, 1)
         for row in rows:
-            value = row.interval
+            value, low, high = (scale * one for one in row.interval[:3])
             lines.append(
-                f"  {row.arm:<24} {100 * value.value:5.1f} "
-                f"[{100 * value.low:.1f}, {100 * value.high:.1f}]"
+                f"  {row.arm:<24} {value:7.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
             )
         for one in table.tests:
             if (one.score, one.kind) == (score, kind):
-                test = one.test
+                value, low, high = (
+                    scale * end for end in (one.test.difference, one.test.low, one.test.high)
+                )
                 lines.append(
-                    f"  {one.first} - {one.second}: {100 * test.difference:+.1f} "
-                    f"[{100 * test.low:+.1f}, {100 * test.high:+.1f}], p = {test.p:.3f}, "
-                    f"Holm {one.p_holm:.3f}"
+                    f"  {one.first} - {one.second}: {value:+.{digits}f} "
+                    f"[{low:+.{digits}f}, {high:+.{digits}f}], Holm {one.p_holm:.3f}"
                 )
         lines.append("")
     return lines
