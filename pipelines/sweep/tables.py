@@ -120,7 +120,7 @@ def _names(study: Study, found: Mapping[str, Mapping[str, RunResult]]) -> list[s
 
 
 def _aligned(result: RunResult, row: str | None) -> dict[str, tuple[str, dict[str, float]]]:
-    """Unit and scores of each image in a row of the run's alignment; None: the trained arm's."""
+    """Return unit and scores of each image in a row of the run's alignment; None: the arm's."""
     document = result["after"].get(ALIGNMENT)
     if document is None:
         return {}
