@@ -96,6 +96,10 @@ class Diary:
             self._write()
         return cast("T", remembered[name])
 
+    def lacks(self, stage: Stage) -> bool:
+        """Whether a stage is still to be run."""
+        return all(entry["name"] != stage.name for entry in self.entries["stages"])
+
     def run(self, stage: Stage) -> None:
         """Run a stage's command, unless it is done."""
         line = shlex.join(stage.command)

@@ -72,6 +72,11 @@ def say(text: str) -> None:
     stdout.print(_printable(text), markup=False)
 
 
+def note(text: str) -> None:
+    """Print one line to standard error: what is under way, beside a report on standard output."""
+    stderr.print(_printable(text), markup=False)
+
+
 def warn(text: str) -> None:
     """Print one warning line to standard error."""
     stderr.print(f"[yellow]warning:[/] {_escape(text)}")

@@ -19,7 +19,6 @@ from pipelines.regions.alignment import (
 from pipelines.regions.reading import read_regions
 from pipelines.statistics import holm, paired_test, score_interval
 from pipelines.statistics.unbounded import mean_interval, paired_difference
-from shared.console import say
 from shared.errors import UserError
 from shared.recipe import Recipe, load_recipe
 from shared.targets import TargetStore
@@ -128,7 +127,6 @@ def measure(
     rows |= references_of(held, grid)
     found = _document(rows, held, list(arms), layer, file, opened)
     write_document(run / ALIGNMENT, found)
-    say(f"written: {run / ALIGNMENT}")
     return found
 
 

@@ -19,7 +19,7 @@ from pipelines.evaluation.result import FOLDER, RESULT, read_answers, read_resul
 from pipelines.stages import Diary, Stage
 from pipelines.sweep.ledger import SCHEMA_NUMBER, Item, RunResult, read_run, write_run
 from pipelines.sweep.study import Run, Study, command_of, fill
-from shared.console import say
+from shared.console import note
 from shared.errors import UserError
 from shared.records import load_records
 
@@ -75,8 +75,12 @@ class Sweep:
                 places = self.places("", part)
                 made = Path(str(fill(step.makes, places, "steps")))
                 name = made.name if "{part}" not in step.makes else f"{made.name} of {part}"
-                diary = Diary(self.work / "steps" / name.replace(" ", "-"), "sweep")
-                diary.run(Stage("make", command_of(step.command, places, "steps"), made))
+                folder = self.work / "steps" / name.replace(" ", "-")
+                diary = Diary(folder, "sweep", folder.with_suffix(".log"))
+                stage = Stage("make", command_of(step.command, places, "steps"), made)
+                if diary.lacks(stage):
+                    note(f"makes: {made}")
+                diary.run(stage)
 
     def run_all(self, runs: Sequence[Run]) -> int:
         """Run the missing ones of `runs`; return how many were run here.
@@ -97,7 +101,7 @@ class Sweep:
                     done += future.result()
                 except UserError as error:
                     failed.append(f"{run.name}: {error}")
-                    say(f"failed: {failed[-1]}")
+                    note(f"failed: {failed[-1]}")
         if failed:
             raise UserError(f"{len(failed)} of {len(runs)} runs failed, first {failed[0]}")
         return done
@@ -109,7 +113,7 @@ class Sweep:
         with _lock(folder.with_suffix(".lock")) as mine:
             if not mine or read_run(self.results, run) is not None:
                 return False
-            say(f"begins: {run.name}")
+            note(f"begins: {run.name}")
             diary = Diary(folder, "sweep", folder.with_suffix(".log"))
             places = self.places(run.arm, run.part)
             output = Path(places["run"])
@@ -118,7 +122,7 @@ class Sweep:
             result = self._result(run, diary, output)
             write_run(self.results, run, result)
             total = sum(result["seconds"].values())
-            say(f"done: {run.name} in {total / 60:.1f} minutes")
+            note(f"done: {run.name} in {total / 60:.1f} minutes")
             return True
 
     def _stages(self, run: Run, places: Mapping[str, str], output: Path) -> list[Stage]:

@@ -1,0 +1,365 @@
+"""Sweeps: what a study file says, which runs are missing, and what their table tests."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from pipelines.statistics import holm, paired_test
+from pipelines.sweep.ledger import Item, RunResult, read_run, result_file, write_run
+from pipelines.sweep.planning import plan_of
+from pipelines.sweep.running import Sweep
+from pipelines.sweep.study import STUDIES, Study, fill, read_study, recipe_file, runs_of
+from pipelines.sweep.tables import lines_of, table_of
+from shared.errors import UserError
+from tests.fixtures.runs import write_test_set
+from tests.fixtures.student_runs import write_store, write_train_file
+from tests.fixtures.students import write_tiny_student
+
+STUDY: dict[str, Any] = {
+    "name": "small",
+    "title": "A small study",
+    "recipe": "recipe.yaml",
+    "places": {"base": "the model"},
+    "values": {"model.name": "{base}"},
+    "parts": ["one", "two"],
+    "arms": {
+        "LoRA": {"losses.alpha": 0, "losses.beta": 0, "rotation.kind": "none"},
+        "full": {"losses.alpha": 3},
+    },
+}
+
+
+def write_study(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text("train: {max_steps: 2}\n")
+    (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+    return folder / "study.yaml"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_study_makes_valid_recipes(file: Path) -> None:
+    from shared.recipe import load_recipe
+
+    study = read_study(file)
+    places = dict.fromkeys((*study.places, "work", "part", "arm", "run"), "x")
+    for run in runs_of(study, file):
+        values = [
+            f"{key}={json.dumps(fill(value, places, key))}" for key, value in run.values.items()
+        ]
+        load_recipe(recipe_file(study, file), values)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arm": {}}, "arm.*did you mean arms"),
+        ({"arms": {}}, "arms"),
+        ({"parts": ["one", "one"]}, "parts.*twice"),
+        ({"parts": ["../up"]}, "no name"),
+        ({"compare": [["ful", "LoRA"]]}, "ful.*did you mean full"),
+        ({"scores": ["closed_acuracy"]}, "did you mean closed_accuracy"),
+        ({"recipe": "nowhere.yaml"}, "neither beside it nor a shipped one"),
+    ],
+)
+def test_a_faulty_study_is_one_line(tmp_path: Path, changes: Any, message: str) -> None:
+    file = write_study(tmp_path, **changes)
+    with pytest.raises(UserError, match=message):
+        runs_of(read_study(file), file)
+
+
+@pytest.mark.unit
+def test_places_must_be_given_and_known(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    study, recipe = read_study(file), tmp_path / "recipe.yaml"
+    with pytest.raises(UserError, match="needs --set base=VALUE: the model"):
+        Sweep(study, recipe, tmp_path, tmp_path, {})
+    with pytest.raises(UserError, match="no such place; it has base"):
+        Sweep(study, recipe, tmp_path, tmp_path, {"base": "x", "bass": "y"})
+    with pytest.raises(UserError, match="--set bsae=VALUE"):
+        fill("{bsae}", {"base": "x"}, "arm")
+
+
+@pytest.mark.unit
+def test_a_run_is_known_by_what_decides_it_and_not_by_the_machine(tmp_path: Path) -> None:
+    def identities(folder: str, **changes: Any) -> dict[str, str]:
+        file = write_study(tmp_path / folder, **changes)
+        return {run.name: run.identity for run in runs_of(read_study(file), file)}
+
+    first = identities("a")
+    assert len(set(first.values())) == 4
+    assert identities("b", title="Another title", compare=[["LoRA", "full"]]) == first
+    assert identities("c", unit="patient").keys() == first.keys()
+    assert not set(identities("d", unit="patient").values()) & set(first.values())
+    more = identities("e", arms={**STUDY["arms"], "half": {"losses.alpha": 0.5}})
+    assert {name: more[name] for name in first} == first
+    (tmp_path / "a" / "recipe.yaml").write_text("train: {max_steps: 3}\n")
+    file = tmp_path / "a" / "study.yaml"
+    assert not {run.identity for run in runs_of(read_study(file), file)} & set(first.values())
+
+
+def made_up(
+    run: Any, study: Study, items: list[Item], seconds: float = 60.0, **after: Any
+) -> RunResult:
+    return {
+        "schema": 1,
+        "study": study.name,
+        "arm": run.arm,
+        "part": run.part,
+        "identity": run.identity,
+        "values": run.values,
+        "items": items,
+        "losses": {},
+        "steps": 2,
+        "after": after,
+        "seconds": {"train": seconds},
+        "machine": "",
+        "software": {},
+    }
+
+
+def items(values: list[int], unit: str, kind: str = "") -> list[Item]:
+    return [
+        {
+            "id": f"{unit}-{number}",
+            "unit": f"{unit}-{number // 2}",
+            "kind": kind,
+            "scores": {"closed_accuracy": float(value)},
+        }
+        for number, value in enumerate(values)
+    ]
+
+
+@pytest.mark.unit
+def test_the_table_pools_the_parts_and_tests_pairs_by_item(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    study, runs = read_study(file), runs_of(read_study(file), file)
+    values = {
+        "LoRA-one": [1, 0, 0, 0, 1, 0],
+        "full-one": [1, 1, 0, 1, 1, 0],
+        "LoRA-two": [0, 0, 1, 0],
+        "full-two": [1, 0, 1, 1],
+    }
+    for run in runs:
+        write_run(tmp_path, run, made_up(run, study, items(values[run.name], run.part)))
+    table = table_of(study, runs, tmp_path)
+    assert (table.finished, table.planned) == (4, 4)
+    means = {one.arm: (one.interval.value, one.interval.n) for one in table.scores}
+    assert means["LoRA"] == (pytest.approx(0.3), 10)
+    assert means["full"] == (pytest.approx(0.7), 10)
+    [test] = table.tests
+    a, b = (values[f"{arm}-one"] + values[f"{arm}-two"] for arm in ("full", "LoRA"))
+    expected = paired_test(a, b, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    assert (test.first, test.second) == ("full", "LoRA")
+    assert test.test == expected
+    assert max(map(len, lines_of(study, table))) <= 80
+
+
+@pytest.mark.unit
+def test_arms_are_compared_over_the_items_that_both_have(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    study, runs = read_study(file), runs_of(read_study(file), file)
+    for run in runs[:3]:  # both arms in part one, LoRA alone in part two
+        write_run(tmp_path, run, made_up(run, study, items([1, 0, 1], run.part)))
+    table = table_of(study, runs, tmp_path)
+    assert table.tests[0].test.n == 3
+    assert {one.arm: one.interval.n for one in table.scores} == {"LoRA": 6, "full": 3}
+
+
+@pytest.mark.unit
+def test_kinds_have_rows_of_their_own_in_one_family(tmp_path: Path) -> None:
+    file = write_study(tmp_path, parts=["one"])
+    study, runs = read_study(file), runs_of(read_study(file), file)
+    for number, run in enumerate(runs):
+        asked = items([1] * 8, "a", "box") + items([number] * 8, "b", "side")
+        write_run(tmp_path, run, made_up(run, study, asked))
+    tests = table_of(study, runs, tmp_path).tests
+    assert [one.kind for one in tests] == ["all", "box", "side"]
+    assert [one.p_holm for one in tests] == holm([one.test.p for one in tests])
+
+
+@pytest.mark.unit
+def test_alignment_is_tabled_with_the_start(tmp_path: Path) -> None:
+    file = write_study(tmp_path, parts=["one"])
+    study, runs = read_study(file), runs_of(read_study(file), file)
+    for number, run in enumerate(runs):
+        rows = [
+            {
+                "id": f"i{place}",
+                "unit": f"p{place}",
+                "scores": {
+                    "before": {"loss_vis": 0.5 + place / 100},
+                    "LoRA": {"loss_vis": 0.5 + place / 100 - 0.1 * number},
+                },
+            }
+            for place in range(8)
+        ]
+        document = {"arms": ["LoRA"], "items": rows}
+        result = made_up(run, study, items([1, 0], "a"), alignment=document)
+        write_run(tmp_path, run, result)
+    table = table_of(study, runs, tmp_path)
+    means = {one.arm: one.interval.value for one in table.scores if one.score == "loss_vis"}
+    assert means == pytest.approx({"LoRA": 0.535, "full": 0.435, "before": 0.535})
+    tests = {(one.first, one.second): one.test for one in table.tests if one.score == "loss_vis"}
+    assert tests["full", "LoRA"].difference == pytest.approx(-0.1)
+    assert tests["full", "before"].p == pytest.approx(2 / 2**8)
+
+
+@pytest.mark.unit
+def test_a_result_of_other_settings_is_refused(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    study, [run, *_] = read_study(file), runs_of(read_study(file), file)
+    write_run(tmp_path, run, made_up(run, study, []))
+    assert read_run(tmp_path, run) is not None
+    with pytest.raises(UserError, match=r"other settings.*move it away"):
+        read_run(tmp_path, run._replace(identity="0" * 64))
+    result_file(tmp_path, run).write_text("{")
+    with pytest.raises(UserError, match=r"not JSON.*move it away"):
+        read_run(tmp_path, run)
+
+
+@pytest.mark.unit
+def test_the_plan_times_the_rest_by_what_is_finished(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    study, runs = read_study(file), runs_of(read_study(file), file)
+    assert plan_of(runs, tmp_path, 2)["hours"] is None
+    write_run(tmp_path, runs[0], made_up(runs[0], study, [], seconds=1200))
+    plan = plan_of(runs, tmp_path, 2)
+    assert plan["missing"] == ["full-one", "LoRA-two", "full-two"]
+    assert plan["hours"] == pytest.approx(3 * 20 / 60 / 2)
+
+
+# --- with a tiny student
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A base model, records and targets for them."""
+    folder = tmp_path_factory.mktemp("inputs")
+    base = write_tiny_student(folder / "base")
+    test = write_test_set(folder / "data", 3)
+    names = ["0.png", "1.png", "2.png"]
+    write_train_file(folder / "data" / "train.json", names, 8)
+    write_store(folder / "store", folder / "data", names)
+    return {"base": str(base), "data": str(test.parent), "store": str(folder / "store")}
+
+
+def tiny_study(folder: Path, **changes: Any) -> Path:
+    values = {
+        "model.name": "{base}",
+        "model.template": "vicuna_v1",
+        "data.train": "{data}/train.json",
+        "data.workers": 0,
+        "targets.store": "{store}",
+        "evaluation.data": "{data}/test.json",
+        "evaluation.methods": ["greedy"],
+        "evaluation.max_new_tokens": 2,
+        "losses.layer": 2,
+        "lora.r": 2,
+        "deepspeed": "none",
+        "train.max_steps": 4,
+        "train.batch_size": 1,
+        "train.accumulation": 1,
+        "train.precision": "fp32",
+        "train.save_steps": 1,
+    }
+    after = {"alignment": "medalign alignment --run {run} --store {store} --json"}
+    places = {name: name for name in ("base", "data", "store")}
+    fields = {"places": places, "values": values, "parts": ["one"], "after": after}
+    return write_study(folder, **fields | changes)
+
+
+def sweep_command(file: Path, inputs: dict[str, str], *more: str) -> list[str]:
+    given = [word for name, value in inputs.items() for word in ("--set", f"{name}={value}")]
+    return ["sweep", str(file), "--work", str(file.parent / "work"), *given, *more]
+
+
+@pytest.mark.integration
+def test_a_sweep_runs_what_is_missing_and_tests_it(tmp_path: Path, inputs: dict[str, str]) -> None:
+    """Both arms side by side; a second call runs nothing; every number is of the run's files."""
+    file = tiny_study(tmp_path)
+    first = CliRunner().invoke(app, sweep_command(file, inputs, "--jobs", "2", "--json"))
+    assert first.exit_code == 0, first.output
+    table = json.loads(first.stdout)
+    assert (table["finished"], table["planned"]) == (2, 2)
+    assert {one["score"] for one in table["scores"]} >= {"closed_accuracy", "loss_vis", "loss_att"}
+    folder = tmp_path / "work" / "runs" / "full" / "one"
+    result = json.loads((tmp_path / "work" / "results" / "full-one.json").read_text())
+    evaluated = json.loads((folder / "run" / "evaluation" / "result.json").read_text())
+    assert len(result["items"]) == evaluated["data"]["items"] == 9
+    assert result["after"]["alignment"] == json.loads((folder / "run/alignment.json").read_text())
+    assert result["steps"] == 4
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    again = CliRunner().invoke(app, sweep_command(file, inputs))
+    assert again.exit_code == 0, again.output
+    assert "begins" not in again.output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_a_killed_sweep_goes_on_at_its_checkpoint(tmp_path: Path, inputs: dict[str, str]) -> None:
+    """Killed with the training inside it once a checkpoint is there; the losses are the same."""
+    from tests.fixtures.progress import wait_until
+
+    arms = {"full": {"losses.alpha": 3, "train.max_steps": 40}}
+    file = tiny_study(tmp_path, arms=arms)
+    folder = tmp_path / "work" / "runs" / "full" / "one"
+    starter = "from pipelines.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", starter, *sweep_command(file, inputs)],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: any((folder / "run").glob("checkpoint-*/trainer_state.json")), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "work" / "results" / "full-one.json").exists()
+    done = CliRunner().invoke(app, sweep_command(file, inputs))
+    assert done.exit_code == 0, done.output
+    assert "--resume" in folder.with_suffix(".log").read_text()
+    whole = tiny_study(tmp_path / "whole", arms=arms)
+    assert CliRunner().invoke(app, sweep_command(whole, inputs)).exit_code == 0
+    results = [
+        json.loads((place / "work" / "results" / "full-one.json").read_text())
+        for place in (tmp_path, tmp_path / "whole")
+    ]
+    assert results[0]["items"] == results[1]["items"]
+    assert results[0]["losses"] == results[1]["losses"]
+
+
+@pytest.mark.integration
+def test_a_failed_run_is_named_and_the_others_are_run(
+    tmp_path: Path, inputs: dict[str, str]
+) -> None:
+    arms = {"bad": {"losses.layer": 99}, "LoRA": STUDY["arms"]["LoRA"]}
+    file = tiny_study(tmp_path, arms=arms, after={})
+    found = CliRunner().invoke(app, sweep_command(file, inputs))
+    assert isinstance(found.exception, UserError)
+    assert "1 of 2 runs failed, first bad-one" in str(found.exception)
+    assert "losses.layer=99" in (tmp_path / "work" / "runs" / "bad" / "one.log").read_text()
+    assert (tmp_path / "work" / "results" / "LoRA-one.json").is_file()
+
+
+@pytest.mark.integration
+def test_unknown_choices_are_one_line(tmp_path: Path, inputs: dict[str, str]) -> None:
+    file = tiny_study(tmp_path)
+    for more, message in (
+        (("--only", "ful"), "--only ful"),
+        (("--shard", "2/2"), "--shard 2/2"),
+        (("--set", "novalue"), "NAME=VALUE"),
+    ):
+        found = CliRunner().invoke(app, sweep_command(file, inputs, *more))
+        assert isinstance(found.exception, UserError)
+        assert message in str(found.exception)
