@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.evaluation.loading import load_base_student, load_student
+from pipelines.evaluation.loading import load_base_student, load_student, pad_id
 from pipelines.regions.alignment import held_out, observe_all, scores_of
 from pipelines.regions.measuring import ALIGNMENT, BEFORE, measure
 from pipelines.regions.reading import read_regions
@@ -70,7 +70,7 @@ def test_the_losses_are_those_that_training_evaluates(run: Path) -> None:
     join = _join(references, store)
     records = [one.record for one in held]
     data = AlignmentData(records, run / "data", processor, join, 1024, "error")
-    collate = Collator(processor.tokenizer.pad_token_id, processor.grid.size)
+    collate = Collator(pad_id(processor), processor.grid.size)
     for row, record in enumerate(records):
         sample = data[row]
         assert "error" not in sample

@@ -39,11 +39,11 @@ def test_the_interval_covers_clustered_values() -> None:
 
 def test_p_and_difference_are_the_bounded_test_s() -> None:
     random = np.random.default_rng(3)
-    a, b = random.integers(0, 2, 60).astype(float), random.integers(0, 2, 60).astype(float)
+    a, b = (random.integers(0, 2, 60).astype(float).tolist() for _ in range(2))
     clusters = (np.arange(60) // 3).tolist()
     bounded, free = (test(a, b, clusters) for test in (paired_test, paired_difference))
     assert (free.difference, free.p) == (bounded.difference, bounded.p)
-    scaled = paired_difference((100 * a - 7).tolist(), (100 * b - 7).tolist(), clusters)
+    scaled = paired_difference([100 * one - 7 for one in a], [100 * one - 7 for one in b], clusters)
     assert scaled.p == free.p
     assert scaled[:3] == pytest.approx([100 * one for one in free[:3]])
 
