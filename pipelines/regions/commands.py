@@ -1,4 +1,4 @@
-"""`medalign alignment`: what a run's distillation did, beside what it has to beat."""
+"""`medalign alignment` and `medalign oracle`: what distillation did; a perfect expert."""
 
 from pathlib import Path
 from typing import Annotated
@@ -42,3 +42,19 @@ def alignment_command(
         limit=limit,
     )
     report(found, as_json, lines_of(found))
+
+
+def oracle_command(
+    store: Annotated[str, typer.Option(help="The teacher's targets, whose images get others.")],
+    to: Annotated[str, typer.Option(help="Store to write them into.")],
+    regions: Annotated[list[Path], typer.Option(help="Boxes of regions; may be repeated.")],
+    image_root: Annotated[Path, typer.Option(help="Folder of the images that they name.")],
+    teacher: Annotated[str | None, typer.Option(help="Where the store holds several.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Write targets that know the regions: if they do not help, no expert can."""
+    from pipelines.regions.oracle import write_oracle
+
+    made = write_oracle(store, to, regions, image_root, teacher=teacher)
+    line = f"{made.namespace}: {made.images} images, {made.with_regions} of them with regions"
+    report(made._asdict(), as_json, [line])

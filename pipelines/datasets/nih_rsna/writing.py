@@ -2,6 +2,7 @@
 
     OUT/images/            the X-rays as released, and copies with one box drawn on them
     OUT/regions.json       every X-ray with its patient, boxes and part
+    OUT/regions-marked.json  the same of the marked copies
     OUT/choose/            train.json: all folds; test.json: the patients set aside
     OUT/fold0/ ... fold4/  train.json: the other folds; test.json: this one
     OUT/*/conversations.json  train.json joined to conversations about one image each
@@ -29,7 +30,7 @@ from shared.errors import UserError
 from shared.records import Record, write_records
 
 SCHEMA_NUMBER = 1
-ABOUT = "about.json"
+ABOUT, MARKED = "about.json", "regions-marked.json"
 FOLDS = 5
 ASIDE = "choose"  # the part on which settings are chosen
 TURNS = 8  # questions of one conversation at most
@@ -72,13 +73,16 @@ def prepare_nih_rsna(source: Path, out: Path, *, seed: int = 0) -> About:
     (out / "images").mkdir(parents=True)
     asked: dict[str, list[Record]] = {}
     rows: list[dict[str, object]] = []
+    copies: list[dict[str, object]] = []
     for number, part in enumerate(sorted(set(parts.values()))):
         chosen = [xray for xray in xrays if parts[xray.patient] == part]
         shown = [_copy(xray, out) for xray in track(chosen, len(chosen), part, "images")]
         asked[part], marked = make_records(shown, np.random.default_rng([seed, number]))
         _write_marked(marked, out)
-        rows += [_row(one, part) for one in shown]
-    write_document(out / REGIONS, {"schema": SCHEMA_NUMBER, "records": rows})
+        rows += [_row(one, part, one.image) for one in shown]
+        copies += [_row(one.shown, part, one.image) for one in marked]
+    for name, found in ((REGIONS, rows), (MARKED, copies)):
+        write_document(out / name, {"schema": SCHEMA_NUMBER, "records": found})
     folds = [part for part in asked if part != ASIDE]
     for part, records in asked.items():
         trained = [record for fold in folds if fold != part for record in asked[fold]]
@@ -153,9 +157,9 @@ def _write_marked(marked: Sequence[Marked], out: Path) -> None:
         image.save(out / one.image)
 
 
-def _row(one: Shown, part: str) -> dict[str, object]:
+def _row(one: Shown, part: str, image: str) -> dict[str, object]:
     return {
-        "image": one.image,
+        "image": image,
         "patient": one.xray.patient,
         "rsna_class": one.xray.finding,
         "boxes": [list(box) for box in one.xray.boxes],

@@ -169,3 +169,58 @@ def test_what_is_missing_is_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no target in .*cache build"):
         measure(run / "lora", store=str(tmp_path / "few"))
     assert len(load_records(run / "data" / "test.json")) == 3 * IMAGES
+
+
+def test_the_oracle_knows_the_regions_and_keeps_the_other_targets(
+    run: Path, tmp_path: Path
+) -> None:
+    from pipelines.regions.oracle import write_oracle
+    from shared.imaging.keys import content_key
+
+    made = write_oracle(run / "store", tmp_path / "oracle", [run / "regions.json"], run / "data")
+    assert (made.images, made.with_regions) == (IMAGES, IMAGES // 2)
+    teacher, oracle = (TargetStore.open(place) for place in (run / "store", tmp_path / "oracle"))
+    assert oracle.identity.teacher == "dinov2-small-oracle"
+    grid = teacher.identity.grid
+    rows = {
+        row["image"]: row["boxes"]
+        for row in json.loads((run / "regions.json").read_text())["records"]
+    }
+    for name, boxes in rows.items():
+        key = content_key(run / "data" / name)
+        if not boxes:
+            assert np.array_equal(oracle[key].attention, teacher[key].attention)
+            assert np.array_equal(oracle[key].similarity, teacher[key].similarity)
+            continue
+        [(x, y, width, height)] = boxes
+        # Images of 40 x 30 on a square of 40, whose padding is 5 above and below.
+        share = np.zeros(grid)
+        for row in range(grid[0]):
+            for column in range(grid[1]):
+                side = 40 / grid[0]
+                across = min(x + width, (column + 1) * side) - max(x, column * side)
+                down = min(y + 5 + height, (row + 1) * side) - max(y + 5, row * side)
+                share[row, column] = max(across, 0) * max(down, 0) / side**2
+        shown = teacher[key].coverage > 0
+        inside = share.ravel() * shown
+        expected = 0.99 * inside / inside.sum() + 0.01 * shown / shown.sum()
+        assert np.abs(oracle[key].attention - expected).max() < 0.01
+        pairs = np.triu_indices(len(inside), 1)
+        both = np.stack([share.ravel(), 1 - share.ravel()])
+        cosine = (both.T @ both) / np.outer(*[np.linalg.norm(both, axis=0)] * 2)
+        assert np.abs(oracle[key].similarity - cosine[pairs]).max() < 0.02
+    with pytest.raises(UserError, match="no image with regions"):
+        write_oracle(
+            tmp_path / "oracle", tmp_path / "o2", [_elsewhere(tmp_path, run)], run / "data"
+        )
+
+
+def _elsewhere(folder: Path, run: Path) -> Path:
+    """Regions of an image that the store does not know."""
+    from PIL import Image
+
+    Image.new("RGB", (9, 9), (200, 10, 10)).save(run / "data" / "other.png")
+    file = folder / "elsewhere.json"
+    row = {"image": "other.png", "boxes": [[1, 1, 4, 4]]}
+    file.write_text(json.dumps({"records": [row]}))
+    return file
