@@ -473,7 +473,8 @@ def test_commands_print_terms_counts_and_hashes(tmp_path):
     assert str(tmp_path / "out/train.json") in result.output
     listed = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)["sets"]
     assert {row["name"] for row in listed} == {name for name, _ in REPLICAS.values()} | {
-        "brain-atlas"
+        "brain-atlas",
+        "nih-rsna",
     }
     checked = CliRunner().invoke(
         app, ["check", str(tmp_path / "out/test.json"), "--image-root", str(source / "imgs")]
