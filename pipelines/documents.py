@@ -25,8 +25,10 @@ def write_text(file: Path, text: str) -> None:
     whole_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def read_document(file: Path, schema: int, remedy: str) -> dict[str, object]:
-    """Read a document of the schema number `schema`.
+def read_document(
+    file: Path, schema: int, remedy: str, oldest: int | None = None
+) -> dict[str, object]:
+    """Read a document of the schema number `schema`, or of one from `oldest` on.
 
     One without a number was written before there were numbers, and has the keys of schema 1.
 
@@ -42,6 +44,6 @@ def read_document(file: Path, schema: int, remedy: str) -> dict[str, object]:
     if not isinstance(document, dict):
         raise UserError(f"{file} holds a {type(document).__name__}, not an object; {remedy}")
     found = document.get(SCHEMA, 1)
-    if found != schema:
+    if found not in range(schema if oldest is None else oldest, schema + 1):
         raise UserError(f"{file} has schema {found!r}, this version reads {schema}; {remedy}")
     return document

@@ -26,10 +26,13 @@ class Budget(NamedTuple):
     warmup_steps: int
     arm_steps: int
     test_items: int | None  # None: all
+    control_items: int | None  # of those
 
 
-SHORT = Budget("demo", 15, warmup_steps=24, arm_steps=100, test_items=200)
-FULL = Budget("demo-full", 120, warmup_steps=24, arm_steps=400, test_items=None)
+SHORT = Budget("demo", 15, warmup_steps=24, arm_steps=100, test_items=200, control_items=40)
+FULL = Budget("demo-full", 120, warmup_steps=24, arm_steps=400, test_items=None, control_items=None)
+# `mirrored` is refused here: the template equals its mirror.
+CONTROLS = ("blank", "shuffled")
 
 _RESERVE = 90.0  # seconds kept for the report and for what varies
 # Of one answer, in seconds of a training sample (a conversation of several questions).
@@ -125,9 +128,11 @@ def arms_and_scores(out: Path, budget: Budget, precision: str, steps: int) -> li
         "rotation.kind": "none",
     }
     medalign = shared | {"output": out / "medalign", "targets.store": out / "store"}
-    evaluate = ["medalign", "evaluate", "--run", str(out)]
+    evaluate = ["medalign", "evaluate", "--run", str(out), "--controls", ",".join(CONTROLS)]
     if budget.test_items is not None:
         evaluate += ["--limit", str(budget.test_items)]
+    if budget.control_items is not None:
+        evaluate += ["--control-limit", str(budget.control_items)]
     return [
         Stage("LoRA", _train(lora), out / "lora"),
         Stage("MedAlign", _train(medalign), out / "medalign"),
@@ -140,7 +145,9 @@ def affordable_steps(budget: Budget, spent: float, sample_seconds: float) -> int
 
     A training sample takes `sample_seconds`.
     """
-    answers = 2 * (budget.test_items or 400) * _ANSWER_SECONDS * sample_seconds
+    items = budget.test_items or 400
+    asked = items + len(CONTROLS) * (budget.control_items or items)
+    answers = 2 * asked * _ANSWER_SECONDS * sample_seconds
     left = budget.minutes * 60 - spent - answers - _RESERVE
     return max(
         _LEAST_STEPS, min(budget.arm_steps, int(left / 2 / (sample_seconds * _batch_size())))

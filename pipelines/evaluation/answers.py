@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.decoding.methods import DEFINITION, Decoding
+from pipelines.evaluation.controls import pictures
 from pipelines.evaluation.items import Item
 from pipelines.evaluation.journal import Journal, answer_key
 from pipelines.evaluation.loading import Loaded, end_ids, pad_id
@@ -27,12 +28,13 @@ class Bounds(NamedTuple):
 
 def item_key(item: Item, student: Loaded, settings: dict[str, object]) -> str:
     """Journal key of one answer."""
+    controlled = [item.control, item.drawn_as] if item.control else []
     return answer_key(
         model=student.weights,
         adapter=student.adapter,
         decoding=settings,
         item=item.record.id,
-        prompt=item.prompt,
+        prompt="\x00".join([item.prompt, *controlled]),
         code=computed_by(student),
     )
 
@@ -119,7 +121,9 @@ def _check_positions(item: Item, student: Loaded, bounds: Bounds, image_root: Pa
     """Refuse before the first answer what the longest question would end with."""
     from pipelines.decoding.generation import check_positions
 
-    encoded = student.processor.encode(item.record.question, item.record.references(image_root))
+    encoded = student.processor.encode(
+        item.record.question, pictures(item, student.processor, image_root)
+    )
     length = encoded["input_ids"].shape[1]
     check_positions(student.model, length, bounds.max_new_tokens, item.record.id)
 
@@ -168,10 +172,12 @@ def encoded_prompts(batch: Sequence[Item], student: Loaded, image_root: Path) ->
     from pipelines.decoding.prompts import collate
 
     encoded = [
-        student.processor.encode(item.record.question, item.record.references(image_root))
+        student.processor.encode(
+            item.record.question, pictures(item, student.processor, image_root)
+        )
         for item in batch
     ]
-    names = [item.name for item in batch]
+    names = [item.seed for item in batch]
     return prefilled(
         student.model, collate(encoded, names, student.model, pad_id(student.processor))
     )

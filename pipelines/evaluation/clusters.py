@@ -48,7 +48,7 @@ def clusters_of(
             (name for name in PATIENT_FIELDS if all(_said(one, name) for one in records)), None
         )
     if field is None:
-        return Clusters(IMAGE, _by_image(contents))
+        return Clusters(IMAGE, connected(contents))
     silent = [record.id for record in records if not _said(record, field)]
     if silent:
         raise UserError(
@@ -62,7 +62,7 @@ def _said(record: Record, field: str) -> bool:
     return record.extra.get(field) not in (None, "")
 
 
-def _by_image(contents: Sequence[Sequence[str]]) -> list[str]:
+def connected(contents: Sequence[Sequence[str]]) -> list[str]:
     """Name the connected groups of records that share images, by the group's first image."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

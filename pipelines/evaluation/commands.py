@@ -1,17 +1,11 @@
-"""`medalign generate`, `medalign evaluate` and `medalign compare`.
+"""`medalign generate`, `medalign evaluate` and `medalign compare`: their flags."""
 
-Their flags, and their tables for a person.
-"""
-
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.decoding.methods import NAMES
-from pipelines.evaluation.result import PairedTests, Result, ResultRow, Score, row_name
-from pipelines.statistics.intervals import MIN_CLUSTERS
 from shared.console import report, say
 from shared.errors import UserError
 
@@ -122,6 +116,22 @@ def evaluate_command(
             "patient's where every record has one, else the image's content."
         ),
     ] = None,
+    controls: Annotated[
+        str,
+        typer.Option(
+            help="Ask again with images that say nothing: some of blank, shuffled (another "
+            "patient's), mirrored (sides exchanged). How much of the score needs the image?"
+        ),
+    ] = "",
+    control_limit: Annotated[
+        int | None, typer.Option(min=1, help="Controls of so many items, a fixed random sample.")
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            help="Training data of the question-only baseline. Default: what the run recorded."
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
     ] = None,
@@ -139,6 +149,7 @@ def evaluate_command(
     MEDALIGN under beam search. Start it again after a kill and it continues.
     """
     from pipelines.evaluation.arms import last_arm
+    from pipelines.evaluation.lines import table_lines
     from pipelines.evaluation.run import evaluate
 
     recipe = _evaluation_section(last_arm(run))
@@ -165,6 +176,9 @@ def evaluate_command(
         device=device,
         save_layers=_layers(save_layers),
         save_items=_listed(save_items),
+        controls=_listed(controls),
+        control_limit=control_limit,
+        train=train,
     )
     if result:  # ranks above 0 have nothing to print
         report(result, as_json, table_lines(result))
@@ -184,107 +198,10 @@ def compare_command(
     Paired by the items' ids, whole clusters exchanged, Holm-corrected.
     """
     from pipelines.evaluation.compare import compare
+    from pipelines.evaluation.lines import comparison_lines
 
     result = compare(a, b, row_a, row_b)
     report(result, as_json, comparison_lines(result))
-
-
-def table_lines(result: Result) -> Iterator[str]:
-    """Write the result as text.
-
-    Rows with intervals and denominators, comparisons, power, alarms.
-    """
-    from pipelines.metrics.ceiling import ceiling_lines
-    from pipelines.metrics.question_kind import inferred_line
-
-    data, rows = result["data"], result["rows"]
-    sha256 = data["sha256"][:12]
-    yield (
-        f"{data['file']}: {data['items']} items, {data['images']} images (sha256 {sha256}); "
-        f"intervals and tests over {data['clusters']} clusters: by {data['cluster']}"
-    )
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts |= {name: score["n"] for name, score in row["scores"].items()}
-    if counts.get("closed_yes_no") == counts.get("closed_accuracy"):
-        counts.pop("closed_yes_no", None)  # the same column twice
-    headings = {name: f"{name} (n={count})" for name, count in counts.items()}
-    width = max(len(row_name(row)) for row in rows)
-    yield "  ".join([" " * width, *headings.values(), "passes/token", "s/token"])
-    for row in rows:
-        yield "  ".join([f"{row_name(row):{width}}", *_cells(row, headings)])
-    for row in rows:
-        parts = [
-            f"{row[key]} {what}"  # type: ignore[literal-required]
-            for key, what in (("empty", "empty"), ("at_limit", "as long as the token limit"))
-            if row[key]  # type: ignore[literal-required]
-        ]
-        if parts:
-            yield f"{row_name(row)}: of {data['items']} answers {' and '.join(parts)}"
-    if "bleu" in counts:
-        yield (
-            "the metrics of reports that need a model: `medalign report metrics` on this "
-            "evaluation's folder"
-        )
-    if not all(score["trusted"] for row in rows for score in row["scores"].values()):
-        yield f"fewer than {MIN_CLUSTERS} clusters: no interval is to be trusted, and none is shown"
-    if data["inferred"]:
-        yield inferred_line(data["inferred"])
-    yield from (f"WARNING: {line}" for line in ceiling_lines(data["ceilings"]))
-    yield from comparison_lines(result)
-
-
-def _cells(row: ResultRow, headings: Mapping[str, str]) -> list[str]:
-    """Scores of a row, each as wide as its heading, and its cost."""
-    scores = row["scores"]
-    return [
-        *(
-            f"{_percent(scores[name]) if name in scores else '-':>{len(heading)}}"
-            for name, heading in headings.items()
-        ),
-        f"{row['forward_passes_per_token']:12.2f}",
-        f"{row['seconds_per_token']:7.3f}",
-    ]
-
-
-def comparison_lines(result: PairedTests) -> Iterator[str]:
-    """Write paired tests, power note and alarms as text.
-
-    The strict twins of the scores are in the JSON alone.
-    """
-    shown = [
-        one
-        for one in result["comparisons"]
-        if one["score"] in ("open_recall", "closed_accuracy", "choice_accuracy")
-    ]
-    if shown:
-        yield ""
-        family = len(result["comparisons"])
-        yield f"paired permutation tests; Holm's correction over the table's {family}:"
-    for one in shown:
-        low, high = one["interval"]
-        yield (
-            f"  {one['a']} - {one['b']}, {one['score']}: {100 * one['difference']:+.1f} points "
-            f"[{100 * low:+.1f}, {100 * high:+.1f}], p = {one['p_permutation']:.3g}, Holm "
-            f"{one['p_holm']:.3g}"
-        )
-    for name in dict.fromkeys(one["score"] for one in shown):
-        points = result["power"][name]
-        shows = (
-            "is too small to show any difference"
-            if points is None
-            else f"can show differences above {100 * points:.1f} points"
-        )
-        yield f"  power: on {name} this set {shows} (80%, level 0.05 after Holm's correction)"
-    for first, second in result["identical_outputs"]:
-        yield f"ALARM: {first} and {second} gave byte-identical answers"
-
-
-def _percent(score: Score) -> str:
-    low, high = score["interval"]
-    if not score["trusted"]:
-        return f"{100 * score['value']:.1f}"
-    return f"{100 * score['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _evaluation_section(folder: Path) -> "EvaluationSection":

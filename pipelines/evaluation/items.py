@@ -5,10 +5,12 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from shared.errors import UserError
 from shared.records import Record, image_root_of, load_records
+
+T = TypeVar("T")
 
 
 class Item(NamedTuple):
@@ -17,11 +19,18 @@ class Item(NamedTuple):
     record: Record
     images: tuple[str, ...]  # content keys, hex
     prompt: str
+    control: str = ""  # under which it is asked (`controls.py`)
+    drawn_as: str = ""  # name of the item whose random numbers it draws; its own where empty
 
     @property
     def name(self) -> str:
-        """Seed of the item's random numbers and its name in the journal."""
+        """Name of the item among those asked with it."""
         return f"{self.record.id}\x00{self.prompt}"
+
+    @property
+    def seed(self) -> str:
+        """Seed of the item's random numbers."""
+        return self.drawn_as or self.name
 
 
 def read_test_set(data: Path, image_root: Path | None, limit: int | None) -> list[Record]:
@@ -54,7 +63,7 @@ def read_test_set(data: Path, image_root: Path | None, limit: int | None) -> lis
     return records
 
 
-def sampled(records: list[Record], limit: int | None) -> list[Record]:
+def sampled(records: list[T], limit: int | None) -> list[T]:
     """Return the `limit` records that an evaluation with that limit answers, in the file's order.
 
     A fixed random sample: the first records of a file are rarely like the others.

@@ -2,6 +2,7 @@
 
     OUT/result.json          a `Result`; its schema number stands for the whole folder
     OUT/answers/ROW.jsonl    an `AnswerLine` an item, in the data file's order
+    OUT/controls/CONTROL/answers/ROW.jsonl    the same under a control, as it was asked
     OUT/metrics/ROW.json     a `MetricsFile`, where `medalign report metrics` ran on the folder
     OUT/journal/*.jsonl      a `JournalLine` an answer, in the order they were made (`journal.py`)
 
@@ -19,7 +20,8 @@ from pipelines.documents import read_document, write_document, write_text
 from pipelines.metrics.metric import MetricScores
 from shared.errors import UserError
 
-SCHEMA_NUMBER = 2
+SCHEMA_NUMBER = 3
+OLDEST_SCHEMA = 2  # the same without `controls` and `question_only`
 RESULT = "result.json"
 FOLDER = "evaluation"  # in a run
 
@@ -101,11 +103,52 @@ class AnsweredSet(TypedDict):
     ceilings: dict[str, float]  # what a copy of the references scores, where that is below 1
 
 
+class ControlledRow(TypedDict):
+    """A row under a control: its scores there, and the share of its answers that change."""
+
+    row: str
+    control: str
+    scores: dict[str, Score]
+    changed: Score | None  # None: no item names a side, and the images were mirrored
+
+
+class Survivor(TypedDict):
+    """A gain of row `a` over row `b` that is there on blank images too."""
+
+    a: str
+    b: str
+    score: str
+    gain: float
+    blank_gain: float
+    interval: list[float]  # of the latter
+    p_holm: float
+
+
+class Controls(TypedDict):
+    """What rows answer where the image says nothing, or is mirrored (`controls.py`)."""
+
+    items: int  # that were asked: all that show an image, or a sample of them
+    rows: list[ControlledRow]
+    losses: list[Comparison]  # row `a` against itself under the control `b`
+    survivors: list[Survivor]
+
+
+class QuestionOnly(TypedDict):
+    """What the most frequent training answer of each question's text scores."""
+
+    train: str
+    sha256: str
+    known: int  # items whose question the training data ask
+    scores: dict[str, Score]
+
+
 class Result(PairedTests, total=False):
     """What `result.json` holds. The ranks above 0 of an evaluation have none of it."""
 
     schema: int
     rows: list[ResultRow]
+    controls: Controls | None  # None: not asked for
+    question_only: QuestionOnly | None  # None: no training data
     settings: RunSettings
     data: AnsweredSet
     software: dict[str, str]
@@ -177,7 +220,13 @@ def read_result(file: Path) -> Result:
         It is no JSON, or of a schema that this version does not know.
     """
     remedy = "run `medalign evaluate` again"
-    return cast("Result", read_document(file, SCHEMA_NUMBER, remedy))
+    found = read_document(file, SCHEMA_NUMBER, remedy, OLDEST_SCHEMA)
+    return cast("Result", {"controls": None, "question_only": None, **found})
+
+
+def control_folder(folder: Path, control: str) -> Path:
+    """Where the answers under a control are, laid out as in an evaluation folder."""
+    return folder / "controls" / control
 
 
 def answers_path(folder: Path, row: str) -> Path:
@@ -199,7 +248,7 @@ def read_metrics(folder: Path, row: str) -> MetricsFile | None:
     if not file.is_file():
         return None
     remedy = "run `medalign report metrics` again"
-    return cast("MetricsFile", read_document(file, SCHEMA_NUMBER, remedy))
+    return cast("MetricsFile", read_document(file, SCHEMA_NUMBER, remedy, OLDEST_SCHEMA))
 
 
 def write_answers(folder: Path, row: str, lines: Sequence[AnswerLine]) -> None:

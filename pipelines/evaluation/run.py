@@ -9,31 +9,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from pipelines.datasets.description import set_name
 from pipelines.evaluation.answers import Bounds, answer_items, answer_settings, collected
 from pipelines.evaluation.arms import Arm, find_arms, plan_arms, preset_of
-from pipelines.evaluation.clusters import Clusters, clusters_of
+from pipelines.evaluation.clusters import clusters_of
+from pipelines.evaluation.controls import Control, Questions, make_controls
 from pipelines.evaluation.items import image_contents, items_of, named_items, read_test_set
 from pipelines.evaluation.journal import Journal
 from pipelines.evaluation.loading import load_student
 from pipelines.evaluation.observed import save_states
+from pipelines.evaluation.question_only import question_only, training_file
+from pipelines.evaluation.reliance import Controlled, under
 from pipelines.evaluation.result import (
     FOLDER,
+    Answer,
     AnsweredSet,
     Result,
     RunSettings,
+    control_folder,
     write_answers,
     write_result,
 )
 from pipelines.evaluation.scores import Row, Scored
+from pipelines.evaluation.sides import names_side
 from pipelines.evaluation.table import AnsweredRow, tested
 from pipelines.metrics.ceiling import ceilings
 from pipelines.metrics.items import item_scores
 from pipelines.metrics.question_kind import inferred
 from shared.processes import this_process
-from shared.records import Record, image_root_of
+from shared.records import image_root_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,11 @@ class Options:
     save_layers, save_items
         Decoder layers and item ids whose hidden states and attention maps go to `states/` (for
         figures).
+    controls, control_limit
+        Which controls are asked as well (`controls.NAMES`), and of how many items: None, all that
+        show an image.
+    train
+        Training data of the question-only baseline; default: what the last arm's run recorded.
     """
 
     batch_size: int = 8
@@ -69,6 +80,9 @@ class Options:
     device: str | None = None
     save_layers: Sequence[int] = ()
     save_items: Sequence[str] = ()
+    controls: Sequence[str] = ()
+    control_limit: int | None = None
+    train: Path | None = None
 
 
 class OptionNames(TypedDict, total=False):
@@ -84,6 +98,9 @@ class OptionNames(TypedDict, total=False):
     device: str | None
     save_layers: Sequence[int]
     save_items: Sequence[str]
+    controls: Sequence[str]
+    control_limit: int | None
+    train: Path | None
 
 
 def evaluate(
@@ -119,7 +136,7 @@ def evaluate(
     ------
     UserError
         No adapter, no data, an unknown method or setting, a record without an image file or a
-        reference answer.
+        reference answer, a control that this test set does not allow.
     """
     chosen = Options(**options)
     folders = dict(adapter) if isinstance(adapter, Mapping) else find_arms(adapter)
@@ -131,6 +148,9 @@ def evaluate(
     contents = image_contents(records, root)
     clusters = clusters_of(records, contents, chosen.cluster)
     questions = Questions(records, contents, clusters)
+    controls = make_controls(chosen.controls, questions, root, chosen.control_limit)
+    train = chosen.train or training_file(next(reversed(folders.values())))
+    baseline = None if train is None else question_only(train, records, clusters.names)
     preset = preset_of(chosen.preset, folders)
     arms = plan_arms(folders, methods, preset, chosen.overrides)
     rank = this_process().rank
@@ -139,11 +159,12 @@ def evaluate(
             row
             for arm in arms
             if arm.decodings
-            for row in _answered(arm, questions, root, journal, out, chosen)
+            for row in _answered(arm, questions, controls, root, journal, out, chosen)
         ]
     if rank:
         return {}
     result = tested(rows)
+    result["question_only"] = baseline
     result["settings"] = _settings(chosen, preset, folders)
     result["data"] = _answered_set(data, questions)
     result["software"] = software_versions()
@@ -152,47 +173,64 @@ def evaluate(
     return result
 
 
-class Questions(NamedTuple):
-    """A test set: its records, the content keys of each one's images, and their clusters."""
-
-    records: Sequence[Record]
-    contents: Sequence[tuple[str, ...]]
-    clusters: Clusters
-
-
 def _answered(
-    arm: Arm, questions: Questions, root: Path, journal: Journal, out: Path, options: Options
+    arm: Arm,
+    questions: Questions,
+    controls: Sequence[Control],
+    root: Path,
+    journal: Journal,
+    out: Path,
+    options: Options,
 ) -> Iterator[AnsweredRow]:
     """Answer this rank's share of the items by one arm; rank 0 collects, scores and writes all."""
     process = this_process()
     student = load_student(arm.folder, options.device)
-    records, contents, (_, clusters) = questions
-    items = items_of(records, contents, student.processor.template.name)
+    template = student.processor.template.name
+    items = items_of(questions.records, questions.contents, template)
     if process.rank == 0 and options.save_items:
         saved = named_items(items, options.save_items)
         folder = out / "states" / arm.name.lower()
         save_states(saved, student, options.save_layers, root, folder)
     bounds = Bounds(options.max_new_tokens, options.seed)
-    answer_items(
-        items[process.rank :: process.world],
-        student,
-        arm.decodings,
-        journal,
-        bounds,
-        image_root=root,
-        batch_size=options.batch_size,
-        label=arm.name,
-    )
+    asked = {control.name: control.items(items, template) for control in controls}
+    groups = [(arm.name, items)]
+    groups += [(under(arm.name, name), group) for name, group in asked.items()]
+    for label, group in groups:
+        answer_items(
+            group[process.rank :: process.world],
+            student,
+            arm.decodings,
+            journal,
+            bounds,
+            image_root=root,
+            batch_size=options.batch_size,
+            label=label,
+        )
     if process.rank:
         return
     for decoding in arm.decodings:
         settings = answer_settings(decoding, bounds)
         answers = collected(items, student, settings, journal)
         row = Row(arm.row_name(decoding), arm.name, settings)
-        texts = [answer["text"] for answer in answers]
-        scores = [item_scores(record, text) for record, text in zip(records, texts, strict=True)]
-        _write_row(out, row, questions, texts, scores)
-        yield AnsweredRow(row, Scored(texts, scores, clusters), answers)
+        scored = _scored(out, row, questions, answers)
+        controlled = {}
+        for control in controls:
+            found = collected(asked[control.name], student, settings, journal)
+            folder = control_folder(out, control.name)
+            sided = [names_side(record.answer) for record in control.questions.records]
+            controlled[control.name] = Controlled(
+                control.places, _scored(folder, row, control.questions, found), sided
+            )
+        yield AnsweredRow(row, scored, answers, controlled)
+
+
+def _scored(out: Path, row: Row, questions: Questions, answers: Sequence[Answer]) -> Scored:
+    """Score the answers of a row and write them below `out`."""
+    records, _, clusters = questions
+    texts = [answer["text"] for answer in answers]
+    scores = [item_scores(record, text) for record, text in zip(records, texts, strict=True)]
+    _write_row(out, row, questions, texts, scores)
+    return Scored(texts, scores, clusters.names)
 
 
 def _write_row(

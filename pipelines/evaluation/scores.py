@@ -43,6 +43,14 @@ class Scored(NamedTuple):
             [line["cluster"] for line in lines],
         )
 
+    def at(self, places: Sequence[int]) -> "Scored":
+        """Return the items at these places."""
+        return Scored(
+            [self.texts[place] for place in places],
+            [self.scores[place] for place in places],
+            [self.clusters[place] for place in places],
+        )
+
     def column(self, name: str) -> tuple[list[float], list[str]]:
         """Return values and clusters of the items that have this score."""
         pairs = [
@@ -59,17 +67,19 @@ class Scored(NamedTuple):
 
 def summarise(scored: Scored) -> dict[str, Score]:
     """Each score's mean, its interval over clusters, and its denominator."""
-    summary: dict[str, Score] = {}
-    for name in scored.names():
-        interval = score_interval(*scored.column(name))
-        summary[name] = {
-            "value": interval.value,
-            "interval": [interval.low, interval.high],
-            "n": interval.n,
-            "clusters": interval.clusters,
-            "trusted": interval.trusted,
-        }
-    return summary
+    return {name: score_of(*scored.column(name)) for name in scored.names()}
+
+
+def score_of(values: Sequence[float], clusters: Sequence[str]) -> Score:
+    """Mean of values in [0, 1], its interval over clusters, and its denominator."""
+    interval = score_interval(values, clusters)
+    return {
+        "value": interval.value,
+        "interval": [interval.low, interval.high],
+        "n": interval.n,
+        "clusters": interval.clusters,
+        "trusted": interval.trusted,
+    }
 
 
 def compare_rows(rows: Mapping[str, Scored], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:

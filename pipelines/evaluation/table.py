@@ -1,8 +1,10 @@
 """The table of an evaluation: each row scored, each pair tested, equal answers called out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, cast
 
+from pipelines.evaluation.reliance import Controlled, controlled
 from pipelines.evaluation.result import SCHEMA_NUMBER, Answer, Result, ResultRow
 from pipelines.evaluation.scores import (
     Row,
@@ -22,12 +24,14 @@ class AnsweredRow(NamedTuple):
     row: Row
     scored: Scored
     answers: list[Answer]
+    controls: Mapping[str, Controlled] = MappingProxyType({})  # the same row under each control
 
 
 def tested(answered: Sequence[AnsweredRow]) -> Result:
     """Return the part of a result that follows from the answers: scores, tests, alarms, power."""
     scored = {one.row.name: one.scored for one in answered}
-    comparisons = compare_rows(scored, comparison_pairs([one.row for one in answered]))
+    pairs = comparison_pairs([one.row for one in answered])
+    comparisons = compare_rows(scored, pairs)
     identical = identical_outputs(scored)
     for first, second in identical:
         count = len(scored[first].texts)
@@ -38,6 +42,9 @@ def tested(answered: Sequence[AnsweredRow]) -> Result:
         "identical_outputs": identical,
         "comparisons": comparisons,
         "power": power_note(scored, comparisons),
+        "controls": controlled(
+            {one.row.name: (one.scored, one.controls) for one in answered}, pairs
+        ),
     }
 
 
@@ -46,7 +53,7 @@ def _result_row(answered: AnsweredRow) -> ResultRow:
 
     Forward passes are a batch's, so they are divided by its steps.
     """
-    row, scored, answers = answered
+    row, scored, answers, _ = answered
     tokens = sum(answer["tokens"] for answer in answers)
     steps = sum(answer["steps"] for answer in answers)
     return {

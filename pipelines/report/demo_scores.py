@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from pipelines.documents import read_document, write_document
-from pipelines.evaluation.result import SCHEMA_NUMBER, Result
+from pipelines.evaluation.result import OLDEST_SCHEMA, SCHEMA_NUMBER, Result
 from pipelines.stages import StageEntry
 
 SCORES = "scores.json"
@@ -42,5 +42,5 @@ def read_demo(run: Path) -> DemoDescription | None:
     file = run / SCORES
     if not file.is_file():
         return None
-    document = read_document(file, SCHEMA_NUMBER, "start `medalign demo` again")
+    document = read_document(file, SCHEMA_NUMBER, "start `medalign demo` again", OLDEST_SCHEMA)
     return cast("DemoDescription | None", document.get("demo"))

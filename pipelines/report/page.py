@@ -12,11 +12,14 @@ from pathlib import Path
 
 from pipelines.evaluation.arms import find_arms
 from pipelines.evaluation.items import sampled
+from pipelines.evaluation.lines import survivor_line
 from pipelines.evaluation.result import (
     FOLDER,
     RESULT,
     AnsweredSet,
     Comparison,
+    Controls,
+    QuestionOnly,
     Result,
     ResultRow,
     read_answers,
@@ -24,6 +27,7 @@ from pipelines.evaluation.result import (
     row_name,
 )
 from pipelines.metrics.items import SCORES
+from pipelines.report.controls import RelianceLine, reliance_lines, survivors
 from pipelines.report.demo_scores import read_demo
 from pipelines.report.figures import LOSSES, loss_curves
 from pipelines.report.kinds import Answered, Example, Kind, distinct_scores, examples, kind_table
@@ -58,6 +62,10 @@ class Page(StorePictures):
     score_names: dict[str, str]
     comparisons: list[Comparison]
     identical: list[list[str]]
+    question_only: QuestionOnly | None
+    controls: Controls | None
+    reliance: list[RelianceLine]
+    flags: list[str]
     kinds: list[Kind]
     kind_arms: list[Answered]
     examples: list[Example]
@@ -109,6 +117,10 @@ def contents(run: Path) -> Page:
         "score_names": {name: SCORES[name] for name in names},
         "comparisons": comparisons,
         "identical": result["identical_outputs"],
+        "question_only": result["question_only"],
+        "controls": result["controls"],
+        "reliance": reliance_lines(result["controls"], names),
+        "flags": [survivor_line(one) for one in survivors(result["controls"])],
         "kinds": kinds,
         "kind_arms": answered,
         "examples": examples(records, answered, root),

@@ -16,7 +16,7 @@ from pipelines.stages import Diary, Stage
 from shared.errors import UserError
 from shared.recipe import load_recipe
 
-TINY = Budget("tiny", 30, warmup_steps=1, arm_steps=2, test_items=8)
+TINY = Budget("tiny", 30, warmup_steps=1, arm_steps=2, test_items=8, control_items=4)
 
 
 def counting(counter: Path) -> list[str]:
@@ -107,10 +107,11 @@ def test_affordable_steps_fit_the_budget_or_are_the_least(spent: float, sample: 
 @pytest.mark.unit
 def test_the_time_left_is_shared_by_two_arms() -> None:
     train = load_recipe(pipeline.RECIPE).train
-    # 15 minutes less 100 s spent, 200 answers of half a sample for each arm, and 90 s of reserve.
-    left = 15 * 60 - 100 - 2 * 200 * 0.5 * 2.0 - 90
+    # 15 minutes less 100 s spent, 200 answers of half a sample for each arm and 40 under each of
+    # two controls, and 90 s of reserve.
+    left = 15 * 60 - 100 - 2 * (200 + 2 * 40) * 0.5 * 2.0 - 90
     steps = int(left / 2 / (2.0 * train.batch_size * train.accumulation))
-    assert affordable_steps(SHORT, spent=100, sample_seconds=2.0) == steps == 19
+    assert affordable_steps(SHORT, spent=100, sample_seconds=2.0) == steps == 9
 
 
 @pytest.mark.unit
@@ -166,10 +167,13 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
         len(score["interval"]) == 2 for row in scores["rows"] for score in row["scores"].values()
     )
     assert scores["comparisons"]
+    assert {one["control"] for one in scores["controls"]["rows"]} == {"blank", "shuffled"}
+    assert scores["question_only"]["known"] > 0
     [again] = [stage for stage in scores["demo"]["stages"] if stage["name"] == "cache again"]
     assert again["output"]["encoded"] == 0
     assert again["output"]["found"] > 300
     page = report.read_text()
+    assert "Does the model look?" in page
     assert page.count("<svg") == 3  # losses, attention, similarity
     history = json.loads((folder / "medalign" / "trainer_state.json").read_text())["log_history"]
     assert {"loss_lm", "loss_vis", "loss_att"} <= history[0].keys()

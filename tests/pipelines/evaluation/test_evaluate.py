@@ -17,10 +17,10 @@ import pytest
 from pipelines.decoding.methods import NAMES
 from pipelines.evaluation import answers as answers_module
 from pipelines.evaluation.arms import find_arms
-from pipelines.evaluation.commands import table_lines
 from pipelines.evaluation.compare import compare
 from pipelines.evaluation.generate import generate_answer
 from pipelines.evaluation.items import sampled
+from pipelines.evaluation.lines import table_lines
 from pipelines.evaluation.run import evaluate
 from pipelines.evaluation.scores import Row, Scored, comparison_pairs, identical_outputs
 from pipelines.metrics.items import item_scores

@@ -63,7 +63,7 @@ def test_a_result_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "found"), [({}, 1), ({"schema": 1}, 1), ({"schema": SCHEMA_NUMBER + 1}, 3)]
+    ("kept", "found"), [({}, 1), ({"schema": 1}, 1), ({"schema": SCHEMA_NUMBER + 1}, 4)]
 )
 def test_a_result_of_another_schema_is_refused(
     tmp_path: Path, kept: dict[str, int], found: int
@@ -71,6 +71,16 @@ def test_a_result_of_another_schema_is_refused(
     (tmp_path / RESULT).write_text(json.dumps({**kept, "rows": []}))
     with pytest.raises(UserError, match=rf"has schema {found}.*run `medalign evaluate` again"):
         read_result(tmp_path / RESULT)
+
+
+def test_a_result_from_before_the_controls_is_read(tmp_path: Path) -> None:
+    (tmp_path / RESULT).write_text(json.dumps({"schema": 2, "rows": []}))
+    assert read_result(tmp_path / RESULT) == {
+        "schema": 2,
+        "rows": [],
+        "controls": None,
+        "question_only": None,
+    }
 
 
 def test_a_rows_name_is_not_its_decoding_method() -> None:

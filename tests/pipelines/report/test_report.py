@@ -52,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, one in enumerate(records)
     ]
     write_records(data, kinds)
-    evaluate(folder, data, methods=["greedy"], max_new_tokens=4)
+    evaluate(folder, data, methods=["greedy"], max_new_tokens=4, controls=["blank"], train=data)
     for arm, terms in (("lora", ("loss_lm",)), ("medalign", ("loss_lm", "loss_vis", "loss_att"))):
         history = [{"step": step, **dict.fromkeys(terms, 1 / step)} for step in (1, 2, 3)]
         (folder / arm / "trainer_state.json").write_text(json.dumps({"log_history": history}))
@@ -82,6 +82,18 @@ def test_the_page_shows_the_evaluations_numbers(run: Path) -> None:
             assert f"{100 * score['value']:.1f}" in page
             assert score["trusted"] == (score["clusters"] >= MIN_CLUSTERS)
             assert (f"[{100 * low:.1f}, {100 * high:.1f}]" in page) == score["trusted"]
+
+
+@pytest.mark.integration
+def test_the_page_shows_the_controls(run: Path) -> None:
+    page = write_report(run).read_text()
+    result = json.loads((run / "evaluation" / "result.json").read_text())
+    assert "Does the model look?" in page
+    assert "question only" in page
+    assert "has the text of\n12 of the 12 questions" in page
+    for one in result["controls"]["losses"]:
+        if one["score"] in ("open_recall", "closed_accuracy"):
+            assert f"{100 * one['difference']:+.1f}" in page
 
 
 @pytest.mark.integration
