@@ -10,7 +10,8 @@ import typer
 
 from pipelines.datasets.commands import app as data_app
 from pipelines.demo.commands import demo_command, demo_student_command
-from pipelines.evaluation.commands import compare_command, evaluate_command, generate_command
+from pipelines.evaluation.commands import evaluate_command, generate_command
+from pipelines.evaluation.score_commands import compare_command, score_command
 from pipelines.recipes.commands import recipes_command
 from pipelines.regions.commands import alignment_command, oracle_command
 from pipelines.report.commands import app as report_app
@@ -33,6 +34,7 @@ app.command("generate")(generate_command)
 app.command("evaluate")(evaluate_command)
 app.command("alignment")(alignment_command)
 app.command("oracle")(oracle_command)
+app.command("score")(score_command)
 app.command("compare")(compare_command)
 app.command("plan-test")(plan_test_command)
 app.command("sweep")(sweep_command)

@@ -1,4 +1,4 @@
-"""`medalign generate`, `medalign evaluate` and `medalign compare`: their flags."""
+"""`medalign generate` and `medalign evaluate`: their flags."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -126,6 +126,10 @@ def evaluate_command(
     control_limit: Annotated[
         int | None, typer.Option(min=1, help="Controls of so many items, a fixed random sample.")
     ] = None,
+    by: Annotated[
+        str,
+        typer.Option(help="Rows per group: fields of the records, such as content_type,modality."),
+    ] = "",
     train: Annotated[
         Path | None,
         typer.Option(
@@ -149,6 +153,7 @@ def evaluate_command(
     MEDALIGN under beam search. Start it again after a kill and it continues.
     """
     from pipelines.evaluation.arms import last_arm
+    from pipelines.evaluation.file_lines import group_lines
     from pipelines.evaluation.lines import table_lines
     from pipelines.evaluation.run import evaluate
 
@@ -178,30 +183,11 @@ def evaluate_command(
         save_items=_listed(save_items),
         controls=_listed(controls),
         control_limit=control_limit,
+        by=_listed(by),
         train=train,
     )
     if result:  # ranks above 0 have nothing to print
-        report(result, as_json, table_lines(result))
-
-
-def compare_command(
-    a: Annotated[Path, typer.Argument(help="An evaluation's folder or result.json.")],
-    b: Annotated[Path, typer.Argument(help="Another one, of the same test set.")],
-    row_a: Annotated[
-        str | None, typer.Option(help="Row of A, by name; default: every decoding in both.")
-    ] = None,
-    row_b: Annotated[str | None, typer.Option(help="Row of B.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Test two evaluations against each other.
-
-    Paired by the items' ids, whole clusters exchanged, Holm-corrected.
-    """
-    from pipelines.evaluation.compare import compare
-    from pipelines.evaluation.lines import comparison_lines
-
-    result = compare(a, b, row_a, row_b)
-    report(result, as_json, comparison_lines(result))
+        report(result, as_json, [*table_lines(result), *group_lines(result["by"])])
 
 
 def _evaluation_section(folder: Path) -> "EvaluationSection":

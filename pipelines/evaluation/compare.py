@@ -6,19 +6,26 @@ The paired tests that two printed percentages cannot give.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipelines.evaluation.groups import by_groups
 from pipelines.evaluation.result import (
     FOLDER,
     RESULT,
     AnsweredSet,
     AnswerLine,
+    Grouping,
     PairedTests,
     Result,
     read_answers,
+    read_item_metrics,
+    read_metrics,
     read_result,
     row_name,
 )
 from pipelines.evaluation.scores import Scored, compare_rows, identical_outputs, power_note
+from pipelines.metrics.items import SCORES
+from shared.console import warn
 from shared.errors import UserError
+from shared.records import Record, load_records
 
 
 class TwoEvaluations(PairedTests):
@@ -27,9 +34,16 @@ class TwoEvaluations(PairedTests):
     a: str
     b: str
     data: AnsweredSet
+    by: list[Grouping]
 
 
-def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None) -> TwoEvaluations:
+def compare(
+    a: Path,
+    b: Path,
+    row_a: str | None = None,
+    row_b: str | None = None,
+    by: Sequence[str] = (),
+) -> TwoEvaluations:
     """Test the rows of evaluation `a` against those of `b`, paired by the items' ids.
 
     Parameters
@@ -39,6 +53,10 @@ def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None
     row_a, row_b
         Which row of each, by its name; by default every decoding that both have, or the only row of
         each.
+    by
+        Fields of the test set's records, for rows per group.
+
+    The metrics of reports that `medalign report metrics` left in both folders are compared too.
 
     Raises
     ------
@@ -52,8 +70,10 @@ def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None
     for one, other in _pairs(first, second, row_a, row_b):
         name_a, name_b = f"A: {one}", f"B: {other}"
         answers = read_answers(folder_a, one)
-        rows[name_a] = Scored.of(answers)
-        rows[name_b] = Scored.of(_joined(answers, read_answers(folder_b, other), a, b))
+        joined = _joined(answers, read_answers(folder_b, other), a, b)
+        rows[name_a] = Scored.of(_with_metrics(answers, folder_a, one))
+        rows[name_b] = Scored.of(_with_metrics(joined, folder_b, other))
+        _drop_unlike(rows[name_a], rows[name_b], (folder_a, one), (folder_b, other))
         pairs.append((name_a, name_b))
     comparisons = compare_rows(rows, pairs)
     return {
@@ -63,7 +83,47 @@ def compare(a: Path, b: Path, row_a: str | None = None, row_b: str | None = None
         "comparisons": comparisons,
         "power": power_note(rows, comparisons),
         "identical_outputs": [pair for pair in identical_outputs(rows) if tuple(pair) in pairs],
+        "by": by_groups(rows, pairs, _records(first, folder_a, pairs, by), by) if by else [],
     }
+
+
+def _with_metrics(answers: Sequence[AnswerLine], folder: Path, row: str) -> list[AnswerLine]:
+    """Add the report metrics of each item, where they were computed."""
+    found = read_item_metrics(folder, row)
+    return [{**line, "scores": {**line["scores"], **found.get(line["id"], {})}} for line in answers]
+
+
+def _drop_unlike(a: Scored, b: Scored, of_a: tuple[Path, str], of_b: tuple[Path, str]) -> None:
+    """Leave out the metrics that the two folders computed by other versions, and say so."""
+    versions = [
+        found["versions"] if found else {} for found in (read_metrics(*of_a), read_metrics(*of_b))
+    ]
+    unlike = [name for name in versions[0] if versions[0][name] != versions[1].get(name)]
+    names = [name for name in a.names() if any(name.startswith(metric) for metric in unlike)]
+    names = [name for name in names if name not in SCORES]
+    if names:
+        warn(
+            f"not compared, computed otherwise or in one alone: {', '.join(names)}; run `medalign "
+            "report metrics` on both folders, with the same models"
+        )
+    for scores in (*a.scores, *b.scores):
+        for name in names:
+            scores.pop(name, None)
+
+
+def _records(
+    result: Result, folder: Path, pairs: Sequence[tuple[str, str]], by: Sequence[str]
+) -> list[Record]:
+    """Return the records that a result's answers are of, in their order."""
+    file = Path(result["data"]["file"])
+    if not file.is_file():
+        raise UserError(f"--by {','.join(by)}: the test set {file} is not there; give --references")
+    records = {record.id: record for record in load_records(file)}
+    ids = [line["id"] for line in read_answers(folder, pairs[0][0].removeprefix("A: "))]
+    missing = [one for one in ids if one not in records]
+    if missing:
+        raise UserError(f"{file} has no record {missing[0]} any more; evaluate again")
+    return [records[one] for one in ids]
 
 
 def _joined(

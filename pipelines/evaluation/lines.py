@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pipelines.evaluation.controls import BLANK, MIRRORED
 from pipelines.evaluation.reliance import under
 from pipelines.evaluation.result import (
+    Comparison,
     Controls,
     PairedTests,
     QuestionOnly,
@@ -15,11 +16,11 @@ from pipelines.evaluation.result import (
     row_name,
 )
 from pipelines.metrics.ceiling import ceiling_lines
+from pipelines.metrics.metric import MetricScore
 from pipelines.metrics.question_kind import inferred_line
 from pipelines.statistics.intervals import MIN_CLUSTERS
 
 QUESTION_ONLY = "question only"
-TESTED = ("open_recall", "closed_accuracy", "choice_accuracy", "bleu", "rouge_l")
 
 
 def table_lines(result: Result) -> Iterator[str]:
@@ -119,7 +120,7 @@ def survivor_line(one: Survivor) -> str:
 
 def shown_scores(names: Iterable[str]) -> list[str]:
     """Return the scores that a person is shown tests of; their strict twins are in the JSON."""
-    return [name for name in names if name in TESTED]
+    return [name for name in names if not name.endswith("_strict") and name != "closed_yes_no"]
 
 
 def _cells(row: ResultRow, headings: Mapping[str, str]) -> list[str]:
@@ -143,18 +144,12 @@ def comparison_lines(result: PairedTests) -> Iterator[str]:
 
     The strict twins of the scores are in the JSON alone.
     """
-    shown = [one for one in result["comparisons"] if one["score"] in TESTED]
+    shown = [one for one in result["comparisons"] if shown_scores([one["score"]])]
     if shown:
         yield ""
         family = len(result["comparisons"])
         yield f"paired permutation tests; Holm's correction over the table's {family}:"
-    for one in shown:
-        low, high = one["interval"]
-        yield (
-            f"  {one['a']} - {one['b']}, {one['score']}: {100 * one['difference']:+.1f} points "
-            f"[{100 * low:+.1f}, {100 * high:+.1f}], p = {one['p_permutation']:.3g}, Holm "
-            f"{one['p_holm']:.3g}"
-        )
+    yield from (comparison_line(one) for one in shown)
     for name in dict.fromkeys(one["score"] for one in shown):
         points = result["power"][name]
         shows = (
@@ -167,7 +162,17 @@ def comparison_lines(result: PairedTests) -> Iterator[str]:
         yield f"ALARM: {first} and {second} gave byte-identical answers"
 
 
-def percent(score: Score) -> str:
+def comparison_line(one: Comparison) -> str:
+    """Write a paired test."""
+    low, high = one["interval"]
+    return (
+        f"  {one['a']} - {one['b']}, {one['score']}: {100 * one['difference']:+.1f} points "
+        f"[{100 * low:+.1f}, {100 * high:+.1f}], p = {one['p_permutation']:.3g}, Holm "
+        f"{one['p_holm']:.3g}"
+    )
+
+
+def percent(score: Score | MetricScore) -> str:
     """Write a score in points with its interval, where there are clusters enough for one."""
     low, high = score["interval"]
     if not score["trusted"]:

@@ -4,6 +4,7 @@
     OUT/answers/ROW.jsonl    an `AnswerLine` an item, in the data file's order
     OUT/controls/CONTROL/answers/ROW.jsonl    the same under a control, as it was asked
     OUT/metrics/ROW.json     a `MetricsFile`, where `medalign report metrics` ran on the folder
+    OUT/metrics/ROW.jsonl    an `ItemMetrics` a report: the same metrics, report by report
     OUT/journal/*.jsonl      a `JournalLine` an answer, in the order they were made (`journal.py`)
 
 Two keys are called `method`: that of a row is the row's own name ("LoRA + beam"), that of its
@@ -21,7 +22,7 @@ from pipelines.metrics.metric import MetricScores
 from shared.errors import UserError
 
 SCHEMA_NUMBER = 3
-OLDEST_SCHEMA = 2  # the same without `controls` and `question_only`
+OLDEST_SCHEMA = 2  # the same without `controls`, `question_only` and `by`
 RESULT = "result.json"
 FOLDER = "evaluation"  # in a run
 
@@ -142,6 +143,22 @@ class QuestionOnly(TypedDict):
     scores: dict[str, Score]
 
 
+class Group(TypedDict):
+    """The items that share one value of a field; `p_holm` is over all groups of the field."""
+
+    value: str
+    items: int
+    scores: dict[str, dict[str, Score]]  # by row
+    comparisons: list[Comparison]
+
+
+class Grouping(TypedDict):
+    """Scores by the values of one field of the records."""
+
+    field: str
+    groups: list[Group]
+
+
 class Result(PairedTests, total=False):
     """What `result.json` holds. The ranks above 0 of an evaluation have none of it."""
 
@@ -149,6 +166,7 @@ class Result(PairedTests, total=False):
     rows: list[ResultRow]
     controls: Controls | None  # None: not asked for
     question_only: QuestionOnly | None  # None: no training data
+    by: list[Grouping]
     settings: RunSettings
     data: AnsweredSet
     software: dict[str, str]
@@ -176,6 +194,13 @@ class MetricsFile(MetricScores):
     schema: int
     predictions: str
     reports: int
+
+
+class ItemMetrics(TypedDict):
+    """The report metrics of one item."""
+
+    id: str
+    scores: dict[str, float]
 
 
 class Answer(TypedDict):
@@ -221,7 +246,7 @@ def read_result(file: Path) -> Result:
     """
     remedy = "run `medalign evaluate` again"
     found = read_document(file, SCHEMA_NUMBER, remedy, OLDEST_SCHEMA)
-    return cast("Result", {"controls": None, "question_only": None, **found})
+    return cast("Result", {"controls": None, "question_only": None, "by": [], **found})
 
 
 def control_folder(folder: Path, control: str) -> Path:
@@ -249,6 +274,26 @@ def read_metrics(folder: Path, row: str) -> MetricsFile | None:
         return None
     remedy = "run `medalign report metrics` again"
     return cast("MetricsFile", read_document(file, SCHEMA_NUMBER, remedy, OLDEST_SCHEMA))
+
+
+def write_item_metrics(folder: Path, stem: str, items: Sequence[ItemMetrics]) -> None:
+    """Write the report metrics of each item of an answers file, named without its ending."""
+    text = "".join(json.dumps(one) + "\n" for one in items)
+    write_text(metrics_path(folder, stem).with_suffix(".jsonl"), text)
+
+
+def read_item_metrics(folder: Path, row: str) -> dict[str, dict[str, float]]:
+    """Read the report metrics of a row's items by id; none where they were not computed."""
+    file = metrics_path(folder, answers_path(folder, row).stem).with_suffix(".jsonl")
+    if not file.is_file():
+        return {}
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return {line["id"]: line["scores"] for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}); run `medalign report metrics` again"
+        ) from None
 
 
 def write_answers(folder: Path, row: str, lines: Sequence[AnswerLine]) -> None:

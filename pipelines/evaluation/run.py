@@ -16,6 +16,7 @@ from pipelines.evaluation.answers import Bounds, answer_items, answer_settings, 
 from pipelines.evaluation.arms import Arm, find_arms, plan_arms, preset_of
 from pipelines.evaluation.clusters import clusters_of
 from pipelines.evaluation.controls import Control, Questions, make_controls
+from pipelines.evaluation.groups import by_groups, check_fields
 from pipelines.evaluation.items import image_contents, items_of, named_items, read_test_set
 from pipelines.evaluation.journal import Journal
 from pipelines.evaluation.loading import load_student
@@ -32,7 +33,7 @@ from pipelines.evaluation.result import (
     write_answers,
     write_result,
 )
-from pipelines.evaluation.scores import Row, Scored
+from pipelines.evaluation.scores import Row, Scored, comparison_pairs
 from pipelines.evaluation.sides import names_side
 from pipelines.evaluation.table import AnsweredRow, tested
 from pipelines.metrics.ceiling import ceilings
@@ -66,6 +67,8 @@ class Options:
     controls, control_limit
         Which controls are asked as well (`controls.NAMES`), and of how many items: None, all that
         show an image.
+    by
+        Fields of the records, for rows per group.
     train
         Training data of the question-only baseline; default: what the last arm's run recorded.
     """
@@ -82,6 +85,7 @@ class Options:
     save_items: Sequence[str] = ()
     controls: Sequence[str] = ()
     control_limit: int | None = None
+    by: Sequence[str] = ()
     train: Path | None = None
 
 
@@ -100,6 +104,7 @@ class OptionNames(TypedDict, total=False):
     save_items: Sequence[str]
     controls: Sequence[str]
     control_limit: int | None
+    by: Sequence[str]
     train: Path | None
 
 
@@ -145,6 +150,7 @@ def evaluate(
         out = home / FOLDER
     records = read_test_set(data, image_root, chosen.limit)
     root = image_root_of(data, image_root)
+    check_fields(records, chosen.by)
     contents = image_contents(records, root)
     clusters = clusters_of(records, contents, chosen.cluster)
     questions = Questions(records, contents, clusters)
@@ -165,6 +171,12 @@ def evaluate(
         return {}
     result = tested(rows)
     result["question_only"] = baseline
+    result["by"] = by_groups(
+        {one.row.name: one.scored for one in rows},
+        comparison_pairs([one.row for one in rows]),
+        records,
+        chosen.by,
+    )
     result["settings"] = _settings(chosen, preset, folders)
     result["data"] = _answered_set(data, questions)
     result["software"] = software_versions()

@@ -61,8 +61,12 @@ class Scored(NamedTuple):
         return [value for value, _ in pairs], [cluster for _, cluster in pairs]
 
     def names(self) -> list[str]:
-        """Return the scores that any item has, in the tables' order."""
-        return [name for name in SCORES if any(name in one for one in self.scores)]
+        """Return the scores that any item has, in the tables' order; metrics of reports follow."""
+        there = dict.fromkeys(name for one in self.scores for name in one)
+        return [
+            *(name for name in SCORES if name in there),
+            *(name for name in there if name not in SCORES),
+        ]
 
 
 def summarise(scored: Scored) -> dict[str, Score]:
@@ -71,8 +75,8 @@ def summarise(scored: Scored) -> dict[str, Score]:
 
 
 def score_of(values: Sequence[float], clusters: Sequence[str]) -> Score:
-    """Mean of values in [0, 1], its interval over clusters, and its denominator."""
-    interval = score_interval(values, clusters)
+    """Mean of values, its interval over clusters, and its denominator."""
+    interval = score_interval(values, clusters, bounds=bounds_of(values))
     return {
         "value": interval.value,
         "interval": [interval.low, interval.high],
@@ -82,12 +86,25 @@ def score_of(values: Sequence[float], clusters: Sequence[str]) -> Score:
     }
 
 
+def bounds_of(values: Sequence[float]) -> tuple[float, float]:
+    """Return what a score can be at least and at most.
+
+    Cosines and rescaled scores may be below 0, the others lie in [0, 1].
+    """
+    return (-1.0, 1.0) if min(values, default=0.0) < 0 else (0.0, 1.0)
+
+
 def compare_rows(rows: Mapping[str, Scored], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
     """Paired tests of the first against the second row of each pair.
 
     Holm's correction is over all of them: a table is one family, its scores included.
     """
-    asked = [(first, second, name) for first, second in pairs for name in rows[first].names()]
+    asked = [
+        (first, second, name)
+        for first, second in pairs
+        for name in rows[first].names()
+        if name in rows[second].names()
+    ]
     comparisons = [_compared(*one, rows, len(asked)) for one in asked]
     adjusted = holm([one["p_permutation"] for one in comparisons])
     for one, p in zip(comparisons, adjusted, strict=True):
@@ -100,17 +117,24 @@ def _compared(
 ) -> Comparison:
     """Test one pair on one score, one of `family` tests; `p_holm` is that of a family of one."""
     (a, clusters), (b, _) = rows[first].column(name), rows[second].column(name)
-    test = paired_test(a, b, clusters, tests=family)
+    low, high = bounds_of([*a, *b])
+    width = high - low
+    test = paired_test(
+        [(one - low) / width for one in a],
+        [(one - low) / width for one in b],
+        clusters,
+        tests=family,
+    )
     return {
         "a": first,
         "b": second,
         "score": name,
-        "difference": test.difference,
-        "interval": [test.low, test.high],
+        "difference": width * test.difference,
+        "interval": [width * test.low, width * test.high],
         "p_permutation": test.p,
         "n": test.n,
         "clusters": test.clusters,
-        "detectable": test.detectable,
+        "detectable": None if test.detectable is None else width * test.detectable,
         "p_holm": test.p,
     }
 

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import closing
 from importlib import import_module
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,59 +31,102 @@ from shared.errors import UserError
 from shared.files import cache_directory
 
 
+class ReportValues(NamedTuple):
+    """Metrics report by report.
+
+    Attributes
+    ----------
+    columns
+        The values of each score, one a report.
+    what
+        What each score is, in words.
+    totals
+        Scores of the whole set, with the values that they count.
+    missing
+        How to get the metrics that could not be computed, by metric.
+    versions
+        By metric.
+    """
+
+    columns: dict[str, list[float]]
+    what: dict[str, str]
+    totals: dict[str, tuple[Total, list[Value]]]
+    missing: dict[str, str]
+    versions: dict[str, str]
+
+    def items(self, count: int) -> list[dict[str, float]]:
+        """Return the scores of each of `count` reports."""
+        return [
+            {name: column[place] for name, column in self.columns.items()} for place in range(count)
+        ]
+
+
+def report_values(
+    pairs: Sequence[Pair],
+    names: Sequence[str] = NAMES,
+    models: Mapping[str, str] | None = None,
+) -> ReportValues:
+    """Compute report metrics, report by report.
+
+    Parameters
+    ----------
+    pairs
+        References and predictions, one a report.
+    names
+        Of `metric.NAMES`.
+    models
+        Where the models are, by name of `metric.MODELS`; nothing that is not named is downloaded.
+    """
+    if not pairs:
+        raise UserError("there are no reports to score")
+    found = ReportValues({}, {}, {}, {}, {})
+    for name in names:
+        try:
+            metric: Metric = import_module(f"pipelines.metrics.{name}").load(models or {})
+        except Unavailable as reason:
+            found.missing[name] = str(reason)
+            continue
+        values = cached(metric, pairs)
+        found.versions[name] = metric.version
+        for score, what in metric.scores.items():
+            found.columns[score] = [cast("float", value[score]) for value in values]
+            found.what[score] = what
+        for score, total in metric.totals.items():
+            found.totals[score] = (total, values)
+    return found
+
+
 def score_reports(
     pairs: Sequence[Pair],
     clusters: Sequence[Hashable] | None = None,
     names: Sequence[str] = NAMES,
     models: Mapping[str, str] | None = None,
 ) -> MetricScores:
-    """Compute report metrics.
+    """Compute report metrics and summarise them over the clusters; see `report_values`."""
+    return summarised(report_values(pairs, names, models), clusters)
 
-    Parameters
-    ----------
-    pairs
-        References and predictions, one a report.
-    clusters
-        The image or patient of each report.
-    names
-        Of `metric.NAMES`.
-    models
-        Where the models are, by name of `metric.MODELS`; nothing that is not named is downloaded.
 
-    Returns
-    -------
-    `scores` {name: {what, value, interval, n}}, `not_computed` {metric: how to get it}, `versions`
-    {metric: version}.
+def summarised(found: ReportValues, clusters: Sequence[Hashable] | None) -> MetricScores:
+    """Return the mean of every score, and the totals, with their intervals.
+
+    `clusters` names the image or patient of each report.
     """
-    if not pairs:
-        raise UserError("there are no reports to score")
     scores: dict[str, MetricScore] = {}
-    missing: dict[str, str] = {}
-    versions: dict[str, str] = {}
-    for name in names:
-        try:
-            metric: Metric = import_module(f"pipelines.metrics.{name}").load(models or {})
-        except Unavailable as reason:
-            missing[name] = str(reason)
-            continue
-        values = cached(metric, pairs)
-        versions[name] = metric.version
-        for score, what in metric.scores.items():
-            column = [cast("float", value[score]) for value in values]
-            # Cosines and rescaled scores may be below 0; the others lie in [0, 1].
-            bounds = (-1.0, 1.0) if min(column) < 0 else (0.0, 1.0)
-            interval = score_interval(column, clusters, bounds=bounds)
-            scores[score] = {
-                "what": what,
-                "value": interval.value,
-                "interval": [interval.low, interval.high],
-                "n": interval.n,
-                "clusters": interval.clusters,
-                "trusted": interval.trusted,
-            }
-        for score, total in metric.totals.items():
-            scores[score] = summed(values, total, clusters)
-    return {"scores": scores, "not_computed": missing, "versions": versions}
+    for score, column in found.columns.items():
+        # Cosines and rescaled scores may be below 0; the others lie in [0, 1].
+        bounds = (-1.0, 1.0) if min(column) < 0 else (0.0, 1.0)
+        interval = score_interval(column, clusters, bounds=bounds)
+        scores[score] = {
+            "what": found.what[score],
+            "value": interval.value,
+            "interval": [interval.low, interval.high],
+            "n": interval.n,
+            "clusters": interval.clusters,
+            "trusted": interval.trusted,
+        }
+    for score, (total, values) in found.totals.items():
+        scores[score] = summed(values, total, clusters)
+    return {"scores": scores, "not_computed": found.missing, "versions": found.versions}
 
 
 def cached(metric: Metric, pairs: Sequence[Pair]) -> list[Value]:

@@ -3,15 +3,21 @@
 A run's page, metrics of generated reports, and the paper's tables with ours beside them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipelines.documents import write_document
-from pipelines.evaluation.result import SCHEMA_NUMBER, MetricsFile, metrics_path
-from pipelines.metrics.metric import MODELS, NAMES
+from pipelines.evaluation.metric_options import Metrics, Models, metric_names, model_places
+from pipelines.evaluation.result import (
+    SCHEMA_NUMBER,
+    ItemMetrics,
+    MetricsFile,
+    metrics_path,
+    write_item_metrics,
+)
 from shared.console import report, say
 from shared.errors import UserError
 
@@ -55,19 +61,8 @@ def metrics_command(
             help="References, where the predictions do not hold them: data set file or .csv."
         ),
     ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            "--metrics", help=f"Some of {', '.join(NAMES)}, comma-separated. Default: all."
-        ),
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where a model is: NAME=FOLDER|FILE|HUB-ID, a hub id being the permission to "
-            f"download it. Names: {', '.join(MODELS)}."
-        ),
-    ] = None,
+    only: Metrics = None,
+    model: Models = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write the result here; a folder's rows go to FOLDER/metrics/."),
@@ -79,19 +74,26 @@ def metrics_command(
     A metric whose model was not named is listed with the way to get it; the others run.
     """
     from pipelines.evaluation.predictions import load_reports
-    from pipelines.metrics.reports import score_reports
+    from pipelines.metrics.reports import report_values, summarised
 
-    names, models = _metric_names(only), _models(model or ())
+    names, models = metric_names(only), model_places(model or ())
     results: dict[str, MetricsFile] = {}
     for file in _answer_files(predictions):
         reports = load_reports(file, references)
+        values = report_values(reports.pairs, names, models)
         results[file.stem] = {
             "schema": SCHEMA_NUMBER,
             "predictions": str(file),
             "reports": len(reports.ids),
-            **score_reports(reports.pairs, reports.clusters, names, models),
+            **summarised(values, reports.clusters),
         }
         if predictions.is_dir():
+            scores = values.items(len(reports.ids))
+            items = [
+                ItemMetrics(id=name, scores=one)
+                for name, one in zip(reports.ids, scores, strict=True)
+            ]
+            write_item_metrics(predictions, file.stem, items)
             write_document(metrics_path(predictions, file.stem), results[file.stem])
     shown: Mapping[str, object] = (
         {"rows": results} if predictions.is_dir() else next(iter(results.values()))
@@ -118,25 +120,6 @@ def tables_command(
 
     for path in write_tables(out, results or ()):
         say(str(path))
-
-
-def _metric_names(only: str | None) -> list[str]:
-    names = [name.strip() for name in only.split(",")] if only else list(NAMES)
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
-        raise UserError(f"no metric is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    return names
-
-
-def _models(given: Sequence[str]) -> dict[str, str]:
-    """Return the places named by `--model NAME=PLACE`."""
-    models = {}
-    for one in given:
-        key, equals, value = one.partition("=")
-        if not (equals and value) or key not in MODELS:
-            raise UserError(f"--model {one}: write NAME=PLACE with a name of {', '.join(MODELS)}")
-        models[key] = value
-    return models
 
 
 def _answer_files(predictions: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_an_unknown_control_is_refused() -> None:
 
 def test_an_evaluation_with_controls(small_run: Path, tmp_path: Path) -> None:
     data = small_run / "data" / "test.json"
-    given = {"methods": ["greedy", "vcd"], "out": tmp_path, "max_new_tokens": 4}
+    given: Any = {"methods": ["greedy", "vcd"], "out": tmp_path, "max_new_tokens": 4}
     result = evaluate(small_run, data, **given, controls=["mirrored", "blank", "shuffled"])
     found = result["controls"]
     assert found is not None

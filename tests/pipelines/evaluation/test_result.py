@@ -80,6 +80,7 @@ def test_a_result_from_before_the_controls_is_read(tmp_path: Path) -> None:
         "rows": [],
         "controls": None,
         "question_only": None,
+        "by": [],
     }
 
 
