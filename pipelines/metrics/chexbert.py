@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pipelines.metrics.metric import Metric, Pair, Total, Unavailable, Value, model_digest
+from pipelines.metrics.totals import macro_f1, micro_f1
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,10 +91,10 @@ def load(models: Mapping[str, str]) -> Metric:
         },
         {
             f"chexbert_f1_{len(names)}_{average}": Total(
-                f"CheXbert F1-{len(names)}, {average}", _counter(names), average
+                f"CheXbert F1-{len(names)}, {average}", _counter(names), score
             )
             for names in (OBSERVATIONS, FIVE)
-            for average in ("micro", "macro")
+            for average, score in (("micro", micro_f1), ("macro", macro_f1))
         },
     )
 

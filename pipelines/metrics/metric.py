@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-NAMES = ("bleu", "rouge", "meteor", "bertscore", "chexbert", "radgraph", "ratescore")
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NAMES = ("bleu", "rouge", "coco", "meteor", "bertscore", "chexbert", "radgraph", "ratescore")
 # What `--model NAME=...` may name.
 MODELS = (
     "bertscore",
@@ -48,8 +52,7 @@ class Metric(NamedTuple):
     scores
         What each score is, in words, by name; a score is the mean over the reports.
     totals
-        Scores of the whole set rather than of a report, by name (F1 over all labels), from counts
-        `tally(value) -> (labels, 3)` of true positives, false positives and false negatives.
+        Scores of the whole set rather than of a report, by name: F1 over all labels, corpus BLEU.
     """
 
     name: str
@@ -60,11 +63,14 @@ class Metric(NamedTuple):
 
 
 class Total(NamedTuple):
-    """A score over counts that are summed over the reports before the quotient is taken."""
+    """A score over counts that are summed over the reports before the quotient is taken.
+
+    `tally` gives the counts of a report, (L, K); `score` the value of their sum (`totals.py`).
+    """
 
     what: str
     tally: Callable[[Value], Sequence[Sequence[float]]]
-    average: str  # "micro" | "macro"
+    score: "Callable[[NDArray[np.float64]], NDArray[np.float64]]"
 
 
 class MetricScore(TypedDict):

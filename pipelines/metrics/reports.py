@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.metrics.metric import (
     NAMES,
@@ -166,22 +165,20 @@ def _key(version: str, pair: Pair) -> str:
 def summed(
     values: Sequence[Value], total: Total, clusters: Sequence[Hashable] | None
 ) -> MetricScore:
-    """Return an F1 over counts summed over the reports, with its interval.
+    """Return a score over counts summed over the reports, with its interval.
 
     Its variance is the jackknife's, a cluster left out at a time.
     """
-    counts = np.asarray([total.tally(value) for value in values], dtype=np.float64)  # (R, L, 3)
+    counts = np.asarray([total.tally(value) for value in values], dtype=np.float64)  # (R, L, K)
     rows = numbered(range(len(values)) if clusters is None else clusters)
     sizes = np.bincount(rows).astype(np.float64)
     grouped = np.zeros((len(sizes), *counts.shape[1:]))
     np.add.at(grouped, rows, counts)
     whole = grouped.sum(axis=0)
-    without = f1_of_counts(whole - grouped, total.average)  # (C,)
+    without = total.score(whole - grouped)  # (C,)
     influences = without.mean() - without
     variance = (len(sizes) - 1) / len(sizes) * float(np.sum(influences**2))
-    interval = bounded_interval(
-        float(f1_of_counts(whole, total.average)), variance, influences, sizes
-    )
+    interval = bounded_interval(float(total.score(whole)), variance, influences, sizes)
     return {
         "what": total.what,
         "value": interval.value,
@@ -190,17 +187,3 @@ def summed(
         "clusters": interval.clusters,
         "trusted": interval.trusted,
     }
-
-
-def f1_of_counts(counts: NDArray[np.float64], average: str) -> NDArray[np.float64]:
-    """F1 from counts (..., L, 3) of true positives, false positives and false negatives.
-
-    0 where nothing was counted.
-
-    `micro` sums the labels first, `macro` takes the mean of the labels' F1.
-    """
-    if average == "micro":
-        counts = counts.sum(axis=-2, keepdims=True)
-    right, wrong = 2 * counts[..., 0], counts[..., 1] + counts[..., 2]
-    f1 = np.divide(right, right + wrong, out=np.zeros_like(right), where=right + wrong > 0)
-    return np.asarray(f1.mean(axis=-1))

@@ -300,7 +300,8 @@ def test_folders_with_report_metrics_are_compared_on_every_metric(tmp_path: Path
         asked = ["report", "metrics", str(folder), *(f"--model={one}" for one in models)]
         done = CliRunner().invoke(app, asked)
         assert done.exit_code == 0, done.output
-    found = compare(*folders, by=["of"])
+    first, second = folders
+    found = compare(first, second, by=["of"])
     assert {"bleu", "rouge_l", "chexbert"} <= {one["score"] for one in found["comparisons"]}
     shown = "\n".join([*comparison_lines(found), *group_lines(found["by"])])
     assert "A: LoRA + beam - B: LoRA + beam, chexbert: " in shown
@@ -310,7 +311,7 @@ def test_folders_with_report_metrics_are_compared_on_every_metric(tmp_path: Path
     other = json.loads(file.read_text())
     other["versions"]["chexbert"] += " of other weights"
     file.write_text(json.dumps(other))
-    names = {one["score"] for one in compare(*folders)["comparisons"]}
+    names = {one["score"] for one in compare(first, second)["comparisons"]}
     assert "chexbert" not in names
     assert "bleu" in names
 

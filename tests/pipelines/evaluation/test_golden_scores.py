@@ -25,6 +25,7 @@ from pipelines.evaluation.scores import (
 from pipelines.metrics import radgraph, reports, vqa, words
 from pipelines.metrics.items import SCORES, item_scores
 from pipelines.metrics.metric import Pair, Total
+from pipelines.metrics.totals import macro_f1, micro_f1
 from pipelines.statistics import holm, paired_test, score_interval
 from shared.records import load_records
 
@@ -99,10 +100,10 @@ def totals() -> dict[str, Any]:
     found = {
         average: reports.summed(
             values,
-            Total("F1", lambda value: cast("Any", value["counts"]), average),
+            Total("F1", lambda value: cast("Any", value["counts"]), score),
             list("aabbc"),
         )
-        for average in ("micro", "macro")
+        for average, score in (("micro", micro_f1), ("macro", macro_f1))
     }
     kept = {"value", "interval", "clusters"}
     return {

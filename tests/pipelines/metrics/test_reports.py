@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from pipelines.evaluation.predictions import load_reports
 from pipelines.metrics import bleu, reports
 from pipelines.metrics.metric import Metric, Pair, Total
-from pipelines.metrics.reports import cached, f1_of_counts, score_reports, summed
+from pipelines.metrics.reports import cached, score_reports, summed
+from pipelines.metrics.totals import macro_f1, micro_f1
 from pipelines.report.commands import app
 from shared.errors import UserError
 from tests.fixtures.dataset_replicas import write_json
@@ -94,12 +95,12 @@ def test_summed_f1_is_that_of_the_whole_set():
         hits = np.sum(t & s)
         return 2 * hits / (np.sum(t) + np.sum(s))
 
-    micro = summed(values, Total("x", tally, "micro"), None)
-    macro = summed(values, Total("x", tally, "macro"), None)
+    micro = summed(values, Total("x", tally, micro_f1), None)
+    macro = summed(values, Total("x", tally, macro_f1), None)
     assert micro["value"] == pytest.approx(f1(true, said))
     assert macro["value"] == pytest.approx(np.mean([f1(true[:, k], said[:, k]) for k in range(5)]))
     assert micro["interval"][0] < micro["value"] < micro["interval"][1]
-    assert f1_of_counts(np.zeros((2, 3)), "macro") == 0
+    assert macro_f1(np.zeros((2, 3))) == 0
     # The jackknife's standard error, in numbers of its own: 30 reports left out one at a time.
     left = [
         f1(np.delete(true, place, axis=0), np.delete(said, place, axis=0)) for place in range(30)
