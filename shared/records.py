@@ -115,7 +115,7 @@ def load_records(path: str | Path, image_root: str | Path | None = None) -> list
     faults: list[str] = []
     for number, (place, row) in enumerate(_rows(path)):
         try:
-            records.append(_record(row, place, number))
+            records.append(record_of(row, place, number))
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -226,7 +226,14 @@ def _parse_line(line: str, path: Path, number: int) -> object:
         raise UserError(f"{path}: line {number} is not JSON: {error}") from None
 
 
-def _record(row: object, where: str, number: int) -> Record:
+def record_of(row: object, where: str, number: int) -> Record:
+    """Read one row of a data set file; `number` is its id where it has none.
+
+    Raises
+    ------
+    UserError
+        Says what is wrong with it, and `where` it stands.
+    """
     if not isinstance(row, dict):
         raise UserError(f"{where}: a record is a mapping, found {_kind(row)}")
     fields = dict(row)
