@@ -60,8 +60,35 @@ def write_description(folder: Path, description: Description) -> None:
 
 def set_name(data: Path) -> str | None:
     """Name of the prepared set that a data file belongs to (`dataset.json` beside it), or None."""
+    found = _description(data)
+    return None if found is None else found["name"]
+
+
+def split_line(data: Path) -> str | None:
+    """Say how the prepared set of a data file is split, and how much of its training data is left.
+
+    None where the file belongs to no prepared set.
+    """
+    found = _description(data)
+    if found is None or "train" not in found["splits"]:
+        return None
+    train = found["splits"]["train"]
+    released = train["records"] + train["left_out"]
+    line = f"{found['name']}, split {found['split']}: "
+    if not train["left_out"]:
+        return f"{line}all {released:,} training records"
+    line += f"{train['records']:,} of {released:,} training records"
+    shared = found["shared_images"].get("test+train", 0)
+    if found["split"] == "by-image" and shared:
+        images = found["splits"]["test"]["images"]
+        line += f", since {shared:,} of its {images:,} test images are training images"
+    return line
+
+
+def _description(data: Path) -> Description | None:
     file = data.with_name(DESCRIPTION)
     if not file.is_file():
         return None
-    found = read_document(file, SCHEMA_NUMBER, "run `medalign data prepare` again")
-    return cast("str | None", found.get("name"))
+    return cast(
+        "Description", read_document(file, SCHEMA_NUMBER, "run `medalign data prepare` again")
+    )

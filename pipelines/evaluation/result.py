@@ -95,6 +95,7 @@ class AnsweredSet(TypedDict):
 
     file: str
     set: str | None  # name of the prepared set, where it is one
+    split: str | None  # how that is split, and how much of its training data is left
     sha256: str
     items: int
     images: int

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from pipelines.datasets.description import set_name
+from pipelines.datasets.description import set_name, split_line
 from pipelines.evaluation.answers import Bounds, answer_items, answer_settings, collected
 from pipelines.evaluation.arms import Arm, find_arms, plan_arms, preset_of
 from pipelines.evaluation.clusters import clusters_of
@@ -289,6 +289,7 @@ def _answered_set(data: Path, questions: Questions) -> AnsweredSet:
     return {
         "file": str(data),
         "set": set_name(Path(data)),
+        "split": split_line(Path(data)),
         "sha256": hashlib.sha256(Path(data).read_bytes()).hexdigest(),
         "items": len(questions.records),
         "images": len({content for shown in questions.contents for content in shown}),

@@ -1,23 +1,31 @@
-"""The paper's tables as HTML, Markdown and LaTeX; a cell that was not run says so."""
+"""The paper's tables as HTML, Markdown and LaTeX (`latex_tables`); what was not run says so."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.report.tables import Ours, Table, make_tables, read_paper
+from pipelines.report.latex_tables import latex
+from pipelines.report.ours import Ours
+from pipelines.report.paper import read_paper
+from pipelines.report.tables import Table, make_tables
 
 MISSING = "not run here"
 
 
 def shown(ours: Ours | None) -> str:
-    """Return one of our scores in points with its interval and denominator.
+    """Return one of our scores in points with its interval, denominator, mark and folder's letter.
 
-    Or that it was not run.
+    The best in bold. Or that it was not run.
     """
     if ours is None:
         return MISSING
-    if not ours.trusted:
-        return f"{100 * ours.value:.2f} n={ours.n}, too few clusters for an interval"
-    return f"{100 * ours.value:.2f} [{100 * ours.low:.1f}, {100 * ours.high:.1f}] n={ours.n}"
+    value = f"{100 * ours.value:.2f}"
+    value = f"**{value}**" if ours.best else value
+    interval = (
+        f"[{100 * ours.low:.1f}, {100 * ours.high:.1f}] n={ours.n}"
+        if ours.trusted
+        else f"n={ours.n}, too few clusters for an interval"
+    )
+    return " ".join(filter(None, [f"{value}{ours.mark}", interval, ours.source]))
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -38,33 +46,6 @@ def markdown(tables: Sequence[Table]) -> str:
     return "\n".join(lines)
 
 
-def latex(tables: Sequence[Table]) -> str:
-    """Render as LaTeX (packages booktabs and graphicx): two lines a row, the paper's and ours."""
-    lines = ["% needs \\usepackage{booktabs,graphicx}"]
-    for table in tables:
-        lines += [r"\begin{table*}", r"\centering", r"\resizebox{\textwidth}{!}{%"]
-        lines.append(r"\begin{tabular}{lll" + "r" * len(table.columns) + "}")
-        lines += [r"\toprule", " & & & " + " & ".join(map(_tex, table.columns)) + r" \\"]
-        previous = None
-        for group, name, cells in table.rows:
-            if group != previous:
-                lines.append(r"\midrule")
-            paper = [
-                rf"\textbf{{{cell.paper:.2f}}}" if cell.best else f"{cell.paper:.2f}"
-                for cell in cells
-            ]
-            title = _tex(group) if group != previous else ""
-            lines.append(f"{title} & {_tex(name)} & paper & " + " & ".join(paper) + r" \\")
-            lines.append(
-                " & & here & " + " & ".join(_tex(shown(cell.ours)) for cell in cells) + r" \\"
-            )
-            previous = group
-        lines += [r"\bottomrule", r"\end{tabular}}"]
-        caption = f"{table.caption}. {' '.join(table.notes)}"
-        lines += [rf"\caption{{{_tex(caption)}}}", r"\end{table*}", ""]
-    return "\n".join(lines)
-
-
 def html(tables: Sequence[Table]) -> str:
     """Render as one page that needs nothing else."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -77,11 +58,6 @@ def html(tables: Sequence[Table]) -> str:
     return environment.get_template("tables.html").render(
         tables=tables, source=read_paper()["source"], missing=MISSING
     )
-
-
-def _tex(text: str) -> str:
-    special = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "“": "``", "”": "''", "$": r"\$"}
-    return "".join(special.get(letter, letter) for letter in text)
 
 
 FORMATS = {"html": html, "md": markdown, "tex": latex}

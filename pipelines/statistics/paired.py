@@ -162,7 +162,8 @@ def _flipped_means(
         means = np.stack([inside / items, (sums.sum() - inside) / (counts.sum() - items)])
     means[np.abs(means) <= _ROUNDING] = 0.0
     smaller, larger = means.min(axis=0), means.max(axis=0)
-    unmoved = np.isnan(smaller)  # all or nothing flipped
+    # All or nothing flipped. Not where the means are NaN: one may be a rounding error over 0.
+    unmoved = (items == 0) | (items == counts.sum())
     smaller[unmoved], larger[unmoved] = -np.inf, np.inf
     return smaller, larger, 0 if exact else 1
 

@@ -56,7 +56,7 @@ class Manifest(SimpleNamespace):
 
 @pytest.fixture
 def model_class(monkeypatch: pytest.MonkeyPatch) -> type:
-    contents = {
+    contents: dict[str, dict[str, Any]] = {
         "lmms_eval.api.model": {"lmms": Base},
         "lmms_eval.models.registry_v2": {"ModelManifest": Manifest},
     }

@@ -7,10 +7,19 @@ from typing import cast
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.evaluation.result import SCHEMA_NUMBER
+from pipelines.evaluation.result import (
+    SCHEMA_NUMBER,
+    answers_path,
+    write_answers,
+    write_item_metrics,
+)
 from pipelines.report.commands import app
-from pipelines.report.table_formats import MISSING, html, latex, markdown, shown
-from pipelines.report.tables import Ours, make_tables
+from pipelines.report.latex_tables import NOT_RUN, latex
+from pipelines.report.marks import comparisons_of, marks_of
+from pipelines.report.ours import Ours
+from pipelines.report.paper import read_paper
+from pipelines.report.table_formats import MISSING, html, markdown, shown
+from pipelines.report.tables import make_tables
 from shared.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -108,6 +117,7 @@ def test_our_scores_stand_in_their_cells(evaluation):
     assert cell(three, model, "Beam", "SLAKE Open").ours == Ours(
         0.8, 0.75, cast("float", pytest.approx(0.85)), 645
     )
+    assert cell(three, model, "MEDALIGN", "SLAKE Open").ours.best
     assert cell(three, model, "Beam", "SLAKE Close").ours.n == 355
     assert cell(three, model, "MEDALIGN", "SLAKE Open").ours.value == 0.85
     assert cell(three, model, "MEDALIGN", "SLAKE Close").ours is None
@@ -117,7 +127,10 @@ def test_our_scores_stand_in_their_cells(evaluation):
     )
     assert not any("sha256" in note for table in (one, two) for note in table.notes)
     assert "80.00 [75.0, 85.0] n=645" in markdown([three])
-    assert "80.00 [75.0, 85.0] n=645" in latex([three])
+    assert "/80.0 &" in latex([three])
+    assert "[75.0,85.0]" in latex([three])
+    assert "**85.00** [80.0, 90.0] n=10" in markdown([three])
+    assert r"\textbf{85.0}" in latex([three])
     assert "n=645" in html([three])
 
 
@@ -145,7 +158,7 @@ def test_no_cell_is_blank_in_any_format():
     cells = sum(len(table.rows) * len(table.columns) for table in tables)
     assert cells == 14 * 11 * 2 + 22 * 8
     assert markdown(tables).count(MISSING) == cells
-    assert latex(tables).count(MISSING) == cells
+    assert latex(tables).count(f"/{NOT_RUN} ") == cells
     page = html(tables)
     assert page.count(f'<td class="missing">{MISSING}</td>') == cells
     assert not re.search(r"<td[^>]*>\s*</td>", page)
@@ -154,14 +167,128 @@ def test_no_cell_is_blank_in_any_format():
             assert "|  |" not in line
 
 
-def test_latex_rows_have_a_cell_for_every_column():
-    for table, text in ((table, latex([table])) for table in make_tables()):
-        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-        assert len(rows) == 1 + 2 * len(table.rows)
-        assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {2 + len(table.columns)}
-        assert text.count(r"\begin") == text.count(r"\end")
-        assert "“" not in text
-        assert "_" not in text.replace(r"\_", "")
+def test_latex_has_one_table_a_model_with_a_cell_for_every_column():
+    text = latex(make_tables())
+    assert text.count(r"\begin{table}") == 4  # reports and questions, two models each
+    for block in re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", text, re.DOTALL):
+        columns = len(re.match(r"\\begin\{tabular\}\{l(c+)\}", block).group(1))
+        rows = [line for line in block.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {columns}
+        assert sum("MEDALIGN" in line for line in rows) == 1
+    assert text.count(r"\begin") == text.count(r"\end")
+    assert "“" not in text
+    assert "_" not in text.replace(r"\_", "")
+
+
+def test_latex_fits_a_column_in_seven_points(evaluation):
+    """Measured in Computer Modern at 8 pt: cmr7, which LaTeX takes for 7 pt, is 14% wider."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties(family="cmr10")
+    widest = {"interval": [0.571, 0.688], "value": 0.6222, "n": 1061, "trusted": True}
+    methods = [name.lower() for name in read_paper()["methods"][:-1]]
+    rows = [
+        row("LoRA", name, **dict.fromkeys(("open_recall", "closed_yes_no"), widest))
+        for name in methods
+    ]
+    places = [f"llava-med/{name}={evaluation(rows)}" for name in ("slake", "vqa-rad")]
+    text = latex(make_tables(places))
+    assert r"\scriptsize" in text  # 7 pt of a 10 pt article
+    assert "resizebox" not in text
+    for block in re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", text, re.DOTALL):
+        lines = [line[:-3].split("&") for line in block.splitlines() if line.endswith(r"\\")]
+        plain = [[re.sub(r"\\textbf|[{}$^ ]", "", one) for one in line] for line in lines]
+        widths = [
+            max(
+                TextPath((0, 0), one, size=8, prop=font).get_extents().x1 if one else 0 for one in c
+            )
+            for c in zip(*plain, strict=True)
+        ]
+        assert sum(widths) + 4 * (len(widths) - 1) < 345
+
+
+def test_marks_are_those_of_the_paired_test(evaluation):
+    rows = [row("LoRA", name, open_recall=score(0.8)) for name in ("greedy", "beam", "vcd")]
+    folder = evaluation([*rows, row("MEDALIGN", "beam", open_recall=score(0.7))])
+    result = json.loads((folder / "result.json").read_text())
+    result["comparisons"] = [
+        {"a": "MEDALIGN + beam", "b": f"LoRA + {name}", "score": "open_recall"}
+        | {"difference": difference, "p_holm": p}
+        for name, difference, p in (("beam", -0.1, 0.04), ("greedy", 0.1, 0.01), ("vcd", 0.1, 0.06))
+    ]
+    (folder / "result.json").write_text(json.dumps(result))
+    *_, three = make_tables([f"llava-med/slake={folder}"])
+    found = {
+        name: cell(three, "LLaVA-Med-1.5", name, "SLAKE Open").ours.mark
+        for name in ("Greedy", "Beam", "VCD", "MEDALIGN")
+    }
+    assert found == {"Greedy": "−", "Beam": "+", "VCD": "", "MEDALIGN": ""}
+    assert "80.0" in latex([three])
+    assert "$^{+}$" in latex([three])
+    assert "**80.00**+ [75.0, 85.0]" in markdown([three])
+    assert any(note.startswith("+ and − beside ours") for note in three.notes)
+
+
+def test_report_metrics_are_marked_over_all_of_them(tmp_path):
+    """MEDALIGN's cosine is higher in 12 of 12 reports: 2 / 2**12, times the three tests."""
+    rows = [row(name, "beam", bleu=score(0.5)) for name in ("LoRA", "MEDALIGN")]
+    result = {"schema": SCHEMA_NUMBER, "rows": rows, "data": {}, "comparisons": []}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    for one, higher in zip(rows, (0.2, 0.4), strict=True):
+        lines = [
+            {"id": str(i), "images": [], "cluster": str(i), "question": "?", "reference": "a"}
+            | {"prediction": "b", "scores": {"bleu": 0.5}}
+            for i in range(12)
+        ]
+        write_answers(tmp_path, one["method"], lines)
+        stem = answers_path(tmp_path, one["method"]).stem
+        scores = {"bleu": 0.5, "chexbert": higher - 0.3, "rouge_l": 0.1}
+        items = [{"id": str(i), "scores": scores} for i in range(12)]
+        write_item_metrics(tmp_path, stem, items)
+    tests = comparisons_of(tmp_path, result)
+    assert {one["score"]: one["p_holm"] for one in tests}["chexbert"] == 3 * 2 / 2**12
+    assert marks_of(tmp_path, result) == {("LoRA + beam", "chexbert"): "−"}
+
+
+def test_notes_name_folder_split_ceiling_and_baseline(evaluation, tmp_path):
+    folder = evaluation([row("LoRA", "beam", closed_accuracy=score(0.5))], name="vqa-rad")
+    result = json.loads((folder / "result.json").read_text())
+    result["data"] |= {"split": "vqa-rad, split by-image: 734 of 1,797 training records"}
+    result["data"] |= {"ceilings": {"closed_accuracy": 0.934, "open_f1_strict": 0.99}}
+    result["question_only"] = {"train": "train.json", "scores": {"closed_accuracy": score(0.55)}}
+    (folder / "result.json").write_text(json.dumps(result))
+    *_, three = make_tables([f"llava-med/vqa-rad={folder}"])
+    notes = "\n".join(three.notes)
+    assert f"seed 0; from {folder}" in notes
+    assert "(a) vqa-rad, split by-image: 734 of 1,797 training records" in notes
+    assert "(a) what a copy of the references scores: closed_accuracy 93.4" in notes
+    assert "open_f1_strict" not in notes
+    assert "(a) question only, from train.json: closed_accuracy 55.0" in notes
+    assert cell(three, "LLaVA-Med-1.5", "Beam", "VQA-RAD Close").ours.source == ""
+
+
+def test_cells_of_several_folders_name_theirs(tmp_path):
+    places = []
+    for number, name in enumerate(("slake", "vqa-rad")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        result = {
+            "schema": SCHEMA_NUMBER,
+            "rows": [row("LoRA", "beam", open_recall=score(0.8))],
+            "settings": {"preset": "published", "max_new_tokens": 128, "seed": 0},
+            "data": {"items": 12, "sha256": "ab" * 32, "set": name},
+        }
+        (folder / "result.json").write_text(json.dumps(result))
+        places.append(f"llava-med/{name}={folder}")
+    *_, three = make_tables(places)
+    sources = [
+        cell(three, "LLaVA-Med-1.5", "Beam", f"{name} Open").ours.source
+        for name in ("SLAKE", "VQA-RAD")
+    ]
+    assert sources == ["a", "b"]
+    assert "$^{a}$" in latex([three])
+    assert "n=10 b |" in markdown([three])
 
 
 def test_columns_are_called_what_they_are():

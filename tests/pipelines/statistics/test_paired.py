@@ -171,3 +171,13 @@ def test_nothing_to_test_is_an_error() -> None:
         paired_test([2.0], [1.0])
     with pytest.raises(ValueError, match="finite"):
         paired_test([float("nan")], [1.0])
+
+
+def test_where_all_differ_one_way_p_is_two_patterns_of_all() -> None:
+    """Two of 2**n patterns are as extreme, whatever the sums are in binary."""
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        count = int(generator.integers(6, 13))
+        better = 0.5 + generator.random(count) * 0.3 + 0.01
+        for a, b in ((better, np.full(count, 0.5)), (np.full(count, 0.5), better)):
+            assert paired_test(a.tolist(), b.tolist()).p == 2 / 2**count
