@@ -76,6 +76,9 @@ def prepare_command(
     train_records: Annotated[
         int | None, typer.Option(min=1, help="Draw so many training records.")
     ] = None,
+    sections: Annotated[
+        str, typer.Option(help="Of reports: findings, impression or both (the default).")
+    ] = "",
     allow_other_counts: Annotated[
         bool,
         typer.Option(
@@ -128,6 +131,7 @@ def prepare_command(
         seed=seed,
         train_records=train_records,
         allow_other_counts=allow_other_counts,
+        sections=[part.strip() for part in sections.split(",") if part.strip()],
     )
     report(about, as_json, _prepared_lines(about, out))
 

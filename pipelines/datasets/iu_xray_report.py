@@ -1,4 +1,6 @@
-"""IU-Xray reports (Demner-Fushman et al. 2016) in the layout of R2Gen, with its splits.
+"""IU-Xray reports (Demner-Fushman et al. 2016) in two layouts: R2Gen's, and lists of sections.
+
+R2Gen's, with its splits:
 
     SOURCE/annotation.json       {"train": [2,069], "val": [296], "test": [590]}
     SOURCE/images/<id>/0.png     the frontal view; 1.png is the lateral one
@@ -6,21 +8,37 @@
 An item: {"id": "CXR2384_IM-0942", "report", "image_path": ["CXR2384_IM-0942/0.png", ...], "split"}.
 As the authors do, only the frontal image is shown and the report is taken as it is, `XXXX` of the
 de-identification included.
+
+Lists of findings and impressions (`report_lists`), such as MedEvalKit's 296 of Open-i, for testing.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.datasets.release import DataSet, Release, find, report_record, text_field
+from pipelines.datasets.release import (
+    DataSet,
+    Release,
+    find,
+    find_optional,
+    report_record,
+    text_field,
+)
+from pipelines.datasets.report_lists import SECTIONS, find_lists, read_lists
 from shared.errors import UserError
 from shared.records import Record
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
-def read(source: Path, out: Path, seed: int) -> Release:
-    """Read the annotation file; the splits are published."""
+def read(source: Path, out: Path, seed: int, sections: Sequence[str] = ()) -> Release:
+    """Read the annotation file, whose splits are published, or lists of sections."""
     import json
 
+    lists = find_lists(source)
+    if lists and find_optional(source, "annotation.json", "iu_xray/annotation.json") is None:
+        return read_lists(source, lists, sections or SECTIONS)
+    if sections:
+        raise UserError(f"{source}: R2Gen's reports are not in sections; leave out --sections")
     file = find(source, "annotation file", "annotation.json", "iu_xray/annotation.json")
     image_root = find(source, "image folder", "images", "iu_xray/images")
     try:
@@ -72,9 +90,15 @@ IU_XRAY_REPORT = DataSet(
     download="the R2Gen archive (github.com/zhjohnchan/R2Gen); original: openi.nlm.nih.gov",
     licence="the terms of Open-i, Indiana University",
     access="open",
-    layout="annotation.json and images/CXRn_IM-n/{0,1}.png",
+    layout="annotation.json and images/CXRn_IM-n/{0,1}.png, or test.json (lists of findings and "
+    "impressions) and images/",
     read=read,
-    published={"r2gen": {"train reports": 2069, "validation reports": 296, "test reports": 590}},
+    published={
+        "r2gen": {"train reports": 2069, "validation reports": 296, "test reports": 590},
+        "lists": {"test reports": 296},
+    },
     counts_from="counted in a public copy of annotation.json "
-    "(github.com/manavkapadnis/SERPENT-VLM, data/iu_xray/)",
+    "(github.com/manavkapadnis/SERPENT-VLM, data/iu_xray/) and in MedEvalKit's list "
+    "(github.com/chenz53/MedEvalKit, 9f20061, datas/IU_XRAY/test.json)",
+    sections=SECTIONS,
 )

@@ -9,7 +9,9 @@ SOURCE holds both projects, as `wget -r` leaves them below `physionet.org/files/
     mimic-cxr-jpg/2.*/files/p10/p10000032/s50414267/<dicom_id>.jpg
     mimic-cxr/2.*/mimic-cxr-reports/files/p10/p10000032/s50414267.txt
 
-The last comes from mimic-cxr-reports.zip, unpacked.
+The last comes from mimic-cxr-reports.zip, unpacked. In its place may stand
+`mimic_cxr_sectioned.csv` (study, findings, impression, ...), which PhysioNet's own script makes of
+the reports. Or SOURCE holds lists of findings and impressions (`report_lists`).
 
 One record a study: one frontal view (PA before AP) and the findings and impression of its report.
 The authors rewrote the reports of 2,000 sampled images with a language model and publish neither
@@ -19,14 +21,16 @@ text nor prompt, so their numbers cannot be reproduced; `clean_report` is a rule
 import csv
 import gzip
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipelines.datasets.release import DataSet, Release, find, report_record
+from pipelines.datasets.release import DataSet, Release, find, find_optional, report_record
+from pipelines.datasets.report_lists import SECTIONS, find_lists, read_lists
 from shared.errors import UserError
 from shared.records import Record
 
 FRONTAL = ("PA", "AP")
+SECTIONED = "mimic_cxr_sectioned.csv"
 SPLITS = {"train": "train", "validation": "validate", "test": "test"}
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 /()&,-]*[A-Z)])[ \t]*:", re.MULTILINE)
 # Some reports write their findings under the name of the examination: "CHEST, TWO VIEWS: ...".
@@ -46,18 +50,16 @@ _WANTED = {
 _ENUMERATION = re.compile(r"(?:(?<=^)|(?<=[.:;] ))\d{1,2}[.)]\s+")
 
 
-def read(source: Path, out: Path, seed: int) -> Release:
+def read(source: Path, out: Path, seed: int, sections: Sequence[str] = ()) -> Release:
     """Read the tables, pick one frontal image a study and clean its report."""
+    wanted = tuple(sections) or SECTIONS
+    lists = find_lists(source)
+    if lists and find_optional(source, *_both("mimic-cxr-2.0.0-split.csv")) is None:
+        return read_lists(source, lists, wanted)
     split_file = find(source, "split table", *_both("mimic-cxr-2.0.0-split.csv"))
     views_file = find(source, "metadata table", *_both("mimic-cxr-2.0.0-metadata.csv"))
     image_root = find(source, "image folder", "mimic-cxr-jpg/2.*/files", "mimic-cxr-jpg/files")
-    reports = find(
-        source,
-        "report folder (mimic-cxr-reports.zip, unpacked)",
-        "mimic-cxr/2.*/mimic-cxr-reports/files",
-        "mimic-cxr/2.*/files",
-        "mimic-cxr-reports/files",
-    )
+    report_of = _reports(source, wanted)
     views = {
         row["dicom_id"]: row["ViewPosition"]
         for row in _table(views_file, "dicom_id", "ViewPosition")
@@ -78,7 +80,7 @@ def read(source: Path, out: Path, seed: int) -> Release:
             study.append((FRONTAL.index(view), row["dicom_id"]))
     absent = {"image": 0, "report": 0, "section": 0}
     splits = {
-        split: list(_records(chosen, image_root, reports, absent))
+        split: list(_records(chosen, image_root, report_of, absent))
         for split, chosen in studies.items()
     }
     notes = [
@@ -86,13 +88,13 @@ def read(source: Path, out: Path, seed: int) -> Release:
         "scores here are not comparable with Tables 1 and 2",
         f"{sum(map(len, studies.values()))} studies have a frontal view; left out: "
         f"{absent['image']} whose image is "
-        f"not here, {absent['report']} without a report file, {absent['section']} without findings "
-        "or impression",
+        f"not here, {absent['report']} without a report, {absent['section']} without "
+        f"{' or '.join(wanted)}",
     ]
     if not any(splits.values()):
         raise UserError(
-            f"{source}: no study has both a frontal image below {image_root} and a report below "
-            f"{reports}"
+            f"{source}: no study has both a frontal image below {image_root} and a report with "
+            f"{' or '.join(wanted)}"
         )
     return Release("physionet", splits, image_root, counts, notes)
 
@@ -100,7 +102,7 @@ def read(source: Path, out: Path, seed: int) -> Release:
 def _records(
     studies: dict[tuple[str, str], list[tuple[int, str]]],
     image_root: Path,
-    reports: Path,
+    report_of: Callable[[str, str], str | None],
     absent: dict[str, int],
 ) -> Iterator[Record]:
     for (subject, study), images in studies.items():
@@ -108,24 +110,57 @@ def _records(
         here = [
             dicom for _, dicom in sorted(images) if (image_root / folder / f"{dicom}.jpg").is_file()
         ]
-        file = reports / f"p{subject[:2]}/p{subject}/s{study}.txt"
+        text = report_of(subject, study) if here else None
         if not here:
             absent["image"] += 1
-        elif not file.is_file():
+        elif text is None:
             absent["report"] += 1
+        elif text:
+            shown = f"{folder}/{here[0]}.jpg"
+            yield report_record(f"s{study}", shown, text, {"subject": subject})
         else:
-            text = clean_report(file.read_text(encoding="utf-8"))
-            if text:
-                shown = f"{folder}/{here[0]}.jpg"
-                yield report_record(f"s{study}", shown, text, {"subject": subject})
-            else:
-                absent["section"] += 1
+            absent["section"] += 1
 
 
-def clean_report(text: str) -> str:
-    """Return the findings and the impression of a report as one paragraph.
+def _reports(source: Path, sections: Sequence[str]) -> Callable[[str, str], str | None]:
+    """Return what gives the cleaned report of (subject, study); None where there is none."""
+    folder = find_optional(
+        source,
+        "mimic-cxr/2.*/mimic-cxr-reports/files",
+        "mimic-cxr/2.*/files",
+        "mimic-cxr-reports/files",
+    )
+    table = find_optional(source, f"mimic-cxr/2.*/{SECTIONED}", SECTIONED)
+    if folder is None and table is not None:
+        rows = {row["study"]: row for row in _table(table, "study", *SECTIONS)}
 
-    Empty where it has neither.
+        def of_table(subject: str, study: str) -> str | None:
+            row = rows.get(f"s{study}")
+            bodies = [_body(row[name] or "") for name in sections] if row else []
+            return None if row is None else " ".join(filter(None, bodies))
+
+        return of_table
+    reports = find(
+        source,
+        f"report folder (mimic-cxr-reports.zip, unpacked) and no {SECTIONED}",
+        "mimic-cxr/2.*/mimic-cxr-reports/files",
+        "mimic-cxr/2.*/files",
+        "mimic-cxr-reports/files",
+    )
+
+    def of_folder(subject: str, study: str) -> str | None:
+        file = reports / f"p{subject[:2]}/p{subject}/s{study}.txt"
+        if not file.is_file():
+            return None
+        return clean_report(file.read_text(encoding="utf-8"), sections)
+
+    return of_folder
+
+
+def clean_report(text: str, wanted: Sequence[str] = SECTIONS) -> str:
+    """Return the findings and the impression of a report, or one of them, as one paragraph.
+
+    Empty where it has none of the sections `wanted`.
 
     Headings are upper-case words before a colon at the start of a line. What stands under the name
     of the examination ("CHEST, TWO VIEWS:") is findings, where it is five words or more. List
@@ -142,12 +177,17 @@ def clean_report(text: str) -> str:
         if named and len(text[heading.end() : end].split()) >= _WORDS:
             place = 0
         if place is not None:
-            body = " ".join(re.sub(r"_{2,}", " ", text[heading.end() : end]).split())
-            body = _ENUMERATION.sub("", body)
-            body = re.sub(r"\s+([.,;:])", r"\1", body)
-            if re.search(r"\w", body):
-                sections[place].append(body)
-    return " ".join(sections[0] + sections[1])
+            sections[place].append(_body(text[heading.end() : end]))
+    chosen = [one for name in wanted for one in sections[SECTIONS.index(name)]]
+    return " ".join(filter(None, chosen))
+
+
+def _body(text: str) -> str:
+    """Return a section without list numbers, underscores and line breaks; empty without a word."""
+    body = " ".join(re.sub(r"_{2,}", " ", text).split())
+    body = _ENUMERATION.sub("", body)
+    body = re.sub(r"\s+([.,;:])", r"\1", body)
+    return body if re.search(r"\w", body) else ""
 
 
 def _both(name: str) -> tuple[str, ...]:
@@ -188,10 +228,12 @@ MIMIC_CXR_REPORT = DataSet(
     access="credentialed: PhysioNet account, CITI training and a signed data use agreement; no "
     "redistribution, and no sending of images or reports to third-party services",
     layout="mimic-cxr-jpg/2.*/{mimic-cxr-2.0.0-split.csv.gz, mimic-cxr-2.0.0-metadata.csv.gz, "
-    "files/} and mimic-cxr/2.*/mimic-cxr-reports/files/",
+    f"files/}} and mimic-cxr/2.*/mimic-cxr-reports/files/ or {SECTIONED}; or test.json (lists of "
+    "findings and impressions) and images/",
     read=read,
     published={
         "physionet": {"train images": 368960, "validation images": 2991, "test images": 5159}
     },
     counts_from="public reports of the split table; they add up to PhysioNet's 377,110 images",
+    sections=SECTIONS,
 )

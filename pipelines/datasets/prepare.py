@@ -12,7 +12,7 @@ Images that are files stay where they are; `dataset.json` names the folder.
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +46,7 @@ def prepare(
     seed: int = 0,
     train_records: int | None = None,
     allow_other_counts: bool = False,
+    sections: Sequence[str] = (),
 ) -> Description:
     """Read the release of a set, check it, and write its conversation files.
 
@@ -64,6 +65,8 @@ def prepare(
         Draw this many training records, e.g. 2,000 of MIMIC-CXR as the authors do.
     allow_other_counts
         Go on although the release has other counts than the published ones.
+    sections
+        Of reports: findings, impression or both; default: both, where the release has them.
 
     Returns
     -------
@@ -78,7 +81,7 @@ def prepare(
     entry = data_set(name)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another --out or remove it first")
-    release = entry.read(source, out, seed)
+    release = _read(entry, source, out, seed, sections)
     counts = _compared_counts(source, entry, release, allow_other_counts)
     keys = content_keys(release)
     splits, leaks = release.splits, shared_images(release.splits, keys)
@@ -118,11 +121,22 @@ def prepare(
     return about
 
 
+def _read(entry: DataSet, source: Path, out: Path, seed: int, sections: Sequence[str]) -> Release:
+    if not entry.sections:
+        if sections:
+            raise UserError(f"{entry.name} has no sections; leave out --sections")
+        return entry.read(source, out, seed)
+    unknown = [name for name in sections if name not in entry.sections]
+    if unknown:
+        raise UserError(f"--sections {unknown[0]}: there are {', '.join(entry.sections)}")
+    return entry.read(source, out, seed, [name for name in entry.sections if name in sections])
+
+
 def _compared_counts(
     source: Path, entry: DataSet, release: Release, allow_other: bool
 ) -> dict[str, Count]:
     """Put each count of the release beside the published one; others are an error or a warning."""
-    published = entry.published[release.form]
+    published = entry.published.get(release.form, {})
     counts: dict[str, Count] = {
         count: {"found": found, "published": published.get(count)}
         for count, found in release.counts.items()

@@ -54,11 +54,14 @@ class DataSet(NamedTuple):
     Attributes
     ----------
     read
-        `read(source, out, seed) -> Release`; `out` is for images that the release embeds.
+        `read(source, out, seed) -> Release`; `out` is for images that the release embeds. With
+        `sections`, `read(source, out, seed, sections)`.
     published
         Published counts by form; `prepare` compares them with what was counted.
     counts_from
         Where the published counts stand, or in which public copy they were counted.
+    sections
+        Sections of reports that may be chosen; none where the set has no such sections.
     """
 
     name: str
@@ -68,9 +71,10 @@ class DataSet(NamedTuple):
     licence: str
     access: str
     layout: str
-    read: Callable[[Path, Path, int], Release]
+    read: Callable[..., Release]
     published: Mapping[str, Mapping[str, int]]
     counts_from: str
+    sections: tuple[str, ...] = ()
 
 
 def find(source: Path, what: str, *candidates: str) -> Path:

@@ -1,6 +1,6 @@
-"""VQA-RAD (Lau et al. 2018) in both forms that are downloaded.
+"""VQA-RAD (Lau et al. 2018) in the three forms that circulate.
 
-The JSON release and the parquet files of the hub.
+The JSON release, the parquet files of the hub, and the pairs that most papers before 2023 train on.
 
 JSON release (OSF):
 
@@ -16,6 +16,12 @@ after it)}.
 Hub (`flaviagiammarino/vqa-rad`): SOURCE/data/train-*.parquet and test-*.parquet with `image`,
 `question`, `answer`; duplicates are gone and there is no answer type: closed is what is answered by
 yes or no.
+
+Pairs (in the repositories of MEVF, CR, PubMedCLIP and others): SOURCE/trainset.json (3,064) and
+testset.json (451), 3,515 in all, records as in the release but for `evaluation` and the
+`question_*` fields. 1,267 of the training pairs are templates ("Is/Are the lungs normal size?"),
+which the release of 2,248 does not have: their `phrase_type` is `frame`. The test pairs are those
+of the release.
 
 The published split asks about the same images in training and in testing.
 """
@@ -43,16 +49,21 @@ from shared.records import Record
 
 PUBLIC = "VQA_RAD Dataset Public.json"
 IMAGES = "VQA_RAD Image Folder"
+TRAIN_PAIRS, TEST_PAIRS = "trainset.json", "testset.json"
+FRAME = "frame"  # phrase_type of a template
 KEPT = ("phrase_type", "qid_linked_id", "image_organ", "question_type", "image_case_url")
 
 
 def read(source: Path, out: Path, seed: int) -> Release:
-    """Read either form; images of the parquet form are written below `out`."""
+    """Read any form; images of the parquet form are written below `out`."""
+    pairs = find_optional(source, TRAIN_PAIRS, f"data/{TRAIN_PAIRS}", f"data_RAD/{TRAIN_PAIRS}")
+    if pairs is not None and find_optional(source, PUBLIC) is None:
+        return _read_pairs(source, pairs)
     shards = {split: sorted(source.glob(f"**/{split}-*.parquet")) for split in ("train", "test")}
     if any(shards.values()) and find_optional(source, PUBLIC) is None:
         return _read_parquet(source, shards, out)
     rows = list(json_rows(find(source, "question file", PUBLIC, "data/train-*.parquet")))
-    image_root = find(source, "image folder", IMAGES, "VQA_RAD_Image_Folder", "images")
+    image_root = _image_root(source)
     splits: dict[str, list[Record]] = {"train": [], "test": []}
     for where, row in rows:
         test = text_field(row, where, "phrase_type").startswith("test_")
@@ -62,6 +73,30 @@ def read(source: Path, out: Path, seed: int) -> Release:
         counts |= answer_counts(split, records)
     splits, notes = answered(splits)
     return Release("json", splits, image_root, counts, notes)
+
+
+def _read_pairs(source: Path, train: Path) -> Release:
+    files = {"train": train, "test": find(train.parent, "test pairs", TEST_PAIRS)}
+    splits = {
+        split: [_record(row, where) for where, row in json_rows(file)]
+        for split, file in files.items()
+    }
+    frames = sum(record.extra.get("phrase_type") == FRAME for record in splits["train"])
+    counts = {"questions": sum(map(len, splits.values())), "train frame questions": frames}
+    for split, records in splits.items():
+        counts |= answer_counts(split, records)
+    note = (
+        f"{frames} training questions are templates (`phrase_type` {FRAME}), which the release of "
+        "2,248 questions does not have; scores of models trained on them are not comparable"
+    )
+    splits, notes = answered(splits)
+    return Release("pairs", splits, _image_root(source), counts, [note, *notes])
+
+
+def _image_root(source: Path) -> Path:
+    return find(
+        source, "image folder", IMAGES, "VQA_RAD_Image_Folder", "images", "data/images", "imgs"
+    )
 
 
 def _record(row: Row, where: str) -> Record:
@@ -118,11 +153,12 @@ VQA_RAD = DataSet(
     name="vqa-rad",
     title="VQA-RAD",
     task="vqa",
-    download="osf.io/89kps (JSON and images), or Hugging Face flaviagiammarino/vqa-rad (parquet)",
+    download="osf.io/89kps (JSON and images), or Hugging Face flaviagiammarino/vqa-rad (parquet); "
+    "the 3,515 pairs are in github.com/Awenbocc/med-vqa, data/",
     licence="CC0 1.0",
     access="open",
     layout=f"'{PUBLIC}' and '{IMAGES}/synpicN.jpg', or data/train-*.parquet and "
-    "data/test-*.parquet",
+    f"data/test-*.parquet, or '{TRAIN_PAIRS}', '{TEST_PAIRS}' and images/",
     read=read,
     published={
         "json": {
@@ -135,7 +171,18 @@ VQA_RAD = DataSet(
             "test closed": 272,
         },
         "parquet": {"train questions": 1793, "test questions": 451},
+        "pairs": {
+            "questions": 3515,
+            "train questions": 3064,
+            "train frame questions": 1267,
+            "train images": 314,
+            "test questions": 451,
+            "test images": 203,
+            "test open": 179,
+            "test closed": 272,
+        },
     },
     counts_from="printed in a notebook of LLaVA-Med (llava/notebook/run_eval_metrics.ipynb); the "
-    "hub's data set viewer",
+    "hub's data set viewer; the pairs counted in a public copy (github.com/Awenbocc/med-vqa, "
+    "0cca681, data/)",
 )

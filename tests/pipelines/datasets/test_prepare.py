@@ -131,6 +131,20 @@ def test_vqa_rad_strips_types_keeps_numbers_and_drops_shared_images_from_trainin
     assert about["splits"]["train"]["left_out"] == 1
 
 
+def test_templates_of_the_3515_pairs_are_named(tmp_path):
+    about, splits = prepared("vqa-rad", tmp_path, replicas.vqa_rad_pairs)
+    assert about["form"] == "pairs"
+    assert [r.extra["phrase_type"] for r in splits["train"]] == [
+        "freeform",
+        "frame",
+        "frame",
+        "para",
+    ]
+    assert about["counts"]["train frame questions"]["found"] == 2
+    assert "2 training questions are templates (`phrase_type` frame)" in about["notes"][0]
+    assert [(r.id, r.answer) for r in splits["test"]] == [("11", "yes"), ("12", "2")]
+
+
 def test_published_split_keeps_what_the_release_shares_and_counts_it(tmp_path):
     about, splits = prepared("vqa-rad", tmp_path, split="published")
     assert [r.id for r in splits["train"]] == ["0", "1", "2"]
@@ -268,6 +282,52 @@ def test_mimic_takes_one_frontal_view_a_study_pa_first(tmp_path):
     assert "redistribution" in about["access"]
 
 
+@pytest.mark.parametrize("name", ["iu-xray-report", "mimic-cxr-report"])
+def test_lists_of_sections(name, tmp_path):
+    """Both report sets circulate as lists of findings and impressions."""
+    about, splits = prepared(name, tmp_path / "both", replicas.report_lists)
+    first, _, third = splits["test"]
+    assert first.answer == "Lung volumes are low. Heart size normal. Hypoinflation."
+    assert third.answer == "Hypoinflation."
+    assert len(first.images) == 2
+    assert first.turns[0].text.startswith("<image>\n<image>\nAnalyze")
+    assert (first.id, about["form"]) == ("open_i_1020", "lists")
+    about, splits = prepared(name, tmp_path / "one", replicas.report_lists, sections=["impression"])
+    assert [one.answer for one in splits["test"]] == ["Hypoinflation.", "Hypoinflation."]
+    assert "1 reports without impression are left out" in about["notes"]
+
+
+def test_mimic_in_sections(tmp_path):
+    source = replicas.mimic_cxr_report(tmp_path / "source")
+    folder = tmp_path / "of-text"
+    prepare("mimic-cxr-report", source, folder, allow_other_counts=True, sections=["impression"])
+    assert load_records(folder / "test.json")[0].answer == "No acute cardiopulmonary process."
+    # The table that PhysioNet's script makes of the same reports.
+    shutil.rmtree(source / "mimic-cxr")
+    table = source / "mimic_cxr_sectioned.csv"
+    rows = ["study,impression,findings,last_paragraph,comparison"]
+    rows += [f's{50414267 + i},"1. Edema ___ .\n 2. Stable.",Clear lungs.,,' for i in range(6)]
+    table.write_text("\n".join(rows) + "\n")
+    for sections, answer in (
+        ((), "Clear lungs. Edema. Stable."),
+        (("findings",), "Clear lungs."),
+        (("impression",), "Edema. Stable."),
+    ):
+        folder = tmp_path / f"of-table{len(answer)}"
+        prepare("mimic-cxr-report", source, folder, allow_other_counts=True, sections=sections)
+        assert {one.answer for one in load_records(folder / "test.json")} == {answer}
+
+
+def test_sections_are_refused_where_there_are_none(tmp_path):
+    source = replicas.iu_xray_report(tmp_path / "iu")
+    with pytest.raises(UserError, match="R2Gen's reports are not in sections"):
+        prepare("iu-xray-report", source, tmp_path / "a", sections=["findings"])
+    with pytest.raises(UserError, match="slake has no sections"):
+        prepare("slake", source, tmp_path / "b", sections=["findings"])
+    with pytest.raises(UserError, match="--sections history: there are findings, impression"):
+        prepare("iu-xray-report", source, tmp_path / "c", sections=["history"])
+
+
 def test_mimic_says_what_it_left_out(tmp_path):
     source = replicas.mimic_cxr_report(tmp_path / "source")
     files = source / "mimic-cxr-jpg/2.0.0/files/p10"
@@ -277,7 +337,7 @@ def test_mimic_says_what_it_left_out(tmp_path):
     (reports / "p10000037/s50414272.txt").write_text("FINAL REPORT\n COMPARISON: None.\n")
     about = prepare("mimic-cxr-report", source, tmp_path / "out", allow_other_counts=True)
     assert (
-        "left out: 1 whose image is not here, 0 without a report file, 1 without findings"
+        "left out: 1 whose image is not here, 0 without a report, 1 without findings"
         in about["notes"][1]
     )
     records = load_records(tmp_path / "out/train.json")
