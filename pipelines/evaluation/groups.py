@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pipelines.evaluation.result import Group, Grouping
-from pipelines.evaluation.scores import Scored, compare_rows, summarise
+from pipelines.evaluation.scores import Scored, asked_tests, compare_rows, summarise
 from pipelines.metrics.question_kind import question_kind
 from pipelines.statistics import holm
 from shared.errors import UserError
@@ -59,18 +59,24 @@ def by_groups(
 def _groups(
     rows: Mapping[str, Scored], pairs: Sequence[tuple[str, str]], values: Sequence[str]
 ) -> list[Group]:
-    groups: list[Group] = []
-    for value, count in Counter(values).most_common():
-        places = [place for place, one in enumerate(values) if one == value]
-        inside = {name: scored.at(places) for name, scored in rows.items()}
-        groups.append(
-            {
-                "value": value,
-                "items": count,
-                "scores": {name: summarise(scored) for name, scored in inside.items()},
-                "comparisons": compare_rows(inside, pairs),
-            }
-        )
+    counts = Counter(values).most_common()
+    inside = {
+        value: {
+            name: scored.at([place for place, one in enumerate(values) if one == value])
+            for name, scored in rows.items()
+        }
+        for value, _ in counts
+    }
+    family = sum(len(asked_tests(found, pairs)) for found in inside.values())
+    groups: list[Group] = [
+        {
+            "value": value,
+            "items": count,
+            "scores": {name: summarise(scored) for name, scored in inside[value].items()},
+            "comparisons": compare_rows(inside[value], pairs, family),
+        }
+        for value, count in counts
+    ]
     tests = [one for group in groups for one in group["comparisons"]]
     for one, p in zip(tests, holm([one["p_permutation"] for one in tests]), strict=True):
         one["p_holm"] = p

@@ -13,6 +13,7 @@ from pipelines.evaluation.result import AnswerLine, Comparison, Score
 from pipelines.metrics.items import SCORES
 from pipelines.statistics import holm, paired_test, score_interval
 from pipelines.statistics.grouping import by_cluster
+from pipelines.statistics.paired import PATTERNS
 from pipelines.statistics.power import detectable_difference
 
 
@@ -94,22 +95,32 @@ def bounds_of(values: Sequence[float]) -> tuple[float, float]:
     return (-1.0, 1.0) if min(values, default=0.0) < 0 else (0.0, 1.0)
 
 
-def compare_rows(rows: Mapping[str, Scored], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
-    """Paired tests of the first against the second row of each pair.
+def compare_rows(
+    rows: Mapping[str, Scored], pairs: Sequence[tuple[str, str]], family: int | None = None
+) -> list[Comparison]:
+    """Paired tests of the first against the second row of each pair, on each score that both have.
 
-    Holm's correction is over all of them: a table is one family, its scores included.
+    Holm's correction is over all of them: a table is one family, its scores included. `family` says
+    how many tests the table has, where these are some of them; the caller corrects all then.
     """
-    asked = [
+    asked = asked_tests(rows, pairs)
+    comparisons = [_compared(*one, rows, family or len(asked)) for one in asked]
+    adjusted = holm([one["p_permutation"] for one in comparisons])
+    for one, p in zip(comparisons, adjusted, strict=True):
+        one["p_holm"] = p
+    return comparisons
+
+
+def asked_tests(
+    rows: Mapping[str, Scored], pairs: Sequence[tuple[str, str]]
+) -> list[tuple[str, str, str]]:
+    """Return (first row, second row, score) of every test of these pairs."""
+    return [
         (first, second, name)
         for first, second in pairs
         for name in rows[first].names()
         if name in rows[second].names()
     ]
-    comparisons = [_compared(*one, rows, len(asked)) for one in asked]
-    adjusted = holm([one["p_permutation"] for one in comparisons])
-    for one, p in zip(comparisons, adjusted, strict=True):
-        one["p_holm"] = p
-    return comparisons
 
 
 def _compared(
@@ -124,6 +135,8 @@ def _compared(
         [(one - low) / width for one in b],
         clusters,
         tests=family,
+        # The smallest p must survive the correction: 1 in 4,097 does so among 200 tests.
+        patterns=min(max(PATTERNS, 40 * family), 5 * PATTERNS),
     )
     return {
         "a": first,

@@ -25,11 +25,13 @@ class QuestionKind(NamedTuple):
 def question_kind(record: Record) -> QuestionKind:
     """Return how an item is scored.
 
-    The record says it by `task: report`, by its options beyond yes and no, or by `answer_type`.
+    The record says it by `task: report`, by its options beyond yes and no, or by `answer_type`; in
+    MedHEval's files by `binary` for what is answered by yes or no, and by a `structured_answer`
+    for texts of sentences, which the metrics of reports score there.
     Where it says nothing, a reference that begins with yes or no is closed, one of two sentences
     and 25 words a report, any other open.
     """
-    if record.extra.get("task") == "report":
+    if record.extra.get("task") == "report" or "structured_answer" in record.extra:
         return QuestionKind("report", True)
     # OmniMedVQA scores every question as multiple choice, those between yes and no as well.
     if "option_A" in record.extra or (
@@ -38,7 +40,9 @@ def question_kind(record: Record) -> QuestionKind:
         return QuestionKind("choice", True)
     if record.answer_type is not None:
         return QuestionKind("open" if record.answer_type == "OPEN" else "closed", True)
-    return QuestionKind(_kind_of_reference(record.answer), False)
+    kind = _kind_of_reference(record.answer)
+    binary = "binary" in (record.extra.get(name) for name in ("question_type", "ground_truth_type"))
+    return QuestionKind(kind, binary and kind == "closed")
 
 
 def _kind_of_reference(reference: str) -> Kind:

@@ -14,9 +14,11 @@ from pipelines.cli import app
 from pipelines.evaluation.compare import compare
 from pipelines.evaluation.file_lines import group_lines, score_lines
 from pipelines.evaluation.files import FileOptions, compare_files, score_files
+from pipelines.evaluation.groups import by_groups
 from pipelines.evaluation.joining import join, read_references
 from pipelines.evaluation.lines import comparison_lines
 from pipelines.evaluation.result import SCHEMA_NUMBER, write_answers, write_result
+from pipelines.evaluation.scores import Scored
 from pipelines.metrics.items import item_scores
 from pipelines.statistics import holm, paired_test, score_interval
 from shared.errors import UserError
@@ -350,3 +352,18 @@ def test_an_evaluations_rows_are_scored_as_they_were(tmp_path: Path) -> None:
     assert [one["difference"] for one in both["comparisons"]] == [
         one["difference"] for one in result["comparisons"]
     ]
+
+
+def test_many_groups_leave_a_difference_that_can_survive_holm() -> None:
+    """300 tests: the smallest p of 4,096 patterns would become 0.07."""
+    made = [
+        Record(str(i), (), (Turn("human", "?"), Turn("gpt", "a")), extra={"of": i % 300})
+        for i in range(30 * 300)
+    ]
+    names = [one.id for one in made]
+    a, b = (
+        Scored(names, [{"closed_accuracy": value} for _ in made], names) for value in (1.0, 0.0)
+    )
+    [grouping] = by_groups({"a": a, "b": b}, [("a", "b")], made, ["of"])
+    assert len(grouping["groups"]) == 300
+    assert all(one["comparisons"][0]["p_holm"] < 0.05 for one in grouping["groups"])
