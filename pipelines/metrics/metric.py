@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-NAMES = ("bleu", "rouge", "coco", "meteor", "bertscore", "chexbert", "radgraph", "ratescore")
+NAMES = (
+    "bleu", "rouge", "coco", "meteor", "bertscore", "chexbert", "radgraph", "ratescore", "green",
+)  # fmt: skip
 # What `--model NAME=...` may name.
 MODELS = (
     "bertscore",
     "chexbert",
     "chexbert-tokenizer",
+    "green",
+    "green-python",
     "radgraph",
     "radgraph-python",
     "ratescore-encoder",

@@ -27,7 +27,7 @@ PAIRS = [
     Pair("The heart size is normal.", "The heart size is normal."),
     Pair("There is a small left pleural effusion.", "cardiomegaly"),
 ]
-NOT_HERE = {"bertscore", "chexbert", "radgraph", "ratescore"}
+NOT_HERE = {"bertscore", "chexbert", "radgraph", "ratescore", "green"}
 
 
 def test_metrics_without_a_model_are_listed_and_the_others_run():
