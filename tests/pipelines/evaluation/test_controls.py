@@ -160,8 +160,8 @@ def test_an_image_that_is_its_own_mirror_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_control_is_refused() -> None:
     questions = Questions([record("1", ("x",))], [("x",)], Clusters("image", ["x"]))
-    with pytest.raises(UserError, match="no control is called blak; there are blank, shuffled"):
-        make_controls(["blak"], questions, Path())
+    with pytest.raises(UserError, match="no control is called dark; there are blank, shuffled"):
+        make_controls(["dark"], questions, Path())
 
 
 def test_an_evaluation_with_controls(small_run: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from typer.testing import CliRunner
@@ -233,10 +233,10 @@ def test_marks_are_those_of_the_paired_test(evaluation):
 def test_report_metrics_are_marked_over_all_of_them(tmp_path):
     """MEDALIGN's cosine is higher in 12 of 12 reports: 2 / 2**12, times the three tests."""
     rows = [row(name, "beam", bleu=score(0.5)) for name in ("LoRA", "MEDALIGN")]
-    result = {"schema": SCHEMA_NUMBER, "rows": rows, "data": {}, "comparisons": []}
+    result: Any = {"schema": SCHEMA_NUMBER, "rows": rows, "data": {}, "comparisons": []}
     (tmp_path / "result.json").write_text(json.dumps(result))
     for one, higher in zip(rows, (0.2, 0.4), strict=True):
-        lines = [
+        lines: Any = [
             {"id": str(i), "images": [], "cluster": str(i), "question": "?", "reference": "a"}
             | {"prediction": "b", "scores": {"bleu": 0.5}}
             for i in range(12)
@@ -244,7 +244,7 @@ def test_report_metrics_are_marked_over_all_of_them(tmp_path):
         write_answers(tmp_path, one["method"], lines)
         stem = answers_path(tmp_path, one["method"]).stem
         scores = {"bleu": 0.5, "chexbert": higher - 0.3, "rouge_l": 0.1}
-        items = [{"id": str(i), "scores": scores} for i in range(12)]
+        items: Any = [{"id": str(i), "scores": scores} for i in range(12)]
         write_item_metrics(tmp_path, stem, items)
     tests = comparisons_of(tmp_path, result)
     assert {one["score"]: one["p_holm"] for one in tests}["chexbert"] == 3 * 2 / 2**12
