@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from pipelines.datasets import iu_xray_vqa, path_vqa
 from pipelines.datasets.check import check
 from pipelines.datasets.commands import app
+from pipelines.datasets.description import split_line
 from pipelines.datasets.mimic_cxr_report import clean_report
 from pipelines.datasets.prepare import prepare
 from pipelines.datasets.registry import SETS
@@ -129,6 +130,10 @@ def test_vqa_rad_strips_types_keeps_numbers_and_drops_shared_images_from_trainin
     assert [r.answer_type for r in splits["train"]] == ["CLOSED", "CLOSED"]
     assert about["shared_images"] == {"test+train": 1}
     assert about["splits"]["train"]["left_out"] == 1
+    assert split_line(tmp_path / "out" / "test.json") == (
+        "vqa-rad, split by-image: 2 of 3 training records, since 1 of its 2 test images are "
+        "training images"
+    )
 
 
 def test_templates_of_the_3515_pairs_are_named(tmp_path):
@@ -151,6 +156,9 @@ def test_published_split_keeps_what_the_release_shares_and_counts_it(tmp_path):
     assert splits["train"][2].answer == "2"
     assert about["shared_images"] == {"test+train": 1}
     assert about["splits"]["train"]["left_out"] == 0
+    line = split_line(tmp_path / "out" / "test.json")
+    assert line == "vqa-rad, split published: all 3 training records"
+    assert split_line(tmp_path / "source" / "test.json") is None
 
 
 def test_hub_form_of_vqa_rad_calls_yes_and_no_closed_and_stores_equal_images_once(tmp_path):
