@@ -15,6 +15,7 @@ from pipelines.evaluation.predictions import (
     read_predictions,
     read_rows,
 )
+from shared.console import warn
 from shared.errors import UserError
 from shared.records import Record, Turn, load_records
 
@@ -72,13 +73,14 @@ def join(file: Path, references: Path, records: Sequence[Record]) -> Joined:
     Raises
     ------
     UserError
-        They do not join.
+        They do not join, or most rows ask something else than the record of their id.
     """
     predictions = read_predictions(file)
     ids = [record.id for record in records]
     by_id = {one.id: one.text for one in predictions}
     unique = len(by_id) == len(predictions) and len(set(ids)) == len(ids)
     if unique and by_id.keys() == set(ids) and not predictions[0].place:
+        _check_same_set(file, references, predictions, records)
         return Joined([by_id[identifier] for identifier in ids], "id")
     placed = _by_place(predictions, records)
     if placed is not None:
@@ -98,6 +100,24 @@ def join(file: Path, references: Path, records: Sequence[Record]) -> Joined:
     )
 
 
+def _check_same_set(
+    file: Path, references: Path, predictions: Sequence[Prediction], records: Sequence[Record]
+) -> None:
+    """Refuse the predictions of another set whose ids are the same numbers; name odd rows."""
+    by_id = {record.id: record for record in records}
+    telling = [one for one in predictions if _words(one.asked or "") or one.reference is not None]
+    odd = [one.id for one in telling if not _agree(one, by_id[one.id])]
+    if not odd:
+        return
+    line = (
+        f"{len(odd)} of {len(predictions)} rows of {file} ask or answer something else than the "
+        f"record of {references} with their id, first id {odd[0]}"
+    )
+    if 2 * len(odd) > len(telling):
+        raise UserError(f"{line}; are these the references of that file?")
+    warn(line)
+
+
 def _by_place(predictions: Sequence[Prediction], records: Sequence[Record]) -> list[str] | None:
     if len(predictions) != len(records):
         return None
@@ -115,9 +135,9 @@ def _agree(prediction: Prediction, record: Record) -> bool:
 
     Either may hold more than the other, such as the options.
     """
-    if prediction.asked is not None:
-        said, asked = _words(prediction.asked), _words(record.question)
-        return bool(said and asked) and (said in asked or asked in said)
+    said, asked = _words(prediction.asked or ""), _words(record.question)
+    if said and asked:
+        return said in asked or asked in said
     if prediction.reference is not None:
         return _words(prediction.reference) == _words(record.answer)
     return False

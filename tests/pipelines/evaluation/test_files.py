@@ -163,6 +163,26 @@ def test_ids_of_another_tool_join_by_place_where_every_question_agrees(tmp_path:
         join(lines(tmp_path / "c.jsonl", fewer), references, load_records(references))
 
 
+def test_another_set_with_the_same_ids_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ids are often numbers from 0 on; what a row says of its question tells sets apart."""
+    references = test_set(tmp_path)
+    rows = [{"question_id": one.id, "prompt": "Which plane?", "text": "axial"} for one in records()]
+    with pytest.raises(UserError, match=r"24 of 24 rows .* first id q0; are these the references"):
+        join(lines(tmp_path / "p.jsonl", rows), references, load_records(references))
+    other = [{"id": one.id, "text": "no", "gt_ans": "something else"} for one in records()]
+    with pytest.raises(UserError, match="24 of 24 rows"):
+        join(lines(tmp_path / "r.jsonl", other), references, load_records(references))
+    rows = [
+        {"question_id": one.id, "prompt": f"<image> {one.question}", "text": "no"}
+        for one in records()
+    ]
+    rows[5]["prompt"] = "Which plane?"
+    assert join(lines(tmp_path / "o.jsonl", rows), references, load_records(references)).by == "id"
+    assert "1 of 24 rows" in capsys.readouterr().err
+
+
 def test_samples_of_another_set_do_not_join(tmp_path: Path) -> None:
     references = test_set(tmp_path)
     rows = [
