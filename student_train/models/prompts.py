@@ -10,6 +10,7 @@ the ids, never from a constant: with the published tokenizers the image starts a
 `vicuna_v1` (LLaVA-Med-1.5) and at 33 under `huatuo_v1` (HuatuoGPT-Vision).
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -215,21 +216,56 @@ def _tokenize(
     """Tokenise a chunk as one string and find where each of its pieces ends.
 
     A piece ends where the ids of the text up to it stop agreeing with those of the whole: a token
-    that spans the border depends on the later piece and is counted to it.
+    that spans the border depends on the later piece and is counted to it. No token spans a special
+    token, so only the text since the last one is tokenised again: a conversation of many turns
+    costs what its length says.
     """
-    whole: list[int] = tokenizer(
-        "".join(piece.text for piece in chunk), add_special_tokens=first
-    ).input_ids
-    ends = []
-    for count in range(1, len(chunk)):
-        prefix = tokenizer(
-            "".join(piece.text for piece in chunk[:count]), add_special_tokens=first
-        ).input_ids
-        same = 0
-        while same < min(len(prefix), len(whole)) and prefix[same] == whole[same]:
-            same += 1
-        ends.append(same)
+    text = "".join(piece.text for piece in chunk)
+    whole: list[int] = tokenizer(text, add_special_tokens=first).input_ids
+    borders = _borders(text, whole, tokenizer)
+    ends, end, near = [], 0, 0
+    for piece in chunk[:-1]:
+        end += len(piece.text)
+        while near + 1 < len(borders) and borders[near + 1].end <= end:
+            near += 1
+        start, _, place = borders[near]
+        head = tokenizer(text[start:end], add_special_tokens=first and start == 0).input_ids
+        ends.append(place + _agreeing(head, whole, place))
     return whole, [*ends, len(whole)]
+
+
+class _Border(NamedTuple):
+    """A special token: `start` to `end` of the text, and its place among the ids."""
+
+    start: int
+    end: int
+    place: int
+
+
+def _borders(text: str, whole: Sequence[int], tokenizer: Tokenizer) -> list[_Border]:
+    """Find the special tokens of a text among its ids, after the text's own beginning."""
+    begin = _Border(0, 0, 0)
+    kept = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    specials = sorted(kept, key=len, reverse=True)
+    found = list(re.finditer("|".join(map(re.escape, specials)), text)) if specials else []
+    ids = {tokenizer.convert_tokens_to_ids(one.group()) for one in found}
+    places = [place for place, token in enumerate(whole) if token in ids]
+    places = places[len(places) - len(found) :]  # one more where the sequence begins with one
+    spelled = [tokenizer.convert_tokens_to_ids(one.group()) for one in found]
+    if [whole[place] for place in places] != spelled:
+        return [begin]  # a tokenizer that does not keep them whole
+    return [
+        begin,
+        *(_Border(*one.span(), place) for one, place in zip(found, places, strict=True)),
+    ]
+
+
+def _agreeing(head: Sequence[int], whole: Sequence[int], place: int) -> int:
+    """Count how many of `head` are those of `whole` from `place` on."""
+    same = 0
+    while same < min(len(head), len(whole) - place) and head[same] == whole[place + same]:
+        same += 1
+    return same
 
 
 def _refuse_special_tokens(turns: Sequence[Turn], tokenizer: Tokenizer) -> None:

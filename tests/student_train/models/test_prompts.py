@@ -279,3 +279,63 @@ def test_unknown_template_and_foreign_tokenizer(mistral: Any, qwen: Any, tmp_pat
     check_tokenizer(qwen, TEMPLATES["huatuo_v1"])
     with pytest.raises(UserError, match=r"no token <\|im_end\|>.*model\.template"):
         check_tokenizer(mistral, TEMPLATES["chatml"])
+
+
+def ends_by_prefixes(chunk: Any, tokenizer: Any, first: bool) -> list[int]:
+    """The definition: each piece ends where the ids of all text up to it leave those of the whole.
+
+    Quadratic in the pieces, so the code does it since the last special token.
+    """
+    whole = tokenizer("".join(piece.text for piece in chunk), add_special_tokens=first).input_ids
+    ends = []
+    for count in range(1, len(chunk)):
+        text = "".join(piece.text for piece in chunk[:count])
+        head = tokenizer(text, add_special_tokens=first).input_ids
+        pairs = enumerate(zip(head, whole, strict=False))
+        ends.append(next((n for n, (a, b) in pairs if a != b), min(len(head), len(whole))))
+    return [*ends, len(whole)]
+
+
+TEXTS = st.text(alphabet="aé. \n\t\u00a0肺🫁1<", min_size=1, max_size=12).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(TEXTS, min_size=2, max_size=9), images=st.integers(0, 2))
+@pytest.mark.parametrize("name", ["vicuna_v1", "huatuo_v1", "chatml"])
+def test_pieces_end_where_the_definition_says(
+    name: str, texts: list[str], images: int, mistral: Any, qwen: Any
+) -> None:
+    from student_train.models import prompts
+
+    template = template_named(name)
+    turns = talk("<image>\n" * images + texts[0], *texts[1:])
+    tokenizer = mistral if name == "vicuna_v1" else qwen
+    for number, chunk in enumerate(prompts._chunks(prompts._pieces(turns, template))):
+        found = prompts._tokenize(chunk, tokenizer, first=number == 0)
+        assert found[1] == ends_by_prefixes(chunk, tokenizer, first=number == 0)
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1", "huatuo_v1", "chatml"])
+def test_a_conversation_costs_what_its_length_says(name: str, mistral: Any, qwen: Any) -> None:
+    """Letters given to the tokenizer, beyond the text itself: once a piece, not once a prefix."""
+    from student_train.models import prompts
+
+    inner = mistral if name == "vicuna_v1" else qwen
+    given_letters = []
+
+    class Counting:
+        all_special_tokens = inner.all_special_tokens
+        convert_tokens_to_ids = staticmethod(inner.convert_tokens_to_ids)
+        get_added_vocab = staticmethod(inner.get_added_vocab)
+
+        def __call__(self, text: str, **options: Any) -> Any:
+            given_letters.append(len(text))
+            return inner(text, **options)
+
+    turns = talk(*(["What is seen here, and where?", "A mass in the left lung."] * 40))
+    chunks = prompts._chunks(prompts._pieces(turns, template_named(name)))
+    for number, chunk in enumerate(chunks):
+        prompts._tokenize(chunk, Counting(), first=number == 0)
+    written = sum(len(piece.text) for chunk in chunks for piece in chunk)
+    # The whole once, and of each piece no more than its turn and the special token before it.
+    assert sum(given_letters) <= 4 * written
