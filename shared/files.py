@@ -25,6 +25,19 @@ def whole_file(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def follow_umask(folder: Path) -> None:
+    """Let others read the files of a folder as far as this process's umask says.
+
+    Libraries that write through a temporary file (safetensors, PEFT) leave mode 0600.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        if path.is_file() and not path.is_symlink():
+            with suppress(OSError):  # another owner's file
+                path.chmod(0o666 & ~mask)
+
+
 @contextmanager
 def refused_as(what: str, way_out: str = "") -> Iterator[None]:
     """Turn what the system refuses inside (OSError) into one line for the user.

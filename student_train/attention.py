@@ -193,8 +193,15 @@ class _Locate:
             raise ValueError(_UNKNOWN)
         else:
             channel.image_mask = None
-        without = kwargs.get("pixel_values") is None and kwargs.get("mm_encoder_outputs") is None
+        without = kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs")
         prompt = isinstance(ids, Tensor) and ids.shape[1] > 1
+        given = channel.given_mask is not None
+        if without and prompt and not given and bool((ids == channel.image_token_id).any()):
+            channel.inside = False
+            raise UserError(
+                "the prompt has places for an image, but no image came with it; give its pixels, "
+                "or ask without <image>"
+            )
         channel.spare_due = bool(channel.spare_image) and without and prompt
 
 

@@ -94,7 +94,7 @@ def save_states(
     (T,): the prompt's token ids. Raises UserError for a layer that the model does not have.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     model = student.model
     blocks = check_layers(model, layers)
@@ -113,11 +113,8 @@ def save_states(
         name = "".join(
             letter if letter.isalnum() or letter in "-_." else "-" for letter in item.record.id
         )
-        save_file(
-            found,
-            folder / f"{name}.safetensors",
-            metadata={"item": item.record.id, "images": ", ".join(item.images)},
-        )
+        about = {"item": item.record.id, "images": ", ".join(item.images)}
+        (folder / f"{name}.safetensors").write_bytes(save(found, metadata=about))
 
 
 def attention_maps(

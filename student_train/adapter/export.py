@@ -32,7 +32,7 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
     """
     import shutil
 
-    from student_train.adapter.loading import load_adapter, moved
+    from student_train.adapter.loading import base_section, load_adapter
     from student_train.models import load_base
     from student_train.models.base import save_base
 
@@ -41,7 +41,7 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
         raise UserError(f"{to} is not empty; choose a new folder")
     recipe = adapter_recipe(folder)
     no_gpu_for_deepspeed()  # transformers' saving imports DeepSpeed, which would ask
-    section = moved(recipe.model, base)
+    section = base_section(folder, recipe, base)
     check_base(folder, section)
     loaded = load_base(section)
     student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)

@@ -3,6 +3,7 @@
 A weight that is missing, unexpected or of another shape is an error.
 """
 
+import os
 from pathlib import Path
 from typing import cast
 
@@ -59,7 +60,7 @@ def load(
     if (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
         return _load_model_folder(folder, dtype)
     recipe = adapter_recipe(folder)
-    section = moved(recipe.model, base)
+    section = base_section(folder, recipe, base)
     check_base(folder, section)
     loaded = load_base(section, dtype)
     student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)
@@ -76,10 +77,30 @@ def _load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[ImageTextModel
     return loaded.model, loaded.processor("pad" if merged is None else merged.data.geometry)
 
 
-def moved(section: ModelSection, base: str | None) -> ModelSection:
-    """Return the recipe's `model` section with the place where the base model is now."""
+def base_section(folder: Path, recipe: Recipe, base: str | None = None) -> ModelSection:
+    """Return the `model` section of an adapter's recipe, with the place where the base is now.
+
+    Parameters
+    ----------
+    folder
+        The adapter folder, or a checkpoint in it.
+    recipe
+        Its recipe. A base that is not where it says is looked for beside the adapter: where it lay
+        from the run's output.
+    base
+        Where the base model is, if it is known.
+    """
+    section = recipe.model
     if base is None:
-        return section
+        name = Path(section.path or section.name).expanduser()
+        if name.exists():
+            return section
+        way = os.path.relpath(name, recipe.output)
+        near = [one.resolve() / way for one in (folder, folder.resolve().parent)]
+        found = next((one for one in near if (one / "config.json").is_file()), None)
+        if found is None:
+            return section
+        base = str(found.resolve())
     return section.model_copy(
         update={"path": base} if section.path is not None else {"name": base, "path": None}
     )

@@ -7,6 +7,7 @@ from typing import cast
 from torch import nn
 
 from shared.errors import UserError
+from shared.files import follow_umask
 from shared.imaging.grid import Grid
 from shared.vocabulary import Geometry
 from student_train.imagetext import ImageProcessor, ImageTextModel, Tokenizer
@@ -124,6 +125,7 @@ def save_base(base: BaseStudent, folder: str | Path) -> None:
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     base.image_processor.save_pretrained(folder)
+    follow_umask(Path(folder))
 
 
 def connector(model: ImageTextModel) -> nn.Module:

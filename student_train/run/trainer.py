@@ -242,7 +242,7 @@ class AlignmentTrainer(TrainerSeams[Batch | Failure], Trainer):  # type: ignore[
 
         A checkpoint has the raw trainable parameters beside it.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         state = self.trainable()
         # DeepSpeed's stage 0 tells no gradient norm: the weights themselves are looked at.
@@ -259,7 +259,7 @@ class AlignmentTrainer(TrainerSeams[Batch | Failure], Trainer):  # type: ignore[
                 self.save_model_to(Path(self.args.output_dir), state)
             self.save_model_to(folder, state)
             if in_checkpoint and not self.is_deepspeed_enabled:
-                save_file(state, folder / TRAINABLE_WEIGHTS)
+                (folder / TRAINABLE_WEIGHTS).write_bytes(save(state))
 
     @property
     def _is_last(self) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from shared.errors import UserError
 from student_train.attention import Request, image_positions, install, observing
 from student_train.rotation import Rotation
 from tests.fixtures.students import HIDDEN, PATCHES, tiny_llava
@@ -230,3 +231,14 @@ def test_no_name_changes():
     hooked(model)
     assert set(model.state_dict()) - set(plain.state_dict()) == {f"rotation.{LAYER}.weight"}
     assert set(plain.state_dict()) <= set(model.state_dict())
+
+
+def test_places_of_an_image_without_one_are_one_line():
+    model = tiny_llava()
+    hooked(model)
+    ids = batch(model)[0]["input_ids"]
+    for given in ({}, {"pixel_values": None}):
+        with pytest.raises(UserError, match="no image came with it"):
+            model(input_ids=ids, **given)
+    with pytest.raises(UserError, match="no image came with it"):
+        model.generate(input_ids=ids, max_new_tokens=2, do_sample=False)
