@@ -96,7 +96,7 @@ def launcher_line() -> str | None:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return f"deepspeed --num_gpus {here} --module student_train"
     nodes = f"--nnodes {machines} " if machines > 1 else ""
-    return f"torchrun {nodes}--nproc-per-node {here} -m student_train"
+    return f"torchrun {nodes}--nproc-per-node {here} --no-python student --"
 
 
 def _best_checkpoint(output: Path, state: RunState) -> str:

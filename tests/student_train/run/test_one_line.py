@@ -46,11 +46,11 @@ def test_a_killed_worker_is_one_line():
         ({}, "student train r.yaml --resume"),
         (
             {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"},
-            "torchrun --nproc-per-node 2 -m student_train train r.yaml --resume",
+            "torchrun --nproc-per-node 2 --no-python student -- train r.yaml --resume",
         ),
         (
             {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"},
-            "torchrun --nnodes 2 --nproc-per-node 2 -m student_train train r.yaml --resume",
+            "torchrun --nnodes 2 --nproc-per-node 2 --no-python student -- train r.yaml --resume",
         ),
         (
             {"WORLD_SIZE": "2"},
