@@ -11,6 +11,6 @@ project = Path(__file__).resolve().parents[1]
 if sys.path and Path(sys.path[0] or ".").resolve() == Path.cwd() != project:
     del sys.path[0]
 
-from teacher_cache.cli import main
+from teacher_cache.cli import main  # noqa: E402 - the path comes first
 
 main()
