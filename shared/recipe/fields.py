@@ -34,6 +34,11 @@ def _no_truth_value(value: object) -> object:
     return value
 
 
+def _listed(value: object) -> object:
+    """One name stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) != len(values):
         raise ValueError("an entry is given twice")
@@ -48,7 +53,9 @@ Rate = Annotated[float, BeforeValidator(_no_truth_value), Field(gt=0.0, allow_in
 Limit = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=-1)]
 Count = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
-Names = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
+Names = Annotated[
+    list[str], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_distinct)
+]
 Layers = Annotated[list[Positive], Field(min_length=1), AfterValidator(_distinct)]
 
 # Each normalisation of the attention loss has its own scale, hence its own weight: the authors
@@ -321,7 +328,7 @@ class TrainSection(Section):
     early_stopping: Count = 0
     """Evaluations without a better best_metric before the run stops; 0: never."""
 
-    report_to: list[Tracker] = ["tensorboard"]
+    report_to: Annotated[list[Tracker], BeforeValidator(_listed)] = ["tensorboard"]
     """Where the curves go."""
 
     run_name: str | None = None

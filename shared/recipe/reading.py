@@ -7,7 +7,7 @@ found beside the file. Other paths are relative to the working directory, as on 
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from shared.errors import UserError, nearest
 from shared.recipe.fields import Recipe
+from shared.recipe.other_names import OTHER_NAMES
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -43,11 +44,19 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         values = read_values(Path(path))
     for override in overrides:
         _apply(values, override)
-    return make_recipe(values, source)
+    given = {override.partition("=")[0].strip(): override for override in overrides}
+    return make_recipe(values, source, given)
 
 
-def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
-    """Validate nested `values` (as a YAML file would hold them); `source` names them in errors."""
+def make_recipe(
+    values: dict[str, Any],
+    source: str = "the recipe",
+    overrides: Mapping[str, str] | None = None,
+) -> Recipe:
+    """Validate nested `values` (as a YAML file would hold them).
+
+    Errors name `source`, or the override (by its key in `overrides`) that the faulty value is of.
+    """
     values = {
         key: value
         for key, value in values.items()
@@ -61,7 +70,7 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, source)) from None
+        raise UserError(_explain(error, source, overrides or {})) from None
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
@@ -182,7 +191,7 @@ def _section(key: object) -> type[BaseModel] | None:
     return None
 
 
-def _explain(error: ValidationError, source: str) -> str:
+def _explain(error: ValidationError, source: str, overrides: Mapping[str, str]) -> str:
     """Say the first fault in one line.
 
     An unknown key comes first, since it often explains the rest.
@@ -191,16 +200,23 @@ def _explain(error: ValidationError, source: str) -> str:
     fault = faults[0]
     if fault["type"] == "extra_forbidden":
         key = ".".join(str(part) for part in fault["loc"])
+        source = _blamed(key, source, overrides)
         return f"{source}: unknown key `{key}`; {_suggest(fault['loc'])}"
     if not fault["loc"]:  # keys that do not go together
         return f"{source}: {fault['msg'].removeprefix('Value error, ')}"
     # Past the key itself, pydantic's location names the branch of a union: no help to a reader.
     depth = 2 if _section(fault["loc"][0]) is not None else 1
     key = ".".join(str(part) for part in fault["loc"][:depth])
+    source = _blamed(key, source, overrides)
     same_key = [other for other in faults if other["loc"][:depth] == fault["loc"][:depth]]
     texts = [other["msg"].removeprefix("Value error, ") for other in same_key]
     messages = list(dict.fromkeys(text[:1].lower() + text[1:] for text in texts))
     return f"{source}: `{key}` is {fault['input']!r}: {', or '.join(messages)}"
+
+
+def _blamed(key: str, source: str, overrides: Mapping[str, str]) -> str:
+    """Return the override that set a key, or the file."""
+    return f"override `{overrides[key]}`" if key in overrides else source
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:
@@ -213,6 +229,9 @@ def _suggest(location: tuple[int | str, ...]) -> str:
         if prefix
         else list(Recipe.model_fields)
     )
+    known = OTHER_NAMES.get(name.lower())
+    if known is not None:
+        return f"did you mean `{known}`?"
     near = nearest(name, neighbours)
     if near is not None:
         return f"did you mean `{prefix}{near}`?"

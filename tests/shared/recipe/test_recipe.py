@@ -232,3 +232,61 @@ def test_every_key_is_described_once_for_page_terminal_and_editors() -> None:
     for key in keys:
         assert " ".join(described[key.name]["description"].split()) == key.meaning
     assert schema["additionalProperties"] is False
+
+
+def test_other_projects_names_lead_to_a_valid_key() -> None:
+    """Names of PEFT, transformers, LLaMA-Factory and LLaVA, wherever they are written."""
+    from shared.recipe.other_names import OTHER_NAMES
+
+    keys = recipe_keys()
+    for name, key in OTHER_NAMES.items():
+        assert key in keys
+        assert name not in keys
+        for place in ("", "lora.", "train."):
+            if f"{place}{name}" in keys:
+                continue  # a name of ours
+            with pytest.raises(UserError, match=rf"`{place}{name}`; did you mean `{key}`\?"):
+                load_recipe(None, [f"{place}{name}=1"])
+
+
+def test_peft_s_and_the_trainer_s_own_fields_lead_somewhere() -> None:
+    """Their names as the installed libraries have them: the table holds none that is made up."""
+    import dataclasses
+
+    from peft import LoraConfig
+    from transformers import TrainingArguments
+
+    from shared.recipe.other_names import OTHER_NAMES
+
+    real = {field.name for kind in (LoraConfig, TrainingArguments) for field in
+            dataclasses.fields(kind)}  # fmt: skip
+    expected = {
+        "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora",
+        "init_lora_weights", "output_dir", "num_train_epochs", "per_device_train_batch_size",
+        "gradient_accumulation_steps", "lr_scheduler_type", "bf16", "save_total_limit",
+        "metric_for_best_model", "dataloader_num_workers", "hub_model_id",
+    }  # fmt: skip
+    assert expected <= real
+    assert expected <= set(OTHER_NAMES)
+
+
+def test_a_fault_is_blamed_on_what_set_it(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("train: {epochs: -1}\n")
+    with pytest.raises(UserError, match=rf"^{file}: `train\.epochs` is -1"):
+        load_recipe(file)
+    with pytest.raises(UserError, match=r"^override `train\.epochs=-2`: `train\.epochs` is -2"):
+        load_recipe(file, ["train.epochs=-2"])
+    with pytest.raises(UserError, match=r"^override `lora\.rank=4`: unknown key"):
+        load_recipe(file, ["lora.rank=4", "train.epochs=1"])
+
+
+def test_one_name_stands_for_a_list_of_one() -> None:
+    recipe = load_recipe(
+        None, ["evaluation.methods=greedy", "lora.targets=q_proj", "train.report_to=wandb"]
+    )
+    assert recipe.evaluation.methods == ["greedy"]
+    assert recipe.lora.targets == ["q_proj"]
+    assert recipe.train.report_to == ["wandb"]
+    assert load_recipe(None, ["targets.teacher=unimed-l"]).targets.teacher == "unimed-l"
+    assert load_recipe(None).lora.targets == "all-linear"
