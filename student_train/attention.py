@@ -195,8 +195,8 @@ class _Locate:
             channel.image_mask = None
         without = kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs")
         prompt = isinstance(ids, Tensor) and ids.shape[1] > 1
-        given = channel.given_mask is not None
-        if without and prompt and not given and bool((ids == channel.image_token_id).any()):
+        places = channel.image_mask if channel.given_mask is None else None
+        if without and prompt and places is not None and bool(places.any()):
             channel.inside = False
             raise UserError(
                 "the prompt has places for an image, but no image came with it; give its pixels, "

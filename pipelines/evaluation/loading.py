@@ -53,17 +53,18 @@ def load_student(folder: Path, device: str | None = None) -> Loaded:
     return Loaded(model, processor, weights, adapter_digest(folder))
 
 
-def load_base_student(recipe: "Recipe", device: str | None = None) -> Loaded:
-    """Load the model that a recipe begins with, without adapter and W."""
+def load_base_student(folder: Path, recipe: "Recipe", device: str | None = None) -> Loaded:
+    """Load the model that the adapter in `folder` began with, without adapter and W."""
     import torch
 
     from pipelines.decoding.prompts import plain_model
     from shared.processes import choose_device
+    from student_train.adapter.loading import base_section
     from student_train.models import load_base
 
     device = device or choose_device()
     on_cpu = device.startswith("cpu")
-    base = load_base(recipe.model, torch.float32 if on_cpu else torch.bfloat16)
+    base = load_base(base_section(folder, recipe), torch.float32 if on_cpu else torch.bfloat16)
     model = plain_model(base.model)
     model.to(device)
     model.eval()

@@ -108,7 +108,7 @@ def measure(
     place = store or next((one.targets.store for one in recipes.values() if one.targets.store), "")
     if not place:
         raise UserError("give --store STORE: no arm's recipe has targets.store")
-    base = load_base_student(recipe)
+    base = load_base_student(list(arms.values())[-1], recipe)
     grid = base.processor.grid
     opened = TargetStore.open(place, teacher, grid=grid)
     known = read_regions(regions) if regions else {}

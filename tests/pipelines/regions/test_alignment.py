@@ -134,7 +134,7 @@ def test_the_base_model_has_no_adapter_and_no_rotation(run: Path, found: Any) ->
     from transformers import LlavaForConditionalGeneration
 
     recipe = load_recipe(run / "medalign" / "recipe.yaml")
-    plain = load_base_student(recipe)
+    plain = load_base_student(run / "medalign", recipe)
     alone = LlavaForConditionalGeneration.from_pretrained(run / "base").state_dict()
     own = plain.model.state_dict()
     assert all(torch.equal(own[name], tensor) for name, tensor in alone.items())
