@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from shared.console import say
+from shared.console import note
 from shared.errors import UserError
 
 CONFIG = "config.json"
@@ -51,7 +51,7 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     # Of the hub library's own HTTP client.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-    say(f"model: {place} from the hub (kept in its cache)")
+    note(f"model: {place} from the hub (kept in its cache)")
     try:
         folder = Path(snapshot_download(place, revision=revision, allow_patterns=_WANTED))
         if not any(folder.glob("*.safetensors")):  # a tower in a sub-folder may have some

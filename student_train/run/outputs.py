@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from shared.console import say
+from shared.console import note
 from shared.errors import UserError
 from shared.processes import is_main_process
 from shared.recipe import Recipe, load_recipe, recipe_keys
@@ -184,9 +184,9 @@ def finish(trainer: _Trained, recipe: Recipe, output: Path, adapter: bool) -> No
 
     write_card(recipe, output, trainer.state.log_history, _teachers(trainer.train_dataset.targets))
     if best is not None:
-        say(f"kept {Path(best).name}: {recipe.train.best_metric} {trainer.state.best_metric:.4g}")
+        note(f"kept {Path(best).name}: {recipe.train.best_metric} {trainer.state.best_metric:.4g}")
     if recipe.train.push_to_hub is not None:
         from student_train.adapter.export import push
 
         push(output, recipe.train.push_to_hub)
-    say(f"done: {output}")
+    note(f"done: {output}")

@@ -8,7 +8,7 @@ import contextlib
 import io
 from pathlib import Path
 
-from shared.console import say
+from shared.console import note
 from shared.errors import UserError
 from shared.processes import is_main_process, this_process
 from shared.recipe import Recipe, load_recipe
@@ -49,7 +49,7 @@ def adapt_checkpoint(checkpoint: Path, config: DeepSpeedConfig | None, ranks: in
     if is_main_process() and not marker.is_file():
         from deepspeed.checkpoint.ds_to_universal import main as convert
 
-        say(f"merging the shards of {ranks_of(checkpoint)} ranks for {ranks}")
+        note(f"merging the shards of {ranks_of(checkpoint)} ranks for {ranks}")
         arguments = argparse.Namespace(
             input_folder=str(checkpoint / tag),
             output_folder=str(checkpoint / f"{tag}_universal"),

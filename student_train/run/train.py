@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from safetensors import SafetensorError
 
-from shared.console import say
+from shared.console import note
 from shared.errors import UserError
 from shared.processes import is_main_process, this_process
 from shared.recipe import Recipe, save_recipe
@@ -113,8 +113,8 @@ def _train(run: Beginning, compute_targets: "ComputeTargets | None", score: "Sco
             raise worker_fault(error) or unwritten(error, output) or error from None
     if interrupt.signal is not None:
         if is_main_process():
-            say(f"stopped by {interrupt.signal}; the checkpoint is {last_checkpoint(output)}")
-            say(f"resume with: {interrupt.resume_command(recipe, output)}")
+            note(f"stopped by {interrupt.signal}; the checkpoint is {last_checkpoint(output)}")
+            note(f"resume with: {interrupt.resume_command(recipe, output)}")
         return output
     try:
         finish(trainer, recipe, output, adapted)

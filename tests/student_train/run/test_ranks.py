@@ -114,8 +114,8 @@ def test_sigterm_under_a_launcher_saves_a_checkpoint_of_all_ranks(values, tmp_pa
         if line.startswith("step 2/"):
             break
     process.send_signal(signal.SIGTERM)  # the launcher passes it on and decides the exit code
-    out, _ = process.communicate()
-    assert "resume with: " in out
+    _, said = process.communicate()
+    assert "resume with: " in said
     checkpoint = last_checkpoint(tmp_path / "run")
     assert len(list(checkpoint.glob("global_step*/zero_pp_rank_*_optim_states.pt"))) == 2
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()

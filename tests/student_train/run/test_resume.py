@@ -113,17 +113,17 @@ def test_sigterm_saves_a_checkpoint_and_names_the_command_that_resumes(values, t
         if line.startswith("step 2/"):
             break
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate()
-    assert process.returncode == 0, out
+    _, said = process.communicate()
+    assert process.returncode == 0, said
     checkpoint = last_checkpoint(tmp_path / "run")
     assert checkpoint is not None
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()  # the run is not finished
-    assert f"student train {path} --resume" in out
+    assert f"student train {path} --resume" in said
     step = int(checkpoint.name.rpartition("-")[2])
     assert 2 <= step < MANY
     # The command works: stop the continuation too, a few steps later.
     command = next(
-        line for line in out.splitlines() if line.startswith("resume with: ")
+        line for line in said.splitlines() if line.startswith("resume with: ")
     ).removeprefix("resume with: ")
     process = subprocess.Popen(
         [student, *command.split()[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
