@@ -2,16 +2,19 @@
 
 A stored number takes `BitsStored` bits up to `HighBit` (PS3.5 8.1.1). The bits around it are no
 part of it: older files keep overlays there. Compressed pixel data is decoded by pylibjpeg, after
-`shared.imaging.jpeg` found it whole; JPEG 2000 and RLE decoders find that themselves.
+`shared.imaging.jpeg`, `wavelets` or `packbits` found it whole.
 """
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.imaging.jpeg import check_jpeg, check_unwarned_jpeg
+from shared.imaging.packbits import check_packed
 from shared.imaging.pixels import UnreadableImage
+from shared.imaging.wavelets import check_wavelets
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -55,6 +58,8 @@ def decode_frame(dataset: "Dataset", index: int, frames: int) -> Frame:
     )
     if compressed:
         _check_frame(dataset, index, frames)
+    else:
+        _check_length(dataset, frames)
     # Unused bits are cleared below: pydicom never asks for HighBit, and lets JPEG 2000 be.
     pixels = np.asarray(pixel_array(dataset, index=index, correct_unused_bits=False))
     return Frame(pixels) if pixels.dtype.kind == "f" else _stored(dataset, pixels, compressed)
@@ -66,18 +71,27 @@ def _check_frame(dataset: "Dataset", index: int, frames: int) -> None:
     from openjpeg import utils as openjpeg
     from pydicom.encaps import get_frame
     from pydicom.uid import (
+        HTJ2KLossless,
+        HTJ2KLosslessRPCL,
+        JPEG2000Lossless,
         JPEG2000TransferSyntaxes,
         JPEGBaseline8Bit,
         JPEGExtended12Bit,
+        JPEGLSTransferSyntaxes,
         JPEGTransferSyntaxes,
+        RLELossless,
     )
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax not in (*JPEGTransferSyntaxes, *JPEG2000TransferSyntaxes):
+    jpegs = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes)
+    if syntax not in (*jpegs, *JPEG2000TransferSyntaxes, RLELossless):
         return
     table = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
     extended = (dataset[table[0]].value, dataset[table[1]].value) if table[0] in dataset else None
     data = get_frame(dataset.PixelData, index, number_of_frames=frames, extended_offsets=extended)
+    if syntax == RLELossless:
+        _check_runs(dataset, data)
+        return
     wavelets = syntax in JPEG2000TransferSyntaxes
     said = openjpeg.get_parameters(data) if wavelets else libjpeg.get_parameters(data)
     if (said["rows"], said["columns"]) != (dataset.Rows, dataset.Columns):
@@ -86,12 +100,40 @@ def _check_frame(dataset: "Dataset", index: int, frames: int) -> None:
             f"{dataset.Rows}"
         )
     if wavelets:
+        check_wavelets(data, whole=syntax in (JPEG2000Lossless, HTJ2KLossless, HTJ2KLosslessRPCL))
         return
     eight = syntax == JPEGExtended12Bit and int(dataset.BitsStored) <= 8
     if syntax == JPEGBaseline8Bit or eight:
         check_jpeg(data)
     else:
         check_unwarned_jpeg(data)
+
+
+def _check_runs(dataset: "Dataset", data: bytes) -> None:
+    """Check each segment of an RLE frame: a plane of one byte of every number (PS3.5 G.3)."""
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    count = int.from_bytes(data[:4], "little")
+    ends = [int.from_bytes(data[4 * n : 4 * n + 4], "little") for n in range(1, 1 + min(count, 15))]
+    for start, end in pairwise((*ends, len(data))):
+        check_packed(data[start:end], rows * columns, columns, "RLE frame")
+
+
+def _check_length(dataset: "Dataset", frames: int) -> None:
+    """Raise UnreadableImage where more numbers than the header tells follow in the data.
+
+    What is missing, pydicom finds. Zeros, or any one byte, are what writers fill up with.
+    """
+    if "PixelData" not in dataset:
+        return
+    samples = int(dataset.get("SamplesPerPixel", 1))
+    numbers = int(dataset.Rows) * int(dataset.Columns) * samples * frames
+    if str(dataset.PhotometricInterpretation) == "YBR_FULL_422":
+        numbers = numbers * 2 // 3
+    more = dataset.PixelData[-(-numbers * int(dataset.BitsAllocated) // 8) :]
+    if len(more) > 1 and more.count(more[:1]) < len(more):
+        raise UnreadableImage(
+            f"the data has {len(more)} bytes more than {dataset.Columns} x {dataset.Rows} pixels"
+        )
 
 
 def _stored(dataset: "Dataset", pixels: Pixels, compressed: bool) -> Frame:

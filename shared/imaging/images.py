@@ -19,6 +19,7 @@ from shared.imaging.pixels import UnreadableImage, check_size, frame_number
 from shared.imaging.whole import check_whole
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PIXELS = (
     100_000_000  # 10,000 x 10,000: larger than any radiograph, smaller than a decompression bomb
 )
@@ -108,6 +109,12 @@ def _open_with_pillow(file: BinaryIO, part: str | None, max_pixels: int) -> Imag
     except Image.DecompressionBombError:
         raise UnreadableImage(f"more than {max_pixels} pixels") from None
     except UnidentifiedImageError:
+        file.seek(0)
+        if file.read(4) in _TIFF:
+            raise UnreadableImage(
+                "a TIFF whose numbers are laid out in a way that is not read: save 8 or 16 bits a "
+                "channel, or one channel of 32"
+            ) from None
         raise UnreadableImage(
             f"not an image of a known format (DICOM, NIfTI, {', '.join(FORMATS)})"
         ) from None

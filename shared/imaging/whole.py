@@ -12,7 +12,9 @@ from typing import BinaryIO
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from shared.imaging.jpeg import check_jpeg
+from shared.imaging.packbits import check_packed
 from shared.imaging.pixels import UnreadableImage
+from shared.imaging.wavelets import check_wavelets
 
 _TAG = ExifTags.Base
 _TABLES = 347  # JPEGTables, which all strips share (TIFF technical note 2)
@@ -37,11 +39,16 @@ def check_whole(image: Image.Image, file: BinaryIO) -> None:
     elif isinstance(image, TiffImagePlugin.TiffImageFile):
         compression = image.info.get("compression")
         tables = bytes(image.tag_v2.get(_TABLES, b""))
-        for piece in _tiff_pieces(image, file):
+        for number, piece in enumerate(_tiff_pieces(image, file)):
             if compression == "jpeg":
                 check_jpeg(tables[:-2] + piece[2:] if tables else piece)
             elif compression in ("tiff_adobe_deflate", "tiff_deflate"):
                 zlib.decompress(piece)  # with its checksum
+            elif compression == "packbits":
+                _check_packed_piece(image.tag_v2, number, piece)
+    elif image.format == "JPEG2000":
+        file.seek(0)
+        check_wavelets(file.read(), whole=False)
 
 
 def _check_png(file: BinaryIO) -> None:
@@ -74,6 +81,22 @@ def _tiff_pieces(image: TiffImagePlugin.TiffImageFile, file: BinaryIO) -> Iterat
         if len(data) < length:
             raise UnreadableImage("a truncated TIFF: it ends inside its data")
         yield data
+
+
+def _check_packed_piece(
+    tags: TiffImagePlugin.ImageFileDirectory_v2, number: int, piece: bytes
+) -> None:
+    """Check a strip or tile that is packed by PackBits; the last strip may have fewer rows."""
+    width, height = int(tags[_TAG.ImageWidth]), int(tags[_TAG.ImageLength])
+    rows = int(tags.get(_TAG.RowsPerStrip, height))
+    if _TAG.TileWidth in tags:
+        width, rows = int(tags[_TAG.TileWidth]), int(tags[_TAG.TileLength])
+    else:
+        pieces = ceil(height / rows)
+        rows = min(rows, height - number % pieces * rows)
+    bits = tags.get(_TAG.BitsPerSample, (1,))
+    row = ceil(width * (bits[0] if tags.get(_PLANAR) == 2 else sum(bits)) / 8)
+    check_packed(piece, rows * row, row, "TIFF")
 
 
 def _pieces_of(tags: TiffImagePlugin.ImageFileDirectory_v2, tiled: bool) -> int:
