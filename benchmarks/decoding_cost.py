@@ -149,7 +149,7 @@ def table(found: dict[tuple[str, int], Any], tokens: int, rounds: int, command: 
 
 def main() -> None:
     """Measure and print what docs/performance-decoding.md states."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--student",
         type=Path,

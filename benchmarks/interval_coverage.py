@@ -236,7 +236,7 @@ def page(sets: int, command: str) -> str:
 
 def main() -> None:
     """Simulate and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sets", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=Path("docs/statistics-table.md"))
     arguments = parser.parse_args()

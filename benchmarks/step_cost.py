@@ -246,7 +246,7 @@ def measure_start() -> dict[str, Any]:
         )
         command = [sys.executable, "-c", FIRST_STEP, str(path)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    return dict(json.loads(done.stdout.strip().split("\n")[-1]))
 
 
 def main() -> None:

@@ -260,7 +260,7 @@ def reading(folder: Path, count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--records", type=int, default=512)
     parser.add_argument("--synthetic", type=int, default=400_000)
     parser.add_argument("--folder", type=Path)

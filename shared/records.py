@@ -444,4 +444,6 @@ def _row(record: Record) -> dict[str, object]:
 
 
 def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "nothing"
+    return f"an empty {type(value).__name__}" if value in ([], {}) else f"a {type(value).__name__}"

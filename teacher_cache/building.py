@@ -120,7 +120,10 @@ def build(
     namespace = create_namespace(store, identity, _provenance(loaded))
     if ranks.meets and ranks.world > 1:
         count = ranks.world - 1
-        warn(f"rank {ranks.rank}: waiting for {count} other rank{'s' * (count > 1)}")
+        warn(
+            f"rank {ranks.rank}: waiting for {count} other rank{'s' * (count > 1)} (RANK, "
+            "WORLD_SIZE and MASTER_ADDR of the environment; unset them for one process)"
+        )
     with ranks.meeting():
         by_key, _, left_out = distinct_images(references, workers, ranks)
         unopened = len(left_out)  # the same on every rank

@@ -1,7 +1,7 @@
 """Which images a build is asked for: a folder, one file, a glob, or a data set file."""
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shared.errors import UserError
@@ -57,12 +57,23 @@ def find_images(images: str, image_root: str | None = None) -> list[ImageReferen
         found = [reference]
     else:
         matches = glob.glob(images, recursive=True)  # noqa: PTH207 - a user's pattern may be absolute
-        found = [ImageReference(Path(name)) for name in sorted(matches) if _is_file(Path(name))]
+        found = _once(Path(name) for name in sorted(matches, key=lambda name: (len(name), name)))
     if not found:
         raise UserError(
             f"no images at {images}: --images takes a folder, a file, a glob or a data set file"
         )
     return found
+
+
+def _once(paths: Iterable[Path]) -> list[ImageReference]:
+    """Return the files, each place once: `**` goes round in a circle of links many times."""
+    folders: dict[Path, Path] = {}
+    places: dict[Path, Path] = {}
+    for path in paths:
+        if path.parent not in folders:
+            folders[path.parent] = path.parent.resolve()
+        places.setdefault(folders[path.parent] / path.name, path)
+    return [ImageReference(path) for path in sorted(places.values()) if _is_file(path)]
 
 
 def _below(folder: Path) -> list[ImageReference]:

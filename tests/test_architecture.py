@@ -51,6 +51,13 @@ def test_what_is_planned_is_moved_up_once_it_is_there(folder: str) -> None:
     assert not (ROOT / folder).exists(), f"{folder} is there: it belongs into the table of rooms"
 
 
+@pytest.mark.parametrize("package", [*PACKAGES, "benchmarks"])
+def test_lines_are_split_at_line_feeds_alone(package: str) -> None:
+    """An answer may hold U+2028, which ends a line for str.splitlines and not for JSON."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert [path for path in files if ".splitlines(" in path.read_text(encoding="utf-8")] == []
+
+
 def test_every_room_is_listed() -> None:
     folders = {path.parent for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     rooms = {str(folder.relative_to(ROOT)) for folder in folders} - {"pipelines"}

@@ -45,17 +45,15 @@ def read(source: Path, out: Path, seed: int, sections: Sequence[str] = ()) -> Re
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}; download it again") from None
-    missing = [
-        name for name in SPLITS.values() if not isinstance(content, dict) or name not in content
-    ]
+    lists = _lists(content, file)
+    missing = [name for name in SPLITS.values() if name not in lists]
     if missing:
         raise UserError(
             f"{file}: no {', '.join(missing)}; R2Gen's file has the lists train, val and test"
         )
     splits = {
         split: [
-            _record(row, f"{file}, {name} item {number}")
-            for number, row in enumerate(content[name])
+            _record(row, f"{file}, {name} item {number}") for number, row in enumerate(lists[name])
         ]
         for split, name in SPLITS.items()
     }
@@ -67,6 +65,26 @@ def read(source: Path, out: Path, seed: int, sections: Sequence[str] = ()) -> Re
         counts,
         ["only the frontal view (0.png) of each examination is shown"],
     )
+
+
+def _lists(content: object, file: Path) -> dict[str, list[object]]:
+    """Return the lists by split.
+
+    A copy of R2Gen's file has blanks for the key of its test list; the items of a list name their
+    split too.
+    """
+    found: dict[str, list[object]] = {}
+    for key, rows in content.items() if isinstance(content, dict) else ():
+        if not isinstance(rows, list):
+            continue
+        name = str(key).strip()
+        named = {row.get("split") for row in rows if isinstance(row, dict)}
+        if name not in SPLITS.values() and len(named) == 1:
+            name = str(named.pop())
+        if name in found:
+            raise UserError(f"{file}: two lists of {name}; download it again")
+        found[name] = rows
+    return found
 
 
 def _record(row: object, where: str) -> Record:

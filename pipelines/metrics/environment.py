@@ -50,10 +50,10 @@ def run_script(
         ) from None
     marker = "MEDALIGN-ANSWER "  # libraries print on standard output too
     answers = [
-        line.removeprefix(marker) for line in done.stdout.splitlines() if line.startswith(marker)
+        line.removeprefix(marker) for line in done.stdout.split("\n") if line.startswith(marker)
     ]
     if done.returncode != 0 or not answers:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        lines = [line for line in done.stderr.split("\n") if line.strip()]
         raise UserError(
             f"{script} under {python} failed: "
             f"{lines[-1] if lines else f'exit code {done.returncode}'}"

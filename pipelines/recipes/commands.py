@@ -55,7 +55,7 @@ def whole_recipe(name: str) -> str:
 def _comments(path: Path) -> list[str]:
     """Return the lines of the comment that a recipe begins with."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").removeprefix(" "))

@@ -51,6 +51,14 @@ def test_a_file_whose_name_holds_a_mark(folder):
     assert names(find_images(str(folder / "case#1.png"))) == ["case#1.png"]
 
 
+def test_a_glob_goes_round_a_circle_of_links_once(folder):
+    (folder / "deep" / "loop").symlink_to("..")
+    (folder / "deep" / "gone.png").symlink_to("nowhere")
+    found = find_images(str(folder / "**" / "*.png"))
+    assert names(found) == ["gone.png", "image000.png", "image001.png", "image002.png"]
+    assert str(found[1].path) == str(folder / "image000.png")
+
+
 def test_globs(folder):
     assert names(find_images(str(folder / "image*.png"))) == [
         "image000.png",

@@ -170,7 +170,7 @@ def _structure_numbers(path: Path) -> tuple[Volume, dict[int, str]]:
     names = dict(enumerate(dict.fromkeys(NAMES.values()), start=1))
     number_of = {name: number for number, name in names.items()}
     table = np.zeros(256, dtype=np.uint8)
-    for line in path.read_text().splitlines():
+    for line in path.read_text().rstrip().split("\n"):
         label, _, region = line.partition("\t")
         name = _name(region.strip())
         if name is None:

@@ -248,7 +248,7 @@ class ObjectStorage:
         except FileNotFoundError:
             raise
         except obstore.exceptions.BaseError as error:
-            raise OSError(f"{self.location}: {str(error).splitlines()[0]}") from error
+            raise OSError(f"{self.location}: {_first_line(error)}") from error
 
 
 def _connect(location: str) -> ZarrStore:
@@ -273,9 +273,7 @@ def _connect(location: str) -> ZarrStore:
         place = make(location, **({} if location.startswith("memory://") else options))
         store: ZarrStore = ObjectStore(place)
     except obstore.exceptions.BaseError as error:
-        raise UserError(
-            f"cannot open a store at {location}: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"cannot open a store at {location}: {_first_line(error)}") from error
     return store
 
 
@@ -292,3 +290,7 @@ def _buffer(data: bytes) -> Buffer:
 
     buffer: Buffer = default_buffer_prototype().buffer.from_bytes(data)
     return buffer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

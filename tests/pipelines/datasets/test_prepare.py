@@ -282,6 +282,25 @@ def test_iu_xray_report_shows_the_frontal_view_and_keeps_the_report(tmp_path):
     assert about["task"] == "report"
 
 
+def test_an_iu_xray_list_under_a_blank_key_is_the_split_that_its_items_name(tmp_path):
+    """As in the public copy whose counts docs/datasets.md names."""
+    source = replicas.iu_xray_report(tmp_path / "source")
+    content = json.loads((source / "annotation.json").read_text())
+    content["    "] = content.pop("test")
+    replicas.write_json(source / "annotation.json", content)
+    about = prepare("iu-xray-report", source, tmp_path / "out", allow_other_counts=True)
+    assert about["counts"]["test reports"]["found"] == 2
+
+    content["test"] = content["    "]
+    replicas.write_json(source / "annotation.json", content)
+    with pytest.raises(UserError, match="two lists of test"):
+        prepare("iu-xray-report", source, tmp_path / "again", allow_other_counts=True)
+
+    replicas.write_json(source / "annotation.json", {"train": content["train"], "": []})
+    with pytest.raises(UserError, match="no val, test; R2Gen's file has the lists"):
+        prepare("iu-xray-report", source, tmp_path / "third", allow_other_counts=True)
+
+
 def test_mimic_takes_one_frontal_view_a_study_pa_first(tmp_path):
     about, splits = prepared("mimic-cxr-report", tmp_path)
     assert [len(splits[part]) for part in ("train", "validation", "test")] == [3, 1, 2]
