@@ -15,12 +15,14 @@ image is refused, since it would be read as text alone.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from shared.choices import options_of
 from shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,10 +38,14 @@ IMAGE_KEYS = (
 )  # fmt: skip
 _TEXTS = ("conversations", "question", "answer", "choices", "options")
 _IMAGE_FILE = re.compile(
-    r"^\S.*\.(?:png|jpe?g|jp2|bmp|gif|webp|tiff?|dcm|dicom|nii|nii\.gz|mha)(?:#\S*)?$",
+    r"^\S.*\.(?:png|jpe?g|jp2|bmp|gif|webp|tiff?|dcm|dicom|nii|nii\.gz|mha|mp4|avi)(?:#\S*)?$",
     re.IGNORECASE,
 )
-_LETTERED = re.compile(r"(?:^|[,;\n]\s*|\s{2,})\(?([A-Z])[.):]\s*")
+# Other spellings of OPEN and CLOSED, letters alone.
+_ANSWER_TYPES: dict[str, AnswerType] = {
+    "OPEN": "OPEN", "OPENENDED": "OPEN", "CLOSED": "CLOSED", "CLOSE": "CLOSED",
+    "CLOSEDENDED": "CLOSED", "CLOSEENDED": "CLOSED", "YESNO": "CLOSED",
+}  # fmt: skip
 
 
 class Turn(NamedTuple):
@@ -190,7 +196,7 @@ def _rows(path: Path) -> Iterable[tuple[str, object]]:
     """Yield (where, row) for every record of the file."""
     try:
         if path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8-sig"))
+            rows = _parsed(path.read_text(encoding="utf-8-sig"))
             if not isinstance(rows, list):
                 raise UserError(f"{path}: expected a JSON list of records, found {_kind(rows)}")
             yield from ((f"record {number}", row) for number, row in enumerate(rows))
@@ -216,14 +222,29 @@ def _rows(path: Path) -> Iterable[tuple[str, object]]:
     except FileNotFoundError:
         raise UserError(f"no data set file at {path}") from None
     except (ValueError, OSError) as error:  # json, unicode and arrow errors are ValueErrors
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        hint = "; a file of one record a line ends in .jsonl" if "Extra data" in str(error) else ""
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}{hint}") from None
 
 
 def _parse_line(line: str, path: Path, number: int) -> object:
     try:
-        return json.loads(line)
+        return _parsed(line)
     except ValueError as error:
         raise UserError(f"{path}: line {number} is not JSON: {error}") from None
+
+
+def _parsed(text: str) -> object:
+    """Parse JSON; one field twice, which Python's parser lets pass, is a ValueError."""
+
+    def fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        read = dict(pairs)
+        if len(read) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"one record has the field {twice!r} twice")
+        return read
+
+    return json.loads(text, object_pairs_hook=fields)
 
 
 def record_of(row: object, where: str, number: int) -> Record:
@@ -252,11 +273,11 @@ def record_of(row: object, where: str, number: int) -> Record:
     answer_type = _answer_type(fields.pop("answer_type", None), fields)
     if "conversations" in fields:
         turns = _conversation(fields.pop("conversations"), where)
-        options = _options(fields.pop("options", None))
+        options = options_of(fields.pop("options", None))
     elif "question" in fields:
         if fields.get("choices") is None and fields.get("options") is not None:
             fields["choices"] = fields.pop("options")
-        options = _options(fields.get("choices"))
+        options = options_of(fields.get("choices"), fields.get("answer"))
         turns = _question_form(fields, where)
     else:
         raise UserError(
@@ -309,46 +330,26 @@ def _refuse_lookalikes(fields: dict[str, object], where: str) -> None:
 
 
 def _holds_image(value: object) -> bool:
-    """Whether a value is the path of an image file, or an embedded image as parquet files have."""
+    """Whether a value is the path of an image or video file, or holds one.
+
+    An embedded image is a mapping, as parquet files have it.
+    """
     if isinstance(value, str):
         return bool(_IMAGE_FILE.search(value)) and not value.startswith(("http://", "https://"))
-    embedded = isinstance(value, Mapping) and bool({"bytes", "path"} & set(value))
-    return embedded or isinstance(value, bytes)
+    if isinstance(value, Mapping):
+        return bool({"bytes", "path"} & set(value)) or any(map(_holds_image, value.values()))
+    return isinstance(value, bytes)
 
 
 def _answer_type(value: object, fields: dict[str, object]) -> AnswerType | None:
-    """Read OPEN or CLOSED past blanks and case (VQA-RAD has "CLOSED ").
+    """Read OPEN or CLOSED past blanks and case (VQA-RAD has "CLOSED ") and in other spellings.
 
     Another scheme stays an extra field.
     """
-    text = value.strip().upper() if isinstance(value, str) else None
-    if text in ("OPEN", "CLOSED"):
-        return cast("AnswerType", text)
-    if value is not None:
+    text = re.sub("[^A-Z]", "", value.upper()) if isinstance(value, str) else ""
+    if value is not None and text not in _ANSWER_TYPES:
         fields["answer_type"] = value
-    return None
-
-
-def _options(value: object) -> tuple[str, ...]:
-    """Read the answers offered: a list, a mapping by letter, or one string of lettered ones.
-
-    Such as MedHEval's "A. Chest, B. Abdomen".
-    """
-    if isinstance(value, list):
-        return tuple(str(option) for option in value)
-    if isinstance(value, Mapping):
-        return tuple(f"{letter}. {option}" for letter, option in value.items() if option)
-    if not isinstance(value, str) or not value.strip():
-        return ()
-    marks = list(_LETTERED.finditer(value))
-    letters = "".join(mark.group(1) for mark in marks)
-    if len(marks) < 2 or letters != "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(marks)]:
-        return (value,)
-    ends = [*(mark.start() for mark in marks[1:]), len(value)]
-    return tuple(
-        f"{mark.group(1)}. {value[mark.end() : end].strip().rstrip(',;')}"
-        for mark, end in zip(marks, ends, strict=True)
-    )
+    return _ANSWER_TYPES.get(text)
 
 
 def _conversation(value: object, where: str) -> tuple[Turn, ...]:
@@ -381,7 +382,7 @@ def _question_form(fields: dict[str, object], where: str) -> tuple[Turn, ...]:
     if not isinstance(question, str):
         raise UserError(f"{where}: `question` must be text, found {_kind(question)}")
     if isinstance(choices, Mapping):
-        choices = list(_options(choices))
+        choices = list(options_of(choices))
     if isinstance(choices, list):
         choices = ", ".join(str(choice) for choice in choices)
     if (
@@ -391,7 +392,9 @@ def _question_form(fields: dict[str, object], where: str) -> tuple[Turn, ...]:
     if fields.get("question_type") == "binary":
         question += " Please answer Yes or No."
     turns = [Turn("human", question)]
-    if isinstance(answer, bool) or not (answer is None or isinstance(answer, str | int | float)):
+    none = isinstance(answer, float) and not math.isfinite(answer)  # a table's missing cell
+    known = answer is None or isinstance(answer, str | int | float)
+    if isinstance(answer, bool) or none or not known:
         raise UserError(f"{where}: `answer` must be text or a number, found {_kind(answer)}")
     if answer is not None:
         turns.append(Turn("gpt", str(answer)))
@@ -444,6 +447,8 @@ def _row(record: Record) -> dict[str, object]:
 
 
 def _kind(value: object) -> str:
+    """Name what was found; lists, mappings and text may be empty."""
     if value is None:
         return "nothing"
-    return f"an empty {type(value).__name__}" if value in ([], {}) else f"a {type(value).__name__}"
+    empty = isinstance(value, list | dict | str) and not value
+    return f"{'an empty' if empty else 'a'} {type(value).__name__}"

@@ -28,6 +28,7 @@ class Checked(TypedDict):
     inferred: dict[str, int]
     ceilings: dict[str, float]
     with_options: int
+    without_image: int
     problems: list[str]
 
 
@@ -72,20 +73,28 @@ def check(file: Path, image_root: Path | None = None, against: Path | None = Non
         "inferred": inferred(records),
         "ceilings": ceilings([record for record in records if record.answer]),
         "with_options": sum(bool(record.options) for record in records),
+        "without_image": sum(not record.images for record in records),
         "problems": problems,
     }
 
 
 def _record_problems(records: Sequence[Record]) -> list[str]:
-    """Say which ids occur more than once and how many records have no answer."""
+    """Say which ids occur more than once, and what records lack."""
     problems = [
         f"the id {identifier} names {count} records"
         for identifier, count in Counter(record.id for record in records).items()
         if count > 1
     ]
-    unanswered = [record.id for record in records if not record.answer.strip()]
-    if unanswered:
-        problems.append(f"{len(unanswered)} records have no answer, first id {unanswered[0]}")
+    lacking = {
+        "have no answer": [record.id for record in records if not record.answer.strip()],
+        "ask nothing": [record.id for record in records if not record.question.strip()],
+        "offer one choice alone": [record.id for record in records if len(record.options) == 1],
+    }
+    problems += [
+        f"{len(names)} records {what}, first id {names[0]}"
+        for what, names in lacking.items()
+        if names
+    ]
     return problems
 
 

@@ -201,6 +201,8 @@ def _checked_lines(result: "Checked") -> Iterator[str]:
             yield f"{key.replace('_', ' ')}: {value}"
     if result["inferred"]:
         yield inferred_line(result["inferred"])
+    if result["without_image"]:
+        yield f"warning: {result['without_image']} records show no image: they are text alone"
     yield from (f"warning: {line}" for line in ceiling_lines(result["ceilings"]))
     for problem in result["problems"]:
         yield f"problem: {problem}"

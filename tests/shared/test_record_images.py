@@ -36,6 +36,8 @@ def test_every_known_spelling_is_read(tmp_path: Path, key: str, value: object) -
         ("photo_files", ["a.JPG", "b.jpg"]),
         ("volume", "brain.nii.gz#axial=9"),
         ("pixels", {"bytes": "", "path": None}),
+        ("data", {"picture": "a.png"}),
+        ("video", "a.mp4"),
     ],
 )
 def test_an_image_in_another_field_is_refused(tmp_path: Path, key: str, value: object) -> None:

@@ -120,10 +120,27 @@ def test_an_id_beside_a_qid_stays_extra(tmp_path: Path) -> None:
     assert record.extra["id"] == "of-the-image"
 
 
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("CLOSED ", "CLOSED"),
+        ("close", "CLOSED"),
+        ("closed-ended", "CLOSED"),
+        ("yes/no", "CLOSED"),
+        ("Open", "OPEN"),
+        ("open-ended", "OPEN"),
+        ("OPEN_ENDED", "OPEN"),
+    ],
+)
+def test_answer_types_in_other_spellings(tmp_path: Path, said: str, read: str) -> None:
+    (record,) = load_records(put(tmp_path, [{**SLAKE, "answer_type": said}]))
+    assert (record.answer_type, "answer_type" in record.extra) == (read, False)
+
+
 def test_foreign_answer_types_stay_extra(tmp_path: Path) -> None:
-    (record,) = load_records(put(tmp_path, [{**SLAKE, "answer_type": "yes/no"}]))
+    (record,) = load_records(put(tmp_path, [{**SLAKE, "answer_type": "other"}]))
     assert record.answer_type is None
-    assert record.extra["answer_type"] == "yes/no"
+    assert record.extra["answer_type"] == "other"
 
 
 def test_several_images_text_only_and_marks(tmp_path: Path) -> None:
@@ -286,3 +303,23 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path, name: str) -> None:
     plain = load_records(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert load_records(path) == plain
+
+
+def test_a_field_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    file.write_text('[{"id": 1, "question": "q", "answer": "left", "answer": "right"}]')
+    with pytest.raises(UserError, match="one record has the field 'answer' twice"):
+        load_records(file)
+
+
+def test_a_missing_cell_is_no_answer(tmp_path: Path) -> None:
+    """Pandas writes NaN for it, which would be trained as a word."""
+    with pytest.raises(UserError, match="`answer` must be text or a number"):
+        load_records(put(tmp_path, [{**SLAKE, "answer": float("nan")}]))
+
+
+def test_json_lines_under_the_name_of_json(tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    file.write_text(f"{json.dumps(SLAKE)}\n{json.dumps(SLAKE)}\n")
+    with pytest.raises(UserError, match=r"one record a line ends in \.jsonl"):
+        load_records(file)

@@ -542,6 +542,23 @@ def test_check_reports_what_is_wrong(tmp_path):
     assert "1 images are also in" in problems
 
 
+def test_check_says_what_records_lack(tmp_path):
+    rows = [
+        {"id": 1, "question": "Where?", "answer": "x", "choices": "somewhere in the chest"},
+        {"id": 2, "question": " ", "answer": "Lung"},
+        {"id": 3, "question": "What?"},
+    ]
+    found = check(replicas.write_json(tmp_path / "bare.json", rows))
+    assert found["without_image"] == 3
+    assert found["problems"] == [
+        "1 records have no answer, first id 3",
+        "1 records ask nothing, first id 2",
+        "1 records offer one choice alone, first id 1",
+    ]
+    printed = CliRunner().invoke(app, ["check", str(tmp_path / "bare.json")]).output
+    assert "3 records show no image: they are text alone" in printed
+
+
 def test_commands_print_terms_counts_and_hashes(tmp_path):
     source = replicas.slake(tmp_path / "source")
     arguments = [
