@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from pipelines.decoding.presets import PRESETS
 from pipelines.decoding.settings import made
@@ -11,6 +11,8 @@ from shared.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from pipelines.decoding.prompts import Model
 
 # Number of what the methods compute: one more with every change that may change an answer.
 DEFINITION = 2
@@ -33,6 +35,16 @@ class Decoding(NamedTuple):
     def label(self) -> str:
         """Name among the decodings of an evaluation: the method's, or "vcd@alpha=0.5"."""
         return f"{self.name}@{self.variant}" if self.variant else self.name
+
+    def settled(self, model: "Model") -> "Decoding":
+        """Return the method with what its settings leave to the model's checkpoint."""
+        if self.name != "nucleus":
+            return self
+        from pipelines.decoding import nucleus
+
+        return self._replace(
+            settings=nucleus.settled(cast("nucleus.Settings", self.settings), model)
+        )
 
     def described(self) -> dict[str, object]:
         """Return name and settings as plain data, for journals and tables."""

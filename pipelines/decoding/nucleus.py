@@ -3,6 +3,8 @@
 Draw from the smallest set of tokens that holds top_p.
 """
 
+from dataclasses import replace
+
 from pydantic.dataclasses import dataclass
 
 from pipelines.decoding.generation import Limits, generate, sampler
@@ -23,15 +25,21 @@ class Settings:
     top_k: Place = 0
 
 
+def settled(settings: Settings, model: Model) -> Settings:
+    """Return the settings with the checkpoint's temperature where they leave it to that."""
+    if settings.temperature is not None:
+        return settings
+    own = getattr(model.config, TEMPERATURE_KEY, None)
+    return replace(settings, temperature=1.0 if own is None else float(own))
+
+
 def decode(
     model: Model, prompts: Prompts, limits: Limits, settings: Settings, seed: int
 ) -> list[list[int]]:
     """Answer every prompt of the batch; each item draws from its own generator."""
-    temperature = settings.temperature
-    if temperature is None:
-        own = getattr(model.config, TEMPERATURE_KEY, None)
-        temperature = 1.0 if own is None else float(own)
+    settings = settled(settings, model)
+    assert settings.temperature is not None
     draw = sampler(
-        prompts, seed, temperature=temperature, top_p=settings.top_p, top_k=settings.top_k
+        prompts, seed, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k
     )
     return generate(model, prompts, limits, draw=draw)

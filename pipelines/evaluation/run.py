@@ -204,6 +204,7 @@ def _answered(
         folder = out / "states" / arm.name.lower()
         save_states(saved, student, options.save_layers, root, folder)
     bounds = Bounds(options.max_new_tokens, options.seed)
+    decodings = [decoding.settled(student.model) for decoding in arm.decodings]
     asked = {control.name: control.items(items, template) for control in controls}
     groups = [(arm.name, items)]
     groups += [(under(arm.name, name), group) for name, group in asked.items()]
@@ -211,7 +212,7 @@ def _answered(
         answer_items(
             group[process.rank :: process.world],
             student,
-            arm.decodings,
+            decodings,
             journal,
             bounds,
             image_root=root,
@@ -220,7 +221,7 @@ def _answered(
         )
     if process.rank:
         return
-    for decoding in arm.decodings:
+    for decoding in decodings:
         settings = answer_settings(decoding, bounds)
         answers = collected(items, student, settings, journal)
         row = Row(arm.row_name(decoding), arm.name, settings)

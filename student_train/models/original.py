@@ -163,7 +163,7 @@ def load_original(
     padding
         A padding token to add beside `<image>`; None pads with the end-of-text token.
     """
-    from transformers import CLIPImageProcessor, LlavaForConditionalGeneration
+    from transformers import CLIPImageProcessor, GenerationConfig, LlavaForConditionalGeneration
 
     config = llava_config(read_config(folder), text_class, folder)
     tokenizer = piece_tokenizer(tokenizer_class, folder)
@@ -189,6 +189,8 @@ def load_original(
         model = from_pretrained(
             LlavaForConditionalGeneration, section, dtype, None, config=config, state_dict=state
         )
+    if (folder / "generation_config.json").is_file():  # no folder is given to the loader above
+        model.generation_config = load_part(GenerationConfig, folder, "generation_config.json")
     size = config.vision_config.image_size
     processor: ImageProcessor = CLIPImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}

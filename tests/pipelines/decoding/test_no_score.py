@@ -164,3 +164,5 @@ def test_a_temperature_of_null_is_the_checkpoints() -> None:
     )
     set_generation(given, byte_tokenizer(), TEMPLATES["vicuna_v1"])
     assert answers(own) == answers(fixed)
+    assert own.settled(model).described() == fixed.described()
+    assert fixed.settled(model) == fixed

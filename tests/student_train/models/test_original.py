@@ -246,6 +246,23 @@ def test_new_rows_and_tokens_of_llava_med(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("huatuogpt-vision-7b", huatuo_original), ("llava-med-1.5", llava_med_original)],
+)
+def test_the_checkpoints_own_temperature_is_kept(tmp_path: Path, name: str, write: Any) -> None:
+    """For the authors' nucleus sampling; also where the checkpoint is in its own layout."""
+    write(tmp_path / "a")
+    given = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05}
+    (tmp_path / "a" / "generation_config.json").write_text(json.dumps(given))
+    model: Any = load_base(ModelSection(name=name, path=str(tmp_path / "a"))).model
+    assert model.config.checkpoint_temperature == 0.7
+    own = model.generation_config
+    assert not own.do_sample
+    assert own.repetition_penalty in (None, 1.0)
+
+
+@pytest.mark.integration
 def test_saved_base_loads_as_a_transformers_folder(tmp_path: Path) -> None:
     from student_train.models.base import save_base
 
