@@ -34,9 +34,9 @@ def read(source: Path, out: Path, seed: int, sections: Sequence[str] = ()) -> Re
     """Read the annotation file, whose splits are published, or lists of sections."""
     import json
 
-    lists = find_lists(source)
-    if lists and find_optional(source, "annotation.json", "iu_xray/annotation.json") is None:
-        return read_lists(source, lists, sections or SECTIONS)
+    listed = find_lists(source)
+    if listed and find_optional(source, "annotation.json", "iu_xray/annotation.json") is None:
+        return read_lists(source, listed, sections or SECTIONS)
     if sections:
         raise UserError(f"{source}: R2Gen's reports are not in sections; leave out --sections")
     file = find(source, "annotation file", "annotation.json", "iu_xray/annotation.json")
