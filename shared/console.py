@@ -3,12 +3,14 @@
 One-line errors with the way out, progress with rate and ETA, machine-readable reports.
 """
 
+import errno
 import json
 import os
 import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Annotated, TypeVar
 
@@ -38,6 +40,9 @@ stdout = Console(soft_wrap=True, highlight=False, emoji=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # may come without a file's name
+
+
 def run(app: typer.Typer, name: str) -> None:
     """Run a Typer application as the console script `name`.
 
@@ -53,6 +58,18 @@ def run(app: typer.Typer, name: str) -> None:
         if debug:
             traceback.print_exc()
         stderr.print(f"[bold red]error:[/] {_escape(str(error))}")
+        sys.exit(1)
+    except OSError as error:
+        # A file that the system refuses: the user's to mend, whatever command it stopped.
+        named = error.filename is not None or error.errno in _NO_ROOM
+        if debug or not named or isinstance(error, BrokenPipeError):
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        reason = f"{place}{error.strerror or error}"
+        stderr.print(
+            f"[bold red]error:[/] {_escape(reason)}; make room or choose another place "
+            "(--debug shows what was being done)"
+        )
         sys.exit(1)
 
 
@@ -80,6 +97,16 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """Print one warning line to standard error."""
     stderr.print(f"[yellow]warning:[/] {_escape(text)}")
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say at Ctrl-C that nothing finished is lost, in a command that goes on when run again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note("stopped; what is finished is safe, and the same command goes on from there")
+        sys.exit(130)
 
 
 def report(data: Mapping[str, object], as_json: bool, lines: Iterable[str]) -> None:

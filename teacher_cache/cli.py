@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.console import JsonOption, report, run, warn
+from shared.console import JsonOption, report, resumable, run, warn
 from shared.errors import UserError
 from teacher_cache.keeping import commands as store_commands
 from teacher_cache.options import (
@@ -183,17 +183,18 @@ def build_command(
     settings = Settings(
         geometry, Grid.parse(grid), encoding, precision, features, tolerance, dtype, trained
     )
-    result = build(
-        teacher,
-        find_images(images, image_root),
-        store,
-        weights=weights,
-        settings=settings,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        segment_records=segment_records,
-    )
+    with resumable():
+        result = build(
+            teacher,
+            find_images(images, image_root),
+            store,
+            weights=weights,
+            settings=settings,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            segment_records=segment_records,
+        )
     for reference, reason in result.left_out:
         warn(f"{reference}: {reason}")
     speaks = Ranks.of_environment().speaks

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.decoding.methods import NAMES
-from shared.console import report, say
+from shared.console import report, resumable, say
 from shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ Override = Annotated[
         help="One setting: method.setting=value, e.g. vcd.alpha=0.5. docs/evaluation.md lists all, "
         "with their ranges.",
     ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", help="Where the base model is now, if it is not where the run says."),
 ]
 Preset = Annotated[
     str,
@@ -56,6 +60,7 @@ def generate_command(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
     ] = None,
+    base: Base = None,
 ) -> None:
     """Answer one question about one image, several or none."""
     from pipelines.evaluation.generate import generate_answer
@@ -70,6 +75,7 @@ def generate_command(
         max_new_tokens=max_new_tokens,
         seed=seed,
         device=device,
+        base=base,
     )
     say(answer)
 
@@ -139,6 +145,7 @@ def evaluate_command(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
     ] = None,
+    base: Base = None,
     save_layers: Annotated[
         str, typer.Option(help="Layers whose states to save for figures: 0,12,20.")
     ] = "",
@@ -165,27 +172,29 @@ def evaluate_command(
         if {"beam", "all"} & {name.partition("@")[0] for name in methods}
         else []
     )
-    result = evaluate(
-        run,
-        data,
-        image_root,
-        methods=methods,
-        out=out,
-        batch_size=batch_size or recipe.batch_size,
-        max_new_tokens=max_new_tokens or recipe.max_new_tokens,
-        preset=preset,
-        overrides=[*beams, *(override or ())],
-        seed=recipe.seed if seed is None else seed,
-        limit=limit,
-        cluster=cluster,
-        device=device,
-        save_layers=_layers(save_layers),
-        save_items=_listed(save_items),
-        controls=_listed(controls),
-        control_limit=control_limit,
-        by=_listed(by),
-        train=train,
-    )
+    with resumable():
+        result = evaluate(
+            run,
+            data,
+            image_root,
+            methods=methods,
+            out=out,
+            batch_size=batch_size or recipe.batch_size,
+            max_new_tokens=max_new_tokens or recipe.max_new_tokens,
+            preset=preset,
+            overrides=[*beams, *(override or ())],
+            seed=recipe.seed if seed is None else seed,
+            limit=limit,
+            cluster=cluster,
+            device=device,
+            base=base,
+            save_layers=_layers(save_layers),
+            save_items=_listed(save_items),
+            controls=_listed(controls),
+            control_limit=control_limit,
+            by=_listed(by),
+            train=train,
+        )
     if result:  # ranks above 0 have nothing to print
         report(result, as_json, [*table_lines(result), *group_lines(result["by"])])
 

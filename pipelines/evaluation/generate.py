@@ -20,6 +20,7 @@ def generate_answer(
     max_new_tokens: int = 128,
     seed: int = 0,
     device: str | None = None,
+    base: str | None = None,
 ) -> str:
     """Return the answer of a run's adapter to `question` about `images`: one, several or none.
 
@@ -46,7 +47,7 @@ def generate_answer(
             pictures.append(open_image(reference))
         except UnreadableImage as error:
             raise UserError(f"{image} cannot be read: {error}") from None
-    student = load_student(folder, device)
+    student = load_student(folder, device, base)
     encoded = student.processor.encode(question, pictures)
     prompts = collate([encoded], [question], student.model, pad_id(student.processor))
     limits = Limits(max_new_tokens, end_ids(student.processor))

@@ -23,10 +23,11 @@ class Loaded(NamedTuple):
     adapter: str  # digest of the adapter folder's weights
 
 
-def load_student(folder: Path, device: str | None = None) -> Loaded:
+def load_student(folder: Path, device: str | None = None, base: str | None = None) -> Loaded:
     """Load an adapter folder (or a plain model folder) for decoding.
 
-    `device` is the best one that this process has, where none is given.
+    `device` is the best one that this process has, where none is given. `base`: where the adapter's
+    base model is now, if not where its recipe says.
     """
     import torch
 
@@ -40,7 +41,7 @@ def load_student(folder: Path, device: str | None = None) -> Loaded:
     device = device or choose_device()
     on_cpu = device.startswith("cpu")
     adapted, processor = student_train.load(
-        folder, dtype=torch.float32 if on_cpu else torch.bfloat16
+        folder, base=base, dtype=torch.float32 if on_cpu else torch.bfloat16
     )
     model = plain_model(adapted)
     model.to(device)

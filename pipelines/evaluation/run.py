@@ -39,6 +39,7 @@ from pipelines.evaluation.table import AnsweredRow, tested
 from pipelines.metrics.ceiling import ceilings
 from pipelines.metrics.items import item_scores
 from pipelines.metrics.question_kind import inferred
+from shared.files import check_writable
 from shared.processes import this_process
 from shared.records import image_root_of
 
@@ -61,6 +62,8 @@ class Options:
         where every record has one, else the image's content.
     device
         Such as cuda:1; default: the best one that this process has.
+    base
+        Where the adapters' base model is now, if not where their recipes say.
     save_layers, save_items
         Decoder layers and item ids whose hidden states and attention maps go to `states/` (for
         figures).
@@ -81,6 +84,7 @@ class Options:
     limit: int | None = None
     cluster: str | None = None
     device: str | None = None
+    base: str | None = None
     save_layers: Sequence[int] = ()
     save_items: Sequence[str] = ()
     controls: Sequence[str] = ()
@@ -100,6 +104,7 @@ class OptionNames(TypedDict, total=False):
     limit: int | None
     cluster: str | None
     device: str | None
+    base: str | None
     save_layers: Sequence[int]
     save_items: Sequence[str]
     controls: Sequence[str]
@@ -148,6 +153,7 @@ def evaluate(
     if out is None:
         home = next(iter(folders.values())) if isinstance(adapter, Mapping) else Path(adapter)
         out = home / FOLDER
+    check_writable(out, "choose another --out")
     records = read_test_set(data, image_root, chosen.limit)
     root = image_root_of(data, image_root)
     check_fields(records, chosen.by)
@@ -196,7 +202,7 @@ def _answered(
 ) -> Iterator[AnsweredRow]:
     """Answer this rank's share of the items by one arm; rank 0 collects, scores and writes all."""
     process = this_process()
-    student = load_student(arm.folder, options.device)
+    student = load_student(arm.folder, options.device, options.base)
     template = student.processor.template.name
     items = items_of(questions.records, questions.contents, template)
     if process.rank == 0 and options.save_items:

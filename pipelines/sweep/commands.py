@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.console import report
+from shared.console import report, resumable
 from shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def sweep_command(
             _pairs(given or []),
             jobs,
         )
-        sweep.make_steps(list(dict.fromkeys(run.part for run in runs)))
-        sweep.run_all(runs)
+        with resumable():
+            sweep.make_steps(list(dict.fromkeys(run.part for run in runs)))
+            sweep.run_all(runs)
     table = table_of(study, every, results)
     report(document_of(study, table), as_json, lines_of(study, table))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shared.console import note
 from shared.errors import UserError
+from shared.hub import offline_if_unreachable
 
 CONFIG = "config.json"
 # Weights, configuration and tokenizer; never code.
@@ -52,6 +53,7 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     note(f"model: {place} from the hub (kept in its cache)")
+    offline_if_unreachable()
     try:
         folder = Path(snapshot_download(place, revision=revision, allow_patterns=_WANTED))
         if not any(folder.glob("*.safetensors")):  # a tower in a sub-folder may have some
@@ -61,7 +63,8 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     except (HTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"cannot fetch {place} from the hub ({reason}); set model.path to a local copy"
+            f"cannot fetch {place} from the hub ({reason}), and no folder is called so; name a "
+            "local copy: model.path of a named model, model.name of any other"
         ) from None
     return folder
 

@@ -1,11 +1,13 @@
 """What a teacher is: a frozen encoder, its grid, its preprocessing, the hash of its weights."""
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from shared.errors import UserError
+from shared.hub import offline_if_unreachable
 from shared.imaging.grid import Grid
 from shared.targets import Preprocessing
 from teacher_cache.teachers.trained import Trained
@@ -64,6 +66,8 @@ def need_weights(info: TeacherInfo, weights: str | None) -> str:
 
 def downloaded(name: str, load: Callable[[], nn.Module]) -> nn.Module:
     """Load a registry's own weights; what the network or the registry says becomes one line."""
+    offline_if_unreachable()
+    logging.disable(logging.ERROR)  # what it says of a failure comes as one line
     try:
         return load()
     except Exception as error:  # hub, network and registry errors share no base
@@ -72,3 +76,5 @@ def downloaded(name: str, load: Callable[[], nn.Module]) -> nn.Module:
             f"the weights of {name} could not be fetched ({type(error).__name__}: {reason}): "
             "get them elsewhere and pass --weights FILE"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)

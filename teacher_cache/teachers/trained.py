@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared.errors import UserError
+from shared.hub import offline_if_unreachable
 from shared.targets import Preprocessing
 from shared.vocabulary import Interpolation
 
@@ -244,6 +245,7 @@ def _hub_file(repository: str, name: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    offline_if_unreachable()
     try:
         return Path(hf_hub_download(repository, name))
     except LocalEntryNotFoundError:

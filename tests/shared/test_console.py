@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -73,3 +74,43 @@ def test_a_name_that_is_not_utf_8_is_shown_by_its_bytes(capsys):
     console.warn("b" + os.fsdecode(b"\xfe"))
     out, err = capsys.readouterr()
     assert (out, err) == ("a\\xff\n", "warning: b\\xfe\n")
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
+    app = typer.Typer()
+
+    @app.command()
+    def write() -> None:
+        Path("/proc/nowhere/file").write_text("x")
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as ended:
+        console.run(app, "program")
+    assert ended.value.code == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: /proc/nowhere/file: No such file or directory; make room")
+    assert len(line.splitlines()) == 1
+    monkeypatch.setattr(sys, "argv", ["program", "--debug"])
+    with pytest.raises(FileNotFoundError):
+        console.run(app, "program")
+
+
+def test_a_full_disk_names_no_file_and_is_one_line_too(monkeypatch, capsys):
+    app = typer.Typer()
+
+    @app.command()
+    def write() -> None:
+        with Path("/dev/full").open("w") as full:
+            full.write("x")
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit):
+        console.run(app, "program")
+    assert "error: No space left on device; make room" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_that_nothing_is_lost(capsys):
+    with pytest.raises(SystemExit) as ended, console.resumable():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert "what is finished is safe" in capsys.readouterr().err
