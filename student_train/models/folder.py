@@ -53,7 +53,7 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     note(f"model: {place} from the hub (kept in its cache)")
-    offline_if_unreachable()
+    answers = offline_if_unreachable()
     try:
         folder = Path(snapshot_download(place, revision=revision, allow_patterns=_WANTED))
         if not any(folder.glob("*.safetensors")):  # a tower in a sub-folder may have some
@@ -61,7 +61,8 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
                 snapshot_download(place, revision=revision, allow_patterns=[*_WANTED, "*.bin"])
             )
     except (HTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        said = " ".join(str(error).split())[:200]
+        reason = said if answers else "it does not answer, and its cache lacks it"
         raise UserError(
             f"cannot fetch {place} from the hub ({reason}), and no folder is called so; name a "
             "local copy: model.path of a named model, model.name of any other"

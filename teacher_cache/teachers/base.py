@@ -66,14 +66,15 @@ def need_weights(info: TeacherInfo, weights: str | None) -> str:
 
 def downloaded(name: str, load: Callable[[], nn.Module]) -> nn.Module:
     """Load a registry's own weights; what the network or the registry says becomes one line."""
-    offline_if_unreachable()
+    answers = offline_if_unreachable()
     logging.disable(logging.ERROR)  # what it says of a failure comes as one line
     try:
         return load()
     except Exception as error:  # hub, network and registry errors share no base
-        reason = " ".join(str(error).split())[:200]
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = said if answers else "the hub does not answer, and its cache lacks them"
         raise UserError(
-            f"the weights of {name} could not be fetched ({type(error).__name__}: {reason}): "
+            f"the weights of {name} could not be fetched ({reason}): "
             "get them elsewhere and pass --weights FILE"
         ) from error
     finally:
