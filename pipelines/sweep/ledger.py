@@ -6,10 +6,11 @@ It holds the score of every item, so that arms are paired item by item and whole
 exchanged, and it is all that another machine needs to go on with the study.
 """
 
+import json
 from pathlib import Path
 from typing import TypedDict, cast
 
-from pipelines.documents import read_document, write_document
+from pipelines.documents import read_document, write_text
 from pipelines.sweep.study import Run, Value
 from shared.errors import UserError
 
@@ -49,8 +50,16 @@ def result_file(results: Path, run: Run) -> Path:
 
 
 def write_run(results: Path, run: Run, result: RunResult) -> None:
-    """Write a run's result whole."""
-    write_document(result_file(results, run), result, indent=1)
+    """Write a run's result whole, on one line, its numbers to six digits."""
+    write_text(result_file(results, run), json.dumps(_rounded(result), ensure_ascii=False) + "\n")
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
 
 
 def read_run(results: Path, run: Run) -> RunResult | None:
