@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shared.errors import UserError
-from shared.files import whole_file
+from shared.files import refused_as, whole_file
 
 SCHEMA = "schema"
 
@@ -21,8 +21,9 @@ def write_document(file: Path, document: Mapping[str, object], indent: int = 1) 
 
 def write_text(file: Path, text: str) -> None:
     """Write a text file whole, its folder made where there is none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    whole_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
+    with refused_as(f"cannot write {file}", "choose another place"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def read_document(

@@ -18,6 +18,7 @@ from typing import IO, NamedTuple, NotRequired, TypedDict, TypeVar, cast
 from pipelines.documents import read_document, write_document
 from shared.console import say
 from shared.errors import UserError
+from shared.files import check_writable
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ class Diary:
     """
 
     def __init__(self, out: Path, job: str = "demo", log: Path | None = None) -> None:
+        check_writable(out, "choose another folder")
         self.path, self.job, self.log = out / STAGES, job, log
         self.entries: StagesFile = {"schema": SCHEMA_NUMBER, "stages": [], "remembered": {}}
         if self.path.is_file():

@@ -46,7 +46,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # may come without a file'
 def run(app: typer.Typer, name: str) -> None:
     """Run a Typer application as the console script `name`.
 
-    `UserError` becomes one line and exit code 1.
+    `UserError` becomes one line and exit code 1, and so does what the system refuses of a file.
 
     `--debug` anywhere on the command line (or `MEDALIGN_DEBUG=1`) shows the traceback as well.
     """
@@ -62,14 +62,13 @@ def run(app: typer.Typer, name: str) -> None:
     except OSError as error:
         # A file that the system refuses: the user's to mend, whatever command it stopped.
         named = error.filename is not None or error.errno in _NO_ROOM
-        if debug or not named or isinstance(error, BrokenPipeError):
+        if not named or isinstance(error, BrokenPipeError):
             raise
-        place = "" if error.filename is None else f"{error.filename}: "
-        reason = f"{place}{error.strerror or error}"
-        stderr.print(
-            f"[bold red]error:[/] {_escape(reason)}; make room or choose another place "
-            "(--debug shows what was being done)"
-        )
+        if debug:
+            traceback.print_exc()
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        reason = f"{place}{error.strerror}; --debug shows what wanted it"
+        stderr.print(f"[bold red]error:[/] {_escape(reason)}")
         sys.exit(1)
 
 

@@ -10,6 +10,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipelines.documents import write_text
 from pipelines.evaluation.arms import find_arms
 from pipelines.evaluation.items import sampled
 from pipelines.evaluation.lines import survivor_line
@@ -92,7 +93,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         The run has no adapter, no evaluation, or its evaluation's data file is gone.
     """
     path = out or run / "report.html"
-    path.write_text(render(contents(run)), encoding="utf-8")
+    write_text(path, render(contents(run)))
     return path
 
 

@@ -7,6 +7,7 @@ from pipelines.report.latex_tables import latex
 from pipelines.report.ours import Ours
 from pipelines.report.paper import read_paper
 from pipelines.report.tables import Table, make_tables
+from shared.files import check_writable
 
 MISSING = "not run here"
 
@@ -65,6 +66,7 @@ FORMATS = {"html": html, "md": markdown, "tex": latex}
 
 def write_tables(out: Path, results: Sequence[str] = ()) -> list[Path]:
     """Write tables.html, tables.md and tables.tex into `out`."""
+    check_writable(out, "choose another --out")
     tables = make_tables(results)
     out.mkdir(parents=True, exist_ok=True)
     written = []
