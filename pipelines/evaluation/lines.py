@@ -64,6 +64,9 @@ def table_lines(result: Result) -> Iterator[str]:
         )
     if not all(score["trusted"] for row in rows for score in row["scores"].values()):
         yield f"fewer than {MIN_CLUSTERS} clusters: no interval is to be trusted, and none is shown"
+    bare = data.get("without_image", 0)
+    if bare:
+        yield f"WARNING: {bare} items show no image: asked by text alone"
     if data["inferred"]:
         yield inferred_line(data["inferred"])
     yield from (f"WARNING: {line}" for line in ceiling_lines(data["ceilings"]))

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from pipelines.documents import read_document, write_document, write_text
 from pipelines.metrics.metric import MetricScores
@@ -101,6 +101,7 @@ class AnsweredSet(TypedDict):
     images: int
     clusters: int
     cluster: str  # what a cluster is: image, or a field of the records
+    without_image: NotRequired[int]  # items that are asked by text alone
     inferred: dict[str, int]  # records by kind, where the kind was inferred from the reference
     ceilings: dict[str, float]  # what a copy of the references scores, where that is below 1
 
@@ -243,11 +244,27 @@ def read_result(file: Path) -> Result:
     Raises
     ------
     UserError
-        It is no JSON, or of a schema that this version does not know.
+        It is no JSON, of a schema that this version does not know, or lacks a field.
     """
     remedy = "run `medalign evaluate` again"
     found = read_document(file, SCHEMA_NUMBER, remedy, OLDEST_SCHEMA)
-    return cast("Result", {"controls": None, "question_only": None, "by": [], **found})
+    result = cast("Result", {"controls": None, "question_only": None, "by": [], **found})
+    lacking = sorted({"data", "rows", "settings"} - set(found)) or _lacking(result)
+    if lacking:
+        raise UserError(f"{file} lacks {', '.join(lacking)}; {remedy}")
+    return result
+
+
+def _lacking(result: Result) -> list[str]:
+    """Return the fields that a result's parts lack, sorted; older schemas had fewer."""
+    if result["schema"] != SCHEMA_NUMBER:
+        return []
+    parts: list[tuple[Mapping[str, object], frozenset[str]]] = [
+        (result["data"], AnsweredSet.__required_keys__),
+        (result["settings"], RunSettings.__required_keys__),
+        *((row, ResultRow.__required_keys__) for row in result["rows"]),
+    ]
+    return sorted({name for part, needed in parts for name in needed - set(part)})
 
 
 def control_folder(folder: Path, control: str) -> Path:
@@ -309,7 +326,7 @@ def read_answers(folder: Path, row: str) -> list[AnswerLine]:
     Raises
     ------
     UserError
-        It is not there.
+        It is not there, torn, or no answers.
     """
     path = answers_path(folder, row)
     if not path.is_file():
@@ -323,6 +340,12 @@ def read_answers(folder: Path, row: str) -> list[AnswerLine]:
         answers = [json.loads(line) for line in lines if line]
         if not all(answer.keys() >= KEYS for answer in answers):
             raise ValueError("an answer lacks a field")
+        if not all(_is_share(score) for one in answers for score in one["scores"].values()):
+            raise ValueError("a score is no number from 0 to 1")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); run `medalign evaluate` again") from None
     return answers
+
+
+def _is_share(score: object) -> bool:
+    return isinstance(score, int | float) and 0 <= score <= 1  # which NaN is not

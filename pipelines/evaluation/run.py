@@ -302,6 +302,7 @@ def _answered_set(data: Path, questions: Questions) -> AnsweredSet:
         "images": len({content for shown in questions.contents for content in shown}),
         "clusters": len(set(clusters)),
         "cluster": unit,
+        "without_image": sum(not shown for shown in questions.contents),
         "inferred": inferred(questions.records),
         "ceilings": ceilings(questions.records),
     }

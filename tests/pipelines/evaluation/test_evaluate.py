@@ -109,6 +109,10 @@ def test_the_full_table(small_run: Path, tmp_path: Path) -> None:
     text = "\n".join(table_lines(result))
     assert "open_recall (n=4)" in text
     assert "MEDALIGN + beam - LoRA + beam" in text
+    assert result["data"]["without_image"] == 0
+    assert "no image" not in text
+    result["data"]["without_image"] = 3
+    assert "WARNING: 3 items show no image: asked by text alone" in "\n".join(table_lines(result))
 
 
 def test_nothing_is_answered_twice(

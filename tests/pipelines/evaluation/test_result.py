@@ -10,6 +10,7 @@ from pipelines.evaluation.result import (
     RESULT,
     SCHEMA_NUMBER,
     AnswerLine,
+    Result,
     ResultRow,
     answers_path,
     decoding_method,
@@ -21,6 +22,7 @@ from pipelines.evaluation.result import (
     write_result,
 )
 from shared.errors import UserError
+from tests.fixtures import results
 
 pytestmark = pytest.mark.unit
 
@@ -56,9 +58,8 @@ LINE: AnswerLine = {
 
 
 def test_a_result_comes_back(tmp_path: Path) -> None:
-    write_result(
-        tmp_path / "out", {"schema": SCHEMA_NUMBER, "rows": [ROW], "identical_outputs": []}
-    )
+    whole = {"rows": [ROW], "data": results.answered(), "settings": results.settings()}
+    write_result(tmp_path / "out", cast("Result", {"schema": SCHEMA_NUMBER, **whole}))
     assert read_result(tmp_path / "out" / RESULT)["rows"] == [ROW]
 
 
@@ -74,14 +75,46 @@ def test_a_result_of_another_schema_is_refused(
 
 
 def test_a_result_from_before_the_controls_is_read(tmp_path: Path) -> None:
-    (tmp_path / RESULT).write_text(json.dumps({"schema": 2, "rows": []}))
+    older = {"schema": 2, "rows": [], "data": {}, "settings": {}}
+    (tmp_path / RESULT).write_text(json.dumps(older))
     assert read_result(tmp_path / RESULT) == {
-        "schema": 2,
-        "rows": [],
+        **older,
         "controls": None,
         "question_only": None,
         "by": [],
     }
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [("data", None), ("data", "ceilings"), ("settings", "seed"), ("rows", "empty")],
+)
+def test_a_result_that_lacks_a_field_is_one_line(
+    tmp_path: Path, part: str, field: str | None
+) -> None:
+    result = {
+        "schema": SCHEMA_NUMBER,
+        "rows": [dict(ROW)],
+        "data": results.answered(),
+        "settings": results.settings(),
+    }
+    if field is None:
+        del result[part]
+    else:
+        holder = result[part][0] if part == "rows" else result[part]
+        del holder[field]
+    (tmp_path / RESULT).write_text(json.dumps(result))
+    with pytest.raises(UserError, match=rf"lacks {field or part}; run `medalign evaluate` again"):
+        read_result(tmp_path / RESULT)
+
+
+@pytest.mark.parametrize("score", ["NaN", "7", "-0.1", '"1"', "null"])
+def test_a_score_that_is_none_is_one_line(tmp_path: Path, score: str) -> None:
+    write_answers(tmp_path, "LoRA + beam", [LINE])
+    path = answers_path(tmp_path, "LoRA + beam")
+    path.write_text(path.read_text().replace("1.0", score))
+    with pytest.raises(UserError, match="a score is no number from 0 to 1"):
+        read_answers(tmp_path, "LoRA + beam")
 
 
 def test_a_rows_name_is_not_its_decoding_method() -> None:

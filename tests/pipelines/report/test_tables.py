@@ -21,6 +21,7 @@ from pipelines.report.paper import read_paper
 from pipelines.report.table_formats import MISSING, html, markdown, shown
 from pipelines.report.tables import make_tables
 from shared.errors import UserError
+from tests.fixtures import results
 
 pytestmark = pytest.mark.unit
 
@@ -75,8 +76,8 @@ def evaluation(tmp_path):
         result = {
             "schema": SCHEMA_NUMBER,
             "rows": rows,
-            "settings": {"preset": "published", "max_new_tokens": 128, "seed": 0},
-            "data": {"items": 12, "sha256": "ab" * 32, "set": name},
+            "settings": results.settings(),
+            "data": results.answered(set=name),
         }
         (tmp_path / "result.json").write_text(json.dumps(result))
         for file, scores in (metrics or {}).items():
@@ -90,12 +91,7 @@ def evaluation(tmp_path):
 
 
 def row(adapter, method, **scores):
-    return {
-        "method": f"{adapter} + {method}",
-        "adapter": adapter,
-        "decoding": {"method": method},
-        "scores": scores,
-    }
+    return results.row(adapter, method, scores)
 
 
 def test_our_scores_stand_in_their_cells(evaluation):
