@@ -64,6 +64,7 @@ _CLAUSES = frozenset({"it", "this", "that", "there", "they", "which"})
 _AFTER = frozenset({"absent", "excluded", "negative", "none"})  # denies what stands before it
 _NO_DENIAL = re.compile(r"\b(?:no|without(?: a)?) doubt\b,?|\bnot only\b|\bno(?:\.|s\.?)? ?(?=\d)")
 _NEGATIVE = re.compile(
+    r"(?<!not )\b(?:unlikely|improbable)\b|"
     r"\bnegative for\b|\b(?:absence|lack) of\b|\b(?:is |are )?free of\b|\bruled? out\b"
 )
 

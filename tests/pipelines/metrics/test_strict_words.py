@@ -4,6 +4,7 @@ import pytest
 
 from pipelines.metrics.strict import polarity
 from pipelines.metrics.strict_words import clauses, words
+from pipelines.metrics.vqa import closed_correct
 
 pytestmark = pytest.mark.unit
 
@@ -36,6 +37,36 @@ def test_contrast_that_is_left_out_denies_nothing(text: str, said: bool) -> None
 )
 def test_what_ends_with_s_and_is_no_plural_stays(word: str) -> None:
     assert words(word) == [word]
+
+
+@pytest.mark.parametrize(
+    ("plural", "singular"),
+    [
+        ("pneumothoraces", "pneumothorax"),
+        ("hila", "hilum"),
+        ("sulci", "sulcus"),
+        ("sinuses", "sinus"),
+        ("atria", "atrium"),
+        ("vertebrae", "vertebra"),
+        ("stenoses", "stenosis"),
+    ],
+)
+def test_plurals_of_latin_and_greek(plural: str, singular: str) -> None:
+    assert words(plural) == words(singular)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Unlikely", False),
+        ("There is unlikely to be a fracture.", False),
+        ("A fracture is unlikely.", False),
+        ("Yes, although it is improbable that it grows", True),
+    ],
+)
+def test_what_is_unlikely_is_denied(text: str, said: bool) -> None:
+    assert closed_correct(text, "Yes", "strict") is said
+    assert closed_correct(text, "No", "strict") is not said
 
 
 @pytest.mark.parametrize(
