@@ -7,10 +7,10 @@ import pytest
 
 from pipelines.datasets.brain_atlas.writing import prepare_brain_atlas
 from pipelines.datasets.prepare import prepare
-from pipelines.demo.diary import Diary
 from pipelines.documents import write_document
 from pipelines.evaluation.run import evaluate
 from pipelines.report.table_formats import write_tables
+from pipelines.stages import Diary
 from shared.errors import UserError
 
 pytestmark = pytest.mark.unit
