@@ -306,7 +306,8 @@ def read_item_metrics(folder: Path, row: str) -> dict[str, dict[str, float]]:
     if not file.is_file():
         return {}
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        text = file.read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.split("\n") if line]
         return {line["id"]: line["scores"] for line in lines}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
