@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from shared.errors import UserError
 from student_train.imagetext import ImageTextModel, Inputs, Multimodal, entering
@@ -195,8 +196,10 @@ class _Locate:
             channel.image_mask = None
         without = kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs")
         prompt = isinstance(ids, Tensor) and ids.shape[1] > 1
-        places = channel.image_mask if channel.given_mask is None else None
-        if without and prompt and places is not None and bool(places.any()):
+        # Cached keys hold the image already.
+        begins = channel.given_mask is None and not _cached(kwargs)
+        places = channel.image_mask if begins and without and prompt else None
+        if places is not None and bool(places.any()):
             channel.inside = False
             raise UserError(
                 "the prompt has places for an image, but no image came with it; give its pixels, "
@@ -209,6 +212,12 @@ def _places(kwargs: Inputs) -> int:
     """Count the positions of embeddings (B, T, d) that are given instead of token ids."""
     embeddings = kwargs.get("inputs_embeds")
     return embeddings.shape[1] if isinstance(embeddings, Tensor) else 0
+
+
+def _cached(kwargs: Inputs) -> bool:
+    """Whether keys of earlier tokens come with the forward."""
+    past = kwargs.get("past_key_values")
+    return isinstance(past, Cache) and past.get_seq_length() > 0
 
 
 def _encode_nothing(module: Multimodal, side: int, device: torch.device) -> None:

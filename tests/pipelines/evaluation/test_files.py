@@ -23,6 +23,7 @@ from pipelines.metrics.items import item_scores
 from pipelines.statistics import holm, paired_test, score_interval
 from shared.errors import UserError
 from shared.records import Record, Turn, load_records, write_records
+from tests.fixtures import results
 from tests.fixtures.report_models import chexbert_checkpoint, write_tokenizer
 
 pytestmark = pytest.mark.integration
@@ -303,8 +304,10 @@ def test_folders_with_report_metrics_are_compared_on_every_metric(tmp_path: Path
     for place, name in ((1, "a"), (2, "b")):
         folder = tmp_path / name
         folders.append(folder)
-        row: Any = {"method": "LoRA + beam", "adapter": "LoRA", "decoding": {"method": "beam"}}
-        result: Any = {"schema": SCHEMA_NUMBER, "rows": [row], "data": {"file": str(data)}}
+        row = results.row("LoRA", "beam", {})
+        answered = results.answered(file=str(data))
+        result: Any = {"schema": SCHEMA_NUMBER, "rows": [row], "data": answered}
+        result["settings"] = results.settings()
         write_result(folder, result)
         answers: list[Any] = [
             {

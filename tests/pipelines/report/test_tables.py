@@ -272,8 +272,8 @@ def test_cells_of_several_folders_name_theirs(tmp_path):
         result = {
             "schema": SCHEMA_NUMBER,
             "rows": [row("LoRA", "beam", open_recall=score(0.8))],
-            "settings": {"preset": "published", "max_new_tokens": 128, "seed": 0},
-            "data": {"items": 12, "sha256": "ab" * 32, "set": name},
+            "settings": results.settings(),
+            "data": results.answered(set=name),
         }
         (folder / "result.json").write_text(json.dumps(result))
         places.append(f"llava-med/{name}={folder}")
