@@ -73,7 +73,12 @@ def run(app: typer.Typer, name: str) -> None:
 
 
 def _escape(text: str) -> str:
-    return _printable(text).replace("[", r"\[")
+    """Keep a message on one line, whatever a file name holds."""
+    line = "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode()
+        for one in _printable(text)
+    )
+    return line.replace("[", r"\[")
 
 
 def _printable(text: str) -> str:

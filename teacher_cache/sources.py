@@ -85,12 +85,16 @@ def _below(folder: Path) -> list[ImageReference]:
 
 
 def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """Yield all files below, through links to folders too, but not round in a circle of them."""
+    """Yield all files below, through links to folders too, but not round in a circle of them.
+
+    Not the files of a Zarr group: a store may lie among its images.
+    """
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
-    if here in above:
+    entries = list(folder.iterdir())
+    if here in above or any(entry.name == "zarr.json" for entry in entries):
         return
-    for entry in folder.iterdir():
+    for entry in entries:
         if entry.is_dir():
             if not entry.name.startswith("."):
                 yield from _walk(entry, above | {here})

@@ -102,15 +102,14 @@ def list_command(
     json: JsonOption = False,
 ) -> None:
     """List the records of a store by content key, or the images that were left out."""
+    from shared.targets.choice import fitting_namespaces
     from shared.targets.namespace import list_namespaces, quarantined
     from teacher_cache.keeping.info import listing
 
+    chosen = teacher is not None or fingerprint is not None
+    fitting = fitting_namespaces(store, teacher, fingerprint) if chosen else list_namespaces(store)
     rows: list[dict[str, object]] = []
-    for namespace in list_namespaces(store):
-        if teacher not in (None, namespace.identity.teacher):
-            continue
-        if fingerprint is not None and not namespace.identity.fingerprint().startswith(fingerprint):
-            continue
+    for namespace in fitting:
         if left_out:
             found = [
                 {"key": one.key.hex(), "reason": one.reason, "time": one.time}

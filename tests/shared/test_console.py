@@ -39,6 +39,11 @@ def test_an_error_is_one_line_as_it_was_written(monkeypatch, capsys):
     assert (out, err) == ("", "error: no [bold]file[/] here; give another\n")
 
 
+def test_a_name_with_a_line_feed_stays_on_one_line(capsys):
+    console.warn("a\nb\u2028c\x1b[31m.png: no image")
+    assert capsys.readouterr().err == "warning: a\\nb\\u2028c\\x1b[31m.png: no image\n"
+
+
 def test_what_the_system_refuses_of_a_file_is_one_line_too(monkeypatch, capsys, tmp_path):
     app = typer.Typer()
 

@@ -151,7 +151,10 @@ def test_what_is_in_a_store(store, cache):
     assert "5x5 patches, matrix f16" in cache("info", "--store", store)[1]
     code, out, _ = cache("list", "--store", store)
     assert {line.split()[1] for line in out.splitlines()} == {key.hex() for key in records(store)}
-    assert cache("list", "--store", store, "--teacher", "unimed-l")[1] == ""
+    code, out, err = cache("list", "--store", store, "--teacher", "unimed-l")
+    assert (code, out) == (1, "")
+    assert "`teacher` is 'timm:test_vit', wanted 'unimed-l'" in err
+    assert "6 to 64 hexadecimal digits" in cache("list", "--store", store, "--fingerprint", "z")[2]
 
 
 def test_verify_reports_damage_and_deviation(tmp_path, store, weights, cache):

@@ -59,6 +59,16 @@ def test_a_glob_goes_round_a_circle_of_links_once(folder):
     assert str(found[1].path) == str(folder / "image000.png")
 
 
+def test_a_store_among_its_images_is_passed_over(folder):
+    inside = folder / "store" / "teacher-0123" / "segments" / "ab"
+    inside.mkdir(parents=True)
+    for group in (inside, *inside.parents[:2]):
+        (group / "zarr.json").write_text("{}")
+    (inside / "key").write_bytes(b"x")
+    assert "key" not in names(find_images(str(folder)))
+    assert len(find_images(str(folder))) == 5
+
+
 def test_globs(folder):
     assert names(find_images(str(folder / "image*.png"))) == [
         "image000.png",
