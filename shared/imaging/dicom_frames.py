@@ -125,6 +125,8 @@ def _check_length(dataset: "Dataset", frames: int) -> None:
     """
     if "PixelData" not in dataset:
         return
+    if not dataset.PixelData:
+        raise UnreadableImage("a DICOM file without pixel data")
     samples = int(dataset.get("SamplesPerPixel", 1))
     numbers = int(dataset.Rows) * int(dataset.Columns) * samples * frames
     if str(dataset.PhotometricInterpretation) == "YBR_FULL_422":

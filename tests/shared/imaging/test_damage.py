@@ -150,6 +150,11 @@ def test_more_numbers_than_the_header_tells_are_refused(tmp_path, change):
         opened(tmp_path, edited(dicom_bytes(TWELVE), **change))
 
 
+def test_pixel_data_of_no_bytes(tmp_path):
+    with pytest.raises(UnreadableImage, match="a DICOM file without pixel data"):
+        opened(tmp_path, edited(dicom_bytes(TWELVE), PixelData=b""))
+
+
 def test_what_a_writer_fills_up_with_is_no_fault(tmp_path):
     data = TWELVE.tobytes()
     assert_true(opened(tmp_path, edited(dicom_bytes(TWELVE), PixelData=data + bytes(256))))
