@@ -10,7 +10,7 @@ import numpy as np
 
 from shared.imaging.pixels import UnreadableImage
 
-_START = b"\xff\x4f\xff\x51"  # SOC and SIZ
+_START = b"\xff\x4f\xff\x51"  # start of codestream, image and tile size
 _CODING, _TILE = 0x52, 0x90  # COD, and SOT, before which the main header ends
 _REVERSIBLE = 1
 _MORE = 8  # bits
