@@ -6,7 +6,7 @@ import torch
 
 from shared.errors import UserError
 from shared.imaging.grid import Grid
-from shared.targets import Identity
+from shared.targets import Identity, first_difference
 from shared.targets.identity import default_precision
 from shared.targets.numbers.triangle import triangle_length
 from shared.vocabulary import Dtype, Encoding, Features, Geometry, Precision
@@ -98,6 +98,33 @@ def load_for(
         raise UserError(f"teacher {teacher} has no projection: use --features block")
     loaded.model.to(device=device, dtype=DTYPES[settings.dtype])
     return loaded, identity_of(loaded, settings)
+
+
+def load_of(identity: Identity, weights: str | None, device: str, given: str) -> Teacher:
+    """Load the teacher whose targets have `identity`, to encode more as it did.
+
+    Parameters
+    ----------
+    weights
+        File, folder or hub id; None where the teacher brings its own.
+    device
+        Of torch.
+    given
+        What the user calls `weights`, for the message.
+
+    Raises
+    ------
+    UserError
+        As `load_for`; or these are other weights than the identity's.
+    """
+    loaded, own = load_for(identity.teacher, weights, settings_of(identity), device)
+    difference = first_difference(identity, own)
+    if difference is not None:
+        raise UserError(
+            f"{given} is not the teacher of this store: {difference.field} is "
+            f"{difference.second}, in the store {difference.first}"
+        )
+    return loaded
 
 
 def _check_grid(settings: Settings) -> None:

@@ -25,7 +25,7 @@ from pipelines.evaluation.clusters import PATIENT_FIELDS
 from pipelines.evaluation.observed import observe
 from pipelines.regions.grounding import chance, grounding, partners, priors
 from pipelines.regions.patches import inside, mirrored, patch_shares
-from pipelines.regions.reading import Regions
+from pipelines.regions.reading import Regions, regions_of
 from pipelines.regions.separability import Vector, separability
 from shared.console import track
 from shared.errors import UserError
@@ -87,7 +87,7 @@ def held_out(
     root = image_root_of(data, image_root)
     records = [record for record in load_records(data, root) if len(record.images) == 1]
     if limit is not None:
-        records.sort(key=lambda one: not _has_regions(regions.get(one.images[0])))
+        records.sort(key=lambda one: not _has_regions(regions_of(regions, one.images[0])))
     for record in records:
         if record.images[0] in found:
             continue
@@ -100,7 +100,7 @@ def held_out(
                 f"record {record.id}: {reference} has no target in {store.namespace.name}; "
                 "`cache build` it into the same store first"
             )
-        target, known = store[key], regions.get(record.images[0])
+        target, known = store[key], regions_of(regions, record.images[0])
         image = open_image(reference)
         patient = next(
             (str(record.extra[name]) for name in PATIENT_FIELDS if name in record.extra),
@@ -202,9 +202,9 @@ def other_patients_map(observed: Observed, held: Sequence[Held], grid: Grid) -> 
 
 
 def _region(one: Held, grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    boxes = [region.box for region in (one.regions.regions if one.regions else ())]
+    places = [region.place for region in (one.regions.regions if one.regions else ())]
     size = (one.width, one.height, grid)
-    return patch_shares(boxes, *size), inside(boxes, *size)
+    return patch_shares(places, *size), inside(places, *size)
 
 
 def _correlation(
@@ -246,8 +246,8 @@ def region_vectors(tokens: Float[np.ndarray, "N d"], one: Held, grid: Grid) -> l
     _, taken = _region(one, grid)
     vectors = []
     for region in one.regions.regions:
-        own = inside([region.box], one.width, one.height, grid)
-        across = inside([mirrored(region.box, one.width)], one.width, one.height, grid) & ~taken
+        own = inside([region.place], one.width, one.height, grid)
+        across = inside([mirrored(region.place, one.width)], one.width, one.height, grid) & ~taken
         if own.any() and across.any():
             for label, places in ((region.label, own), (f"no {region.label}", across)):
                 feature = tokens[places].mean(axis=0)

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.regions.patches import Shares, patch_shares
-from pipelines.regions.reading import Regions, read_regions
+from pipelines.regions.reading import Regions, read_regions, reference_to
 from shared.console import track
 from shared.errors import UserError
 from shared.imaging.grid import Grid
-from shared.imaging.images import open_image, parse_reference
+from shared.imaging.images import open_image
 from shared.imaging.keys import content_key
 from shared.targets import TargetStore, TargetWriter
 from shared.targets.numbers.arrays import Arrays
@@ -123,7 +123,7 @@ def _shares(
     for image, regions in track(known.items(), len(known), "regions", "images"):
         if not regions.regions:
             continue
-        reference = parse_reference(image, image_root)
+        reference = reference_to(image, image_root)
         try:
             key = content_key(reference.path, reference.part)
         except OSError as error:
@@ -131,8 +131,8 @@ def _shares(
         if key not in opened:
             continue
         picture = open_image(reference)
-        boxes = [region.box for region in regions.regions]
-        values = patch_shares(boxes, picture.width, picture.height, grid, opened.identity.geometry)
+        places = [region.place for region in regions.regions]
+        values = patch_shares(places, picture.width, picture.height, grid, opened.identity.geometry)
         if (values * (opened[key].coverage > 0)).sum() > 0:
             found[key] = values
     return found

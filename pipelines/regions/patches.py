@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.regions.masks import Mask, pixels_of
 from pipelines.regions.reading import Box
-from shared.imaging.geometry import Box as Place
-from shared.imaging.geometry import coverage
+from shared.imaging.geometry import Box as Rectangle
+from shared.imaging.geometry import content_box, coverage
 from shared.imaging.grid import Grid
 from shared.vocabulary import Geometry
 
@@ -18,50 +19,99 @@ Shares = NDArray[np.float64]
 
 
 def patch_shares(
-    boxes: Sequence[Box], width: int, height: int, grid: Grid, geometry: Geometry = "pad"
+    places: Sequence[Box | Mask], width: int, height: int, grid: Grid, geometry: Geometry = "pad"
 ) -> Shares:
-    """Share of each patch that the boxes cover, (N,), each within 1/255.
+    """Share of each patch that the places cover, (N,), each within 1/255.
 
     Parameters
     ----------
-    boxes
-        In pixels of the image; where they overlap, the sum is cut off at 1.
+    places
+        Boxes in pixels of the image, or masks; where they overlap, the sum is cut off at 1.
     width, height
         Of the image in pixels.
     grid, geometry
         Of the encoder that sees it.
     """
     total = np.zeros(grid.rows * grid.columns)
-    for box in boxes:
-        total += coverage(place_of(box, width, height, geometry), grid) / 255
+    for place in places:
+        if isinstance(place, Mask):
+            total += _mask_shares(pixels_of(place, width, height), grid, geometry)
+        else:
+            total += coverage(rectangle_of(place, width, height, geometry), grid) / 255
     return np.minimum(total, 1.0)
 
 
 def inside(
-    boxes: Sequence[Box], width: int, height: int, grid: Grid, geometry: Geometry = "pad"
+    places: Sequence[Box | Mask], width: int, height: int, grid: Grid, geometry: Geometry = "pad"
 ) -> NDArray[np.bool_]:
-    """Whether the centre of each patch lies in a box, (N,)."""
+    """Whether the centre of each patch lies in one of the places, (N,)."""
     columns = (np.arange(grid.columns) + 0.5) / grid.columns
     rows = (np.arange(grid.rows) + 0.5) / grid.rows
     found = np.zeros((grid.rows, grid.columns), dtype=bool)
-    for box in boxes:
-        place = place_of(box, width, height, geometry)
-        across = (columns >= place.left) & (columns < place.right)
-        down = (rows >= place.top) & (rows < place.bottom)
+    for place in places:
+        if isinstance(place, Mask):
+            found |= _mask_at(pixels_of(place, width, height), rows, columns, geometry)
+            continue
+        square = rectangle_of(place, width, height, geometry)
+        across = (columns >= square.left) & (columns < square.right)
+        down = (rows >= square.top) & (rows < square.bottom)
         found |= np.outer(down, across)
     return found.ravel()
 
 
-def place_of(box: Box, width: int, height: int, geometry: Geometry) -> Place:
+def rectangle_of(box: Box, width: int, height: int, geometry: Geometry) -> Rectangle:
     """Return where a box lies in the square, in fractions of its side."""
     x, y, across, down = box
-    side = max(width, height) if geometry == "pad" else min(width, height)
-    left, top = (side - width) / 2, (side - height) / 2
+    side, left, top = _square(width, height, geometry)
     edges = (left + x, top + y, left + x + across, top + y + down)
-    return Place(*(float(np.clip(edge / side, 0.0, 1.0)) for edge in edges))
+    return Rectangle(*(float(np.clip(edge / side, 0.0, 1.0)) for edge in edges))
 
 
-def mirrored(box: Box, width: int) -> Box:
-    """Return the box at the other side of the image."""
-    x, y, across, down = box
+def mirrored(place: Box | Mask, width: int) -> Box | Mask:
+    """Return the place at the other side of the image."""
+    if isinstance(place, Mask):
+        return place._replace(flipped=not place.flipped)
+    x, y, across, down = place
     return width - x - across, y, across, down
+
+
+def _square(width: int, height: int, geometry: Geometry) -> tuple[int, float, float]:
+    """Return the square's side in pixels of the image, and the image's left and top in it."""
+    if geometry == "crop":
+        side = min(width, height)
+        return side, (side - width) / 2, (side - height) / 2
+    side = max(width, height)
+    image = content_box(width, height, geometry)
+    return side, image.left * side, image.top * side
+
+
+def _mask_shares(pixels: NDArray[np.bool_], grid: Grid, geometry: Geometry) -> Shares:
+    height, width = pixels.shape
+    side, left, top = _square(width, height, geometry)
+    rows = _overlaps(top, height, side, grid.rows)
+    columns = _overlaps(left, width, side, grid.columns)
+    shares: Shares = (rows @ pixels.astype(np.float64) @ columns.T).ravel()
+    return shares
+
+
+def _overlaps(begin: float, count: int, side: int, cells: int) -> NDArray[np.float64]:
+    """Share of each cell of an axis that each pixel covers, (cells, count)."""
+    low = (begin + np.arange(count)) / side * cells
+    high = (begin + 1 + np.arange(count)) / side * cells
+    cell = np.arange(cells)[:, None]
+    return np.clip(np.minimum(high, cell + 1) - np.maximum(low, cell), 0, None)
+
+
+def _mask_at(
+    pixels: NDArray[np.bool_],
+    rows: NDArray[np.float64],
+    columns: NDArray[np.float64],
+    geometry: Geometry,
+) -> NDArray[np.bool_]:
+    """Look the mask up at points in fractions of the square's side; False beside the image."""
+    height, width = pixels.shape
+    side, left, top = _square(width, height, geometry)
+    down = np.floor(rows * side - top).astype(int)
+    across = np.floor(columns * side - left).astype(int)
+    shown = np.outer((down >= 0) & (down < height), (across >= 0) & (across < width))
+    return shown & pixels[np.ix_(down.clip(0, height - 1), across.clip(0, width - 1))]

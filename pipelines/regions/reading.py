@@ -1,31 +1,38 @@
 """Files of regions: which places of which images have which label.
 
-Two forms are read:
+Four forms are read:
 
-- ours: `{"records": [{"image", "boxes": [[x, y, width, height], ...], "label"?, "patient"?}]}`, as
-  `medalign data prepare nih-rsna` writes it;
+- ours: `{"records": [{"image", "boxes": [[x, y, width, height], ...], "masks"?: [file, ...],
+  "label"?, "patient"?}]}`, as `medalign data prepare nih-rsna` writes it; masks are relative to the
+  file;
 - COCO's: `{"images": [{"id", "file_name", "patient"?}], "annotations": [{"image_id", "bbox",
-  "category_id"}], "categories": [{"id", "name"}]}`.
+  "category_id"}], "categories": [{"id", "name"}]}`;
+- a folder of PNG masks, named as the images are (`masks`);
+- SLAKE's `imgs/` with `detection.json` and `mask.png` beside each image (`masks`).
 
-Boxes are in pixels of the image file. An image without a box is known to show no region.
+Boxes are in pixels of the image file. An image without a region is known to show none.
 """
 
+import glob
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, cast
 
+from pipelines.regions.masks import Mask, mask_folder
 from shared.errors import UserError
+from shared.imaging.images import ImageReference, parse_reference
 
+DETECTION, SOURCE = "detection.json", "source"  # SLAKE's names in the folder of an image
 Box = tuple[float, float, float, float]  # x, y, width, height, in pixels of the image file
 
 
 class Region(NamedTuple):
-    """A labelled box."""
+    """A labelled place: a box, or the pixels of a mask."""
 
     label: str
-    box: Box
+    place: Box | Mask
 
 
 class Regions(NamedTuple):
@@ -36,13 +43,17 @@ class Regions(NamedTuple):
 
 
 def read_regions(file: Path) -> dict[str, Regions]:
-    """Read a file of regions: for each image, by its path as the file writes it, its regions.
+    """Read a file or folder of regions: for each image, by its path as the file writes it.
+
+    A folder of masks knows the images' names without their endings; `regions_of` looks up both.
 
     Raises
     ------
     UserError
         The file is not there, no JSON, of no known form, or a box is no box.
     """
+    if file.is_dir():
+        return _of_folder(file)
     try:
         document = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -59,17 +70,70 @@ def read_regions(file: Path) -> dict[str, Regions]:
     )
 
 
+def regions_of(known: Mapping[str, Regions], image: str) -> Regions | None:
+    """Return the regions of an image by its path, or by its path without the ending."""
+    return known.get(image) or known.get(str(PurePosixPath(image).with_suffix("")))
+
+
+def reference_to(image: str, root: Path) -> ImageReference:
+    """Return the image of a file of regions below `root`; its ending is found where it is left out.
+
+    Raises
+    ------
+    UserError
+        No such image.
+    """
+    reference = parse_reference(image, root)
+    if reference.path.is_file():
+        return reference
+    folder, stem = reference.path.parent, reference.path.name
+    ends = sorted(folder.glob(f"{glob.escape(stem)}.*")) if folder.is_dir() else []
+    if not ends:
+        raise UserError(f"the regions name {reference}, which is not there; pass --image-root")
+    return ImageReference(ends[0])
+
+
+def _of_folder(folder: Path) -> dict[str, Regions]:
+    """Join SLAKE's boxes and the masks of a folder; a box is taken where a label has no mask."""
+    found: dict[str, list[Region]] = defaultdict(list)
+    for image, masks in mask_folder(folder).items():
+        found[image] += [Region(label, mask) for label, mask in masks]
+    for file in sorted(folder.rglob(DETECTION)):
+        image = (file.parent / SOURCE).relative_to(folder).as_posix()
+        masked = {region.label for region in found[image]}
+        found[image] += [one for one in _detections(file) if one.label not in masked]
+    if not any(found.values()):
+        raise UserError(f"{folder} holds neither PNG masks nor a {DETECTION}")
+    return {image: Regions(image, tuple(regions)) for image, regions in found.items()}
+
+
+def _detections(file: Path) -> list[Region]:
+    """Read SLAKE's `[{"Liver": [x, y, width, height]}, ...]`."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: {error}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{file}: expected a list of {{label: [x, y, width, height]}}")
+    return [
+        Region(str(label), box_of(box, str(file))) for row in rows for label, box in row.items()
+    ]
+
+
 def _ours(file: Path, rows: list[object]) -> dict[str, Regions]:
     found: dict[str, Regions] = {}
     for number, row in enumerate(rows):
         where = f"{file}, record {number}"
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
             raise UserError(f"{where}: no `image`")
-        boxes = row.get("boxes")
-        if not isinstance(boxes, list):
-            raise UserError(f"{where}: `boxes` must be a list of [x, y, width, height]")
+        boxes, masks = row.get("boxes", [] if "masks" in row else None), row.get("masks", [])
+        if not isinstance(boxes, list) or not isinstance(masks, list):
+            raise UserError(
+                f"{where}: `boxes` must be a list of [x, y, width, height], `masks` one of files"
+            )
         label = str(row.get("label", "region"))
         regions = tuple(Region(label, box_of(box, where)) for box in boxes)
+        regions += tuple(Region(label, Mask(file.parent / str(mask))) for mask in masks)
         patient = str(row.get("patient", row["image"]))
         if row["image"] in found:
             regions = (*found[row["image"]].regions, *regions)

@@ -51,10 +51,10 @@ def _load(
 ) -> Callable[[ImageReference], Target]:
     from shared.imaging.pixels import UnreadableImage
     from shared.processes import choose_device
-    from shared.targets import TargetStore, first_difference
+    from shared.targets import TargetStore
     from shared.targets.numbers.encodings import encode_targets
     from teacher_cache.encoder import encode
-    from teacher_cache.settings import DTYPES, load_for, settings_of
+    from teacher_cache.settings import DTYPES, load_of
     from teacher_cache.stream import prepare
 
     identity = TargetStore.open(store, teacher, fingerprint).identity
@@ -64,14 +64,7 @@ def _load(
             "one"
         )
     place = choose_device(device)
-    loaded, own = load_for(identity.teacher, weights, settings_of(identity), place)
-    difference = first_difference(identity, own)
-    if difference is not None:
-        raise UserError(
-            f"targets.weights is not the teacher of this store: {difference.field} is "
-            f"{difference.second}, "
-            f"in the store {difference.first}"
-        )
+    loaded = load_of(identity, weights, place, "targets.weights")
 
     def compute(reference: ImageReference) -> Target:
         try:
