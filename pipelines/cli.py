@@ -13,13 +13,13 @@ from pipelines.demo.commands import demo_command, demo_student_command
 from pipelines.evaluation.commands import evaluate_command, generate_command
 from pipelines.evaluation.score_commands import compare_command, score_command
 from pipelines.recipes.commands import recipes_command
+from pipelines.regions.cache import app as cache_app
 from pipelines.regions.commands import alignment_command, oracle_command
 from pipelines.report.commands import app as report_app
 from pipelines.statistics.commands import plan_test_command
 from pipelines.sweep.commands import sweep_command
 from pipelines.training.commands import app as student_app
 from shared.console import run
-from teacher_cache.cli import app as cache_app
 
 app = typer.Typer(
     name="medalign",

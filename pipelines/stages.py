@@ -24,7 +24,11 @@ T = TypeVar("T")
 
 SCHEMA_NUMBER = 1
 STAGES = "stages.json"
-_MAIN = {"cache": "teacher_cache.cli", "student": "student_train.cli", "medalign": "pipelines.cli"}
+_MAIN = {
+    "cache": "pipelines.regions.cache",
+    "student": "student_train.cli",
+    "medalign": "pipelines.cli",
+}
 
 
 class Stage(NamedTuple):

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from pipelines.evaluation.clusters import PATIENT_FIELDS
 from pipelines.evaluation.observed import observe
 from pipelines.regions.grounding import chance, grounding, partners, priors
-from pipelines.regions.patches import inside, mirrored, patch_shares
+from pipelines.regions.patches import inside, patch_shares
 from pipelines.regions.reading import Regions, regions_of
-from pipelines.regions.separability import Vector, separability
+from pipelines.regions.separability import hits_of, region_places, vectors_of
 from shared.console import track
 from shared.errors import UserError
 from shared.imaging.grid import Grid
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from shared.recipe import Recipe
 
 Scores = dict[str, dict[str, float]]  # item -> score -> value
-BOUNDED = ("pointing", "energy", "auc", "separable")  # in [0, 1]; higher is better
 LOSSES = ("loss_vis", "loss_att")
 
 
@@ -229,27 +228,7 @@ def _separable(observed: Observed, held: Sequence[Held], grid: Grid) -> dict[str
     """Whether each image's regions, and the places mirrored from them, are told apart."""
     vectors = []
     for tokens, one in zip(observed.tokens, held, strict=True):
-        vectors += region_vectors(tokens, one, grid)
-    if len({vector.label for vector in vectors}) < 2:
-        return {}
-    found = separability(vectors)
-    hits: dict[str, list[float]] = {}
-    for image, hit in zip(found.images, found.hits, strict=True):
-        hits.setdefault(image, []).append(hit)
-    return {image: float(np.mean(values)) for image, values in hits.items()}
-
-
-def region_vectors(tokens: Float[np.ndarray, "N d"], one: Held, grid: Grid) -> list[Vector]:
-    """Mean features of each region of an image, and of the place mirrored from it if it is free."""
-    if one.regions is None or not one.regions.regions:
-        return []
-    _, taken = _region(one, grid)
-    vectors = []
-    for region in one.regions.regions:
-        own = inside([region.place], one.width, one.height, grid)
-        across = inside([mirrored(region.place, one.width)], one.width, one.height, grid) & ~taken
-        if own.any() and across.any():
-            for label, places in ((region.label, own), (f"no {region.label}", across)):
-                feature = tokens[places].mean(axis=0)
-                vectors.append(Vector(one.record.id, one.patient, label, feature))
-    return vectors
+        if one.regions is not None:
+            places = region_places(one.regions.regions, one.width, one.height, grid)
+            vectors += vectors_of(tokens, one.record.id, one.patient, places)
+    return hits_of(vectors).hits

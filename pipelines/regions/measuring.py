@@ -7,9 +7,7 @@ from typing import TypedDict
 from pipelines.documents import write_document
 from pipelines.evaluation.arms import find_arms
 from pipelines.regions.alignment import (
-    BOUNDED,
     Held,
-    Scores,
     held_out,
     observe_all,
     other_patients_map,
@@ -17,8 +15,7 @@ from pipelines.regions.alignment import (
     scores_of,
 )
 from pipelines.regions.reading import read_regions
-from pipelines.statistics import holm, paired_test, score_interval
-from pipelines.statistics.unbounded import mean_interval, paired_difference
+from pipelines.regions.scoring import Scores, Test, Value, tests_of, values_of
 from shared.errors import UserError
 from shared.recipe import Recipe, load_recipe
 from shared.targets import TargetStore
@@ -26,29 +23,6 @@ from shared.targets import TargetStore
 SCHEMA_NUMBER = 1
 ALIGNMENT = "alignment.json"
 BEFORE = "before"
-
-
-class Value(TypedDict):
-    """A mean over `n` images of `patients` patients, with its interval."""
-
-    value: float
-    interval: list[float]
-    n: int
-    patients: int
-
-
-class Test(TypedDict):
-    """Row `a` less row `b` on one score, over the images that both have. `p_holm`: of the table."""
-
-    a: str
-    b: str
-    score: str
-    difference: float
-    interval: list[float | None]
-    p: float
-    p_holm: float
-    n: int
-    patients: int
 
 
 class Alignment(TypedDict):
@@ -146,14 +120,6 @@ def _document(
     store: TargetStore,
 ) -> Alignment:
     patients = {one.record.id: one.patient for one in held}
-    tests = [
-        test
-        for a, b in _pairs(arms, rows)
-        for score in _scores(rows[a])
-        if (test := _test(a, b, score, rows, patients)) is not None
-    ]
-    for test, p in zip(tests, holm([one["p"] for one in tests]), strict=True):
-        test["p_holm"] = p
     return {
         "schema": SCHEMA_NUMBER,
         "layer": layer,
@@ -161,11 +127,8 @@ def _document(
         "teacher": store.identity.teacher,
         "images": len(held),
         "arms": list(arms),
-        "rows": {
-            name: {score: _value(score, scores, patients) for score in _scores(scores)}
-            for name, scores in rows.items()
-        },
-        "tests": tests,
+        "rows": values_of(rows, patients),
+        "tests": tests_of(_pairs(arms, rows), rows, patients),
         "items": [
             {
                 "id": name,
@@ -184,47 +147,3 @@ def _pairs(arms: Sequence[str], rows: Mapping[str, Scores]) -> list[tuple[str, s
         (arm, other) for arm in arms for other in (f"{arm}, other patient", "prior", "teacher")
     ]
     return [*pairs, *((a, b) for a, b in against if b in rows)]
-
-
-def _scores(scores: Scores) -> list[str]:
-    return list(dict.fromkeys(name for one in scores.values() for name in one))
-
-
-def _value(score: str, scores: Scores, patients: Mapping[str, str]) -> Value:
-    names = [name for name, one in scores.items() if score in one]
-    values = [scores[name][score] for name in names]
-    clusters = [patients[name] for name in names]
-    interval = (score_interval if score in BOUNDED else mean_interval)(values, clusters)
-    return {
-        "value": interval.value,
-        "interval": [interval.low, interval.high],
-        "n": interval.n,
-        "patients": interval.clusters,
-    }
-
-
-def _test(
-    a: str, b: str, score: str, rows: Mapping[str, Scores], patients: Mapping[str, str]
-) -> Test | None:
-    first, second = rows[a], rows[b]
-    names = [
-        name for name in first if name in second and score in first[name] and score in second[name]
-    ]
-    if not names:
-        return None
-    clusters = [patients[name] for name in names]
-    own = [first[name][score] for name in names]
-    other = [second[name][score] for name in names]
-    tested = (paired_test if score in BOUNDED else paired_difference)(own, other, clusters)
-    ends = [end if abs(end) != float("inf") else None for end in (tested.low, tested.high)]
-    return {
-        "a": a,
-        "b": b,
-        "score": score,
-        "difference": tested.difference,
-        "interval": ends,
-        "p": tested.p,
-        "p_holm": tested.p,
-        "n": tested.n,
-        "patients": tested.clusters,
-    }

@@ -99,7 +99,8 @@ def _overlaps(begin: float, count: int, side: int, cells: int) -> NDArray[np.flo
     low = (begin + np.arange(count)) / side * cells
     high = (begin + 1 + np.arange(count)) / side * cells
     cell = np.arange(cells)[:, None]
-    return np.clip(np.minimum(high, cell + 1) - np.maximum(low, cell), 0, None)
+    shared: NDArray[np.float64] = np.minimum(high, cell + 1) - np.maximum(low, cell)
+    return np.maximum(shared, 0.0)
 
 
 def _mask_at(
@@ -114,4 +115,5 @@ def _mask_at(
     down = np.floor(rows * side - top).astype(int)
     across = np.floor(columns * side - left).astype(int)
     shown = np.outer((down >= 0) & (down < height), (across >= 0) & (across < width))
-    return shown & pixels[np.ix_(down.clip(0, height - 1), across.clip(0, width - 1))]
+    found: NDArray[np.bool_] = pixels[np.ix_(down.clip(0, height - 1), across.clip(0, width - 1))]
+    return shown & found

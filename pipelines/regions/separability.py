@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
+
+from pipelines.regions.patches import inside, mirrored
+from pipelines.regions.reading import Region
+from shared.imaging.grid import Grid
+from shared.vocabulary import Geometry
+
+Places = list[tuple[str, NDArray[np.bool_]]]  # label and patches (N,)
 
 
 class Vector(NamedTuple):
@@ -61,3 +69,50 @@ def separability(vectors: Sequence[Vector]) -> Separated:
         share,
         score,
     )
+
+
+def region_places(
+    regions: Sequence[Region], width: int, height: int, grid: Grid, geometry: Geometry = "pad"
+) -> Places:
+    """Return the patches of each region, and of the place mirrored from it where no region is."""
+    size = (width, height, grid, geometry)
+    taken = inside([region.place for region in regions], *size)
+    places = []
+    for label, place in regions:
+        own = inside([place], *size)
+        across = inside([mirrored(place, width)], *size) & ~taken
+        if own.any() and across.any():
+            places += [(label, own), (f"no {label}", across)]
+    return places
+
+
+def vectors_of(
+    tokens: Float[np.ndarray, "N d"], image: str, patient: str, places: Places
+) -> list[Vector]:
+    """Return the mean features of an image's `region_places`."""
+    return [Vector(image, patient, label, tokens[own].mean(axis=0)) for label, own in places]
+
+
+class Hits(NamedTuple):
+    """By image: the share of its vectors that are told apart, and what chance would tell apart."""
+
+    hits: dict[str, float]
+    chance: dict[str, float]
+    silhouette: float | None
+
+
+def hits_of(vectors: Sequence[Vector]) -> Hits:
+    """Score labelled vectors image by image; nothing below two labels."""
+    if len({vector.label for vector in vectors}) < 2:
+        return Hits({}, {}, None)
+    found = separability(vectors)
+    return Hits(
+        _means(found.images, found.hits), _means(found.images, found.chance), found.silhouette
+    )
+
+
+def _means(images: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    grouped: dict[str, list[float]] = {}
+    for image, value in zip(images, values, strict=True):
+        grouped.setdefault(image, []).append(value)
+    return {image: float(np.mean(one)) for image, one in grouped.items()}

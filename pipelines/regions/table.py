@@ -1,8 +1,11 @@
-"""An alignment as text of at most 80 columns."""
+"""An alignment, and an audit, as text of at most 80 columns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from pipelines.regions.measuring import Alignment, Test, Value
+from pipelines.regions.audit import Audit
+from pipelines.regions.experts import CHANCE
+from pipelines.regions.measuring import Alignment
+from pipelines.regions.scoring import Test, Value
 
 TITLES = {
     "loss_vis": "L_vis (lower is closer to the teacher)",
@@ -12,6 +15,7 @@ TITLES = {
     "pointing": "pointing game",
     "energy": "attention inside the region",
     "auc": "AUC of the attention over patches",
+    "together": "AUC of S_e within the region; chance 0.5",
 }
 
 
@@ -20,28 +24,51 @@ def lines_of(found: Alignment) -> Iterator[str]:
     yield (
         f"layer {found['layer']}, {found['images']} held-out images, targets of {found['teacher']}"
     )
+    yield from _blocks(found["rows"], found["tests"])
+
+
+def audit_lines(found: Audit) -> Iterator[str]:
+    """Yield the blocks of each teacher, then the tests between teachers."""
+    yield f"{found['images']} images with regions of {found['patients']} patients"
+    if found["without_target"]:
+        yield f"{found['without_target']} more have no target in the store and are left out"
+    for name, audited in found["teachers"].items():
+        yield ""
+        yield f"{name}, {audited['grid']}"
+        yield from _blocks(audited["rows"], audited["tests"])
+        if audited["silhouette"] is not None:
+            yield f"  silhouette of the regions in E_v: {audited['silhouette']:.4f}"
+        if audited["left_out"]:
+            yield f"  without E_v: {audited['left_out']}"
+    for test in found["between"]:
+        yield ""
+        yield f"{test['score']}, {test['a']}"
+        yield f"  less {test['b']}"
+        yield f"  {_difference(test)}"
+
+
+def _blocks(every: Mapping[str, Mapping[str, Value]], tests: Sequence[Test]) -> Iterator[str]:
     for score, title in TITLES.items():
-        rows = {name: values[score] for name, values in found["rows"].items() if score in values}
+        rows = {name: values[score] for name, values in every.items() if score in values}
         if not rows:
             continue
         first = next(iter(rows.values()))
         yield ""
         yield f"{title} ({first['n']} images of {first['patients']} patients)"
         for name, value in rows.items():
-            yield f"  {name:<26} {_number(value)}"
-        for test in found["tests"]:
+            yield f"  {name:<26} {_number(value, name)}"
+        for test in tests:
             if test["score"] == score:
-                yield f"  {_tested(test)}"
+                yield f"  {test['a']} - {test['b']}: {_difference(test)}"
 
 
-def _number(value: Value) -> str:
+def _number(value: Value, row: str) -> str:
     low, high = value["interval"]
-    return f"{value['value']:8.4f} [{low:.4f}, {high:.4f}]"
+    # Chance is computed, not observed.
+    interval = "" if row == CHANCE else f" [{low:.4f}, {high:.4f}]"
+    return f"{value['value']:8.4f}{interval}"
 
 
-def _tested(test: Test) -> str:
+def _difference(test: Test) -> str:
     low, high = ("?" if end is None else f"{end:+.4f}" for end in test["interval"])
-    return (
-        f"{test['a']} - {test['b']}: {test['difference']:+.4f} [{low}, {high}], "
-        f"p {test['p_holm']:.3f}"
-    )
+    return f"{test['difference']:+.4f} [{low}, {high}], p {test['p_holm']:.3f}"

@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 
 from pipelines.metrics.items import SCORES
 from pipelines.regions.measuring import BEFORE, Alignment
+from pipelines.regions.scoring import UNBOUNDED
 from pipelines.regions.table import TITLES
 from pipelines.statistics import holm, paired_test, score_interval
 from pipelines.statistics.intervals import Interval
@@ -23,7 +24,6 @@ from pipelines.sweep.study import Run, Study
 
 ALL = "all"  # every kind of question together
 ALIGNMENT = "alignment"  # the measurement `after` a run whose items are tabled
-UNBOUNDED = ("loss_vis", "loss_att", "similarity")  # scores that do not lie in [0, 1]
 
 
 class ArmScore(NamedTuple):

@@ -28,7 +28,12 @@ def test_every_command_is_listed_and_has_help() -> None:
     for command in COMMANDS:
         assert f" {command} " in listed
         assert runner.invoke(app, [command, "--help"]).exit_code == 0, command
-    for inner in (["cache", "build"], ["student", "train"], ["data", "prepare"]):
+    for inner in (
+        ["cache", "build"],
+        ["cache", "audit"],
+        ["student", "train"],
+        ["data", "prepare"],
+    ):
         assert runner.invoke(app, [*inner, "--help"]).exit_code == 0, inner
 
 

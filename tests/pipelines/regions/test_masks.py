@@ -98,7 +98,7 @@ def test_slake_s_release_gives_boxes_and_the_organs_of_its_masks(tmp_path: Path)
     plain = regions_of(read_regions(tmp_path / "imgs"), "xmlab1/source.jpg")
     assert plain is not None
     assert [one.label for one in plain.regions] == ["Liver", "Spleen"]
-    assert plain.regions[0].place == (2, 2, 2, 2)
+    assert list(plain.regions[0].place) == [2, 2, 2, 2]
     (tmp_path / "mask.txt").write_text("Liver:250\nKidney:130\n")
     found = regions_of(read_regions(tmp_path / "imgs"), "xmlab1/source.jpg")
     assert found is not None

@@ -1,0 +1,150 @@
+"""Which expert knows the regions: the teacher's half, before any training.
+
+Every teacher of a store is scored on the images with regions (`experts`), and each against the
+first. E_v is encoded again: a store keeps similarities. Without the teacher's weights its rows are
+missing, and the reason is said.
+"""
+
+from pathlib import Path
+from typing import TypedDict
+
+from pipelines.regions.experts import (
+    CHANCE,
+    FEATURES,
+    OWN,
+    PAIRS,
+    READ,
+    SIMILARITY,
+    Scores,
+    cases_of,
+    feature_rows,
+    store_rows,
+)
+from pipelines.regions.reading import read_regions, reference_to
+from pipelines.regions.scoring import Test, Value, tests_of, values_of
+from shared.errors import UserError
+from shared.imaging.grid import Grid
+from shared.targets import TargetStore
+from shared.targets.namespace import list_namespaces
+
+SCHEMA_NUMBER = 1
+
+
+class Audited(TypedDict):
+    """What is said of one teacher; `left_out`: why the rows of E_v are missing, or nothing."""
+
+    teacher: str
+    grid: str
+    rows: dict[str, dict[str, Value]]
+    tests: list[Test]
+    left_out: str
+    silhouette: float | None
+
+
+class Audit(TypedDict):
+    """What `cache audit --json` prints. `between`: each teacher against the first one."""
+
+    schema: int
+    regions: str
+    images: int
+    patients: int
+    without_target: int
+    teachers: dict[str, Audited]
+    between: list[Test]
+
+
+def audit(
+    store: str | Path,
+    regions: Path,
+    *,
+    image_root: Path | None = None,
+    teacher: str | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+) -> Audit:
+    """Audit every teacher of a store, or the one named.
+
+    Parameters
+    ----------
+    store
+        The store, whose images the regions name.
+    regions
+        A file or folder of regions (`pipelines.regions.reading`).
+    image_root
+        What the images in it are relative to; default: its own folder.
+    weights
+        Of a teacher that brings none.
+    device
+        Where E_v is encoded.
+
+    Raises
+    ------
+    UserError
+        No teacher, no image with regions that has a target, or a faulty file.
+    """
+    found = [one for one in list_namespaces(store) if teacher in (None, one.identity.teacher)]
+    if not found:
+        held = sorted({one.identity.teacher for one in list_namespaces(store)})
+        raise UserError(
+            f"{store} has no targets of {teacher}; it has {', '.join(held)}"
+            if held
+            else f"{store} holds no targets; `cache build` first"
+        )
+    if weights is not None and len(found) > 1:
+        raise UserError("--weights belong to one teacher; name it with --teacher")
+    known = {image: one for image, one in read_regions(regions).items() if one.regions}
+    root = image_root or (regions if regions.is_dir() else regions.parent)
+    references = {image: reference_to(image, root) for image in known}
+    audited: dict[str, Audited] = {}
+    every: dict[str, Scores] = {}
+    patients: dict[str, str] = {}
+    missing = 0
+    for namespace in found:
+        opened = TargetStore.open(store, fingerprint=namespace.identity.fingerprint())
+        cases = cases_of(known, references, opened)
+        missing = max(missing, len(known) - len(cases))
+        if not cases:
+            continue
+        own = {case.name: case.patient for case in cases}
+        patients |= own
+        rows = store_rows(cases)
+        said, silhouette = "", None
+        try:
+            more, silhouette = feature_rows(cases, opened, weights, device)
+            for name, scores in more.pop(CHANCE, {}).items():
+                rows[CHANCE][name] |= scores
+            rows |= more
+        except UserError as error:
+            if weights is not None:
+                raise
+            said = str(error)
+        pairs = [(a, b) for a, b in PAIRS if a in rows and b in rows]
+        audited[namespace.name] = {
+            "teacher": opened.identity.teacher,
+            "grid": str(Grid(*opened.grid)),
+            "rows": values_of(rows, own),
+            "tests": tests_of(pairs, rows, own),
+            "left_out": said,
+            "silhouette": silhouette,
+        }
+        every |= {f"{namespace.name}: {row}": scores for row, scores in rows.items()}
+    if not audited:
+        raise UserError(
+            f"no image with regions of {regions} has a target in {store}; `cache build` them first"
+        )
+    first, *others = audited
+    between = [
+        (f"{other}: {row}", f"{first}: {row}")
+        for other in others
+        for row in (OWN, READ, FEATURES, SIMILARITY)
+        if f"{other}: {row}" in every and f"{first}: {row}" in every
+    ]
+    return {
+        "schema": SCHEMA_NUMBER,
+        "regions": str(regions),
+        "images": len(patients),
+        "patients": len(set(patients.values())),
+        "without_target": missing,
+        "teachers": audited,
+        "between": tests_of(between, every, patients),
+    }

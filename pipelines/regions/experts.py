@@ -1,0 +1,157 @@
+"""What the targets of one teacher say of the regions: the rows of an audit.
+
+- grounding of E_a, beside chance, the positional prior and another patient's E_a;
+- grounding of the read-out of E_v (`readout`): what a linear map finds in the same features;
+- `separable` of E_v (`separability`), beside chance;
+- `together` of S_e: whether the patches most similar to a patch of the region lie in the region
+  too, beside another patient's S_e at the same place, which knows only that near patches are alike.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.regions.features import teacher_features
+from pipelines.regions.grounding import auc, chance, grounding, partners, priors
+from pipelines.regions.patches import Shares, inside, patch_shares
+from pipelines.regions.reading import Regions
+from pipelines.regions.readout import read_out
+from pipelines.regions.separability import Places, hits_of, region_places, vectors_of
+from shared.console import track
+from shared.imaging.grid import Grid
+from shared.imaging.images import ImageReference, open_image
+from shared.imaging.keys import content_key
+from shared.targets import TargetStore
+from shared.targets.numbers.triangle import square_of
+
+OWN, OTHER, PRIOR, CHANCE = "E_a", "E_a, other patient", "prior", "chance"
+READ, FEATURES = "E_v, linear read-out", "E_v"
+SIMILARITY, SWAPPED = "S_e", "S_e, other patient"
+PAIRS = (
+    (OWN, CHANCE), (OWN, OTHER), (OWN, PRIOR), (READ, CHANCE), (READ, PRIOR), (READ, OWN),
+    (FEATURES, CHANCE), (SIMILARITY, SWAPPED),
+)  # fmt: skip
+
+Scores = dict[str, dict[str, float]]
+
+
+class Case(NamedTuple):
+    """An image with regions, its target, and its regions on the target's grid."""
+
+    name: str
+    patient: str
+    reference: ImageReference
+    similarity: NDArray[np.generic]  # (pairs,)
+    attention: NDArray[np.generic]  # (N,)
+    visible: NDArray[np.bool_]  # (N,)
+    shares: Shares  # (N,)
+    centres: NDArray[np.bool_]  # (N,)
+    places: Places
+
+
+def cases_of(
+    known: Mapping[str, Regions], references: Mapping[str, ImageReference], opened: TargetStore
+) -> list[Case]:
+    """Read the targets of the images with regions; those without a target are left out."""
+    grid, geometry = Grid(*opened.grid), opened.identity.geometry
+    cases = []
+    for image, regions in track(known.items(), len(known), opened.identity.teacher, "images"):
+        reference = references[image]
+        key = content_key(reference.path, reference.part)
+        if key not in opened:
+            continue
+        target, picture = opened[key], open_image(reference)
+        size = (picture.width, picture.height, grid, geometry)
+        places = [region.place for region in regions.regions]
+        visible = target.coverage > 0
+        shares = patch_shares(places, *size)
+        if not (shares[visible] > 0).any():
+            continue  # the crop has cut the region off
+        cases.append(
+            Case(
+                image, regions.patient, reference, target.similarity, target.attention, visible,
+                shares, inside(places, *size), region_places(regions.regions, *size),
+            )
+        )  # fmt: skip
+    return cases
+
+
+def store_rows(cases: Sequence[Case]) -> dict[str, Scores]:
+    """Return the rows that the stored targets give."""
+    by_name = {case.name: case for case in cases}
+    patients = {case.name: case.patient for case in cases}
+    prior = priors({case.name: case.shares for case in cases}, patients)
+    other = partners(list(by_name), patients)
+    rows: dict[str, Scores] = {row: {} for row in (OWN, OTHER, PRIOR, CHANCE, SIMILARITY, SWAPPED)}
+    for name, case in by_name.items():
+        region = (case.shares, case.centres, case.visible)
+        rows[OWN][name] = grounding(case.attention.astype(np.float64), *region)
+        rows[CHANCE][name] = chance(*region)
+        if name in prior:
+            rows[PRIOR][name] = grounding(prior[name], *region)
+        rows[SIMILARITY][name] = together(case.similarity, case.centres, case.visible)
+        if name in other:
+            partner = by_name[other[name]]
+            rows[OTHER][name] = grounding(partner.attention.astype(np.float64), *region)
+            rows[SWAPPED][name] = together(partner.similarity, case.centres, case.visible)
+    return {row: scores for row, scores in rows.items() if any(scores.values())}
+
+
+def feature_rows(
+    cases: Sequence[Case], opened: TargetStore, weights: str | None, device: str
+) -> tuple[dict[str, Scores], float | None]:
+    """Return the rows of E_v, with chance of `separable`, and the silhouette of its regions."""
+    references = [case.reference for case in cases]
+    features = teacher_features(
+        opened.identity, references, Grid(*opened.grid), weights=weights, device=device
+    )
+    rows: dict[str, Scores] = {}
+    maps = read_out(
+        features, [case.shares for case in cases], [case.visible for case in cases],
+        [case.patient for case in cases],
+    )  # fmt: skip
+    if maps is not None:
+        rows[READ] = {
+            case.name: grounding(map_, case.shares, case.centres, case.visible)
+            for case, map_ in zip(cases, maps, strict=True)
+        }
+    vectors = [
+        vector
+        for case, tokens in zip(cases, features, strict=True)
+        for vector in vectors_of(tokens, case.name, case.patient, case.places)
+    ]
+    found = hits_of(vectors)
+    if found.hits:
+        rows[FEATURES] = {name: {"separable": value} for name, value in found.hits.items()}
+        rows[CHANCE] = {name: {"separable": value} for name, value in found.chance.items()}
+    return rows, found.silhouette
+
+
+def together(
+    similarity: NDArray[np.generic], centres: NDArray[np.bool_], visible: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Score S_e: AUC of each region patch's similarities, region patches against the rest.
+
+    Parameters
+    ----------
+    similarity
+        S_e (pairs,), strict upper triangle.
+    centres, visible
+        (N,) patches whose centre is in the region, and that show image.
+
+    Returns
+    -------
+    The mean as `together`; nothing where fewer than two patches are in the region, or all.
+    """
+    positive = centres[visible]
+    count = int(positive.sum())
+    if count < 2 or count == len(positive):
+        return {}
+    matrix = square_of(similarity)[np.ix_(visible, visible)].astype(np.float64)
+    values = []
+    for row in np.flatnonzero(positive):
+        rest = np.arange(len(positive)) != row
+        values.append(auc(matrix[row][rest], positive[rest]))
+    return {"together": float(np.mean(values))}
