@@ -26,7 +26,7 @@ from pipelines.evaluation.observed import observe
 from pipelines.regions.grounding import chance, grounding, partners, priors
 from pipelines.regions.patches import inside, patch_shares
 from pipelines.regions.reading import Regions, regions_of
-from pipelines.regions.separability import hits_of, region_places, vectors_of
+from pipelines.regions.separability import Hits, hits_of, region_places, vectors_of
 from shared.console import track
 from shared.errors import UserError
 from shared.imaging.grid import Grid
@@ -72,10 +72,12 @@ def held_out(
     store: TargetStore,
     regions: Mapping[str, Regions],
     limit: int | None = None,
+    where: Mapping[str, str] | None = None,
 ) -> list[Held]:
     """Take the first question about each image of a data set file.
 
-    With a `limit` those with regions come first: every number speaks of them.
+    With a `limit` those with regions come first: every number speaks of them. `where`: only records
+    whose fields have these values.
 
     Raises
     ------
@@ -85,6 +87,10 @@ def held_out(
     found: dict[str, Held] = {}
     root = image_root_of(data, image_root)
     records = [record for record in load_records(data, root) if len(record.images) == 1]
+    for field, value in (where or {}).items():
+        records = [one for one in records if _field(one, field).lower() == value.lower()]
+        if not records:
+            raise UserError(f"{data}: no record about one image has {field}={value}")
     if limit is not None:
         records.sort(key=lambda one: not _has_regions(regions_of(regions, one.images[0])))
     for record in records:
@@ -112,6 +118,12 @@ def held_out(
     if not found:
         raise UserError(f"{data}: no record shows exactly one image")
     return list(found.values())
+
+
+def _field(record: Record, name: str) -> str:
+    """Return a field of a record as text; nothing where it has none."""
+    known = {"id": record.id, "image": record.images[0], "answer_type": record.answer_type}
+    return str(known.get(name, record.extra.get(name, "")))
 
 
 def _has_regions(known: Regions | None) -> bool:
@@ -160,7 +172,7 @@ def scores_of(observed: Observed, held: Sequence[Held], recipe: "Recipe", grid: 
         }
         if _has_regions(one.regions):
             scores[one.record.id] |= grounding(attention, *_region(one, grid), one.visible)
-    for name, value in _separable(observed, held, grid).items():
+    for name, value in _separable(observed.tokens, held, grid).hits.items():
         scores[name]["separable"] = value
     return scores
 
@@ -184,6 +196,9 @@ def references_of(held: Sequence[Held], grid: Grid) -> dict[str, Scores]:
         if name in swapped:
             other = maps[swapped[name]]
             found["teacher, other patient"][name] = grounding(other, *region, one.visible)
+    same = [np.ones((grid.size, 1), dtype=np.float32)] * len(held)  # chance is the labels' alone
+    for name, value in _separable(same, held, grid).chance.items():
+        found["chance"][name]["separable"] = value
     return {name: scores for name, scores in found.items() if scores}
 
 
@@ -224,11 +239,15 @@ def _correlation(
     return float(np.corrcoef(own, taught)[0, 1])
 
 
-def _separable(observed: Observed, held: Sequence[Held], grid: Grid) -> dict[str, float]:
-    """Whether each image's regions, and the places mirrored from them, are told apart."""
+def _separable(
+    tokens: Sequence[Float[np.ndarray, "N d"]], held: Sequence[Held], grid: Grid
+) -> Hits:
+    """Whether each image's regions are told apart by the student's patch tokens."""
+    labels = {region.label for one in held if one.regions for region in one.regions.regions}
     vectors = []
-    for tokens, one in zip(observed.tokens, held, strict=True):
+    for own, one in zip(tokens, held, strict=True):
         if one.regions is not None:
-            places = region_places(one.regions.regions, one.width, one.height, grid)
-            vectors += vectors_of(tokens, one.record.id, one.patient, places)
-    return hits_of(vectors).hits
+            size = (one.width, one.height, grid)
+            places = region_places(one.regions.regions, *size, alone=len(labels) < 2)
+            vectors += vectors_of(own, one.record.id, one.patient, places)
+    return hits_of(vectors)

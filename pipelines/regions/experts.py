@@ -56,6 +56,7 @@ def cases_of(
 ) -> list[Case]:
     """Read the targets of the images with regions; those without a target are left out."""
     grid, geometry = Grid(*opened.grid), opened.identity.geometry
+    alone = len({region.label for one in known.values() for region in one.regions}) < 2
     cases = []
     for image, regions in track(known.items(), len(known), opened.identity.teacher, "images"):
         reference = references[image]
@@ -72,7 +73,7 @@ def cases_of(
         cases.append(
             Case(
                 image, regions.patient, reference, target.similarity, target.attention, visible,
-                shares, inside(places, *size), region_places(regions.regions, *size),
+                shares, inside(places, *size), region_places(regions.regions, *size, alone=alone),
             )
         )  # fmt: skip
     return cases

@@ -5,19 +5,15 @@ from pathlib import Path
 from typing import TypedDict
 
 from pipelines.documents import write_document
-from pipelines.evaluation.arms import find_arms
 from pipelines.regions.alignment import (
     Held,
-    held_out,
     observe_all,
     other_patients_map,
     references_of,
     scores_of,
 )
-from pipelines.regions.reading import read_regions
 from pipelines.regions.scoring import Scores, Test, Value, tests_of, values_of
-from shared.errors import UserError
-from shared.recipe import Recipe, load_recipe
+from pipelines.regions.sources import sources_of, trained_of
 from shared.targets import TargetStore
 
 SCHEMA_NUMBER = 1
@@ -69,28 +65,25 @@ def measure(
     """
     from pipelines.evaluation.loading import load_base_student, load_student
 
-    arms = {name: folder for name, folder in find_arms(run).items() if name != "base"}
-    if not arms:
-        raise UserError(f"{run} holds a plain model; give the output folder of `student train`")
-    recipes = {name: load_recipe(folder / "recipe.yaml") for name, folder in arms.items()}
-    layer = _one_layer(recipes)
-    recipe = list(recipes.values())[-1]
-    if data is None and recipe.evaluation.data is None:
-        raise UserError("give --data FILE: the run's recipe has no evaluation.data")
-    file = data or Path(str(recipe.evaluation.data))
-    root = image_root or recipe.evaluation.image_root
-    place = store or next((one.targets.store for one in recipes.values() if one.targets.store), "")
-    if not place:
-        raise UserError("give --store STORE: no arm's recipe has targets.store")
-    base = load_base_student(list(arms.values())[-1], recipe)
+    trained = trained_of(run)
+    layer, recipes = trained.layer, trained.recipes
+    base = load_base_student(list(trained.arms.values())[-1], trained.recipe)
     grid = base.processor.grid
-    opened = TargetStore.open(place, teacher, grid=grid)
-    known = read_regions(regions) if regions else {}
-    held = held_out(file, Path(root) if root else None, opened, known, limit)
+    found = sources_of(
+        trained,
+        grid,
+        data=data,
+        image_root=image_root,
+        store=store,
+        regions=regions,
+        teacher=teacher,
+        limit=limit,
+    )
+    held = found.held
     seen = observe_all(base, held, layer, BEFORE)
-    rows: dict[str, Scores] = {BEFORE: scores_of(seen, held, recipe, grid)}
+    rows: dict[str, Scores] = {BEFORE: scores_of(seen, held, trained.recipe, grid)}
     del base
-    for name, folder in arms.items():
+    for name, folder in trained.arms.items():
         student = load_student(folder)
         seen = observe_all(student, held, layer, name)
         rows[name] = scores_of(seen, held, recipes[name], grid)
@@ -99,16 +92,9 @@ def measure(
             rows[f"{name}, other patient"] = swapped
         del student
     rows |= references_of(held, grid)
-    found = _document(rows, held, list(arms), layer, file, opened)
-    write_document(run / ALIGNMENT, found)
-    return found
-
-
-def _one_layer(recipes: Mapping[str, Recipe]) -> int:
-    layers = {recipe.losses.layers for recipe in recipes.values()}
-    if len(layers) > 1:
-        raise UserError("the arms of this run have different layers; measure each by itself")
-    return min(next(iter(layers)))
+    document = _document(rows, held, list(trained.arms), layer, found.data, found.store)
+    write_document(run / ALIGNMENT, document)
+    return document
 
 
 def _document(

@@ -1,9 +1,9 @@
-"""How well the features of a region are told apart from those beside it, across patients.
+"""How well the features of a region are told apart from others, across patients.
 
-Each region gives two vectors: the mean feature of its patches, and that of the patches at its
-mirror image in the same picture where no region is. A vector is told apart if its nearest
-neighbour (cosine) among other patients' vectors has its label. As many vectors are in as out, so
-chance is near one half; it is printed.
+Each region gives the mean feature of its patches. Where there is one label alone, it gives a second
+vector under another label: the mean of the patches at its mirror image in the same picture, if no
+region is there. A vector is told apart if its nearest neighbour (cosine) among other patients'
+vectors has its label. Chance, the share of them that have it, is printed beside it.
 """
 
 from collections.abc import Sequence
@@ -72,16 +72,28 @@ def separability(vectors: Sequence[Vector]) -> Separated:
 
 
 def region_places(
-    regions: Sequence[Region], width: int, height: int, grid: Grid, geometry: Geometry = "pad"
+    regions: Sequence[Region],
+    width: int,
+    height: int,
+    grid: Grid,
+    geometry: Geometry = "pad",
+    *,
+    alone: bool = True,
 ) -> Places:
-    """Return the patches of each region, and of the place mirrored from it where no region is."""
+    """Return the patches of each region.
+
+    Where the label stands `alone`, so that nothing is to be told apart, also those of the place
+    mirrored from it, if no region is there.
+    """
     size = (width, height, grid, geometry)
     taken = inside([region.place for region in regions], *size)
     places = []
     for label, place in regions:
         own = inside([place], *size)
         across = inside([mirrored(place, width)], *size) & ~taken
-        if own.any() and across.any():
+        if not alone:
+            places += [(label, own)] if own.any() else []
+        elif own.any() and across.any():
             places += [(label, own), (f"no {label}", across)]
     return places
 
