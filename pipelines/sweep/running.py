@@ -129,7 +129,7 @@ class Sweep:
         values = {
             key: fill(value, places, f"{run.name}: {key}") for key, value in run.values.items()
         }
-        overrides = [f"{key}={_yaml(value)}" for key, value in values.items()]
+        overrides = [f"{key}={written(value)}" for key, value in values.items()]
         train = ["student", "train", str(self.recipe), f"output={output}", *overrides]
         evaluate = ["medalign", "evaluate", "--run", str(output)]
         if self.study.unit is not None:
@@ -176,8 +176,8 @@ class Sweep:
         }
 
 
-def _yaml(value: object) -> str:
-    """Write a value as the recipe reads it."""
+def written(value: object) -> str:
+    """Return a value as an override of the recipe is written."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

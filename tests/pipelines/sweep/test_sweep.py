@@ -16,7 +16,7 @@ from pipelines.cli import app
 from pipelines.statistics import holm, paired_test
 from pipelines.sweep.ledger import Item, RunResult, read_run, result_file, write_run
 from pipelines.sweep.planning import plan_of
-from pipelines.sweep.running import Sweep
+from pipelines.sweep.running import Sweep, written
 from pipelines.sweep.study import STUDIES, Study, fill, read_study, recipe_file, runs_of
 from pipelines.sweep.tables import lines_of, table_of
 from shared.errors import UserError
@@ -51,11 +51,9 @@ def test_every_shipped_study_makes_valid_recipes(file: Path) -> None:
     from shared.recipe import load_recipe
 
     study = read_study(file)
-    places = dict.fromkeys((*study.places, "work", "part", "arm", "run"), "x")
     for run in runs_of(study, file):
-        values = [
-            f"{key}={json.dumps(fill(value, places, key))}" for key, value in run.values.items()
-        ]
+        places = dict.fromkeys((*study.places, "work", "arm", "run"), "x") | {"part": run.part}
+        values = [f"{key}={written(fill(value, places, key))}" for key, value in run.values.items()]
         load_recipe(recipe_file(study, file), values)
 
 
