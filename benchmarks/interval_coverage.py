@@ -186,10 +186,10 @@ def two_methods(
 def page(sets: int, command: str) -> str:
     """Return the tables as markdown."""
     lines = [
-        f"Measured {datetime.now(UTC).date()} with `{command}`: {sets} sets a row, numpy "
-        f"{np.__version__}, Python {platform.python_version()}.",
+        f"Measured {datetime.now(UTC).date()} with `{command}`:",
+        f"{sets} sets a row, numpy {np.__version__}, Python {platform.python_version()}.",
         "",
-        f"**Answers of 0 or 1.** Promise: at least {COVERAGE:.0%}, less two errors of the "
+        f"**Answers of 0 or 1.** Promise: at least {COVERAGE:.0%}, less two errors of the",
         f"simulation, and at most {WIDTH} times the width.",
         "",
         "| n | clusters | truth | correlation | coverage | width | kept |",
@@ -214,7 +214,7 @@ def page(sets: int, command: str) -> str:
     ]
     lines += [
         "",
-        f"**Paired tests**, {sets // 5} sets a row. `rejected` at difference 0 is the rate of "
+        f"**Paired tests**, {sets // 5} sets a row. `rejected` at difference 0 is the rate of",
         "false positives; `found` is how often the printed smallest difference was found.",
         "",
         "| n | clusters | disagreement | difference | correlation | coverage | rejected | interval "
