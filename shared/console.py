@@ -122,6 +122,15 @@ def report(data: Mapping[str, object], as_json: bool, lines: Iterable[str]) -> N
             say(line)
 
 
+def size(count: float) -> str:
+    """Write a number of bytes for a person, in powers of 1000: 331.2 kB, 1.4 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.console import JsonOption, report, resumable, run, warn
+from shared.console import JsonOption, report, resumable, run, size, warn
 from shared.errors import UserError
 from teacher_cache.keeping import commands as store_commands
 from teacher_cache.options import (
@@ -28,7 +28,6 @@ from teacher_cache.options import (
     ToleranceOption,
     WeightsOption,
     WorkersOption,
-    size,
 )
 
 if TYPE_CHECKING:

@@ -116,12 +116,3 @@ FingerprintOption = Annotated[
     str | None,
     typer.Option("--fingerprint", help="Only the targets of this fingerprint (6 digits at least)."),
 ]
-
-
-def size(count: float) -> str:
-    """Write a number of bytes for a person: 331.2 kB, 1.4 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from shared.console import size
 from shared.errors import UserError
 from shared.imaging.grid import Grid
 from shared.targets import Identity, first_difference
@@ -134,6 +135,6 @@ def _check_grid(settings: Settings) -> None:
         each = triangle_length(patches) * (1 if settings.precision == "u8" else 2)
         raise UserError(
             f"--grid {settings.grid.rows}x{settings.grid.columns} is {patches} patches, "
-            f"{each / 1e9:.1f} GB an image: --encoding matrix takes at most {MAX_PATCHES} patches "
+            f"{size(each)} an image: --encoding matrix takes at most {MAX_PATCHES} patches "
             "(64x64)"
         )

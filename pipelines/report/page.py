@@ -35,6 +35,7 @@ from pipelines.report.kinds import Answered, Example, Kind, distinct_scores, exa
 from pipelines.report.store_pictures import StorePictures, store_pictures
 from pipelines.report.summary import demo_summary, stage_notes
 from pipelines.stages import StageEntry
+from shared.console import size
 from shared.errors import UserError
 from shared.recipe import Recipe, load_recipe
 from shared.records import Record, load_records
@@ -153,7 +154,7 @@ def render(page: Mapping[str, object]) -> str:
     words = {
         "percent": lambda share: f"{100 * share:.1f}",
         "signed": lambda share: f"{100 * share:+.1f}",
-        "megabytes": lambda size: f"{size / 1e6:.1f}",
+        "size": size,
     }
     return environment.get_template("report.html").render(**page, **words)
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from shared.console import warn
+from shared.console import size, warn
 from shared.errors import UserError
 from shared.processes import this_process
 from shared.recipe import Recipe
@@ -63,7 +63,7 @@ def dry_run(
     sizes = _sizes(_trained_model(recipe, base))
     found = _described(recipe, base, data, validation) | {
         "trainable parameters": sizes.trainable,
-        "frozen weights": _gigabytes(sizes.frozen),
+        "frozen weights": size(sizes.frozen),
         "device": "cpu" if cpu else "cuda",
         "deepspeed": recipe.deepspeed or "none",
     }
@@ -74,14 +74,14 @@ def dry_run(
     free = _free_memory(cpu)
     if device > free:
         warn(
-            f"the model states alone need {_gigabytes(device)} on the device, of which "
-            f"{_gigabytes(free)} are free; "
+            f"the model states alone need {size(device)} on the device, of which "
+            f"{size(free)} are free; "
             "try deepspeed=zero3, zero3-offload, or model.quantization=4bit"
         )
     return found | {
-        "model states per device": _gigabytes(device),
-        "model states on the host": _gigabytes(host),
-        "free on the device": _gigabytes(free),
+        "model states per device": size(device),
+        "model states on the host": size(host),
+        "free on the device": size(free),
     }
 
 
@@ -182,7 +182,3 @@ def _stage3(offload: bool, parameters: bool, sizes: _Sizes) -> tuple[float, floa
     if parameters:
         return device, host + sizes.frozen
     return device + sizes.frozen / sizes.ranks, host
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 2**30:.2f} GB"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.console import JsonOption, report, track, warn
+from shared.console import JsonOption, report, size, track, warn
 from shared.errors import UserError
 from shared.files import refused_as
 from shared.vocabulary import Control, ExportForm
@@ -22,7 +22,6 @@ from teacher_cache.options import (
     StoreOption,
     WeightsOption,
     WorkersOption,
-    size,
 )
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,3 +117,16 @@ def test_ctrl_c_says_that_nothing_is_lost(capsys):
         raise KeyboardInterrupt
     assert ended.value.code == 130
     assert "what is finished is safe" in capsys.readouterr().err
+
+
+def test_sizes_are_in_powers_of_1000_everywhere():
+    sizes = [console.size(n) for n in (0, 999, 331_200, 24 * 2**30, 2e15)]
+    assert sizes == ["0 B", "999 B", "331.2 kB", "25.8 GB", "2000.0 TB"]
+    # No other place makes a number of bytes readable, in another unit.
+    root = Path(__file__).resolve().parents[2]
+    files = [
+        one
+        for room in ("shared", "student_train", "teacher_cache", "pipelines")
+        for one in (root / room).rglob("*.py")
+    ]
+    assert not [one for one in files if re.search(r"2 ?\*\* ?[23]0\b|1e[69]:", one.read_text())]

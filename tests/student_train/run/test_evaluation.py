@@ -193,7 +193,7 @@ def test_a_dry_run_checks_everything_and_writes_nothing(values, tmp_path, deepsp
     assert found["records"] == 12
     assert found["optimiser steps"] == "3 of 4 samples"
     assert found["trainable parameters"] > 0
-    assert found["model states per device"].endswith("GB")
+    assert found["model states per device"].endswith(" kB")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="layer"):
         dry_run(recipe(values, output=str(tmp_path / "run"), losses__layer=12))
@@ -207,7 +207,7 @@ def test_a_dry_run_says_what_does_not_fit_and_looks_at_resuming(
     assert "warning" not in capsys.readouterr().err
     monkeypatch.setattr("student_train.run.dry_run._free_memory", lambda cpu: 1000)
     dry_run(asked)
-    assert "the model states alone need 0.00 GB on the device" in capsys.readouterr().err
+    assert "the model states alone need 4" in capsys.readouterr().err
     with pytest.raises(UserError, match="no run to resume"):
         dry_run(asked, resume=True)
     train(asked)
