@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,9 +23,8 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from shared.errors import UserError
@@ -131,29 +130,50 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-class _RateColumn(ProgressColumn):
+class Pace(NamedTuple):
+    """How fast work goes, and how long the rest takes; the bar and the log line say the same.
+
+    Both None in the first second, in which things come in bursts.
+    """
+
+    rate: float | None  # units a second, over all the time since the work began
+    left: timedelta | None
+
+    def text(self, unit: str) -> str:
+        """Write it for a person; nothing where nothing is known yet."""
+        if self.rate is None or self.left is None:
+            return ""
+        digits = 0 if self.rate >= 100 else 2
+        return f"{self.rate:.{digits}f} {unit}/s, {self.left} left"
+
+
+def pace(done: float, to_do: float, seconds: float) -> Pace:
+    """Return the pace of work of which `done` units took `seconds` and `to_do` are left."""
+    if seconds < 1 or done <= 0:
+        return Pace(None, None)
+    return Pace(done / seconds, timedelta(seconds=round(to_do * seconds / done)))
+
+
+class _PaceColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(
-            "" if speed is None else f"{speed:.2f} {task.fields['unit']}/s",
-            style="progress.data.speed",
-        )
+        seconds = (task.finished_time if task.finished else task.elapsed) or 0.0
+        done = task.completed - task.fields.get("before", 0)
+        to_do = (task.total or 0) - task.completed
+        return Text(pace(done, to_do, seconds).text(task.fields["unit"]))
 
 
 def progress() -> Progress:
-    """Progress bars on standard error with count, rate, elapsed time and ETA.
+    """Progress bars on standard error with count, rate and time left, in 80 columns.
 
-    `add_task(..., unit=...)` names the rate.
+    `add_task(..., unit=...)` names the rate; `before` is how much an earlier process had done.
 
     Where standard error is no terminal, `track` prints a plain line now and then instead.
     """
-    columns = (
+    columns = (  # the bar alone gives way
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RateColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        _PaceColumn(table_column=Column(no_wrap=True)),
     )
     return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
 
@@ -161,18 +181,20 @@ def progress() -> Progress:
 def track(items: Iterable[T], total: int, description: str, unit: str = "items") -> Iterator[T]:
     """Yield `items` under a progress bar.
 
-    In a log file, a line now and then with rate and time left.
+    In a log file, a line now and then with rate and time left. More items than `total`, such as
+    files that came meanwhile, raise it.
     """
     with progress() as bars:
         task = bars.add_task(description, total=total, unit=unit)
         begin = shown = time.monotonic()
         for count, item in enumerate(items, start=1):
             yield item
-            bars.advance(task)
+            total = max(total, count)
+            bars.update(task, completed=count, total=total)
             now = time.monotonic()
             # Every few seconds at first, then every tenth of the time so far: ten days of work fill
             # no disk with lines.
             if not stderr.is_terminal and now - shown > max(5.0, 0.1 * (now - begin)):
-                shown, rate = now, count / (now - begin)
-                left = timedelta(seconds=round((total - count) / rate))
-                stderr.print(f"{description}: {count}/{total} {unit}, {rate:.2f}/s, {left} left")
+                shown = now
+                said = pace(count, total - count, now - begin).text(unit)
+                stderr.print(f"{description}: {count}/{total}, {said}", markup=False)

@@ -94,7 +94,7 @@ def _last_losses(history: Sequence[Mapping[str, float]]) -> list[str]:
     if last is None:
         return []
     names = ("loss", "loss_lm", "loss_vis", "loss_att")
-    terms = ", ".join(f"{name} {last[name]:.4g}" for name in names)
+    terms = ", ".join(f"{name} {last[name]:.4g}" for name in names if name in last)
     return [f"- Last logged step {last['step']}: {terms}"]
 
 

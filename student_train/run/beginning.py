@@ -70,7 +70,7 @@ def begin(
         raise UserError(
             "train.tune=projector saves the whole model, which ZeRO-3 shards; use deepspeed=zero2"
         )
-    check_metric(recipe.train.best_metric, scored)
+    check_metric(recipe, scored)
     check_trackers(recipe)
     check_hub(recipe)
     output = Path(recipe.output)

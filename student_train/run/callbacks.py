@@ -18,7 +18,7 @@ import torch
 from rich.progress import TaskID
 from transformers import TrainerCallback
 
-from shared.console import progress, stderr
+from shared.console import pace, progress, stderr
 from shared.errors import UserError
 from shared.files import whole_file
 from shared.processes import is_main_process, this_process
@@ -26,6 +26,7 @@ from shared.recipe import Recipe, save_recipe
 from student_train.adapter.files import RECIPE
 from student_train.data.order import EpochOrder
 from student_train.run.parts import Logs, RunArguments, RunControl, RunState
+from student_train.run.terms import TERMS
 
 
 def callbacks(
@@ -131,7 +132,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.started, self.start_step = time.perf_counter(), state.global_step
         self.bars.start()
         self.task = self.bars.add_task(
-            "training", total=state.max_steps, completed=state.global_step, unit="steps"
+            "training",
+            total=state.max_steps,
+            completed=state.global_step,
+            unit="steps",
+            before=state.global_step,
         )
 
     def on_step_end(
@@ -154,24 +159,22 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         logs: Logs | None = None,
         **_: object,
     ) -> None:
-        """Print losses."""
+        """Print losses, in 80 columns."""
+        held_out = any(name.startswith("eval_") for name in logs or {})
         shown = {
-            name: value
+            name.removeprefix("eval_").removeprefix("loss_"): value
             for name, value in (logs or {}).items()
-            if "loss" in name and name != "train_loss"
+            if (name.startswith("eval_") if held_out else name in ("loss", *TERMS))
         }
         if not shown:
             return
-        done = state.global_step - self.start_step
-        left = (
-            (time.perf_counter() - self.started)
-            / max(1, done)
-            * (state.max_steps - state.global_step)
-        )
-        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        stderr.print(
-            f"step {state.global_step}/{state.max_steps}  {text}  {left:.0f} s left", markup=False
-        )
+        parts = [f"{'eval' if held_out else 'step'} {state.global_step}/{state.max_steps}"]
+        parts += [f"{name} {value:.4g}" for name, value in shown.items()]
+        done, seconds = state.global_step - self.start_step, time.perf_counter() - self.started
+        left = pace(done, state.max_steps - state.global_step, seconds).left
+        if left is not None and not held_out:
+            parts.append(f"{left} left")
+        stderr.print("  ".join(parts), markup=False)
 
     def on_train_end(
         self, args: RunArguments, state: RunState, control: RunControl, **_: object

@@ -17,7 +17,7 @@ from shared.records import Record
 from student_train.data.samples import AlignmentData
 from student_train.imagetext import ImageTextModel
 from student_train.models.processor import Processor
-from student_train.run.terms import TERMS, term_sums
+from student_train.run.terms import TERMS, term_sums, trained_terms
 from student_train.run.trainer import AlignmentTrainer
 
 Score = Callable[[Sequence[Record], Sequence[str]], Mapping[str, float]]
@@ -49,7 +49,7 @@ def make_evaluation(
     return evaluate
 
 
-def check_metric(metric: str | None, scored: bool) -> None:
+def check_metric(recipe: Recipe, scored: bool) -> None:
     """Raise a `UserError` for a `train.best_metric` that no evaluation of this run will have.
 
     Parameters
@@ -57,12 +57,13 @@ def check_metric(metric: str | None, scored: bool) -> None:
     scored
         Whether a callable rates answers: it brings names of its own.
     """
-    names = ["eval_loss", *(f"eval_{name}" for name in TERMS)]
+    metric = recipe.train.best_metric
+    names = ["eval_loss", *(f"eval_{name}" for name in trained_terms(recipe))]
     if metric is None or scored or f"eval_{metric.removeprefix('eval_')}" in names:
         return
     raise UserError(
-        f"train.best_metric={metric} is no loss ({', '.join(names)}); scores of answers need "
-        "`medalign student train`"
+        f"train.best_metric={metric} is no loss of this run ({', '.join(names)}); scores of "
+        "answers need `medalign student train`"
     )
 
 
@@ -100,7 +101,9 @@ def losses(trainer: AlignmentTrainer, data: AlignmentData, recipe: Recipe) -> di
     means = (totals[0] / totals[1].clamp_min(1)).tolist()
     total = sum(weight * mean for weight, mean in zip(trainer.full_weights(), means, strict=True))
     return {"eval_loss": total} | {
-        f"eval_{name}": mean for name, mean in zip(TERMS, means, strict=True)
+        f"eval_{name}": mean
+        for name, mean in zip(TERMS, means, strict=True)
+        if name in trained_terms(recipe)
     }
 
 

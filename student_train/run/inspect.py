@@ -78,4 +78,4 @@ def _progress(folder: Path) -> dict[str, object]:
 
 def _losses(row: dict[str, float]) -> str:
     names = ("loss", "loss_lm", "loss_vis", "loss_att")
-    return ", ".join(f"{name} {row[name]:.4g}" for name in names)
+    return ", ".join(f"{name} {row[name]:.4g}" for name in names if name in row)

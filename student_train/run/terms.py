@@ -21,6 +21,14 @@ from student_train.models.prompts import IGNORED
 TERMS = ("loss_lm", "loss_vis", "loss_att")
 
 
+def trained_terms(recipe: Recipe) -> tuple[str, ...]:
+    """Name the terms that a run trains: the others are no losses of 0, they are not there."""
+    weights = (1.0, recipe.losses.alpha, recipe.losses.beta or 0.0)
+    if recipe.train.tune != "lora":
+        return TERMS[:1]
+    return tuple(name for name, weight in zip(TERMS, weights, strict=True) if weight)
+
+
 class Terms(NamedTuple):
     """Sums over a micro-batch and what they are sums of; (3,) each.
 

@@ -28,7 +28,14 @@ from student_train.data.samples import Failure
 from student_train.imagetext import ImageTextModel
 from student_train.run.outputs import TRAINABLE_WEIGHTS
 from student_train.run.parts import RunControl
-from student_train.run.terms import TERMS, Terms, schedule_factor, step_counts, term_sums
+from student_train.run.terms import (
+    TERMS,
+    Terms,
+    schedule_factor,
+    step_counts,
+    term_sums,
+    trained_terms,
+)
 from student_train.upstream import TrainerSeams
 
 # What a run's Trainer calls: writes what a reader loads, gathers the trainable parameters.
@@ -185,17 +192,27 @@ class AlignmentTrainer(TrainerSeams[Batch | Failure], Trainer):  # type: ignore[
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of the three terms since the last log to the logged losses."""
+        """Add the means of the trained terms since the last log to the logged losses."""
         steps = self.state.global_step - (self._terms_logged_at or 0)
         if "loss" in logs and steps > 0:
             totals = torch.cat([self._term_totals, self._unasked.reshape(1)])
             if self.accelerator.num_processes > 1:
                 totals = self.accelerator.reduce(totals, "mean")
             values = totals.tolist()
-            logs |= {name: value / steps for name, value in zip(TERMS, values[:3], strict=True)}
-            if self.channel is not None:
-                _, logs["alpha"], logs["beta"] = self.loss_weights()
-            if values[3]:
+            trained, weights = trained_terms(self.recipe), self.loss_weights()
+            logs |= {
+                name: value / steps
+                for name, value in zip(TERMS, values[:3], strict=True)
+                if name in trained
+            }
+            logs |= {
+                name: weight
+                for name, term, weight in zip(
+                    ("alpha", "beta"), TERMS[1:], weights[1:], strict=True
+                )
+                if term in trained
+            }
+            if values[3] and len(trained) > 1:
                 logs["images_without_question"] = values[3] * self.accelerator.num_processes
             self._term_totals, self._unasked = torch.zeros(len(TERMS)), torch.zeros(())
             self._terms_logged_at = self.state.global_step

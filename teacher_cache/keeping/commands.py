@@ -155,13 +155,13 @@ def verify_command(
     The checksums need neither images nor teacher. Exit code 1 names what is damaged, or which image
     deviates.
     """
-    from shared.targets.segment.scan import count_segments, scan
+    from shared.targets.segment.scan import count_parts, scan
 
     if count and images is None:
         raise UserError("--resample runs the teacher on images: say where they are with --images")
     if images is not None and not count:
         raise UserError("--images belongs to --resample N; the checksums need no images")
-    checked = list(track(scan(store), count_segments(store), "verifying", "segments"))
+    checked = list(track(scan(store), count_parts(store), "verifying", "parts"))
     damaged = [one for one in checked if one.damage is not None]
     foreign = [path for one in checked for path in one.foreign]
     total = sum(one.size for one in checked)

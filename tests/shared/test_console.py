@@ -1,5 +1,6 @@
 """How commands speak: one line an error, progress in a log file, names as they are."""
 
+import io
 import itertools
 import json
 import os
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
 from shared import console
 from shared.errors import UserError
@@ -77,8 +80,8 @@ def test_a_log_file_gets_a_line_now_and_then_with_rate_and_time_left(monkeypatch
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     assert list(console.track(range(100), 100, "encoding", "images")) == list(range(100))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "encoding: 2/100 images, 0.25/s, 0:06:32 left"
-    assert lines[1] == "encoding: 4/100 images, 0.25/s, 0:06:24 left"
+    assert lines[0] == "encoding: 2/100, 0.25 images/s, 0:06:32 left"
+    assert lines[1] == "encoding: 4/100, 0.25 images/s, 0:06:24 left"
     counts = [int(line.split()[1].partition("/")[0]) for line in lines]
     later = [(a, b) for a, b in itertools.pairwise(counts) if b > 20]
     assert all(0.1 * b < b - a <= 0.1 * b + 1 for a, b in later)
@@ -130,3 +133,38 @@ def test_sizes_are_in_powers_of_1000_everywhere():
         for one in (root / room).rglob("*.py")
     ]
     assert not [one for one in files if re.search(r"2 ?\*\* ?[23]0\b|1e[69]:", one.read_text())]
+
+
+def _drawn(description, total, completed, seconds, unit="images", before=0):
+    """Return the bar of a task as a terminal of 80 columns shows it."""
+    columns = console.progress().columns
+    clock = iter([0.0])
+    bars = Progress(*columns, get_time=lambda: next(clock, seconds), auto_refresh=False)
+    bars.add_task(description, total=total, completed=before, unit=unit, before=before)
+    bars.update(bars.task_ids[0], completed=completed)
+    terminal = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    terminal.print(bars.get_renderable())
+    [line] = terminal.file.getvalue().splitlines()
+    assert len(line) <= 80
+    return line.split("\u2501")[-1].strip(" \u2578\u257a")
+
+
+def test_a_bar_fits_80_columns_and_says_what_the_log_says():
+    line = _drawn("joining images with the store", 147165, 120000, 60.0)
+    assert line == "120000/147165 2000 images/s, 0:00:14 left"
+    # What an earlier process had done took none of this one's time.
+    assert _drawn("training", 100, 60, 20.0, "steps", 50) == "60/100 0.50 steps/s, 0:01:20 left"
+    assert console.pace(10, 40, 20.0).text("steps") == "0.50 steps/s, 0:01:20 left"
+
+
+def test_a_burst_is_no_rate():
+    """Read-ahead gives the first items at once: 147165 files/s would be no news of the rest."""
+    assert _drawn("hashing", 200, 100, 0.001, "files") == "100/200"
+
+
+def test_more_items_than_expected_raise_the_total(monkeypatch, capsys):
+    ticks = iter(range(0, 5000, 10))
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    assert list(console.track(range(4), 2, "verifying", "parts")) == [0, 1, 2, 3]
+    counts = [line.split()[1].rstrip(",") for line in capsys.readouterr().err.splitlines()]
+    assert counts == ["1/2", "2/2", "3/3", "4/4"]

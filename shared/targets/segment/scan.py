@@ -55,10 +55,19 @@ def scan(root: str | Path | Storage) -> Iterator[Checked]:
         yield from _scan_namespace(storage, name)
 
 
-def count_segments(root: str | Path) -> int:
-    """Count the segments of all namespaces, for a progress bar over `scan`."""
+def count_parts(root: str | Path) -> int:
+    """Count what `scan` yields of a whole store, for a progress bar over it."""
     storage = open_storage(root)
-    return sum(len(segment_names(storage, name)) for name in namespace_names(storage))
+    names = namespace_names(storage)
+    segments = sum(len(segment_names(storage, name)) for name in names)
+    return len(names) + segments + sum(map(len, (_quarantined(storage, name) for name in names)))
+
+
+def _quarantined(storage: Storage, name: str) -> list[str]:
+    try:
+        return quarantine_files(read_namespace(storage, name))
+    except (UserError, FileNotFoundError):
+        return []
 
 
 def _scan_namespace(storage: Storage, name: str) -> Iterator[Checked]:

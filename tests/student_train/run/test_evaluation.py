@@ -71,6 +71,25 @@ def test_evaluations_do_not_change_the_training(values, tmp_path):
     assert curves[0] == curves[1]
 
 
+def test_a_term_that_is_off_is_not_logged_as_0(values, tmp_path, capsys):
+    settings = {"losses__beta": 0.0, "train__eval_steps": 3}
+    output = train(recipe(values, output=str(tmp_path / "run"), **settings))
+    said = capsys.readouterr().err.splitlines()
+    rows = [row for row in history(output) if "loss_lm" in row or "eval_loss_lm" in row]
+    assert len(rows) == 4
+    for row in rows:
+        assert not [name for name in row if "att" in name or name == "beta"]
+        assert row.get("alpha") == (None if "eval_loss" in row else 1.0)
+    assert "loss_att" not in inspect(output)["last losses"]
+    assert "loss_att" not in (output / "README.md").read_text()
+    # What a person reads of it, in 80 columns.
+    last = rows[-2]
+    step = f"step 3/3  loss {last['loss']:.4g}  lm {last['loss_lm']:.4g}"
+    assert any(line.startswith(f"{step}  vis {last['loss_vis']:.4g}") for line in said)
+    assert f"eval 3/3  loss {rows[-1]['eval_loss']:.4g}  lm " in "\n".join(said)
+    assert max(map(len, (line for line in said if line[:5] in ("step ", "eval ")))) <= 80
+
+
 def test_the_evaluation_batch_does_not_matter(values, tmp_path):
     results = []
     for size in (1, 3):

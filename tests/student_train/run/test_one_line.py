@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from shared.errors import UserError
+from shared.recipe import make_recipe
 from shared.records import Record, Turn
 from student_train.run.callbacks import Interrupt
 from student_train.run.evaluation import check_metric
@@ -19,11 +20,28 @@ pytestmark = pytest.mark.unit
 
 def test_a_metric_that_no_evaluation_has_is_refused_at_once():
     for metric in (None, "eval_loss", "loss", "eval_loss_vis", "loss_att"):
-        check_metric(metric, scored=False)
-    check_metric("closed_accuracy", scored=True)
+        check_metric(_with_metric(metric), scored=False)
+    check_metric(_with_metric("closed_accuracy"), scored=True)
     for metric in ("eval_los", "closed_accuracy"):
         with pytest.raises(UserError, match=f"{metric} is no loss.*medalign student train"):
-            check_metric(metric, scored=False)
+            check_metric(_with_metric(metric), scored=False)
+    # A term that is off is in no evaluation.
+    with pytest.raises(UserError, match=r"no loss of this run \(eval_loss, eval_loss_lm, eval_l"):
+        check_metric(_with_metric("loss_att", beta=0.0), scored=False)
+    with pytest.raises(UserError, match=r"no loss of this run \(eval_loss, eval_loss_lm\)"):
+        check_metric(_with_metric("loss_vis", tune="projector"), scored=False)
+
+
+def _with_metric(metric, beta=None, tune="lora"):
+    train = {"best_metric": metric, "tune": tune, "eval_steps": 1}
+    return make_recipe(
+        {
+            "output": "run",
+            "data": {"validation": "v.json"},
+            "losses": {"beta": beta},
+            "train": train,
+        }
+    )
 
 
 def test_a_projector_wants_an_image_in_every_record():
