@@ -120,6 +120,9 @@ def load_records(path: str | Path, image_root: str | Path | None = None) -> list
     records: list[Record] = []
     faults: list[str] = []
     for number, (place, row) in enumerate(_rows(path)):
+        if isinstance(row, _NotJson):
+            faults.append(f"{place} is not JSON: {row.reason}")
+            continue
         try:
             records.append(record_of(row, place, number))
         except UserError as error:
@@ -205,7 +208,7 @@ def _rows(path: Path) -> Iterable[tuple[str, object]]:
                 path.read_text(encoding="utf-8-sig").split("\n"), start=1
             ):
                 if line.strip():
-                    yield f"line {number}", _parse_line(line, path, number)
+                    yield f"line {number}", _parse_line(line)
         elif path.suffix == ".parquet":
             import pyarrow.parquet
 
@@ -226,11 +229,17 @@ def _rows(path: Path) -> Iterable[tuple[str, object]]:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}{hint}") from None
 
 
-def _parse_line(line: str, path: Path, number: int) -> object:
+class _NotJson(NamedTuple):
+    """A line that holds no record, in a file whose other lines may."""
+
+    reason: str
+
+
+def _parse_line(line: str) -> object:
     try:
         return _parsed(line)
     except ValueError as error:
-        raise UserError(f"{path}: line {number} is not JSON: {error}") from None
+        return _NotJson(str(error))
 
 
 def _parsed(text: str) -> object:

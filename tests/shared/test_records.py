@@ -323,3 +323,17 @@ def test_json_lines_under_the_name_of_json(tmp_path: Path) -> None:
     file.write_text(f"{json.dumps(SLAKE)}\n{json.dumps(SLAKE)}\n")
     with pytest.raises(UserError, match=r"one record a line ends in \.jsonl"):
         load_records(file)
+
+
+def test_lines_that_are_no_json_are_counted_with_the_other_bad_records(tmp_path: Path) -> None:
+    lines = ['{"question": "q", "answer": "a"}', "{", '{"answer": "a"}', "[1,", "", "nonsense"]
+    file = tmp_path / "torn.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(
+        UserError, match="4 records are no records, first line 2 is not JSON"
+    ) as one:
+        load_records(file)
+    line = str(one.value)
+    assert "line 3 (id 2): neither" in line
+    assert "line 4 is not JSON" in line
+    assert "line 6" not in line
