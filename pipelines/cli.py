@@ -12,6 +12,7 @@ from pipelines.datasets.commands import app as data_app
 from pipelines.demo.commands import demo_command, demo_student_command
 from pipelines.evaluation.commands import evaluate_command, generate_command
 from pipelines.evaluation.score_commands import compare_command, score_command
+from pipelines.figures.commands import app as figures_app
 from pipelines.recipes.commands import recipes_command
 from pipelines.regions.cache import app as cache_app
 from pipelines.regions.commands import alignment_command, oracle_command
@@ -41,6 +42,7 @@ app.command("sweep")(sweep_command)
 app.command("recipes")(recipes_command)
 app.add_typer(data_app, name="data")
 app.add_typer(report_app, name="report")
+app.add_typer(figures_app, name="figures")
 app.add_typer(cache_app, name="cache")
 app.add_typer(student_app, name="student")
 
