@@ -38,6 +38,7 @@ CASES = {
     "cache teachers": "",
     "cache plan": TEACHER + " --images {run}/data --grid 4x4",
     "cache build": TEACHER + " --images {run}/data --store {new} --grid 4x4",
+    "cache audit": "--store {run}/store --regions {regions} --image-root {run}/data",
     "cache info": "--store {run}/store",
     "cache list": "--store {run}/store",
     "cache verify": "--store {run}/store",

@@ -86,7 +86,7 @@ def observe_run(given: Given, layers: Sequence[int] | None, *, some: bool = Fals
     from pipelines.evaluation.loading import load_base_student, load_student
 
     trained = trained_of(given.run)
-    student: Loaded = load_base_student(trained.recipe)
+    student: Loaded = load_base_student(list(trained.arms.values())[-1], trained.recipe)
     grid = student.processor.grid
     last = len(student.model.get_decoder().layers) - 1
     few = [0, trained.layer, last] if some else range(last + 1)

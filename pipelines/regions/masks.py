@@ -84,7 +84,7 @@ def mask_folder(folder: Path) -> dict[str, list[tuple[str, Mask]]]:
 def _labels(file: Path) -> dict[str, int]:
     """Read `Liver:250` a line."""
     labels = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         label, _, value = line.rpartition(":")

@@ -142,9 +142,10 @@ def _drawn(description, total, completed, seconds, unit="images", before=0):
     bars = Progress(*columns, get_time=lambda: next(clock, seconds), auto_refresh=False)
     bars.add_task(description, total=total, completed=before, unit=unit, before=before)
     bars.update(bars.task_ids[0], completed=completed)
-    terminal = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    shown = io.StringIO()
+    terminal = Console(width=80, file=shown, force_terminal=True, color_system=None)
     terminal.print(bars.get_renderable())
-    [line] = terminal.file.getvalue().splitlines()
+    [line] = shown.getvalue().splitlines()
     assert len(line) <= 80
     return line.split("\u2501")[-1].strip(" \u2578\u257a")
 

@@ -80,7 +80,7 @@ def test_a_term_that_is_off_is_not_logged_as_0(values, tmp_path, capsys):
     for row in rows:
         assert not [name for name in row if "att" in name or name == "beta"]
         assert row.get("alpha") == (None if "eval_loss" in row else 1.0)
-    assert "loss_att" not in inspect(output)["last losses"]
+    assert "loss_att" not in str(inspect(output)["last losses"])
     assert "loss_att" not in (output / "README.md").read_text()
     # What a person reads of it, in 80 columns.
     last = rows[-2]
