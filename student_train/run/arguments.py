@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from shared.recipe import Recipe
-from student_train.run.environment import DeepSpeedConfig
+from student_train.run.deepspeed_file import DeepSpeedConfig
 from student_train.run.parts import RunArguments
 from student_train.upstream import use_one_gpu
 

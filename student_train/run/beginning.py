@@ -9,14 +9,8 @@ from shared.files import check_writable
 from shared.processes import this_process
 from shared.recipe import Recipe
 from shared.records import image_root_of, load_records
-from student_train.run.environment import (
-    DeepSpeedConfig,
-    check_hub,
-    check_trackers,
-    deepspeed_config,
-    use_cpu,
-    zero_stage,
-)
+from student_train.run.deepspeed_file import DeepSpeedConfig, deepspeed_config, zero_stage
+from student_train.run.environment import check_hub, check_trackers, use_cpu
 from student_train.run.origin import Origin, check_files, origin_of, with_fingerprints
 from student_train.run.outputs import check_output, last_checkpoint
 from student_train.run.resharding import check_effective_batch

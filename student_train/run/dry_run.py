@@ -9,7 +9,7 @@ from shared.errors import UserError
 from shared.processes import this_process
 from shared.recipe import Recipe
 from student_train.run.beginning import begin
-from student_train.run.environment import DeepSpeedConfig, zero_stage
+from student_train.run.deepspeed_file import DeepSpeedConfig, zero_stage
 from student_train.run.origin import check_teachers, checked_weights
 
 if TYPE_CHECKING:

@@ -1,53 +1,17 @@
-"""Before torch and DeepSpeed decide anything: device, process group, DeepSpeed's configuration."""
+"""Before torch and DeepSpeed decide anything: device, process group, trackers and hub."""
 
-import json
 import logging
 import os
 import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Literal, TypedDict
 
 from shared.console import warn
 from shared.errors import UserError
 from shared.processes import choose_device, is_main_process, no_gpu_for_deepspeed, this_process
 from shared.recipe import Recipe
 from student_train.upstream import skip_shared_memory_reduction
-
-
-class Offload(TypedDict, total=False):
-    """Where something is put that does not stay on the device."""
-
-    device: str
-
-
-class ZeroOptimization(TypedDict, total=False):
-    """The keys of DeepSpeed's `zero_optimization` that are read here."""
-
-    stage: int
-    offload_optimizer: Offload
-    offload_param: Offload
-    zero_quantized_nontrainable_weights: bool
-
-
-class Switch(TypedDict):
-    """Something on or off."""
-
-    enabled: bool | Literal["auto"]
-
-
-class DeepSpeedConfig(TypedDict, total=False):
-    """The keys of DeepSpeed's configuration that are read or written here."""
-
-    zero_optimization: ZeroOptimization
-    bf16: Switch
-    fp16: Switch
-    checkpoint: dict[str, bool]
-
-
-SHIPPED = Path(__file__).with_name("deepspeed")
 
 
 def use_cpu(recipe: Recipe) -> bool:
@@ -99,71 +63,6 @@ def check_hub(recipe: Recipe) -> None:
         raise UserError(
             "train.push_to_hub needs a token of the hub: `hf auth login`, or set HF_TOKEN"
         )
-
-
-def deepspeed_config(recipe: Recipe) -> DeepSpeedConfig | None:
-    """Return DeepSpeed's configuration for the recipe's `deepspeed` key; None without DeepSpeed.
-
-    Raises
-    ------
-    UserError
-        Neither a shipped configuration nor a JSON file; quantised frozen weights without a GPU.
-    """
-    name = recipe.deepspeed
-    if name is None or name == "none":
-        return None
-    path = SHIPPED / f"{name}.json"
-    if not path.is_file():
-        path = Path(name)
-    if not path.is_file():
-        shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.json")))
-        raise UserError(f"deepspeed={name} is neither one of {shipped}, none, nor a JSON file")
-    try:
-        config: DeepSpeedConfig = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if use_cpu(recipe) and config.get("zero_optimization", {}).get(
-        "zero_quantized_nontrainable_weights"
-    ):
-        raise UserError(
-            f"deepspeed={name} quantises frozen weights, which DeepSpeed does on GPUs only; use "
-            "zero3"
-        )
-    stage = zero_stage(config)
-    # ZeRO-3 shards the frozen weights too and wants one dtype, so DeepSpeed casts adapter and W and
-    # keeps the float32 masters itself; in the other stages they stay float32 parameters under
-    # autocast.
-    _resolve_precision(config, stage, recipe.train.precision, name)
-    return config
-
-
-def _resolve_precision(
-    config: DeepSpeedConfig, stage: int, precision: str, name: str | None
-) -> None:
-    """Let the recipe decide what the file leaves to it (`auto`); refuse a contradiction."""
-    half = stage == 3 and precision == "bf16"
-    given = config.get("bf16", {}).get("enabled", "auto")
-    if config.get("fp16", {}).get("enabled", False) not in (False, "auto"):
-        raise UserError(
-            f"deepspeed={name} computes in fp16, which recipes do not; leave fp16 out of the file"
-        )
-    config.pop("fp16", None)
-    if given is True and precision != "bf16":
-        raise UserError(
-            f"deepspeed={name} says bf16, the recipe train.precision={precision}; leave bf16 out "
-            'of the file, or write {"enabled": "auto"}'
-        )
-    if given is False and half:
-        raise UserError(
-            f"deepspeed={name} switches bf16 off, the recipe says train.precision=bf16; leave bf16 "
-            'out of the file, or write {"enabled": "auto"}'
-        )
-    config["bf16"] = {**config.get("bf16", {}), "enabled": half if given == "auto" else given}
-
-
-def zero_stage(config: DeepSpeedConfig | None) -> int:
-    """Return the ZeRO stage of a DeepSpeed configuration, 0 without one."""
-    return 0 if config is None else int(config.get("zero_optimization", {}).get("stage", 0))
 
 
 @contextmanager

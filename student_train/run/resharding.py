@@ -13,7 +13,7 @@ from shared.errors import UserError
 from shared.processes import is_main_process, this_process
 from shared.recipe import Recipe, load_recipe
 from student_train.adapter.files import RECIPE
-from student_train.run.environment import DeepSpeedConfig, zero_stage
+from student_train.run.deepspeed_file import DeepSpeedConfig, zero_stage
 
 
 def check_effective_batch(checkpoint: Path, recipe: Recipe, ranks: int) -> None:

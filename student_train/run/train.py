@@ -15,7 +15,8 @@ from shared.processes import is_main_process, this_process
 from shared.recipe import Recipe, save_recipe
 from student_train.adapter.provenance import Provenance, describe, write_provenance
 from student_train.run.beginning import Beginning, begin
-from student_train.run.environment import process_group, zero_stage
+from student_train.run.deepspeed_file import zero_stage
+from student_train.run.environment import process_group
 from student_train.run.origin import check_teachers, checked_weights
 from student_train.run.outputs import finish, last_checkpoint
 from student_train.run.resharding import adapt_checkpoint
