@@ -11,13 +11,13 @@ from shared.errors import UserError
 
 def demo_command(
     full: Annotated[
-        bool, typer.Option("--full", help="Train longer: two hours at most on two cores.")
+        bool, typer.Option("--full", help="Train ten times as long: two hours on two cores.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Default: runs/demo, or runs/demo-full.")] = None,
 ) -> None:
     """Run the whole pipeline on real MRI slices.
 
-    15 minutes at most on two cores, report in runs/demo/report.html.
+    The same steps on every machine, 15 minutes on two cores; report in runs/demo/report.html.
 
     Every step is a command that is printed before it runs. Interrupted, it continues with the step
     it was in; remove the folder to start over.

@@ -5,16 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.evaluation.observed import Seen, check_layers, observe
 from pipelines.figures.attention import Looked
 from pipelines.figures.embedding import Labelled, Panel
-from pipelines.regions.alignment import Held
 from pipelines.regions.features import teacher_features
-from pipelines.regions.grounding import priors
+from pipelines.regions.held import Held, priors_of
 from pipelines.regions.measuring import BEFORE
-from pipelines.regions.patches import Shares, inside, patch_shares
 from pipelines.regions.separability import region_places
 from pipelines.regions.sources import Sources, Trained, sources_of, trained_of
 from shared.console import track
@@ -44,8 +41,8 @@ class Given(NamedTuple):
 class Observed(NamedTuple):
     """A run's chosen images, all with regions, and what each of its students held of them.
 
-    `seen`: by `before` and the arms' names, one entry an image. `every`: all images with regions of
-    the data, from which the prior is made.
+    `seen`: by `before` and the arms' names, one entry an image. `every`: all images of the data,
+    from which the prior is made.
     """
 
     trained: Trained
@@ -92,11 +89,11 @@ def observe_run(given: Given, layers: Sequence[int] | None, *, some: bool = Fals
     few = [0, trained.layer, last] if some else range(last + 1)
     wanted = list(dict.fromkeys(few if layers is None else layers))
     check_layers(student.model, wanted)
-    every = _with_regions(trained, grid, given)
-    held = every if not given.where else _with_regions(trained, grid, given, given.where)
-    if not held.held:
-        raise UserError(f"no chosen image has regions in {given.regions}")
-    chosen = held.held
+    every = _sources(trained, grid, given)
+    chosen = every.held if not given.where else _sources(trained, grid, given, given.where).held
+    chosen = [one for one in chosen if one.asked]
+    if not chosen:
+        raise UserError(f"no chosen image is asked about a region of {given.regions}")
     order = np.random.default_rng(given.seed).permutation(len(chosen))[: given.sample]
     chosen = [chosen[place] for place in sorted(order.tolist())]
     seen = {BEFORE: _show(student, chosen, wanted, BEFORE)}
@@ -106,11 +103,10 @@ def observe_run(given: Given, layers: Sequence[int] | None, *, some: bool = Fals
     return Observed(trained, grid, wanted, every.store, chosen, every.held, seen)
 
 
-def _with_regions(
+def _sources(
     trained: Trained, grid: Grid, given: Given, where: Mapping[str, str] | None = None
 ) -> Sources:
-    """Return the sources of a run with the images that have regions alone."""
-    found = sources_of(
+    return sources_of(
         trained,
         grid,
         data=given.data,
@@ -120,8 +116,6 @@ def _with_regions(
         teacher=given.teacher,
         where=where,
     )
-    kept = [one for one in found.held if one.regions is not None and one.regions.regions]
-    return found._replace(held=kept)
 
 
 def _show(student: "Loaded", held: Sequence[Held], layers: Sequence[int], title: str) -> list[Seen]:
@@ -165,12 +159,10 @@ def looked_at(observed: Observed) -> list[Looked]:
     from shared.imaging.images import open_image
 
     layer = observed.trained.layer
-    regions = {one.record.id: _region(one, observed.grid) for one in observed.held}
-    known = {one.record.images[0]: _region(one, observed.grid)[0] for one in observed.every}
-    prior = priors(known, {one.record.images[0]: one.patient for one in observed.every})
+    prior = priors_of(observed.held, observed.every, observed.grid)
     found = []
     for number, one in enumerate(observed.held):
-        shares, centres = regions[one.record.id]
+        shares, centres = one.asked_places(observed.grid)
         every = {name: seen[number].attention for name, seen in observed.seen.items()}
         rows = {
             f"layer {layer}": {name: maps[layer] for name, maps in every.items()},
@@ -179,17 +171,11 @@ def looked_at(observed: Observed) -> list[Looked]:
             },
         }
         beside = {f"expert, {observed.store.identity.teacher}": np.asarray(one.attention)}
-        if one.record.images[0] in prior:
-            beside["prior"] = prior[one.record.images[0]]
-        places = [region.place for region in one.regions.regions] if one.regions else []
+        if one.record.id in prior:
+            beside["prior"] = prior[one.record.id]
+        places = [region.place for region in one.asked]
         picture = np.asarray(open_image(one.reference))
         found.append(
             Looked(one.record.id, picture, places, rows, beside, shares, centres, one.visible)
         )
     return found
-
-
-def _region(one: Held, grid: Grid) -> tuple[Shares, NDArray[np.bool_]]:
-    places = [region.place for region in one.regions.regions] if one.regions else []
-    size = (one.width, one.height, grid)
-    return patch_shares(places, *size), inside(places, *size)

@@ -98,14 +98,16 @@ def audit(
     audited: dict[str, Audited] = {}
     every: dict[str, Scores] = {}
     patients: dict[str, str] = {}
+    images: set[str] = set()
     missing = 0
     for namespace in found:
         opened = TargetStore.open(store, fingerprint=namespace.identity.fingerprint())
         cases = cases_of(known, references, opened)
-        missing = max(missing, len(known) - len(cases))
+        missing = max(missing, len(known) - len({case.image for case in cases}))
         if not cases:
             continue
         own = {case.name: case.patient for case in cases}
+        images |= {case.image for case in cases}
         patients |= own
         rows = store_rows(cases)
         said, silhouette = "", None
@@ -142,7 +144,7 @@ def audit(
     return {
         "schema": SCHEMA_NUMBER,
         "regions": str(regions),
-        "images": len(patients),
+        "images": len(images),
         "patients": len(set(patients.values())),
         "without_target": missing,
         "teachers": audited,

@@ -38,10 +38,16 @@ Scores = dict[str, dict[str, float]]
 
 
 class Case(NamedTuple):
-    """An image with regions, its target, and its regions on the target's grid."""
+    """An image, one label's regions in it on the target's grid, and its target.
+
+    `places`: of all labels, for `separable`.
+    """
 
     name: str
+    image: str
+    label: str
     patient: str
+    view: str | None
     reference: ImageReference
     similarity: NDArray[np.generic]  # (pairs,)
     attention: NDArray[np.generic]  # (N,)
@@ -56,7 +62,7 @@ def cases_of(
 ) -> list[Case]:
     """Read the targets of the images with regions; those without a target are left out."""
     grid, geometry = Grid(*opened.grid), opened.identity.geometry
-    alone = len({region.label for one in known.values() for region in one.regions}) < 2
+    labels = {region.label for one in known.values() for region in one.regions}
     cases = []
     for image, regions in track(known.items(), len(known), opened.identity.teacher, "images"):
         reference = references[image]
@@ -65,63 +71,78 @@ def cases_of(
             continue
         target, picture = opened[key], open_image(reference)
         size = (picture.width, picture.height, grid, geometry)
-        places = [region.place for region in regions.regions]
         visible = target.coverage > 0
-        shares = patch_shares(places, *size)
-        if not (shares[visible] > 0).any():
-            continue  # the crop has cut the region off
-        cases.append(
-            Case(
-                image, regions.patient, reference, target.similarity, target.attention, visible,
-                shares, inside(places, *size), region_places(regions.regions, *size, alone=alone),
-            )
-        )  # fmt: skip
+        every = region_places(regions.regions, *size, alone=len(labels) < 2)
+        for label in dict.fromkeys(region.label for region in regions.regions):
+            places = [region.place for region in regions.regions if region.label == label]
+            shares = patch_shares(places, *size)
+            if not (shares[visible] > 0).any():
+                continue  # the crop has cut the region off
+            name = f"{image}, {label}" if len(labels) > 1 else image
+            cases.append(
+                Case(
+                    name, image, label, regions.patient, regions.view, reference,
+                    target.similarity, target.attention, visible,
+                    shares, inside(places, *size), every,
+                )
+            )  # fmt: skip
     return cases
 
 
 def store_rows(cases: Sequence[Case]) -> dict[str, Scores]:
-    """Return the rows that the stored targets give."""
-    by_name = {case.name: case for case in cases}
-    patients = {case.name: case.patient for case in cases}
-    prior = priors({case.name: case.shares for case in cases}, patients)
-    other = partners(list(by_name), patients)
+    """Return the rows that the stored targets give; prior and partners are of the same label."""
     rows: dict[str, Scores] = {row: {} for row in (OWN, OTHER, PRIOR, CHANCE, SIMILARITY, SWAPPED)}
-    for name, case in by_name.items():
-        region = (case.shares, case.centres, case.visible)
-        rows[OWN][name] = grounding(case.attention.astype(np.float64), *region)
-        rows[CHANCE][name] = chance(*region)
-        if name in prior:
-            rows[PRIOR][name] = grounding(prior[name], *region)
-        rows[SIMILARITY][name] = together(case.similarity, case.centres, case.visible)
-        if name in other:
-            partner = by_name[other[name]]
-            rows[OTHER][name] = grounding(partner.attention.astype(np.float64), *region)
-            rows[SWAPPED][name] = together(partner.similarity, case.centres, case.visible)
+    for group in _groups(cases, by_view=True):
+        by_name = {case.name: case for case in group}
+        patients = {case.name: case.patient for case in group}
+        prior = priors({case.name: case.shares for case in group}, patients)
+        other = partners(list(by_name), patients)
+        for name, case in by_name.items():
+            region = (case.shares, case.centres, case.visible)
+            rows[OWN][name] = grounding(case.attention.astype(np.float64), *region)
+            rows[CHANCE][name] = chance(*region)
+            if name in prior:
+                rows[PRIOR][name] = grounding(prior[name], *region)
+            rows[SIMILARITY][name] = together(case.similarity, case.centres, case.visible)
+            if name in other:
+                partner = by_name[other[name]]
+                rows[OTHER][name] = grounding(partner.attention.astype(np.float64), *region)
+                rows[SWAPPED][name] = together(partner.similarity, case.centres, case.visible)
     return {row: scores for row, scores in rows.items() if any(scores.values())}
+
+
+def _groups(cases: Sequence[Case], by_view: bool) -> list[list[Case]]:
+    """Return the cases of each label, and of each view of it."""
+    groups: dict[tuple[str, str | None], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.label, case.view if by_view else None), []).append(case)
+    return list(groups.values())
 
 
 def feature_rows(
     cases: Sequence[Case], opened: TargetStore, weights: str | None, device: str
 ) -> tuple[dict[str, Scores], float | None]:
     """Return the rows of E_v, with chance of `separable`, and the silhouette of its regions."""
-    references = [case.reference for case in cases]
-    features = teacher_features(
+    images = {case.image: case for case in cases}
+    references = [case.reference for case in images.values()]
+    encoded = teacher_features(
         opened.identity, references, Grid(*opened.grid), weights=weights, device=device
     )
-    rows: dict[str, Scores] = {}
-    maps = read_out(
-        features, [case.shares for case in cases], [case.visible for case in cases],
-        [case.patient for case in cases],
-    )  # fmt: skip
-    if maps is not None:
-        rows[READ] = {
-            case.name: grounding(map_, case.shares, case.centres, case.visible)
-            for case, map_ in zip(cases, maps, strict=True)
-        }
+    features = dict(zip(images, encoded, strict=True))
+    rows: dict[str, Scores] = {READ: {}}
+    for group in _groups(cases, by_view=False):
+        maps = read_out(
+            [features[case.image] for case in group], [case.shares for case in group],
+            [case.visible for case in group], [case.patient for case in group],
+        )  # fmt: skip
+        for case, map_ in zip(group, maps or (), strict=False):
+            rows[READ][case.name] = grounding(map_, case.shares, case.centres, case.visible)
+    if not rows[READ]:
+        del rows[READ]
     vectors = [
         vector
-        for case, tokens in zip(cases, features, strict=True)
-        for vector in vectors_of(tokens, case.name, case.patient, case.places)
+        for image, case in images.items()
+        for vector in vectors_of(features[image], case.name, case.patient, case.places)
     ]
     found = hits_of(vectors)
     if found.hits:

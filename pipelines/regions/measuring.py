@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
-from pipelines.documents import write_document
+from pipelines.documents import read_document, write_document
 from pipelines.regions.alignment import (
-    Held,
     observe_all,
     other_patients_map,
     references_of,
     scores_of,
 )
+from pipelines.regions.held import Held
 from pipelines.regions.scoring import Scores, Test, Value, tests_of, values_of
 from pipelines.regions.sources import sources_of, trained_of
 from shared.targets import TargetStore
@@ -95,6 +95,14 @@ def measure(
     document = _document(rows, held, list(trained.arms), layer, found.data, found.store)
     write_document(run / ALIGNMENT, document)
     return document
+
+
+def read_alignment(run: Path) -> Alignment | None:
+    """Read a run's `alignment.json`, or None where it was not measured."""
+    file = run / ALIGNMENT
+    if not file.is_file():
+        return None
+    return cast("Alignment", read_document(file, SCHEMA_NUMBER, "run `medalign alignment` again"))
 
 
 def _document(

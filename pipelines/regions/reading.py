@@ -3,8 +3,8 @@
 Four forms are read:
 
 - ours: `{"records": [{"image", "boxes": [[x, y, width, height], ...], "masks"?: [file, ...],
-  "label"?, "patient"?}]}`, as `medalign data prepare nih-rsna` writes it; masks are relative to the
-  file;
+  "value"?, "label"?, "patient"?, "view"?}]}`, as `medalign data prepare` writes it for nih-rsna and
+  brain-atlas; masks are relative to the file, `value` is that of their pixels (else all but 0);
 - COCO's: `{"images": [{"id", "file_name", "patient"?}], "annotations": [{"image_id", "bbox",
   "category_id"}], "categories": [{"id", "name"}]}`;
 - a folder of PNG masks, named as the images are (`masks`);
@@ -36,10 +36,14 @@ class Region(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """The regions of one image and whose it is (the image itself, where the file does not say)."""
+    """The regions of one image and whose it is (the image itself, where the file does not say).
+
+    `view`: how the image was taken, such as `axial` or `lateral`, where the file says it.
+    """
 
     patient: str
     regions: tuple[Region, ...]
+    view: str | None = None
 
 
 def read_regions(file: Path) -> dict[str, Regions]:
@@ -133,11 +137,15 @@ def _ours(file: Path, rows: list[object]) -> dict[str, Regions]:
             )
         label = str(row.get("label", "region"))
         regions = tuple(Region(label, box_of(box, where)) for box in boxes)
-        regions += tuple(Region(label, Mask(file.parent / str(mask))) for mask in masks)
+        value = row.get("value")
+        if not (value is None or isinstance(value, int)):
+            raise UserError(f"{where}: `value` is {value!r}, no value of a mask's pixels")
+        regions += tuple(Region(label, Mask(file.parent / str(mask), value)) for mask in masks)
         patient = str(row.get("patient", row["image"]))
         if row["image"] in found:
             regions = (*found[row["image"]].regions, *regions)
-        found[row["image"]] = Regions(patient, regions)
+        view = None if row.get("view") is None else str(row["view"])
+        found[row["image"]] = Regions(patient, regions, view)
     return found
 
 

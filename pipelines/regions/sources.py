@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.evaluation.arms import find_arms
-from pipelines.regions.alignment import Held, held_out
+from pipelines.regions.held import Held, held_out
 from pipelines.regions.reading import read_regions
 from shared.errors import UserError
 from shared.imaging.grid import Grid

@@ -14,11 +14,9 @@ SCORES = "scores.json"
 
 
 class DemoDescription(TypedDict):
-    """A demo's budget and what became of it."""
+    """How much a demo did, and its stages."""
 
     full: bool
-    minutes: float
-    arm_steps_planned: int
     arm_steps: int
     batch_size: int
     precision: str

@@ -28,6 +28,7 @@ from pipelines.evaluation.result import (
     row_name,
 )
 from pipelines.metrics.items import SCORES
+from pipelines.report.alignment import AlignmentPart, alignment_part
 from pipelines.report.controls import RelianceLine, reliance_lines, survivors
 from pipelines.report.demo_scores import read_demo
 from pipelines.report.figures import LOSSES, loss_curves
@@ -73,6 +74,7 @@ class Page(StorePictures):
     examples: list[Example]
     losses: str | None
     layer: int
+    alignment: AlignmentPart
     stages: list[StageEntry]
     stage_notes: list[str]
     machine: str
@@ -128,6 +130,7 @@ def contents(run: Path) -> Page:
         "examples": examples(records, answered, root),
         "losses": _losses(arms),
         "layer": recipe.losses.layers[0],
+        "alignment": alignment_part(run),
         "stages": [],
         "stage_notes": [],
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",

@@ -8,8 +8,20 @@ from typing import TypedDict
 
 import numpy as np
 
-from pipelines.datasets.brain_atlas.questions import TURNS, make_records, text_records
-from pipelines.datasets.brain_atlas.volumes import GAP, SLAB, TEST_EVERY, Slice, load_slices
+from pipelines.datasets.brain_atlas.questions import (
+    LEAST_VISIBLE,
+    TURNS,
+    make_records,
+    text_records,
+)
+from pipelines.datasets.brain_atlas.volumes import (
+    GAP,
+    PLANES,
+    SLAB,
+    TEST_EVERY,
+    Slice,
+    load_slices,
+)
 from pipelines.datasets.release import join_by_image
 from pipelines.documents import write_document, write_text
 from shared.console import track
@@ -19,7 +31,7 @@ from shared.records import Record, write_records
 
 SCHEMA_NUMBER = 1
 ABOUT = "about.json"
-STRUCTURES = "structures.json"
+STRUCTURES, REGIONS = "structures.json", "regions.json"
 FRAME, RED = 3, (255, 0, 0)  # around a marked box: width in pixels, colour
 
 
@@ -62,6 +74,7 @@ def prepare_brain_atlas(
         raise UserError(f"{out} is not empty; choose another --out or remove it first")
     slices, names = load_slices()
     write_images(slices, names, out)
+    write_document(out / REGIONS, {"schema": SCHEMA_NUMBER, "records": regions_of(slices, names)})
     counts: dict[str, dict[str, int]] = {}
     for split, per_slice in (("train", presence), ("test", test_presence)):
         chosen = [piece for piece in slices if piece.split == split]
@@ -95,6 +108,27 @@ def _about(seed: int, counts: dict[str, dict[str, int]]) -> About:
         "seed": seed,
         "counts": counts,
     }
+
+
+def regions_of(slices: Sequence[Slice], names: dict[int, str]) -> list[dict[str, object]]:
+    """Return the structures that each slice shows as records of a file of regions.
+
+    There is one brain: slices of one slab stand for a patient, since neighbours show the same.
+    """
+    first = {plane: min(s.position for s in slices if s.plane == plane) for plane in PLANES}
+    return [
+        {
+            "image": f"images/{piece.name}.png",
+            "label": names[number],
+            "masks": [f"masks/{piece.name}.png"],
+            "value": number,
+            "patient": f"{piece.plane}-slab-{(piece.position - first[piece.plane]) // SLAB}",
+            "view": piece.plane,
+        }
+        for piece in slices
+        for number, area in piece.areas().items()
+        if area >= LEAST_VISIBLE
+    ]
 
 
 def read_structures(folder: Path) -> dict[int, str] | None:

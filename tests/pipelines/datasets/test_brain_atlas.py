@@ -223,6 +223,33 @@ def test_a_region_has_the_name_of_its_longest_known_beginning() -> None:
     assert _name("Brainstem") is None
 
 
+def test_the_regions_are_the_structures_that_the_masks_show(
+    atlas: Path, names: dict[str, int]
+) -> None:
+    from pipelines.regions.masks import Mask, pixels_of
+    from pipelines.regions.reading import read_regions
+
+    known = read_regions(atlas / "regions.json")
+    assert len(known) == len(list((atlas / "masks").iterdir()))
+    for image, found in list(known.items())[::40]:
+        pixels = np.asarray(Image.open(atlas / "masks" / Path(image).name))
+        counts = np.bincount(pixels.ravel(), minlength=max(names.values()) + 1)
+        shown = {label for label, number in names.items() if counts[number] >= LEAST_VISIBLE}
+        assert {label for label, _ in found.regions} == shown
+        for label, place in found.regions:
+            assert isinstance(place, Mask)
+            height, width = pixels.shape
+            assert np.array_equal(pixels_of(place, width, height), pixels == names[label])
+        assert found.view is not None
+        assert found.patient.startswith(found.view)
+    tested = {Path(one.images[0]).stem for one in load_records(atlas / "test.json")}
+    slabs = {
+        split: {one.patient for image, one in known.items() if (Path(image).stem in tested) is own}
+        for split, own in (("test", True), ("train", False))
+    }
+    assert not slabs["test"] & slabs["train"]
+
+
 def test_the_same_seed_gives_the_same_files(atlas: Path, tmp_path: Path) -> None:
     prepare_brain_atlas(tmp_path / "again", presence=4, test_presence=4, seed=3)
     prepare_brain_atlas(tmp_path / "other", presence=4, seed=4)

@@ -6,17 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipelines import stages as diary_module
 from pipelines.demo import pipeline
-from pipelines.demo.pipeline import FULL, SHORT, Budget, affordable_steps
+from pipelines.demo.pipeline import FULL, SHORT, Budget
 from pipelines.stages import Diary, Stage
 from shared.errors import UserError
 from shared.recipe import load_recipe
 
-TINY = Budget("tiny", 30, warmup_steps=1, arm_steps=2, test_items=8, control_items=4)
+TINY = Budget("tiny", 1, arm_steps=2, test_items=8, observed=6, control_items=4)
 
 
 def counting(counter: Path) -> list[str]:
@@ -94,29 +92,19 @@ def test_values_are_remembered_across_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-@given(spent=st.floats(0, 1e5), sample=st.floats(1e-3, 100))
-def test_affordable_steps_fit_the_budget_or_are_the_least(spent: float, sample: float) -> None:
-    for budget in (SHORT, FULL):
-        steps = affordable_steps(budget, spent, sample)
-        assert pipeline._LEAST_STEPS <= steps <= budget.arm_steps
-        batch = pipeline._batch_size()
-        if steps > pipeline._LEAST_STEPS:
-            assert spent + 2 * steps * batch * sample + pipeline._RESERVE <= budget.minutes * 60
-
-
-@pytest.mark.unit
-def test_the_time_left_is_shared_by_two_arms() -> None:
-    train = load_recipe(pipeline.RECIPE).train
-    # 15 minutes less 100 s spent, 200 answers of half a sample for each arm and 40 under each of
-    # two controls, and 90 s of reserve.
-    left = 15 * 60 - 100 - 2 * (200 + 2 * 40) * 0.5 * 2.0 - 90
-    steps = int(left / 2 / (2.0 * train.batch_size * train.accumulation))
-    assert affordable_steps(SHORT, spent=100, sample_seconds=2.0) == steps == 9
+@pytest.mark.parametrize("budget", [SHORT, FULL])
+def test_the_work_is_fixed_in_steps_and_measured_before_the_answers(
+    budget: Budget, tmp_path: Path
+) -> None:
+    stages = pipeline.arms_and_scores(tmp_path, budget, "fp32")
+    for stage in stages[:2]:
+        assert f"train.max_steps={budget.arm_steps}" in stage.command
+    assert [stage.name for stage in stages[2:]] == ["alignment", "attention", "evaluate"]
 
 
 @pytest.mark.unit
 def test_the_arms_differ_in_the_three_terms_alone(tmp_path: Path) -> None:
-    lora, medalign, _ = pipeline.arms_and_scores(tmp_path, SHORT, "bf16", 10)
+    lora, medalign, *_ = pipeline.arms_and_scores(tmp_path, SHORT, "bf16")
     recipes = [
         load_recipe(pipeline.RECIPE, stage.command[3:]).model_dump() for stage in (lora, medalign)
     ]
@@ -141,9 +129,10 @@ def test_the_arms_differ_in_the_three_terms_alone(tmp_path: Path) -> None:
 
 @pytest.mark.unit
 def test_every_printed_command_names_a_program_of_the_project(tmp_path: Path) -> None:
-    stages = pipeline.preparation(tmp_path, SHORT, "fp32") + pipeline.arms_and_scores(
-        tmp_path, SHORT, "fp32", 10
-    )
+    stages = [
+        *pipeline.preparation(tmp_path, SHORT, "fp32"),
+        *pipeline.arms_and_scores(tmp_path, SHORT, "fp32"),
+    ]
     assert {stage.command[0] for stage in stages} == {"cache", "student", "medalign"}
 
 
@@ -159,6 +148,8 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
         "store",
         "lora/adapter_model.safetensors",
         "medalign/rotation.safetensors",
+        "alignment.json",
+        "figures/attention.png",
     ):
         assert (folder / name).exists(), name
     scores = json.loads((folder / "scores.json").read_text())
@@ -174,6 +165,7 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
     assert again["output"]["found"] > 300
     page = report.read_text()
     assert "Does the model look?" in page
+    assert page.index("What distillation did") < page.index("Scores on held-out images")
     assert page.count("<svg") == 3  # losses, attention, similarity
     history = json.loads((folder / "medalign" / "trainer_state.json").read_text())["log_history"]
     assert {"loss_lm", "loss_vis", "loss_att"} <= history[0].keys()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipelines.evaluation.loading import load_base_student, load_student, pad_id
-from pipelines.regions.alignment import held_out, observe_all, scores_of
+from pipelines.regions.alignment import observe_all, scores_of
+from pipelines.regions.held import held_out
 from pipelines.regions.measuring import ALIGNMENT, BEFORE, measure
 from pipelines.regions.reading import read_regions
 from pipelines.regions.table import lines_of

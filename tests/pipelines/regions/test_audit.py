@@ -162,3 +162,26 @@ def test_together_is_scikit_learn_s_auc_over_each_patch_of_the_region() -> None:
     found = together(matrix[np.triu_indices(9, 1)], centres, visible)
     assert found["together"] == pytest.approx(np.mean(expected))
     assert together(matrix[np.triu_indices(9, 1)], np.arange(9) < 1, visible) == {}
+
+
+@pytest.mark.integration
+def test_labels_are_audited_apart(place: Path, tmp_path: Path) -> None:
+    """Two labels at other places: each has its own prior and its own read-out."""
+    rows = json.loads((place / "regions.json").read_text())["records"][:IMAGES]
+    other = [{**row, "label": "corner", "boxes": [[0, 0, 20, 20]]} for row in rows]
+    named = [{**row, "label": "square"} for row in rows]
+    (tmp_path / "two.json").write_text(json.dumps({"records": [*named, *other]}))
+    weights = str(place / "0.safetensors")
+    both = audit(place / "one", tmp_path / "two.json", image_root=place, weights=weights)
+    [audited] = both["teachers"].values()
+    assert (both["images"], audited["rows"][OWN]["auc"]["n"]) == (IMAGES, 2 * IMAGES)
+    (tmp_path / "corner.json").write_text(json.dumps({"records": other}))
+    alone = audit(place / "one", tmp_path / "corner.json", image_root=place)
+    [corner] = alone["teachers"].values()
+    (tmp_path / "square.json").write_text(json.dumps({"records": named}))
+    [square] = audit(place / "one", tmp_path / "square.json", image_root=place)["teachers"].values()
+    for row in (OWN, PRIOR, CHANCE):
+        halves = [one["rows"][row]["energy"]["value"] for one in (corner, square)]
+        assert audited["rows"][row]["energy"]["value"] == pytest.approx(np.mean(halves))
+    assert corner["rows"][PRIOR]["pointing"]["value"] == 1.0
+    assert audited["rows"][FEATURES]["separable"]["n"] == IMAGES

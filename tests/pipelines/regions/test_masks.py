@@ -112,9 +112,15 @@ def test_slake_s_release_gives_boxes_and_the_organs_of_its_masks(tmp_path: Path)
 def test_masks_in_our_form_lie_beside_the_file(tmp_path: Path) -> None:
     write_mask(tmp_path / "m" / "a.png", np.eye(6))
     row = {"image": "a.jpg", "masks": ["m/a.png"], "label": "spot", "patient": "p"}
-    (tmp_path / "regions.json").write_text(json.dumps({"records": [row]}))
+    more = row | {"value": 7, "label": "dot", "view": "axial"}
+    (tmp_path / "regions.json").write_text(json.dumps({"records": [row, more]}))
     [found] = read_regions(tmp_path / "regions.json").values()
-    assert found.regions == (Region("spot", Mask(tmp_path / "m" / "a.png")),)
+    file = tmp_path / "m" / "a.png"
+    assert found.regions == (Region("spot", Mask(file)), Region("dot", Mask(file, 7)))
+    assert (found.patient, found.view) == ("p", "axial")
+    (tmp_path / "regions.json").write_text(json.dumps({"records": [row | {"value": "x"}]}))
+    with pytest.raises(UserError, match="`value` is 'x'"):
+        read_regions(tmp_path / "regions.json")
 
 
 def test_a_mask_that_does_not_fit_is_one_line(tmp_path: Path) -> None:

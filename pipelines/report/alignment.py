@@ -1,0 +1,114 @@
+"""What a page says of a run's alignment, where `medalign alignment` has measured it."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict
+
+from pipelines.regions.experts import CHANCE
+from pipelines.regions.measuring import BEFORE, Alignment, read_alignment
+from pipelines.regions.scoring import Test, Value
+from pipelines.regions.table import TITLES
+
+ATTENTION = Path("figures") / "attention.png"  # where `medalign figures attention` writes it
+CONTROLS = ("teacher", "prior", CHANCE)
+
+
+class AlignmentRow(TypedDict):
+    """One score: its name, its text in each column (nothing without a value), and the counts."""
+
+    title: str
+    cells: list[str]
+    n: int
+    patients: int
+
+
+class AlignmentPart(TypedDict):
+    """The part of a page; `measured` is false where nothing was, and `picture` a PNG as base64."""
+
+    measured: bool
+    columns: list[str]
+    scores: list[AlignmentRow]
+    tests: list[Test]
+    test_titles: Mapping[str, str]
+    before_after: list[str]
+    picture: str | None
+
+
+def alignment_part(run: Path) -> AlignmentPart:
+    """Read `alignment.json` and the attention figure of a run; empty where they are not there."""
+    found = read_alignment(run)
+    picture = run / ATTENTION
+    shown = base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else None
+    part: AlignmentPart = {
+        "measured": found is not None,
+        "columns": [],
+        "scores": [],
+        "tests": [],
+        "test_titles": TITLES,
+        "before_after": [],
+        "picture": shown,
+    }
+    if found is not None:
+        part["columns"] = _columns(found)
+        part["scores"] = [
+            _row(found, score, part["columns"]) for score in TITLES if _has(found, score)
+        ]
+        part["tests"] = [one for one in found["tests"] if _tells(one, found["arms"])]
+        part["before_after"] = _sentences(found)
+    return part
+
+
+def _columns(found: Alignment) -> list[str]:
+    return [name for name in (BEFORE, *found["arms"], *CONTROLS) if name in found["rows"]]
+
+
+def _has(found: Alignment, score: str) -> bool:
+    return any(score in values for values in found["rows"].values())
+
+
+def _row(found: Alignment, score: str, columns: list[str]) -> AlignmentRow:
+    values = [found["rows"][name].get(score) for name in columns]
+    first = next(value for value in values if value is not None)
+    return {
+        "title": TITLES[score],
+        "cells": [_cell(value, name) for value, name in zip(values, columns, strict=True)],
+        "n": first["n"],
+        "patients": first["patients"],
+    }
+
+
+def _cell(value: Value | None, column: str) -> str:
+    if value is None:
+        return ""
+    low, high = value["interval"]
+    interval = "" if column == CHANCE else f" [{low:.3f}, {high:.3f}]"  # computed, not observed
+    return f"{value['value']:.3f}{interval}"
+
+
+def _tells(test: Test, arms: list[str]) -> bool:
+    """Whether a test is of the page: an arm against before, the first arm, or the prior."""
+    return test["a"] in arms and test["b"] in (BEFORE, arms[0], "prior")
+
+
+def _sentences(found: Alignment) -> list[str]:
+    """Say in words what the last arm's losses and grounding did, and whether tests show it."""
+    last = found["arms"][-1]
+    said = []
+    for score, name in (("loss_vis", "L_vis"), ("loss_att", "L_att"), ("pointing", "hits")):
+        if not all(score in found["rows"].get(row, {}) for row in (BEFORE, last)):
+            continue
+        before, after = (found["rows"][row][score]["value"] for row in (BEFORE, last))
+        tests = [one for one in found["tests"] if one["a"] == last and one["score"] == score]
+        p = next((one["p_holm"] for one in tests if one["b"] == BEFORE), None)
+        shown = "" if p is None else f" (p = {p:.3f})"
+        if score != "pointing":
+            said.append(f"{name} of {last}: {before:.4f} before, {after:.4f} after{shown}.")
+            continue
+        prior = found["rows"].get("prior", {}).get(score)
+        beside = "" if prior is None else f"; the prior hits in {100 * prior['value']:.0f}%"
+        said.append(
+            f"The question's attention hits the region in {100 * before:.0f}% of images before, "
+            f"{100 * after:.0f}% after{shown}{beside}."
+        )
+    return said
