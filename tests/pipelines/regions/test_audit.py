@@ -164,6 +164,20 @@ def test_together_is_scikit_learn_s_auc_over_each_patch_of_the_region() -> None:
     assert together(matrix[np.triu_indices(9, 1)], np.arange(9) < 1, visible) == {}
 
 
+@pytest.mark.unit
+def test_the_script_cache_has_every_command_of_the_stage_and_audit() -> None:
+    import tomllib
+    from importlib import import_module
+
+    from teacher_cache.cli import app as stage
+
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"]["cache"].partition(":")
+    assert getattr(import_module(module), function).__module__ == "pipelines.regions.cache"
+    own, stages = ([one.name for one in each.registered_commands] for each in (app, stage))
+    assert own == [*stages, "audit"]
+
+
 @pytest.mark.integration
 def test_labels_are_audited_apart(place: Path, tmp_path: Path) -> None:
     """Two labels at other places: each has its own prior and its own read-out."""
