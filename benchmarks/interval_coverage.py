@@ -217,8 +217,8 @@ def page(sets: int, command: str) -> str:
         f"**Paired tests**, {sets // 5} sets a row. `rejected` at difference 0 is the rate of",
         "false positives; `found` is how often the printed smallest difference was found.",
         "",
-        "| n | clusters | disagreement | difference | correlation | coverage | rejected | interval "
-        "against p | smallest shown | found |",
+        "| n | clusters | disagree | differ | correlation | coverage | rejected | against p | "
+        "smallest | found |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in pairs(sets // 5):
