@@ -217,7 +217,7 @@ def page(sets: int, command: str) -> str:
         f"**Paired tests**, {sets // 5} sets a row. `rejected` at difference 0 is the rate of",
         "false positives; `found` is how often the printed smallest difference was found.",
         "",
-        "| n | clusters | disagree | differ | correlation | coverage | rejected | against p | "
+        "| n | clusters | disagree | differ | correl. | coverage | rejected | against p | "
         "smallest | found |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
