@@ -16,6 +16,7 @@ from pipelines.statistics import score_interval
 from pipelines.sweep.ledger import write_run
 from pipelines.sweep.study import read_study, runs_of
 from shared.errors import UserError
+from tests.fixtures.results import answered, settings
 
 pytestmark = pytest.mark.unit
 
@@ -31,7 +32,7 @@ def write_evaluated(run: Path, value: float, adapter: str = "LoRA", **scores: fl
             for name, one in {"closed_accuracy": value, **scores}.items()
         },
     }  # fmt: skip
-    result: Result = {"schema": 2, "rows": [row]}
+    result: Result = {"schema": 2, "rows": [row], "data": answered(), "settings": settings()}
     (run / FOLDER).mkdir(parents=True)
     write_result(run / FOLDER, result)
     return run
