@@ -96,12 +96,20 @@ def _layout(one: Looked) -> tuple[int, int]:
 def _image(axes: NDArray[np.object_], one: Looked, grid: Grid) -> None:
     for axis in axes.ravel():
         axis.set_visible(False)
-    _panel(axes[0][0], one, None, one.title, grid)
+    _panel(axes[0][0], one, None, shortened(one.title), grid)
     for axis, (name, map_) in zip(axes[0][1:], one.beside.items(), strict=False):
         _panel(axis, one, map_, name, grid)
     for line, (row, maps) in zip(axes[1:], one.rows.items(), strict=True):
         for axis, (name, map_) in zip(line, maps.items(), strict=False):
             _panel(axis, one, map_, f"{name}, {row}", grid)
+
+
+def shortened(title: str, most: int = 24) -> str:
+    """Cut the middle out of a title that is too long for a panel."""
+    if len(title) <= most:
+        return title
+    ends = (most - 1) // 2
+    return f"{title[:ends]}…{title[-ends:]}"
 
 
 def _panel(axis: "Axes", one: Looked, map_: Map | None, title: str, grid: Grid) -> None:
@@ -142,16 +150,20 @@ def _overlay(axis: "Axes", map_: Map, one: Looked, grid: Grid) -> None:
     scores = one.scores(map_)
     highest = int(values.argmax())
     row, column = divmod(highest, grid.columns)
-    axis.plot(
-        left + (column + 0.5) * side / grid.columns, top_edge + (row + 0.5) * side / grid.rows,
-        marker="+", color="white", markersize=5, markeredgewidth=1.0,
-    )  # fmt: skip
+    # The middle of what a patch shows of the image: its own middle may lie in the padding.
+    x = _middle(left + column * side / grid.columns, side / grid.columns, width)
+    y = _middle(top_edge + row * side / grid.rows, side / grid.rows, height)
+    axis.plot(x, y, marker="+", color="white", markersize=5, markeredgewidth=1.0)
     auc = f", AUC {scores['auc']:.2f}" if "auc" in scores else ""
     text = f"{'hit' if scores['pointing'] >= 0.5 else 'miss'}{auc}"
     axis.text(
         0.02, 0.02, text, transform=axis.transAxes, fontsize=5.5, va="bottom",
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
     )  # fmt: skip
+
+
+def _middle(begin: float, length: float, end: int) -> float:
+    return (max(begin, 0.0) + min(begin + length, float(end))) / 2
 
 
 def _outline(axis: "Axes", place: Box | Mask, width: int, height: int) -> None:

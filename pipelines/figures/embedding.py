@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from pipelines.figures.style import COLOURS, COLUMN, MARKERS, panels, save, write_csv
+from pipelines.figures.style import COLUMN, look, panels, save, write_csv
 from pipelines.regions.separability import Places, hits_of, vectors_of
 from pipelines.statistics import Interval, score_interval
 from shared.errors import UserError
@@ -94,7 +94,7 @@ def draw_separability(
     places = _layout(shown)
     rows, columns = (1 + max(one[axis] for one in places.values()) for axis in (0, 1))
     width = COLUMN if columns < 4 else 2.1 * COLUMN
-    height = rows * (width / columns + 0.3) + 0.4
+    height = rows * (width / columns + 0.3) + 0.28 + 0.12 * -(-len(labels) // 3)
     figure, axes = panels(width, height, rows, columns)
     for axis in axes.ravel():
         axis.set_visible(False)
@@ -215,8 +215,8 @@ def _scatter(
             places[chosen, 0],
             places[chosen, 1],
             s=3.5,
-            marker=MARKERS[number % len(MARKERS)],
-            color=COLOURS[number % len(COLOURS)],
+            marker=look(number)[0],
+            color=look(number)[1],
             alpha=0.6,
             linewidths=0,
             rasterized=True,
@@ -226,7 +226,9 @@ def _scatter(
     axis.set_yticks([])
     if scored is not None:
         value, low, high = scored.interval[:3]
-        text = f"{value:.2f} [{low:.2f}, {high:.2f}]\nchance {scored.chance:.2f}"
+        few = f"({scored.interval.clusters} units)"
+        width = f"[{low:.2f}, {high:.2f}]" if scored.interval.trusted else few
+        text = f"{value:.2f} {width}\nchance {scored.chance:.2f}"
         axis.set_xlabel(text, fontsize=6.5)
 
 
@@ -235,12 +237,13 @@ def _legend(figure: "object", labels: Sequence[str], note: str) -> None:
     from matplotlib.lines import Line2D
 
     assert isinstance(figure, Figure)
-    handles = [
-        Line2D([], [], linestyle="", markersize=4, label=label,
-               marker=MARKERS[number % len(MARKERS)], color=COLOURS[number % len(COLOURS)])
-        for number, label in enumerate(labels)
-    ]  # fmt: skip
+    handles = []
+    for number, label in enumerate(labels):
+        marker, colour = look(number)
+        handles.append(
+            Line2D([], [], linestyle="", markersize=4, label=label, marker=marker, color=colour)
+        )
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(4, len(labels)), frameon=False,
+        handles=handles, loc="outside lower center", ncols=min(3, len(labels)), frameon=False,
         fontsize=6.5, title=note, title_fontsize=6,
     )  # fmt: skip

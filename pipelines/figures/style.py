@@ -40,6 +40,12 @@ SETTINGS = {
 }
 
 
+def look(number: int) -> tuple[str, str]:
+    """Return marker and colour of the kind `number`; no two of the first 64 are alike."""
+    turn, place = divmod(number, len(COLOURS))
+    return MARKERS[(place + turn) % len(MARKERS)], COLOURS[place]
+
+
 def panels(
     width: float, height: float, rows: int, columns: int, heights: Sequence[float] | None = None
 ) -> "tuple[Figure, NDArray[np.object_]]":

@@ -9,8 +9,14 @@ from pipelines.regions.experts import CHANCE
 from pipelines.regions.measuring import BEFORE, Alignment, read_alignment
 from pipelines.regions.scoring import Test, Value
 from pipelines.regions.table import TITLES
+from pipelines.statistics.intervals import MIN_CLUSTERS
 
 ATTENTION = Path("figures") / "attention.png"  # where `medalign figures attention` writes it
+SAID = {  # what is said in words, with how many digits
+    "loss_vis": ("L_vis", 4),
+    "loss_att": ("L_att", 4),
+    "similarity": ("Correlation of its similarities with the expert's", 2),
+}
 CONTROLS = ("teacher", "prior", CHANCE)
 
 
@@ -82,33 +88,42 @@ def _cell(value: Value | None, column: str) -> str:
     if value is None:
         return ""
     low, high = value["interval"]
-    interval = "" if column == CHANCE else f" [{low:.3f}, {high:.3f}]"  # computed, not observed
-    return f"{value['value']:.3f}{interval}"
+    # Chance is computed, not observed; and few units say nothing of others.
+    bare = column == CHANCE or value["patients"] < MIN_CLUSTERS
+    return f"{value['value']:.3f}" + ("" if bare else f" [{low:.3f}, {high:.3f}]")
 
 
 def _tells(test: Test, arms: list[str]) -> bool:
     """Whether a test is of the page: an arm against before, the first arm, or the prior."""
-    return test["a"] in arms and test["b"] in (BEFORE, arms[0], "prior")
+    told = test["a"] in arms and test["b"] in (BEFORE, arms[0], "prior")
+    return told and test["patients"] >= MIN_CLUSTERS
 
 
 def _sentences(found: Alignment) -> list[str]:
     """Say in words what the last arm's losses and grounding did, and whether tests show it."""
     last = found["arms"][-1]
     said = []
-    for score, name in (("loss_vis", "L_vis"), ("loss_att", "L_att"), ("pointing", "hits")):
-        if not all(score in found["rows"].get(row, {}) for row in (BEFORE, last)):
-            continue
-        before, after = (found["rows"][row][score]["value"] for row in (BEFORE, last))
-        tests = [one for one in found["tests"] if one["a"] == last and one["score"] == score]
-        p = next((one["p_holm"] for one in tests if one["b"] == BEFORE), None)
-        shown = "" if p is None else f" (p = {p:.3f})"
-        if score != "pointing":
-            said.append(f"{name} of {last}: {before:.4f} before, {after:.4f} after{shown}.")
-            continue
-        prior = found["rows"].get("prior", {}).get(score)
+    for score, (name, digits) in SAID.items():
+        if score in found["rows"][last]:
+            before, after = (found["rows"][row][score]["value"] for row in (BEFORE, last))
+            change = f"{before:.{digits}f} before, {after:.{digits}f} after"
+            said.append(f"{name}, {last}: {change}{_shown(found, last, score)}.")
+    if "pointing" in found["rows"][last]:
+        before, after = (found["rows"][row]["pointing"]["value"] for row in (BEFORE, last))
+        prior = found["rows"].get("prior", {}).get("pointing")
         beside = "" if prior is None else f"; the prior hits in {100 * prior['value']:.0f}%"
         said.append(
             f"The question's attention hits the region in {100 * before:.0f}% of images before, "
-            f"{100 * after:.0f}% after{shown}{beside}."
+            f"{100 * after:.0f}% after{_shown(found, last, 'pointing')}{beside}."
         )
     return said
+
+
+def _shown(found: Alignment, arm: str, score: str) -> str:
+    """Say what the test of an arm against the start found."""
+    test = next(
+        one for one in found["tests"] if (one["a"], one["b"], one["score"]) == (arm, BEFORE, score)
+    )
+    if test["patients"] < MIN_CLUSTERS:
+        return f" ({test['patients']} units, too few for a test)"
+    return f" (p = {test['p_holm']:.3f})"

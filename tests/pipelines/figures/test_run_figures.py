@@ -11,9 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.figures.attention import Looked, draw_attention, square_extent
+from pipelines.figures.attention import Looked, draw_attention, shortened, square_extent
 from pipelines.figures.embedding import Labelled, Panel, draw_points, draw_separability
 from pipelines.figures.run import parse_where
+from pipelines.figures.style import look
 from pipelines.regions.measuring import measure
 from shared.errors import UserError
 from shared.imaging.geometry import content_box, coverage
@@ -186,6 +187,18 @@ def test_masks_are_outlined_too(tmp_path: Path) -> None:
     draw_attention([looked], Grid(2, 2), tmp_path)
     [first, _] = rows_of(tmp_path / "attention.csv")
     assert (float(first["pointing"]), float(first["auc"])) == (0.0, 0.0)
+
+
+@pytest.mark.unit
+def test_no_two_labels_look_alike() -> None:
+    assert len({look(number) for number in range(64)}) == 64
+
+
+@pytest.mark.unit
+def test_long_titles_lose_their_middle() -> None:
+    assert shortened("axial-095") == "axial-095"
+    title = shortened("axial-095-presence-parietal-lobe")
+    assert (len(title), title[:9], title[-4:]) == (23, "axial-095", "lobe")
 
 
 @pytest.mark.unit

@@ -14,7 +14,7 @@ from tests.fixtures.runs import write_run
 from tests.fixtures.student_runs import write_store
 
 pytestmark = pytest.mark.integration
-IMAGES = 6
+IMAGES = 12
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,32 @@ def test_the_table_has_the_measured_numbers_and_leads_with_the_change(run: Path)
     assert by_title["pointing game"]["cells"][2] == f"{value['value']:.3f} [{low:.3f}, {high:.3f}]"
     assert by_title["pointing game"]["n"] == IMAGES
     before, after = (found["rows"][row]["loss_vis"]["value"] for row in ("before", "MEDALIGN"))
-    assert f"L_vis of MEDALIGN: {before:.4f} before, {after:.4f} after" in part["before_after"][0]
+    assert (
+        f"L_vis, MEDALIGN: {before:.4f} before, {after:.4f} after (p = " in part["before_after"][0]
+    )
     prior = found["rows"]["prior"]["pointing"]["value"]
     assert f"the prior hits in {100 * prior:.0f}%" in part["before_after"][-1]
     assert {(one["a"], one["b"]) for one in part["tests"]} == {
         ("LoRA", "before"), ("MEDALIGN", "before"), ("MEDALIGN", "LoRA"),
         ("LoRA", "prior"), ("MEDALIGN", "prior"),
     }  # fmt: skip
+
+
+def test_few_units_have_neither_interval_nor_test(run: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": f"{n}.png", "patient": f"p{n // 3}", "boxes": [[n, 3, 12, 11]]}
+        for n in range(IMAGES)
+    ]
+    (tmp_path / "regions.json").write_text(json.dumps({"records": rows}))
+    kept = (run / "alignment.json").read_text()
+    try:
+        measure(run, store=str(run / "store"), regions=tmp_path / "regions.json")
+        part = alignment_part(run)
+    finally:
+        (run / "alignment.json").write_text(kept)
+    assert part["tests"] == []
+    assert not any("[" in cell for row in part["scores"] for cell in row["cells"])
+    assert all("4 units, too few for a test" in one for one in part["before_after"])
 
 
 def test_the_picture_is_shown_where_it_was_drawn(run: Path) -> None:
