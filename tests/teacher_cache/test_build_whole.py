@@ -169,7 +169,9 @@ def test_a_grid_whose_records_cannot_fit_is_one_line(tmp_path, weights, grid):
     found = find_images(str(tmp_path / "images"))
     settings = Settings(grid=grid)
     for work in (build, plan):
-        with pytest.raises(UserError, match=f"--grid {grid.rows}x{grid.columns} is .* [MG]B an image"):
+        with pytest.raises(
+            UserError, match=f"--grid {grid.rows}x{grid.columns} is .* [MG]B an image"
+        ):
             work(TEACHER, found, tmp_path / "store", weights=weights, settings=settings)
     assert not (tmp_path / "store").exists()
 
