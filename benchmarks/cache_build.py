@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,8 +196,8 @@ def compare(
         bare()
         for number in range(rounds):
             found["bare"].append(timed(bare))
-            found["build"].append(timed(lambda n=number: build(folder / f"store{n}")))
-            found["recipe"].append(timed(lambda n=number: recipe(folder / f"recipe{n}")))
+            found["build"].append(timed(partial(build, folder / f"store{number}")))
+            found["recipe"].append(timed(partial(recipe, folder / f"recipe{number}")))
             latest = ", ".join(
                 f"{kind} {rounds[-1].processor:.1f} s" for kind, rounds in found.items()
             )
@@ -263,9 +264,9 @@ def table(
                 f"| {name} | {' | '.join(speeds)} | {label} | {' | '.join(cells)} | {goal} |"
             )
     if rates[1]:
-        ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
+        gains = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
         one, two = (statistics.median(rates[count]) for count in (1, 2))
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        spread = f"{statistics.median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f})"
         lines += [
             "",
             "| ranks (dinov2-small, one thread each) | one | two | two over one | goal |",
