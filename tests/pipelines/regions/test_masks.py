@@ -55,8 +55,9 @@ def test_a_mask_of_a_box_is_the_box(
     # A box's shares are stored in 255 steps, where a sliver counts as one of them.
     assert np.abs(shares[0] - shares[1]).max() <= 1 / 255 + 1e-9
     centres = [inside([one], width, height, Grid(side, side), geometry) for one in places]  # type: ignore[list-item]
-    edges = (np.arange(side) + 0.5) / side * max(width, height)
-    if not np.isclose(edges % 0.5, 0).any():  # a centre on an edge may fall on either side
+    length = min(width, height) if geometry == "crop" else max(width, height)
+    halves = (np.arange(side) + 0.5) / side * length * 2  # every edge lies on a whole one
+    if not np.isclose(halves, halves.round()).any():  # a centre on an edge falls on either side
         assert centres[0].tolist() == centres[1].tolist()
 
 
