@@ -84,6 +84,20 @@ def checkpoint_of(section: ModelSection) -> Path:
     return checkpoint_folder(place, section.revision)
 
 
+def check_place(section: ModelSection) -> None:
+    """Raise a `UserError` where a recipe's `model` cannot be loaded; fetch and load nothing.
+
+    No named model, folder or hub id; a folder without a checkpoint, or of a layout without a loader.
+    """
+    from student_train.models.folder import local_folder, read_config
+
+    family = _family(section)
+    place = section.path or (family.hub_id if family else section.name)
+    folder = local_folder(place, section.revision)
+    if folder is not None:
+        _loader(read_config(folder)["model_type"], folder)
+
+
 def _family(section: ModelSection) -> Family | None:
     """Return the named model that is asked for; None for a folder or a hub id."""
     family = FAMILIES.get(section.name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from shared.console import note
-from shared.errors import UserError
+from shared.errors import UserError, did_you_mean
 from shared.hub import offline_if_unreachable
 
 CONFIG = "config.json"
@@ -20,15 +20,14 @@ CONFIG = "config.json"
 _WANTED = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
 
 
-def checkpoint_folder(place: str, revision: str | None = None) -> Path:
-    """Return the local folder of `place`.
-
-    A folder, or a hub id, which is fetched into the hub library's cache.
+def local_folder(place: str, revision: str | None = None) -> Path | None:
+    """Return the folder here that `place` names; None for a hub id. Nothing is fetched.
 
     Raises
     ------
     UserError
-        Neither a checkpoint folder nor a hub id that can be reached.
+        A folder that is not there, or holds no checkpoint. `runs/bsae` is one beside `runs/base`,
+        though it could be a hub id by its form.
     """
     folder = Path(place).expanduser()
     if folder.is_dir():
@@ -47,6 +46,37 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
         raise UserError(
             f"no model folder at {place}, and it is no hub id such as owner/name either"
         )
+    if folder.parent.is_dir() and not _cached(place):
+        beside = [str(one) for one in folder.parent.iterdir() if (one / CONFIG).is_file()]
+        there = f"model folders there are {', '.join(sorted(beside)[:5])}"
+        hint = did_you_mean(place, beside, there if beside else "it holds no model folder")
+        raise UserError(
+            f"no model folder at {place}, where a folder {folder.parent} is; {hint} (the model "
+            f"{place} of the hub would be meant where no such folder is)"
+        )
+    return None
+
+
+def _cached(place: str) -> bool:
+    """Whether the hub library's cache has the model of this id."""
+    from huggingface_hub import constants
+
+    return (Path(constants.HF_HUB_CACHE) / f"models--{place.replace('/', '--')}").is_dir()
+
+
+def checkpoint_folder(place: str, revision: str | None = None) -> Path:
+    """Return the local folder of `place`.
+
+    A folder, or a hub id, which is fetched into the hub library's cache.
+
+    Raises
+    ------
+    UserError
+        Neither a checkpoint folder nor a hub id that can be reached.
+    """
+    here = local_folder(place, revision)
+    if here is not None:
+        return here
     from huggingface_hub import snapshot_download
 
     # Of the hub library's own HTTP client.

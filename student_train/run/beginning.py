@@ -9,6 +9,7 @@ from shared.files import check_writable
 from shared.processes import this_process
 from shared.recipe import Recipe
 from shared.records import image_root_of, load_records
+from student_train.models import check_place
 from student_train.run.deepspeed_file import DeepSpeedConfig, deepspeed_config, zero_stage
 from student_train.run.environment import check_hub, check_trackers, use_cpu
 from student_train.run.origin import Origin, check_files, origin_of, with_fingerprints
@@ -40,7 +41,7 @@ def begin(
     scored: bool = False,
     computed: bool = False,
 ) -> Beginning:
-    """Check recipe, output, data files, images and store.
+    """Check recipe, output, the base model's place, data files, images and store.
 
     Parameters
     ----------
@@ -73,6 +74,7 @@ def begin(
     if checkpoint is not None:
         check_effective_batch(checkpoint, recipe, this_process().world)
     _check_named(recipe)
+    check_place(recipe.model)
     origin = origin_of(recipe, checkpoint, repeats)
     recipe = with_fingerprints(recipe, origin)
     check_files(origin, recipe)

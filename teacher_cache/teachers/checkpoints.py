@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import UserError
+from shared.hub import offline_if_unreachable
 
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth")
 
@@ -66,6 +67,7 @@ def _fetch(repository: str, files: tuple[str, ...]) -> Path:
         "open_clip_pytorch_model.bin",
     )
     reason = ""
+    offline_if_unreachable()
     for name in candidates:
         try:
             return Path(hf_hub_download(repository, name))
