@@ -91,6 +91,7 @@ class VisionConfig(Protocol):
 class ImageTextConfig(Protocol):
     """Configuration of the whole model."""
 
+    model_type: str
     image_token_id: int
     image_seq_length: int
     text_config: TextConfig

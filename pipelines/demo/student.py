@@ -79,7 +79,8 @@ def write_student(
     out: Path,
 ) -> None:
     """Start the projector of `model` with `fit` and write the student into the folder `out`."""
-    from student_train.models.base import make_base, save_base
+    from student_train.models.base import make_base
+    from student_train.models.saving import save_base
 
     projector = model.model.multi_modal_projector
     with torch.no_grad():

@@ -15,7 +15,7 @@ _ADAPTER = (
 )
 _WHOLE = (
     "library_name: transformers",
-    "; `from_pretrained` alone would leave W (`rotation.safetensors`) out",
+    "; transformers alone would leave W (`rotation.safetensors`) out, and refuses the folder",
 )
 
 

@@ -16,14 +16,16 @@ from student_train.adapter.card import merged_card
 from student_train.adapter.files import RECIPE, ROTATION_WEIGHTS, adapter_recipe
 from student_train.adapter.provenance import PROVENANCE, check_base
 from student_train.imagetext import HookedModel
+from student_train.models.folder import mark_rotated
 
 
 def export(folder: Path, to: Path, base: str | None = None) -> Path:
     """Write the adapter of `folder`, merged, as a plain model folder at `to`.
 
     LoRA merges into the weights. W cannot: it acts on image tokens only, between two layers. It
-    stays its own file, and `student_train.load(to)` puts it back; transformers' `from_pretrained`
-    alone would leave it out.
+    stays its own file, and `student_train.load(to)` puts it back. Other software would leave it
+    out, so the folder has an architecture name of its own there. Without W it is a plain
+    transformers model, which pipelines and servers load.
 
     Raises
     ------
@@ -34,7 +36,7 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
 
     from student_train.adapter.loading import base_section, load_adapter
     from student_train.models import load_base
-    from student_train.models.base import save_base
+    from student_train.models.saving import save_base
 
     check_writable(to, "choose another --to")
     if to.exists() and any(to.iterdir()):
@@ -48,7 +50,7 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
     merged = student.model.merge_and_unload()
     del cast(HookedModel, merged).rotation  # saved as its own file below
     to.mkdir(parents=True, exist_ok=True)
-    whole = replace(loaded, model=merged)
+    whole = replace(loaded, model=merged, geometry=recipe.data.geometry)
     # The base weights come last: without them nothing loads the folder, and with them W and its
     # recipe are there.
     whole_file(to / RECIPE, lambda path: save_recipe(recipe, path))
@@ -59,6 +61,8 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
     if card.is_file():  # a checkpoint has none
         (to / card.name).write_text(merged_card(card.read_text(encoding="utf-8")), encoding="utf-8")
     save_base(whole, to)
+    if (to / ROTATION_WEIGHTS).is_file():
+        mark_rotated(to)
     say(f"merged model: {to}; load it with student_train.load({str(to)!r})")
     return to
 

@@ -25,6 +25,7 @@ from student_train.adapter.provenance import check_base
 from student_train.attention import Channel
 from student_train.imagetext import HookedModel, ImageTextModel
 from student_train.models import load_base
+from student_train.models.folder import is_rotated
 from student_train.models.processor import Processor
 from student_train.student import Student, add_hooks, check_layers, lora_state, with_adapter
 
@@ -69,10 +70,10 @@ def load(
 
 def _load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[ImageTextModel, Processor]:
     """Load a folder of `student export`, or a plain model folder."""
-    loaded = load_base(str(folder), dtype)
+    loaded = load_base(str(folder), dtype, with_rotation=True)
     merged = adapter_recipe(folder) if (folder / RECIPE).is_file() else None
     rotated = merged is not None and merged.train.tune == "lora" and merged.rotation.kind != "none"
-    if rotated or (folder / ROTATION_WEIGHTS).is_file():
+    if rotated or is_rotated(folder) or (folder / ROTATION_WEIGHTS).is_file():
         load_rotation(loaded.model, loaded.image_token_id, folder, merged or adapter_recipe(folder))
     return loaded.model, loaded.processor("pad" if merged is None else merged.data.geometry)
 

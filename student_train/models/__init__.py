@@ -30,7 +30,9 @@ FAMILIES = {
 }
 
 
-def load_base(model: ModelSection | str, dtype: "torch.dtype | None" = None) -> "BaseStudent":
+def load_base(
+    model: ModelSection | str, dtype: "torch.dtype | None" = None, *, with_rotation: bool = False
+) -> "BaseStudent":
     """Load a student by family name, folder or hub id; never runs code from a checkpoint.
 
     Parameters
@@ -39,6 +41,8 @@ def load_base(model: ModelSection | str, dtype: "torch.dtype | None" = None) -> 
         A recipe's `model` section, or its `name` alone.
     dtype
         torch dtype of the weights; float32 by default.
+    with_rotation
+        The caller puts W on the model; an exported model that needs one is refused otherwise.
 
     Returns
     -------
@@ -54,7 +58,7 @@ def load_base(model: ModelSection | str, dtype: "torch.dtype | None" = None) -> 
     import torch
     from transformers.utils import logging
 
-    from student_train.models.folder import read_config
+    from student_train.models.folder import is_rotated, read_config
 
     if not stderr.is_terminal or not is_main_process():
         # a log file would keep every state of the bar, and ranks would mix theirs
@@ -62,6 +66,11 @@ def load_base(model: ModelSection | str, dtype: "torch.dtype | None" = None) -> 
     section = ModelSection(name=model) if isinstance(model, str) else model
     family = _family(section)
     folder = checkpoint_of(section)
+    if is_rotated(folder) and not with_rotation:
+        raise UserError(
+            f"{folder} is an exported model with a rotation W, and as a base it would lose W; take "
+            "the base that its adapter was trained on, or `student_train.load` to ask it"
+        )
     layout = read_config(folder)["model_type"]
     template = section.template or (family.template if family else None)
     return _loader(layout, folder)(
@@ -87,7 +96,8 @@ def checkpoint_of(section: ModelSection) -> Path:
 def check_place(section: ModelSection) -> None:
     """Raise a `UserError` where a recipe's `model` cannot be loaded; fetch and load nothing.
 
-    No named model, folder or hub id; a folder without a checkpoint, or of a layout without a loader.
+    No named model, folder or hub id; a folder without a checkpoint, or of a layout that no loader
+    reads.
     """
     from student_train.models.folder import local_folder, read_config
 

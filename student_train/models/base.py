@@ -1,13 +1,11 @@
-"""What every model family is loaded into, and how that is saved as a transformers folder."""
+"""What every model family is loaded into."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import cast
 
 from torch import nn
 
 from shared.errors import UserError
-from shared.files import follow_umask
 from shared.imaging.grid import Grid
 from shared.vocabulary import Geometry
 from student_train.imagetext import ImageProcessor, ImageTextModel, Tokenizer
@@ -115,17 +113,6 @@ def make_base(
     return assemble(
         model, tokenizer, image_processor, template, image_size=size, token_pixels=patch
     )
-
-
-def save_base(base: BaseStudent, folder: str | Path) -> None:
-    """Write a transformers folder that `load_base` reads.
-
-    Weights (safetensors), configuration, tokenizer and image processor.
-    """
-    base.model.save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
-    base.image_processor.save_pretrained(folder)
-    follow_umask(Path(folder))
 
 
 def connector(model: ImageTextModel) -> nn.Module:

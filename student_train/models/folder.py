@@ -13,9 +13,15 @@ from torch import Tensor
 
 from shared.console import note
 from shared.errors import UserError, did_you_mean
+from shared.files import whole_file
 from shared.hub import offline_if_unreachable
 
 CONFIG = "config.json"
+# model_type of an exported model that needs W. Its own configuration and type stand apart: a class
+# of transformers takes any part of the file that names its type.
+ROTATED = "medalign"
+BASE, BASE_TYPE = "base_config", "base_model_type"
+NEEDED = "this model needs its rotation: load it with medalign's student_train.load"
 # Weights, configuration and tokenizer; never code.
 _WANTED = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
 
@@ -101,7 +107,42 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, object]:
-    """Read `config.json` of a checkpoint folder."""
+    """Read `config.json` of a checkpoint folder; of one that needs W, the model's own part."""
+    config = _config(folder)
+    base = config.get(BASE)
+    if config["model_type"] != ROTATED or not isinstance(base, dict):
+        return config
+    return base | {"model_type": config.get(BASE_TYPE)}
+
+
+def is_rotated(folder: Path) -> bool:
+    """Whether the model of a folder is right only with the rotation that lies beside it."""
+    return _config(folder)["model_type"] == ROTATED
+
+
+def mark_rotated(folder: Path) -> None:
+    """Give a saved model an architecture name of its own.
+
+    Other software that would load the folder without W then fails, instead of answering as
+    another model.
+    """
+    base = read_config(folder)
+    config = {
+        "model_type": ROTATED,
+        "architectures": ["MedAlignForConditionalGeneration"],
+        BASE_TYPE: base.pop("model_type"),
+        BASE: base,
+        # Where a class of transformers expects its parts, which would be its defaults else.
+        "text_config": NEEDED,
+        "vision_config": NEEDED,
+    }
+    whole_file(
+        folder / CONFIG,
+        lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"),
+    )
+
+
+def _config(folder: Path) -> dict[str, object]:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from shared.errors import UserError
 from shared.recipe import ModelSection
 from student_train.models.base import BaseStudent, make_base
-from student_train.models.folder import weight_files
+from student_train.models.folder import read_config, weight_files
 from student_train.models.pretrained import from_pretrained, load_part
 
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ def load_llava(
     template
         Name of the prompt template; None takes the one in the folder's config.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
+    from transformers import (
+        AutoImageProcessor,
+        AutoTokenizer,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
 
     weight_files(folder)
     if section.vision_weights != "checkpoint":
@@ -35,7 +40,8 @@ def load_llava(
             "model.vision_weights=openai applies to LLaVA-Med's original checkpoint; a "
             "transformers folder has its own"
         )
-    model = from_pretrained(LlavaForConditionalGeneration, section, dtype, folder)
+    config = LlavaConfig.from_dict(read_config(folder))
+    model = from_pretrained(LlavaForConditionalGeneration, section, dtype, folder, config=config)
     tokenizer = load_part(AutoTokenizer, folder, "tokenizer")
     processor = load_part(AutoImageProcessor, folder, "image processor")
     return make_base(model, tokenizer, processor, template)

@@ -15,7 +15,7 @@ from shared.errors import UserError
 from shared.recipe import ModelSection
 from student_train.imagetext import ImageFeatures, ImageProcessor, Multimodal, Tokenizer
 from student_train.models.base import BaseStudent, assemble
-from student_train.models.folder import weight_files
+from student_train.models.folder import read_config, weight_files
 from student_train.models.pretrained import from_pretrained, load_part
 
 MODEL_TYPE = "smolvlm"
@@ -25,14 +25,20 @@ def load_smolvlm(
     folder: Path, section: ModelSection, dtype: torch.dtype, template: str | None
 ) -> BaseStudent:
     """Load a SmolVLM folder, strictly; its own chat template unless another is named."""
-    from transformers import AutoImageProcessor, AutoTokenizer, SmolVLMForConditionalGeneration
+    from transformers import (
+        AutoImageProcessor,
+        AutoTokenizer,
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+    )
 
     weight_files(folder)
     if section.vision_weights != "checkpoint":
         raise UserError(
             "model.vision_weights=openai applies to LLaVA-Med only; SmolVLM brings its own tower"
         )
-    model = from_pretrained(SmolVLMForConditionalGeneration, section, dtype, folder)
+    config = SmolVLMConfig.from_dict(read_config(folder))
+    model = from_pretrained(SmolVLMForConditionalGeneration, section, dtype, folder, config=config)
     _accept_flat_images(model.model)
     vision = model.config.vision_config
     tokenizer: Tokenizer = load_part(AutoTokenizer, folder, "tokenizer")

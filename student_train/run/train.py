@@ -4,6 +4,7 @@ For the projector's warm-up: to a model folder.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -197,7 +198,8 @@ def _adapter(run: Beginning, base: "BaseStudent", provenance: Provenance) -> _Tr
 def _projector(run: Beginning, base: "BaseStudent", provenance: Provenance) -> _Trained:
     """Freeze all but the projector (LLaVA's first stage)."""
     from student_train.adapter.files import RECIPE
-    from student_train.models.base import connector, save_base
+    from student_train.models.base import connector
+    from student_train.models.saving import save_base
 
     base.model.requires_grad_(False)
     connector(base.model).requires_grad_(True)
@@ -206,7 +208,7 @@ def _projector(run: Beginning, base: "BaseStudent", provenance: Provenance) -> _
         folder.mkdir(parents=True, exist_ok=True)
         write_provenance(folder, provenance)
         if folder == run.output:
-            save_base(base, folder)
+            save_base(replace(base, geometry=run.recipe.data.geometry), folder)
         else:
             save_recipe(run.recipe, folder / RECIPE)
 

@@ -14,7 +14,7 @@ from shared.errors import UserError
 from shared.imaging.squares import image_reader
 from shared.recipe import ModelSection
 from student_train.models import load_base
-from student_train.models.base import save_base
+from student_train.models.saving import save_base
 from tests.fixtures.student_checkpoints import llava_hf
 
 

@@ -264,7 +264,7 @@ def test_the_checkpoints_own_temperature_is_kept(tmp_path: Path, name: str, writ
 
 @pytest.mark.integration
 def test_saved_base_loads_as_a_transformers_folder(tmp_path: Path) -> None:
-    from student_train.models.base import save_base
+    from student_train.models.saving import save_base
 
     huatuo_original(tmp_path / "a")
     base = load_base(ModelSection(name="huatuogpt-vision-7b", path=str(tmp_path / "a")))

@@ -1,0 +1,109 @@
+"""A model as a folder that transformers, vLLM and `load_base` read: weights, texts, pictures.
+
+N patches of one image. Beside the weights stands a processor that does to a chat message and an
+image what `Processor` does: the template as a chat template, the geometry as padding.
+"""
+
+import json
+from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
+
+from shared.files import follow_umask
+from shared.records import IMAGE_MARK
+from student_train.models.base import BaseStudent
+from student_train.models.templates import Template
+
+# What a message's content may be: a text, or a list of {"type": "image"} and {"type": "text"}.
+_MESSAGES = """\
+{{- START -}}
+{%- for message in messages -%}
+{%- set turn = namespace(images='', text='') -%}
+{%- if message.content is string -%}{%- set turn.text = message.content -%}
+{%- else -%}{%- for part in message.content -%}
+{%- if part.type == 'image' -%}{%- set turn.images = turn.images + IMAGE -%}
+{%- elif part.type == 'text' -%}{%- set turn.text = turn.text + part.text -%}
+{%- else -%}{{- raise_exception('a message holds texts and images alone') -}}{%- endif -%}
+{%- endfor -%}{%- endif -%}
+{%- if message.role != ('assistant' if loop.index0 % 2 else 'user') -%}
+{{- raise_exception('the turns alternate, user first, and the model has no system turn') -}}
+{%- elif message.role == 'user' -%}
+{{- '' if loop.first else BETWEEN -}}
+{{- BEFORE if turn.images else PLAIN_BEFORE -}}
+{{- (turn.images + (turn.text | trim)) | trim -}}
+{{- AFTER if turn.images else PLAIN_AFTER -}}
+{{- OPENING if add_generation_prompt or not loop.last else '' -}}
+{%- else -%}{{- GAP + (turn.text | trim) + END -}}{%- endif -%}
+{%- endfor -%}"""
+
+
+@runtime_checkable
+class _Saved(Protocol):
+    def save_pretrained(self, folder: str | Path) -> object: ...
+
+
+def save_base(base: BaseStudent, folder: str | Path) -> None:
+    """Write a transformers folder that `load_base` reads.
+
+    Weights (safetensors), configuration, tokenizer, image processor and chat template. With
+    `geometry="pad"` transformers pads as LLaVA does; it resizes with torchvision, so that its
+    pixels are within a level or two of 255 of `ImageReader`'s.
+    """
+    base.model.save_pretrained(folder)
+    if base.model.config.model_type == "llava":
+        llava_processor(base).save_pretrained(folder)
+    else:  # a SmolVLM's own processor cuts tiles, and students here see one square
+        base.tokenizer.save_pretrained(folder)
+        base.image_processor.save_pretrained(folder)
+    follow_umask(Path(folder))
+
+
+def llava_processor(base: BaseStudent) -> _Saved:
+    """Return transformers' own processor of a Llava student, with its template and geometry."""
+    from transformers import LlavaImageProcessor, LlavaProcessor
+
+    token = cast(str, base.tokenizer.convert_ids_to_tokens(base.image_token_id))
+
+    square = {"height": base.image_size, "width": base.image_size}
+    pictures = LlavaImageProcessor(
+        do_pad=base.geometry == "pad",
+        size={"shortest_edge": base.image_size},
+        crop_size=square,
+        image_mean=list(base.image_processor.image_mean),
+        image_std=list(base.image_processor.image_std),
+    )
+    processor: _Saved = LlavaProcessor(
+        image_processor=pictures,
+        tokenizer=base.tokenizer,
+        patch_size=base.image_size // base.grid.columns,
+        vision_feature_select_strategy="default",  # drops the CLS token that the next line counts
+        num_additional_image_tokens=1,
+        image_token=token,
+        chat_template=chat_template(base.template, token),
+    )
+    return processor
+
+
+def chat_template(template: Template, image_token: str = IMAGE_MARK) -> str:
+    """Return a template as transformers' Jinja chat template.
+
+    Parameters
+    ----------
+    image_token
+        What the processor takes for one image.
+    """
+    before, after = template.human.split("{}")
+    plain_before, plain_after = (template.plain or template.human).split("{}")
+    names = {
+        "START": template.start,
+        "IMAGE": template.image.replace(IMAGE_MARK, image_token),
+        "BETWEEN": template.between,
+        "BEFORE": before,
+        "AFTER": after,
+        "PLAIN_BEFORE": plain_before,
+        "PLAIN_AFTER": plain_after,
+        "OPENING": template.opening,
+        "GAP": template.gap,
+        "END": template.end,
+    }
+    given = "".join(f"{{%- set {name} = {json.dumps(text)} -%}}\n" for name, text in names.items())
+    return given + _MESSAGES
