@@ -22,8 +22,16 @@ CONFIG = "config.json"
 ROTATED = "medalign"
 BASE, BASE_TYPE = "base_config", "base_model_type"
 NEEDED = "this model needs its rotation: load it with medalign's student_train.load"
-# Weights, configuration and tokenizer; never code.
-_WANTED = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
+# Weights, configuration, tokenizer and the recipe of an export; never code.
+_WANTED = [
+    "*.json",
+    "recipe.yaml",
+    "*.safetensors",
+    "*.model",
+    "merges.txt",
+    "vocab.txt",
+    "*.jinja",
+]
 
 
 def local_folder(place: str, revision: str | None = None) -> Path | None:
