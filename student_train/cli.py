@@ -1,4 +1,4 @@
-"""Command `student`: train, inspect, export."""
+"""Command `student`: train, inspect, export, tiny."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +131,28 @@ def export_command(
     export(folder, to, base)
     if push_to_hub is not None:
         push(to, push_to_hub)
+
+
+@app.command("tiny")
+def tiny_command(
+    out: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
+    grid: Annotated[
+        str, typer.Option(help="Patches that it sees, a square: rows x columns.")
+    ] = "12x12",
+    width: Annotated[int, typer.Option(help="Of the decoder, a multiple of 8.")] = 64,
+    layers: Annotated[int, typer.Option(help="Of the decoder.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of its random weights.")] = 0,
+) -> None:
+    """Write a small student with random weights in LLaVA's layout, to try every command with.
+
+    `model.name` of a recipe takes the folder.
+    """
+    from shared.console import say
+    from shared.imaging.grid import Grid
+    from student_train.models.tiny import write_tiny_student
+
+    write_tiny_student(out, Grid.parse(grid), width=width, layers=layers, seed=seed)
+    say(f"done: {out}, {grid} patches, {layers} layers of width {width}, random weights")
 
 
 def main() -> None:

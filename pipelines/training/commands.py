@@ -36,3 +36,4 @@ def train_command(
 
 app.command("inspect")(student.inspect_command)
 app.command("export")(student.export_command)
+app.command("tiny")(student.tiny_command)
