@@ -9,7 +9,7 @@ they are called, so that `medalign --help` answers at once.
 import typer
 
 from pipelines.datasets.commands import app as data_app
-from pipelines.demo.commands import demo_command, demo_student_command
+from pipelines.demo.commands import demo_command, demo_student_command, quickstart_command
 from pipelines.evaluation.commands import evaluate_command, generate_command
 from pipelines.evaluation.score_commands import compare_command, score_command
 from pipelines.figures.commands import app as figures_app
@@ -29,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("quickstart")(quickstart_command)
 app.command("demo")(demo_command)
 app.command("demo-student")(demo_student_command)
 app.command("generate")(generate_command)

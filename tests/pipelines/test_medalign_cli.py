@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 
 COMMANDS = (
+    "quickstart",
     "demo",
     "demo-student",
     "generate",
