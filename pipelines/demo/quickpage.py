@@ -45,6 +45,7 @@ def write_page(out: Path, before: float, after: float) -> Path:
         {
             "name": one.record.id,
             "picture": _picture(one.reference.path),
+            "visible": one.visible.tolist(),
             "maps": {
                 "teacher": _share(one.attention, one.visible),
                 "before": _share(first.attention[number], one.visible),
