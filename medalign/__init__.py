@@ -1,0 +1,53 @@
+"""The Python door: the names that a program of one's own needs, loaded when they are first used.
+
+`load` an adapter, read a `TargetStore`, find an image by its `content_key`, `open_image` as both
+stages do, `build` targets, `evaluate` a run. The rooms behind it are in docs/architecture.md.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.run import evaluate
+    from shared.errors import UserError
+    from shared.imaging import content_key, open_image
+    from shared.recipe import load_recipe
+    from shared.records import load_records
+    from shared.targets import TargetStore
+    from student_train.adapter.loading import load
+    from teacher_cache.building import build
+
+_HOMES = {
+    "TargetStore": "shared.targets",
+    "UserError": "shared.errors",
+    "build": "teacher_cache.building",
+    "content_key": "shared.imaging",
+    "evaluate": "pipelines.evaluation.run",
+    "load": "student_train.adapter.loading",
+    "load_recipe": "shared.recipe",
+    "load_records": "shared.records",
+    "open_image": "shared.imaging",
+}
+
+__all__ = [
+    "TargetStore",
+    "UserError",
+    "build",
+    "content_key",
+    "evaluate",
+    "load",
+    "load_recipe",
+    "load_records",
+    "open_image",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home: `import medalign` alone loads no model library."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
