@@ -13,7 +13,7 @@ from pipelines.evaluation.result import AnswerLine, Comparison, Score
 from pipelines.metrics.items import SCORES
 from pipelines.statistics import holm, paired_test, score_interval
 from pipelines.statistics.grouping import by_cluster
-from pipelines.statistics.paired import PATTERNS
+from pipelines.statistics.paired import patterns_for
 from pipelines.statistics.power import detectable_difference
 
 
@@ -135,8 +135,7 @@ def _compared(
         [(one - low) / width for one in b],
         clusters,
         tests=family,
-        # The smallest p must survive the correction: 1 in 4,097 does so among 200 tests.
-        patterns=min(max(PATTERNS, 40 * family), 5 * PATTERNS),
+        patterns=patterns_for(family),
     )
     return {
         "a": first,

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
 from pipelines.statistics import holm, paired_test, score_interval
+from pipelines.statistics.paired import patterns_for
 from pipelines.statistics.unbounded import mean_interval, paired_difference
 
 Scores = Mapping[str, Mapping[str, float]]  # item -> score -> value
@@ -55,11 +56,12 @@ def tests_of(
     pairs: Iterable[tuple[str, str]], rows: Mapping[str, Scores], patients: Mapping[str, str]
 ) -> list[Test]:
     """Test each pair of rows on every score that both have, with Holm's correction over all."""
+    asked = [(a, b, score) for a, b in pairs for score in _scores(rows[a])]
+    patterns = patterns_for(len(asked))
     tests = [
         test
-        for a, b in pairs
-        for score in _scores(rows[a])
-        if (test := _test(a, b, score, rows, patients)) is not None
+        for a, b, score in asked
+        if (test := _test(a, b, score, rows, patients, patterns)) is not None
     ]
     for test, p in zip(tests, holm([one["p"] for one in tests]), strict=True):
         test["p_holm"] = p
@@ -84,7 +86,12 @@ def _value(score: str, scores: Scores, patients: Mapping[str, str]) -> Value:
 
 
 def _test(
-    a: str, b: str, score: str, rows: Mapping[str, Scores], patients: Mapping[str, str]
+    a: str,
+    b: str,
+    score: str,
+    rows: Mapping[str, Scores],
+    patients: Mapping[str, str],
+    patterns: int,
 ) -> Test | None:
     first, second = rows[a], rows[b]
     names = [
@@ -95,7 +102,8 @@ def _test(
     clusters = [patients[name] for name in names]
     own = [first[name][score] for name in names]
     other = [second[name][score] for name in names]
-    tested = (paired_difference if score in UNBOUNDED else paired_test)(own, other, clusters)
+    test = paired_difference if score in UNBOUNDED else paired_test
+    tested = test(own, other, clusters, patterns=patterns)
     ends = [end if abs(end) != float("inf") else None for end in (tested.low, tested.high)]
     return {
         "a": a,

@@ -74,9 +74,12 @@ class Sweep:
             for part in parts if "{part}" in step.makes else parts[:1]:
                 places = self.places("", part)
                 made = Path(str(fill(step.makes, places, "steps")))
-                name = made.name if "{part}" not in step.makes else f"{made.name} of {part}"
-                folder = self.work / "steps" / name.replace(" ", "-")
-                diary = Diary(folder, "sweep", folder.with_suffix(".log"))
+                # Its own place below: two steps may end in the same name, as MEAN/PART, START/PART.
+                inside = made.is_relative_to(self.work)
+                place = made.relative_to(self.work if inside else made.anchor)
+                folder = self.work / "steps" / place
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                diary = Diary(folder, "sweep", folder.parent / f"{folder.name}.log")
                 stage = Stage("make", command_of(step.command, places, "steps"), made)
                 if diary.lacks(stage):
                     note(f"makes: {made}")

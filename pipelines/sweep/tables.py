@@ -17,7 +17,7 @@ from pipelines.regions.scoring import UNBOUNDED
 from pipelines.regions.table import TITLES
 from pipelines.statistics import holm, paired_test, score_interval
 from pipelines.statistics.intervals import Interval
-from pipelines.statistics.paired import PairedTest
+from pipelines.statistics.paired import PairedTest, patterns_for
 from pipelines.statistics.unbounded import Difference, mean_interval, paired_difference
 from pipelines.sweep.ledger import RunResult, read_run
 from pipelines.sweep.study import Run, Study
@@ -64,6 +64,7 @@ class Cell(NamedTuple):
 
 
 Column = Mapping[str, Cell]  # by item
+Pair = tuple[list[float], list[float], list[str]]  # values of two arms, and units
 
 
 def table_of(study: Study, runs: Sequence[Run], results: Path) -> Table:
@@ -78,7 +79,7 @@ def table_of(study: Study, runs: Sequence[Run], results: Path) -> Table:
         if result is not None:
             found[run.arm][run.part] = result
     scores: list[ArmScore] = []
-    tests: list[Tested] = []
+    asked: list[tuple[str, str, str, str, Pair]] = []
     for name in _names(study, found):
         columns = {arm: _column(parts.values(), name) for arm, parts in found.items()}
         start = _start(found, name)
@@ -96,9 +97,14 @@ def table_of(study: Study, runs: Sequence[Run], results: Path) -> Table:
             ]
             pairs = study.pairs() + [(arm, BEFORE) for arm in study.arms if start]
             for first, second in pairs:
-                tested = _tested(name, chosen[first], chosen[second])
-                if tested is not None:
-                    tests.append(Tested(first, second, name, kind, tested, 1.0))
+                pair = _pair(chosen[first], chosen[second])
+                if pair is not None:
+                    asked.append((first, second, name, kind, pair))
+    patterns = patterns_for(len(asked))
+    tests = [
+        Tested(first, second, name, kind, _tested(name, pair, patterns), 1.0)
+        for first, second, name, kind, pair in asked
+    ]
     adjusted = holm([one.test.p for one in tests])
     tests = [one._replace(p_holm=p) for one, p in zip(tests, adjusted, strict=True)]
     finished = sum(len(parts) for parts in found.values())
@@ -170,13 +176,17 @@ def _interval(score: str, column: Column) -> Interval:
     return (mean_interval if score in UNBOUNDED else score_interval)(values, units)
 
 
-def _tested(score: str, first: Column, second: Column) -> PairedTest | Difference | None:
+def _pair(first: Column, second: Column) -> Pair | None:
+    """Return the values of the items that both columns have, and their units."""
     shared = [name for name in first if name in second]
     if not shared:
         return None
     a, b = ([column[name].value for name in shared] for column in (first, second))
-    units = [first[name].unit for name in shared]
-    return (paired_difference if score in UNBOUNDED else paired_test)(a, b, units)
+    return a, b, [first[name].unit for name in shared]
+
+
+def _tested(score: str, pair: Pair, patterns: int) -> PairedTest | Difference:
+    return (paired_difference if score in UNBOUNDED else paired_test)(*pair, patterns=patterns)
 
 
 def document_of(study: Study, table: Table) -> dict[str, object]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.statistics import holm, paired_test
+from pipelines.statistics.paired import patterns_for
 from pipelines.statistics.power import MIN_CLUSTERS, detectable_difference, items_needed
 
 pytestmark = pytest.mark.unit
@@ -181,3 +182,10 @@ def test_where_all_differ_one_way_p_is_two_patterns_of_all() -> None:
         better = 0.5 + generator.random(count) * 0.3 + 0.01
         for a, b in ((better, np.full(count, 0.5)), (np.full(count, 0.5), better)):
             assert paired_test(a.tolist(), b.tolist()).p == 2 / 2**count
+
+
+def test_the_smallest_p_survives_the_correction_of_any_table() -> None:
+    """Twenty clusters that all say the same, among as many tests as a table may hold."""
+    for tests in (1, 200, 249, 1000):
+        found = paired_test([1.0] * 20, [0.0] * 20, patterns=patterns_for(tests))
+        assert holm([found.p] + [1.0] * (tests - 1))[0] < 0.05

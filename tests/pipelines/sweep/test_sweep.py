@@ -365,3 +365,24 @@ def test_unknown_choices_are_one_line(tmp_path: Path, inputs: dict[str, str]) ->
         found = CliRunner().invoke(app, sweep_command(file, inputs, *more))
         assert isinstance(found.exception, UserError)
         assert message in str(found.exception)
+
+
+@pytest.mark.integration
+def test_steps_of_one_last_name_are_kept_apart(tmp_path: Path) -> None:
+    """`{work}/wide/one` and `{work}/deep/one` are two steps, each made once."""
+    steps = [
+        {
+            "makes": f"{{work}}/{name}/{{part}}",
+            "command": f"student tiny --out {{work}}/{name}/{{part}} {option}",
+        }
+        for name, option in (("wide", "--width 96"), ("deep", "--layers 3"))
+    ]
+    file = write_study(tmp_path, steps=steps, parts=["one"])
+    work = tmp_path / "work"
+    sweep = Sweep(read_study(file), tmp_path / "recipe.yaml", work, work, {"base": "x"})
+    sweep.make_steps(["one"])
+    made = {name: work / name / "one" / "config.json" for name in ("wide", "deep")}
+    times = {name: path.stat().st_mtime_ns for name, path in made.items()}
+    assert made["wide"].read_bytes() != made["deep"].read_bytes()
+    sweep.make_steps(["one"])
+    assert {name: path.stat().st_mtime_ns for name, path in made.items()} == times
