@@ -46,12 +46,11 @@ def test_shares_are_areas_on_the_padded_square(
         (middle >= left + x) & (middle < left + x + across),
     )
     # A centre on an edge falls on either side, as the rounding will have it.
-    clear = np.outer(
-        *(
-            ~np.isclose(middle[:, None], edges, rtol=0, atol=1e-9 * square).any(axis=1)
-            for edges in ((top + y, top + y + down), (left + x, left + x + across))
-        )
+    down_clear, across_clear = (
+        ~np.isclose(middle[:, None], edges, rtol=0, atol=1e-9 * square).any(axis=1)
+        for edges in ((top + y, top + y + down), (left + x, left + x + across))
     )
+    clear = down_clear[:, None] & across_clear[None, :]
     assert (centres == expected.ravel())[clear.ravel()].all()
 
 

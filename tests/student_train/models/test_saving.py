@@ -67,14 +67,14 @@ def test_a_conversation_has_the_same_ids(saved: Any) -> None:
     base, _, processor = saved
     texts = ("Is it MRI?", "Yes, it is.", "Which plane?", "Axial.")
     turns = [
-        Turn(role, ("<image>\n" if not number else "") + text)
-        for number, (role, text) in enumerate(zip(("human", "gpt") * 2, texts, strict=True))
+        Turn("gpt" if number % 2 else "human", ("" if number else "<image>\n") + text)
+        for number, text in enumerate(texts)
     ]
     own = base.encode_conversation(turns, None, "error").input_ids
     image = picture(20, 20)
     messages = [
-        message(role, text, *([image] if not number else []))
-        for number, (role, text) in enumerate(zip(("user", "assistant") * 2, texts, strict=True))
+        message("assistant" if number % 2 else "user", text, *([] if number else [image]))
+        for number, text in enumerate(texts)
     ]
     assert ids_of(processor, messages)["input_ids"][0].tolist() == own
     # The same as plain strings, which hold no image.
