@@ -46,11 +46,11 @@ def test_shares_are_areas_on_the_padded_square(
         (middle >= left + x) & (middle < left + x + across),
     )
     # A centre on an edge falls on either side, as the rounding will have it.
-    down_clear, across_clear = (
-        ~np.isclose(middle[:, None], edges, rtol=0, atol=1e-9 * square).any(axis=1)
-        for edges in ((top + y, top + y + down), (left + x, left + x + across))
-    )
-    clear = down_clear[:, None] & across_clear[None, :]
+    away = [
+        np.minimum(np.abs(middle - begin), np.abs(middle - end)) > 1e-9 * square
+        for begin, end in ((top + y, top + y + down), (left + x, left + x + across))
+    ]
+    clear = np.outer(away[0], away[1])
     assert (centres == expected.ravel())[clear.ravel()].all()
 
 
