@@ -28,6 +28,7 @@ from rich.table import Column
 from rich.text import Text
 
 from shared.errors import UserError
+from shared.repeats import once
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def run(app: typer.Typer, name: str) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("MEDALIGN_DEBUG") == "1"
     try:
-        app(arguments, prog_name=name)
+        once(app)(arguments, prog_name=name)
     except UserError as error:
         if debug:
             traceback.print_exc()
