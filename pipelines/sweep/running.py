@@ -172,11 +172,27 @@ class Sweep:
             "items": items,
             "losses": {name: logged[-1][name] for name in TERMS if logged and name in logged[-1]},
             "steps": int(state["global_step"]),
-            "after": {entry["name"]: entry["output"] for entry in entries if "output" in entry},
+            "after": {
+                entry["name"]: self._portable(entry["output"])
+                for entry in entries
+                if "output" in entry
+            },
             "seconds": {entry["name"]: round(entry["seconds"], 1) for entry in entries},
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "software": {name: version(name) for name in ("medalign", "torch", "transformers")},
         }
+
+    def _portable(self, value: object) -> object:
+        """Write places of this machine by their names, as the study does."""
+        if isinstance(value, str):
+            places = {"work": str(self.work), **self.given}
+            for name, place in sorted(places.items(), key=lambda one: -len(one[1])):
+                if Path(place).is_absolute():
+                    value = value.replace(place, f"{{{name}}}")
+            return value
+        if isinstance(value, dict):
+            return {key: self._portable(one) for key, one in value.items()}
+        return [self._portable(one) for one in value] if isinstance(value, list) else value
 
 
 def written(value: object) -> str:

@@ -292,7 +292,10 @@ def test_a_sweep_runs_what_is_missing_and_tests_it(tmp_path: Path, inputs: dict[
     assert (table["finished"], table["planned"]) == (2, 2)
     assert {one["score"] for one in table["scores"]} >= {"closed_accuracy", "loss_vis", "loss_att"}
     folder = tmp_path / "work" / "runs" / "full" / "one"
-    result = json.loads((tmp_path / "work" / "results" / "full-one.json").read_text())
+    written = (tmp_path / "work" / "results" / "full-one.json").read_text()
+    # What is committed names no place of a machine.
+    assert not [place for place in (str(tmp_path), *inputs.values()) if place in written]
+    result = json.loads(written)
     evaluated = json.loads((folder / "run" / "evaluation" / "result.json").read_text())
     assert len(result["items"]) == evaluated["data"]["items"] == 9
     measured = json.loads((folder / "run" / "alignment.json").read_text())
