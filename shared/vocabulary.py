@@ -19,6 +19,7 @@ ExportForm = Literal["safetensors", "npz"]  # files that `cache export` writes
 Control = Literal["shuffled", "mean"]  # of a store: targets that are wrong on purpose
 
 # of runs
+WeightsDtype = Literal["auto", "fp32", "bf16", "fp16"]  # of a student; auto: as it is stored
 Device = Literal["auto", "cpu", "cuda"]
 Truncation = Literal["error", "answer"]  # of a sample that is too long: stop, or cut its answer
 AttentionRows = Literal["question", "last"]  # whose attention over the image tokens L_att reads

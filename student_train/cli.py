@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.console import report, run
+from shared.vocabulary import WeightsDtype
 
 if TYPE_CHECKING:
     from shared.recipe import Recipe
@@ -116,6 +117,10 @@ def export_command(
     base: Annotated[
         str | None, typer.Option("--base", help="Where the base model is now, if it has moved.")
     ] = None,
+    dtype: Annotated[
+        WeightsDtype,
+        typer.Option("--dtype", help="Of the merged weights; auto: as the base is stored."),
+    ] = "auto",
     push_to_hub: Annotated[
         str | None,
         typer.Option(
@@ -127,8 +132,9 @@ def export_command(
 ) -> None:
     """Merge LoRA into the base model; W stays beside it and `student_train.load` loads both."""
     from student_train.adapter.export import export, push
+    from student_train.models.dtype import dtype_named
 
-    export(folder, to, base)
+    export(folder, to, base, dtype_named(dtype))
     if push_to_hub is not None:
         push(to, push_to_hub)
 

@@ -8,6 +8,7 @@ import typer
 from pipelines.decoding.methods import NAMES
 from shared.console import report, resumable, say
 from shared.errors import UserError
+from shared.vocabulary import WeightsDtype
 
 if TYPE_CHECKING:
     from shared.recipe.fields import EvaluationSection
@@ -30,6 +31,13 @@ Override = Annotated[
 Base = Annotated[
     str | None,
     typer.Option("--base", help="Where the base model is now, if it is not where the run says."),
+]
+Weights = Annotated[
+    WeightsDtype,
+    typer.Option(
+        "--dtype",
+        help="Of the base model's weights; auto: as they are stored. Adapter and W stay fp32.",
+    ),
 ]
 Preset = Annotated[
     str,
@@ -61,6 +69,7 @@ def generate_command(
         str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
     ] = None,
     base: Base = None,
+    dtype: Weights = "auto",
 ) -> None:
     """Answer one question about one image, several or none."""
     from pipelines.evaluation.generate import generate_answer
@@ -76,6 +85,7 @@ def generate_command(
         seed=seed,
         device=device,
         base=base,
+        dtype=dtype,
     )
     say(answer)
 
@@ -146,6 +156,7 @@ def evaluate_command(
         str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
     ] = None,
     base: Base = None,
+    dtype: Weights = "auto",
     save_layers: Annotated[
         str, typer.Option(help="Layers whose states to save for figures: 0,12,20.")
     ] = "",
@@ -188,6 +199,7 @@ def evaluate_command(
             cluster=cluster,
             device=device,
             base=base,
+            dtype=dtype,
             save_layers=_layers(save_layers),
             save_items=_listed(save_items),
             controls=_listed(controls),

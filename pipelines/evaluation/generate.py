@@ -7,6 +7,7 @@ from pipelines.decoding.methods import decodings
 from pipelines.evaluation.arms import EVERYTHING, last_arm, preset_of
 from pipelines.evaluation.loading import end_ids, load_student, pad_id
 from shared.errors import UserError
+from shared.vocabulary import WeightsDtype
 
 
 def generate_answer(
@@ -21,6 +22,7 @@ def generate_answer(
     seed: int = 0,
     device: str | None = None,
     base: str | None = None,
+    dtype: WeightsDtype = "auto",
 ) -> str:
     """Return the answer of a run's adapter to `question` about `images`: one, several or none.
 
@@ -47,7 +49,7 @@ def generate_answer(
             pictures.append(open_image(reference))
         except UnreadableImage as error:
             raise UserError(f"{image} cannot be read: {error}") from None
-    student = load_student(folder, device, base)
+    student = load_student(folder, device, base, dtype)
     encoded = student.processor.encode(question, pictures)
     prompts = collate([encoded], [question], student.model, pad_id(student.processor))
     limits = Limits(max_new_tokens, end_ids(student.processor))

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from shared.vocabulary import WeightsDtype
+
 if TYPE_CHECKING:
     from pipelines.decoding.prompts import Model
     from shared.recipe import Recipe
@@ -23,49 +25,50 @@ class Loaded(NamedTuple):
     adapter: str  # digest of the adapter folder's weights
 
 
-def load_student(folder: Path, device: str | None = None, base: str | None = None) -> Loaded:
+def load_student(
+    folder: Path,
+    device: str | None = None,
+    base: str | None = None,
+    dtype: WeightsDtype = "auto",
+) -> Loaded:
     """Load an adapter folder (or a plain model folder) for decoding.
 
     `device` is the best one that this process has, where none is given. `base`: where the adapter's
-    base model is now, if not where its recipe says.
+    base model is now, if not where its recipe says. `dtype` is that of the base weights.
     """
     import torch
 
     import student_train
     from pipelines.decoding.prompts import plain_model
     from shared.processes import choose_device
+    from student_train.models.dtype import dtype_named
 
     if not torch.cuda.is_available():
         # else DeepSpeed, which `generate` looks for, warns on stdout
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     device = device or choose_device()
-    on_cpu = device.startswith("cpu")
-    adapted, processor = student_train.load(
-        folder, base=base, dtype=torch.float32 if on_cpu else torch.bfloat16
-    )
+    adapted, processor = student_train.load(folder, base=base, dtype=dtype_named(dtype))
     model = plain_model(adapted)
     model.to(device)
     model.eval()
     weights = weights_digest(model)
-    if on_cpu and hasattr(adapted, "merge_adapter"):
+    exact = model.dtype == torch.float32
+    if device.startswith("cpu") and exact and hasattr(adapted, "merge_adapter"):
         # Two small products a layer cost time there; in float32 adding them to the weights loses
-        # nothing that counts.
+        # nothing that counts. In bfloat16 it would round them away.
         adapted.merge_adapter()
     return Loaded(model, processor, weights, adapter_digest(folder))
 
 
 def load_base_student(folder: Path, recipe: "Recipe", device: str | None = None) -> Loaded:
     """Load the model that the adapter in `folder` began with, without adapter and W."""
-    import torch
-
     from pipelines.decoding.prompts import plain_model
     from shared.processes import choose_device
     from student_train.adapter.loading import base_section
     from student_train.models import load_base
 
     device = device or choose_device()
-    on_cpu = device.startswith("cpu")
-    base = load_base(base_section(folder, recipe), torch.float32 if on_cpu else torch.bfloat16)
+    base = load_base(base_section(folder, recipe))
     model = plain_model(base.model)
     model.to(device)
     model.eval()

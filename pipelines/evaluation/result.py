@@ -46,6 +46,7 @@ class ResultRow(TypedDict):
     method: str  # the row's name, see `row_name`
     adapter: str  # the arm's name
     decoding: Mapping[str, object]  # `method` (see `decoding_method`) and every setting
+    dtype: NotRequired[str]  # of the base weights that answered, such as bfloat16
     scores: dict[str, Score]
     empty: int  # answers without a word
     at_limit: int  # answers as long as the limit, cut there as a rule

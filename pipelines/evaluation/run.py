@@ -42,6 +42,7 @@ from pipelines.metrics.question_kind import inferred
 from shared.files import check_writable
 from shared.processes import this_process
 from shared.records import image_root_of
+from shared.vocabulary import WeightsDtype
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Options:
         Such as cuda:1; default: the best one that this process has.
     base
         Where the adapters' base model is now, if not where their recipes say.
+    dtype
+        Of the base weights; auto: as they are stored.
     save_layers, save_items
         Decoder layers and item ids whose hidden states and attention maps go to `states/` (for
         figures).
@@ -85,6 +88,7 @@ class Options:
     cluster: str | None = None
     device: str | None = None
     base: str | None = None
+    dtype: WeightsDtype = "auto"
     save_layers: Sequence[int] = ()
     save_items: Sequence[str] = ()
     controls: Sequence[str] = ()
@@ -105,6 +109,7 @@ class OptionNames(TypedDict, total=False):
     cluster: str | None
     device: str | None
     base: str | None
+    dtype: WeightsDtype
     save_layers: Sequence[int]
     save_items: Sequence[str]
     controls: Sequence[str]
@@ -202,7 +207,7 @@ def _answered(
 ) -> Iterator[AnsweredRow]:
     """Answer this rank's share of the items by one arm; rank 0 collects, scores and writes all."""
     process = this_process()
-    student = load_student(arm.folder, options.device, options.base)
+    student = load_student(arm.folder, options.device, options.base, options.dtype)
     template = student.processor.template.name
     items = items_of(questions.records, questions.contents, template)
     if process.rank == 0 and options.save_items:
@@ -240,7 +245,8 @@ def _answered(
             controlled[control.name] = Controlled(
                 control.places, _scored(folder, row, control.questions, found), sided
             )
-        yield AnsweredRow(row, scored, answers, controlled)
+        dtype = str(student.model.dtype).removeprefix("torch.")
+        yield AnsweredRow(row, scored, answers, dtype, controlled)
 
 
 def _scored(out: Path, row: Row, questions: Questions, answers: Sequence[Answer]) -> Scored:

@@ -24,6 +24,7 @@ class AnsweredRow(NamedTuple):
     row: Row
     scored: Scored
     answers: list[Answer]
+    dtype: str  # of the base weights
     controls: Mapping[str, Controlled] = MappingProxyType({})  # the same row under each control
 
 
@@ -36,6 +37,10 @@ def tested(answered: Sequence[AnsweredRow]) -> Result:
     for first, second in identical:
         count = len(scored[first].texts)
         warn(f"{first} and {second} gave byte-identical answers to all {count} items")
+    dtypes = {one.row.name: one.dtype for one in answered}
+    if len(set(dtypes.values())) > 1:
+        said = ", ".join(f"{name} in {dtype}" for name, dtype in dtypes.items())
+        warn(f"the rows were not answered in one type ({said}); --dtype gives one to all")
     return {
         "schema": SCHEMA_NUMBER,
         "rows": [_result_row(one) for one in answered],
@@ -53,13 +58,14 @@ def _result_row(answered: AnsweredRow) -> ResultRow:
 
     Forward passes are a batch's, so they are divided by its steps.
     """
-    row, scored, answers, _ = answered
+    row, scored, answers, dtype, _ = answered
     tokens = sum(answer["tokens"] for answer in answers)
     steps = sum(answer["steps"] for answer in answers)
     return {
         "method": row.name,
         "adapter": row.adapter,
         "decoding": row.decoding,
+        "dtype": dtype,
         "scores": summarise(scored),
         "empty": sum(not answer["text"].strip() for answer in answers),
         "at_limit": sum(

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import torch
+
 from shared.console import say, warn
 from shared.errors import UserError
 from shared.files import check_writable, whole_file
@@ -19,13 +21,18 @@ from student_train.imagetext import HookedModel
 from student_train.models.folder import mark_rotated
 
 
-def export(folder: Path, to: Path, base: str | None = None) -> Path:
+def export(
+    folder: Path, to: Path, base: str | None = None, dtype: torch.dtype | None = None
+) -> Path:
     """Write the adapter of `folder`, merged, as a plain model folder at `to`.
 
     LoRA merges into the weights. W cannot: it acts on image tokens only, between two layers. It
     stays its own file, and `student_train.load(to)` puts it back. Other software would leave it
     out, so the folder has an architecture name of its own there. Without W it is a plain
     transformers model, which pipelines and servers load.
+
+    The weights keep the type that the base is stored in, or get `dtype`. Each layer's sum is made
+    in float32 and rounded to it once; no second copy of the model is held.
 
     Raises
     ------
@@ -45,7 +52,7 @@ def export(folder: Path, to: Path, base: str | None = None) -> Path:
     no_gpu_for_deepspeed()  # transformers' saving imports DeepSpeed, which would ask
     section = base_section(folder, recipe, base)
     check_base(folder, section)
-    loaded = load_base(section)
+    loaded = load_base(section, dtype)
     student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)
     merged = student.model.merge_and_unload()
     del cast(HookedModel, merged).rotation  # saved as its own file below

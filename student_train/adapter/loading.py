@@ -31,7 +31,7 @@ from student_train.student import Student, add_hooks, check_layers, lora_state, 
 
 
 def load(
-    path: str | Path, *, base: str | None = None, dtype: torch.dtype = torch.float32
+    path: str | Path, *, base: str | None = None, dtype: torch.dtype | None = None
 ) -> tuple[ImageTextModel, Processor]:
     """Load what `student train` or `student export` wrote, strictly, ready to answer.
 
@@ -43,7 +43,8 @@ def load(
     base
         Where the base model is now, if not where the recipe in the folder says.
     dtype
-        Of the base weights; adapter and W are kept in float32 beside them.
+        Of the base weights, by default the one that they are stored in; adapter and W are kept in
+        float32 beside them.
 
     Returns
     -------
@@ -68,7 +69,7 @@ def load(
     return student.model, loaded.processor(recipe.data.geometry)
 
 
-def _load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[ImageTextModel, Processor]:
+def _load_model_folder(folder: Path, dtype: torch.dtype | None) -> tuple[ImageTextModel, Processor]:
     """Load a folder of `student export`, or a plain model folder."""
     loaded = load_base(str(folder), dtype, with_rotation=True)
     merged = adapter_recipe(folder) if (folder / RECIPE).is_file() else None

@@ -40,7 +40,7 @@ def load_base(
     model
         A recipe's `model` section, or its `name` alone.
     dtype
-        torch dtype of the weights; float32 by default.
+        torch dtype of the weights; by default the one that the checkpoint is stored in.
     with_rotation
         The caller puts W on the model; an exported model that needs one is refused otherwise.
 
@@ -55,9 +55,9 @@ def load_base(
     UserError
         Anything that is missing or does not fit, in one line.
     """
-    import torch
     from transformers.utils import logging
 
+    from student_train.models.dtype import own_dtype
     from student_train.models.folder import is_rotated, read_config
 
     if not stderr.is_terminal or not is_main_process():
@@ -73,9 +73,7 @@ def load_base(
         )
     layout = read_config(folder)["model_type"]
     template = section.template or (family.template if family else None)
-    return _loader(layout, folder)(
-        folder, section, torch.float32 if dtype is None else dtype, template
-    )
+    return _loader(layout, folder)(folder, section, dtype or own_dtype(folder), template)
 
 
 def checkpoint_of(section: ModelSection) -> Path:
