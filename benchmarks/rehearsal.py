@@ -14,9 +14,7 @@ import math
 import os
 import platform
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +29,6 @@ from tests.fixtures import student_checkpoints as published
 from tests.fixtures.teacher_checkpoints import open_clip_visual, write_unimed
 
 SHARDS = 4  # as LLaVA-Med-1.5 is published
-FIRST_STEP = "first step done"  # student train says so
 
 
 class Model(NamedTuple):
@@ -53,11 +50,11 @@ SMALL = {
 
 
 class Stage(NamedTuple):
-    """One command: what it is for, its words, and whether it is stopped after its first step."""
+    """One command: what it is for, its words, and the file at whose sight it is killed."""
 
     name: str
     command: Sequence[str]
-    stop_early: bool = False
+    until: Path | None = None
 
 
 class Cost(NamedTuple):
@@ -142,6 +139,7 @@ def stages(name: str, work: Path, shape: published.Shape, small: bool) -> list[S
         "train.gradient_checkpointing": "true",
         "train.accumulation": 1,
         "train.max_steps": 2,
+        "train.save_steps": 1,
         "evaluation.data": data / "test.json",
         "evaluation.image_root": data,
     }
@@ -156,7 +154,7 @@ def stages(name: str, work: Path, shape: published.Shape, small: bool) -> list[S
     return [
         Stage("cache build", [*build, "--grid", f"{side}x{side}", "--batch-size", "2"]),
         Stage("student train --dry-run", [*train, "--dry-run"]),
-        Stage("student train, stopped after one step", train, stop_early=True),
+        Stage("student train, one step", train, run / "checkpoint-1" / "trainer_state.json"),
         Stage("student train --resume, one step", [*train, "--resume"]),
         Stage("medalign generate, 4 tokens", ["medalign", "generate", "--run", str(run), *ask]),
         Stage(
@@ -171,37 +169,31 @@ def measured(stage: Stage) -> Cost:
     """Run a command; return its seconds and the peak memory of its processes together."""
     print("$", " ".join(stage.command), file=sys.stderr, flush=True)
     began = time.perf_counter()
-    process = subprocess.Popen(stage.command, stderr=subprocess.PIPE, text=True)
+    process = psutil.Popen(stage.command)
     peaks = [0, 0]
-    watching = threading.Thread(target=_watch, args=(process, peaks), daemon=True)
-    watching.start()
-    assert process.stderr is not None
-    for line in process.stderr:
-        print(line, end="", file=sys.stderr, flush=True)
-        if stage.stop_early and FIRST_STEP in line:
-            process.send_signal(signal.SIGTERM)
-    code = process.wait()
+    while process.poll() is None:
+        if stage.until is not None and stage.until.is_file():
+            process.kill()
+        now = _memory(process)
+        peaks = [max(pair) for pair in zip(peaks, now, strict=True)]
+        time.sleep(0.1)
     seconds = time.perf_counter() - began
-    watching.join()
-    stopped = stage.stop_early and code != 0
-    if code and not stopped:
-        raise SystemExit(f"{stage.name}: exit status {code}")
+    if process.returncode != (-signal.SIGKILL if stage.until else 0):
+        raise SystemExit(f"{stage.name}: exit status {process.returncode}")
     return Cost(stage.name, round(seconds, 1), *(round(one / 2**30, 2) for one in peaks))
 
 
-def _watch(process: "subprocess.Popen[str]", peaks: list[int]) -> None:
-    root = psutil.Process(process.pid)
-    while process.poll() is None:
-        resident = own = 0
-        try:
-            for one in [root, *root.children(recursive=True)]:
-                memory = one.memory_info()
-                resident += memory.rss
-                own += memory.rss - memory.shared
-        except psutil.NoSuchProcess:
-            continue
-        peaks[:] = max(peaks[0], resident), max(peaks[1], own)
-        time.sleep(0.1)
+def _memory(process: psutil.Process) -> tuple[int, int]:
+    """Return the resident bytes of a process and its children, and those no file is mapped to."""
+    resident = own = 0
+    try:
+        for one in [process, *process.children(recursive=True)]:
+            memory = one.memory_info()
+            resident += memory.rss
+            own += memory.rss - memory.shared
+    except psutil.NoSuchProcess:  # just ended
+        pass
+    return resident, own
 
 
 def main() -> None:

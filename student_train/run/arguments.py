@@ -49,9 +49,10 @@ def training_arguments(
         greater_is_better=_greater_is_better(section.best_metric),
         activation_checkpointing=checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        # Not persistent: an epoch's workers draw one number for their seeds, as no workers do, so
+        # that dropout is the same under any number of them, and after a resume.
         dataloader_num_workers=recipe.data.workers,
         dataloader_prefetch_factor=recipe.data.prefetch if recipe.data.workers else None,
-        dataloader_persistent_workers=recipe.data.workers > 0,
         dataloader_pin_memory=not cpu,
         remove_unused_columns=False,
         label_names=["labels"],

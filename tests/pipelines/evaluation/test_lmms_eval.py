@@ -1,4 +1,4 @@
-"""The model `medalign` of lmms-eval, on a stand-in for its base class: the package is not here.
+"""The model `medalign` of lmms-eval, on a stand-in for its base class, and on itself if it is here.
 
 The stand-in has what `lmms_eval/api/model.py` and the evaluator of version 0.7 have: the abstract
 methods, `task_dict`, and requests whose `args` are (context, generation arguments, doc_to_visual,
@@ -9,7 +9,10 @@ import abc
 import importlib
 import importlib.util
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -211,3 +214,36 @@ def test_the_tasks_functions_and_metrics_are_there() -> None:
     row = {"id": "1", "question": "Is it?", "answer": "yes", "answer_type": "CLOSED"}
     assert set(task.process_results(row, ["yes"])) <= listed
     assert set(task.process_results({**row, "answer_type": "OPEN"}, ["yes"])) <= listed
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lmms_eval") is None, reason="needs lmms-eval")
+def test_under_lmms_eval_itself(run: Path, tmp_path: Path) -> None:
+    """Its own command, model and task found as in docs/evaluation.md: the answers of `evaluate`."""
+    data = run / "data"
+    for file in TASK.iterdir():
+        shutil.copy(file, data)
+    adapter = run / "medalign"
+    words = [
+        sys.executable,
+        "-m",
+        "lmms_eval",
+        "--model",
+        "medalign",
+        "--tasks",
+        "medalign_test_set",
+    ]
+    words += ["--model_args", f"run={adapter},decode=greedy", "--include_path", str(data)]
+    words += ["--log_samples", "--output_path", str(tmp_path / "logs")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = list((tmp_path / "logs").rglob("*_samples_medalign_test_set.jsonl"))
+    assert len(found) == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    [samples] = found
+    lines = samples.read_text(encoding="utf-8").strip().split("\n")
+    rows = {row["doc_id"]: row for row in map(json.loads, lines)}
+    for place, record in enumerate(load_records(data / "test.json")):
+        images = [str(data / image) for image in record.images]
+        answer = generate_answer(adapter, images, record.question, method="greedy")
+        assert rows[place]["filtered_resps"] in (answer, [answer])  # by version
+    score_files([samples], data / "test.json", FileOptions())
