@@ -1,7 +1,7 @@
 """The paper's tables as LaTeX: one table a model, on one page of one column, in 7 pt.
 
-A cell is the paper's number and ours, in points, with our interval below. It needs `booktabs`
-alone, and fits a text of 345 pt (article, 10 pt).
+A cell is the paper's number and ours, in points, with our interval below; our best is bold. It
+needs `booktabs` alone, and fits a text of 345 pt (article, 10 pt).
 """
 
 from collections.abc import Sequence
@@ -36,13 +36,13 @@ def latex(tables: Sequence[Table]) -> str:
     """Render every model's tables."""
     lines = ["% needs \\usepackage{booktabs}; two lines a method: paper / ours, interval of ours"]
     for table in tables:
-        for caption, blocks in _models(table):
-            lines += _table(caption, blocks, table.notes)
+        for caption, blocks, notes in _models(table):
+            lines += _table(caption, blocks, notes)
     return "\n".join(lines)
 
 
-def _models(table: Table) -> list[tuple[str, list[Block]]]:
-    """Part a table by model, and turn one whose columns are methods."""
+def _models(table: Table) -> list[tuple[str, list[Block], list[str]]]:
+    """Part a table and its notes by model, and turn one whose columns are methods."""
     groups = list(dict.fromkeys(group for group, *_ in table.rows))
     if set(groups) & set(SETS.values()):
         blocks = []
@@ -53,7 +53,7 @@ def _models(table: Table) -> list[tuple[str, list[Block]]]:
                 for place, method in enumerate(table.columns)
             ]
             blocks.append(Block(group, [_SHORT.get(name, name) for name, _ in scores], rows))
-        return [(table.caption, blocks)]
+        return [(table.caption, blocks, table.notes)]
     return [
         (
             f"{table.caption}, {group}",
@@ -64,16 +64,23 @@ def _models(table: Table) -> list[tuple[str, list[Block]]]:
                     [(name, cells) for of, name, cells in table.rows if of == group],
                 )
             ],
+            [
+                note
+                for note in table.notes
+                if not any(f" {other}, " in note for other in groups if other != group)
+            ],
         )
         for group in groups
     ]
 
 
 def _table(caption: str, blocks: Sequence[Block], notes: Sequence[str]) -> list[str]:
-    lines = [r"\begin{table}[p]", r"\centering\scriptsize", r"\setlength{\tabcolsep}{2pt}"]
+    lines = [r"\begin{table}[p]", r"\centering\scriptsize", r"\setlength{\tabcolsep}{1.5pt}"]
+    lines.append(r"\renewcommand{\arraystretch}{0.85}")  # two sets of reports on one page
     lines.append(rf"\caption{{{_tex(caption)}. Paper / ours, in points.}}")
     for block in blocks:
-        lines += [r"\begin{tabular}{l" + "c" * len(block.columns) + "}", r"\toprule"]
+        columns = "@{}l" + "c" * len(block.columns) + "@{}"
+        lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
         heads = [column.split(" ") for column in block.columns]
         deep = max(len(words) for words in heads)
         for level in range(deep):
@@ -102,22 +109,21 @@ def _counts(block: Block, place: int) -> str:
 
 def _numbers(cell: Cell) -> str:
     paper = f"{cell.paper:.1f}"
-    if cell.best:
-        paper = rf"\textbf{{{paper}}}"
     if cell.ours is None:
         return f"{paper}/{NOT_RUN}"
     ours = f"{100 * cell.ours.value:.1f}"
     if cell.ours.best:
         ours = rf"\textbf{{{ours}}}"
     mark = {BETTER: "+", WORSE: "-"}.get(cell.ours.mark, "") + cell.ours.source
-    return f"{paper}/{ours}" + (f"$^{{{mark}}}$" if mark else "")
+    # A mark hangs into the gap: eight columns with room for one would be too wide.
+    return f"{paper}/{ours}" + (rf"\rlap{{$^{{{mark}}}$}}" if mark else "")
 
 
 def _interval(cell: Cell) -> str:
     ours = cell.ours
     if ours is None or not ours.trusted:
         return ""
-    return f"[{100 * ours.low:.1f},{100 * ours.high:.1f}]"
+    return f"{100 * ours.low:.1f}--{100 * ours.high:.1f}"
 
 
 def _tex(text: str) -> str:
