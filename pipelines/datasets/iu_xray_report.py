@@ -1,4 +1,4 @@
-"""IU-Xray reports (Demner-Fushman et al. 2016) in two layouts: R2Gen's, and lists of sections.
+"""IU-Xray reports (Demner-Fushman et al. 2016) in three layouts.
 
 R2Gen's, with its splits:
 
@@ -9,12 +9,14 @@ An item: {"id": "CXR2384_IM-0942", "report", "image_path": ["CXR2384_IM-0942/0.p
 As the authors do, only the frontal image is shown and the report is taken as it is, `XXXX` of the
 de-identification included.
 
-Lists of findings and impressions (`report_lists`), such as MedEvalKit's 296 of Open-i, for testing.
+Lists of findings and impressions (`report_lists`), such as MedEvalKit's 296, for testing; and the
+XML files of Open-i itself (`open_i`).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.datasets.open_i import find_reports, read_reports
 from pipelines.datasets.release import (
     DataSet,
     Release,
@@ -31,12 +33,15 @@ SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def read(source: Path, out: Path, seed: int, sections: Sequence[str] = ()) -> Release:
-    """Read the annotation file, whose splits are published, or lists of sections."""
+    """Read the annotation file, whose splits are published, lists of sections, or Open-i's XML."""
     import json
 
     listed = find_lists(source)
     if listed and find_optional(source, "annotation.json", "iu_xray/annotation.json") is None:
         return read_lists(source, listed, sections or SECTIONS)
+    files = find_reports(source)
+    if files and find_optional(source, "annotation.json", "iu_xray/annotation.json") is None:
+        return read_reports(files, source, sections or SECTIONS, seed)
     if sections:
         raise UserError(f"{source}: R2Gen's reports are not in sections; leave out --sections")
     file = find(source, "annotation file", "annotation.json", "iu_xray/annotation.json")
@@ -109,14 +114,16 @@ IU_XRAY_REPORT = DataSet(
     licence="the terms of Open-i, Indiana University",
     access="open",
     layout="annotation.json and images/CXRn_IM-n/{0,1}.png, or test.json (lists of findings and "
-    "impressions) and images/",
+    "impressions) and images/, or Open-i's ecgen-radiology/*.xml and its PNG files",
     read=read,
     published={
         "r2gen": {"train reports": 2069, "validation reports": 296, "test reports": 590},
         "lists": {"test reports": 296},
+        "open-i": {"reports": 3955, "images": 7470},
     },
     counts_from="counted in a public copy of annotation.json "
     "(github.com/manavkapadnis/SERPENT-VLM, data/iu_xray/) and in MedEvalKit's list "
-    "(github.com/chenz53/MedEvalKit, 9f20061, datas/IU_XRAY/test.json)",
+    "(github.com/chenz53/MedEvalKit, 9f20061, datas/IU_XRAY/test.json); Open-i's: Demner-Fushman "
+    "et al. 2016",
     sections=SECTIONS,
 )

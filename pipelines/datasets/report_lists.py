@@ -56,7 +56,7 @@ def read_lists(source: Path, files: dict[str, Path], sections: Sequence[str]) ->
     empty = 0
     for split, file in files.items():
         rows = list(json_rows(file))
-        made = [_record(row, where, sections) for where, row in rows]
+        made = [section_record(row, where, sections) for where, row in rows]
         splits[split] = [record for record in made if record is not None]
         counts[f"{split} reports"] = len(rows)
         empty += len(rows) - len(splits[split])
@@ -68,7 +68,8 @@ def read_lists(source: Path, files: dict[str, Path], sections: Sequence[str]) ->
     return Release("lists", splits, image_root, counts, notes)
 
 
-def _record(row: Row, where: str, sections: Sequence[str]) -> Record | None:
+def section_record(row: Row, where: str, sections: Sequence[str]) -> Record | None:
+    """Return the record of an item with its sections as the report; None where it has none."""
     images = next((row[name] for name in _IMAGES if row.get(name)), None)
     shown = [images] if isinstance(images, str) else images
     if not isinstance(shown, list) or not all(isinstance(one, str) for one in shown):

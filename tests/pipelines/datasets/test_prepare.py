@@ -324,6 +324,40 @@ def test_lists_of_sections(name, tmp_path):
     assert "1 reports without impression are left out" in about["notes"]
 
 
+def test_reports_as_open_i_publishes_them(tmp_path):
+    about, splits = prepared("iu-xray-report", tmp_path / "both", replicas.open_i_reports)
+    records = {one.id: one for part in splits.values() for one in part}
+    assert set(records) == {f"CXR{number}" for number in range(1, 8)}
+    assert records["CXR1"].answer == "Lungs are clear. No XXXX & no effusion. Normal chest."
+    assert records["CXR7"].answer == "Normal chest."
+    assert records["CXR2"].images == ("CXR2_IM-002-1001.png", "CXR2_IM-002-2001.png")
+    assert about["form"] == "open-i"
+    assert {name: one["found"] for name, one in about["counts"].items()} == {
+        "reports": 8,
+        "images": 14,
+    }
+    assert "1 reports without an image and 0 without" in about["notes"][2]
+    _, splits = prepared(
+        "iu-xray-report", tmp_path / "one", replicas.open_i_reports, sections=["findings"]
+    )
+    assert "CXR7" not in {one.id for part in splits.values() for one in part}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("<eCitation><uId", "is no XML"),
+        ("<html/>", "holds <html>, no report"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><eCitation/>', "declares a document type"),
+    ],
+)
+def test_an_xml_that_is_no_report_of_open_i(content, said, tmp_path):
+    source = replicas.open_i_reports(tmp_path / "source")
+    (source / "ecgen-radiology" / "1.xml").write_text(content)
+    with pytest.raises(UserError, match=said):
+        prepare("iu-xray-report", source, tmp_path / "out", allow_other_counts=True)
+
+
 def test_mimic_in_sections(tmp_path):
     source = replicas.mimic_cxr_report(tmp_path / "source")
     folder = tmp_path / "of-text"
