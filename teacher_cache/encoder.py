@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from teacher_cache.teachers.base import Teacher
 from teacher_cache.teachers.open_clip_models import OpenClipViT
 from teacher_cache.teachers.timm_models import TimmViT
+from teacher_cache.teachers.transformers_models import TransformersViT
 
 
 class Encoded(NamedTuple):
@@ -46,7 +47,21 @@ def encode(
         Tokens in the model's dtype, attention in float32; raw weights, not renormalised over the
         patches.
     """
-    block, attention = _last_block(teacher.model)
+    if isinstance(teacher.model, TransformersViT):
+        tokens, weights = teacher.model(pixels)
+    else:
+        tokens, weights = _observed(teacher.model, pixels)
+    tokens = tokens[:, -teacher.grid.size :]
+    if features == "projected":
+        if teacher.project is None:
+            raise ValueError(f"teacher {teacher.name} has no projection")
+        tokens = teacher.project(tokens)
+    return Encoded(tokens, weights[:, -teacher.grid.size :])
+
+
+def _observed(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the last block's tokens (B, T, b) and CLS row (B, T) of timm's ViT or open_clip's."""
+    block, attention = _last_block(model)
     caught: dict[str, Tensor] = {}
 
     def catch_input(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
@@ -60,7 +75,7 @@ def encode(
         block.register_forward_hook(catch_output),
     ]
     try:
-        teacher.model(pixels)
+        model(pixels)
     finally:
         for hook in hooks:
             hook.remove()
@@ -68,13 +83,7 @@ def encode(
         attention, "batch_first", True
     ):  # open_clip's tower as it is loaded: (T, B, d) inside
         caught = {name: tensor.transpose(0, 1).contiguous() for name, tensor in caught.items()}
-    weights = _cls_attention(attention, caught["input"])
-    tokens = caught["output"][:, -teacher.grid.size :]
-    if features == "projected":
-        if teacher.project is None:
-            raise ValueError(f"teacher {teacher.name} has no projection")
-        tokens = teacher.project(tokens)
-    return Encoded(tokens, weights[:, -teacher.grid.size :])
+    return caught["output"], _cls_attention(attention, caught["input"])
 
 
 def _last_block(model: nn.Module) -> tuple[nn.Module, nn.Module]:

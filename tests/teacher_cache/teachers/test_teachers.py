@@ -4,6 +4,8 @@ What is missing, foreign, broken or dangerous is one clear line.
 """
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -262,7 +264,17 @@ def test_a_registry_that_cannot_be_reached_is_one_line(hub, name, monkeypatch):
 def test_every_built_in_teacher_says_its_source_and_licence():
     for info in (*TEACHERS.values(), *OPEN_FAMILIES):
         assert all(info)
-    assert set(TEACHERS) == {"unimed-l", "unimed-b", "biomedclip", "dinov2-small"}
+    named = {"unimed-l", "unimed-b", "biomedclip", "dinov2-small"}
+    assert set(TEACHERS) == named | {"rad-dino", "medsiglip", "dinov3", "c-radio-v4"}
+
+
+def test_the_page_lists_the_registry():
+    page = (Path(__file__).parents[3] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^- \*\*`(.+?)`\*\*: (.+)\n  - (.+)\n  - (.+)$", page, re.MULTILINE)
+    assert rows == [
+        (info.name, info.architecture, info.source, info.licence)
+        for info in (*TEACHERS.values(), *OPEN_FAMILIES)
+    ]
 
 
 def test_training_checkpoints_keep_only_their_state_dict(tiny, tmp_path):
