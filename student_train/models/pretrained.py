@@ -82,6 +82,11 @@ def load_part(
     auto_class: PartClass[Part_co], folder: Path, what: str, **options: object
 ) -> Part_co:
     """Load a tokenizer, an image processor or a vision tower of a folder."""
+    from transformers.utils import logging
+
+    # It warns of an exported model's own architecture name, which is there on purpose.
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         return auto_class.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -90,6 +95,8 @@ def load_part(
             f"{folder} holds no usable {what} ({reason}); copy its files from the model's own "
             "folder"
         ) from None
+    finally:
+        logging.set_verbosity(level)
 
 
 def quantization(section: ModelSection, dtype: torch.dtype) -> object | None:
