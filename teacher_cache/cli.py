@@ -1,6 +1,7 @@
 """The command `cache`: stage one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,6 +61,31 @@ def teachers_command(json: JsonOption = False) -> None:
         json,
         [f"{i.name:22} {i.architecture:32} {i.licence:44} {i.source}" for i in known],
     )
+
+
+@app.command("tower")
+def tower_command(
+    teacher: TeacherOption,
+    out: Annotated[Path, typer.Option("--out", help="New folder for the tower.")],
+    weights: WeightsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    interpolation: InterpolationOption = None,
+    quick_gelu: QuickGeluOption = None,
+) -> None:
+    """Write a teacher as a vision tower in transformers' CLIP format.
+
+    A recipe takes it as the student's own tower: model.vision_weights=openai and
+    model.vision_path=FOLDER.
+    """
+    from shared.console import say
+    from teacher_cache.teachers.clip_format import write_tower
+    from teacher_cache.teachers.registry import load_teacher
+    from teacher_cache.teachers.trained import stated
+
+    trained = stated(mean, std, interpolation, quick_gelu)
+    write_tower(load_teacher(teacher, weights, said=trained), out)
+    say(f"tower: {out}; model.vision_weights=openai model.vision_path={out}")
 
 
 @app.command("plan")
