@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 SCHEMA_NUMBER = 1
 STAGES = "stages.json"
+# A stage ends with its job, even where that is killed: as at SIGTERM, with a checkpoint.
+_WITH_THE_JOB = "import ctypes; ctypes.CDLL(None).prctl(1, 15)"
 _MAIN = {
     "cache": "pipelines.regions.cache",
     "student": "student_train.cli",
@@ -72,11 +74,15 @@ class Diary:
         What the job is called in errors.
     log
         File that the commands write to; None: the terminal.
+    lock
+        Descriptor of a locked file: it stays locked until the job and its stage have ended.
     """
 
-    def __init__(self, out: Path, job: str = "demo", log: Path | None = None) -> None:
+    def __init__(
+        self, out: Path, job: str = "demo", log: Path | None = None, lock: int | None = None
+    ) -> None:
         check_writable(out, "choose another folder")
-        self.path, self.job, self.log = out / STAGES, job, log
+        self.path, self.job, self.log, self.lock = out / STAGES, job, log, lock
         self.entries: StagesFile = {"schema": SCHEMA_NUMBER, "stages": [], "remembered": {}}
         if self.path.is_file():
             remedy = f"remove {out} or choose another --out"
@@ -151,17 +157,23 @@ class Diary:
 
     def _run(self, command: Sequence[str], keep: bool) -> str | None:
         if self.log is None:
-            return run_command(command, keep, job=self.job)
+            return run_command(command, keep, job=self.job, lock=self.lock)
         with self.log.open("ab") as log:
-            return run_command(command, keep, job=self.job, log=log)
+            return run_command(command, keep, job=self.job, log=log, lock=self.lock)
 
 
 def run_command(
-    command: Sequence[str], keep: bool = False, *, job: str = "demo", log: IO[bytes] | None = None
+    command: Sequence[str],
+    keep: bool = False,
+    *,
+    job: str = "demo",
+    log: IO[bytes] | None = None,
+    lock: int | None = None,
 ) -> str | None:
     """Run one of the project's commands in a process of its own, without a network.
 
-    Return its standard output where it is to be kept. `log` takes what it prints otherwise.
+    Return its standard output where it is to be kept. `log` takes what it prints otherwise. The
+    process ends with this one, and holds the descriptor `lock` until then.
 
     Raises
     ------
@@ -171,7 +183,8 @@ def run_command(
     program, *arguments = command
     if program not in _MAIN:
         raise UserError(f"`{program}` is no command of this project; there are {', '.join(_MAIN)}")
-    starter = [sys.executable, "-c", f"from {_MAIN[program]} import main; main()", *arguments]
+    script = f"{_WITH_THE_JOB}; from {_MAIN[program]} import main; main()"
+    starter = [sys.executable, "-c", script, *arguments]
     # Nothing of the job comes from the network.
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     result = subprocess.run(
@@ -180,6 +193,7 @@ def run_command(
         stdout=subprocess.PIPE if keep else log,
         stderr=log,
         check=False,
+        pass_fds=() if lock is None else (lock,),
     )
     if result.returncode:
         where = "" if log is None else f" ({log.name} holds what it said)"

@@ -113,11 +113,11 @@ class Sweep:
         """Train, evaluate and write the result, unless it is there or another process has it."""
         folder = self.work / "runs" / run.arm / run.part
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_suffix(".lock")) as mine:
-            if not mine or read_run(self.results, run) is not None:
+        with _lock(folder.with_suffix(".lock")) as lock:
+            if lock is None or read_run(self.results, run) is not None:
                 return False
             note(f"begins: {run.name}")
-            diary = Diary(folder, "sweep", folder.with_suffix(".log"))
+            diary = Diary(folder, "sweep", folder.with_suffix(".log"), lock)
             places = self.places(run.arm, run.part)
             output = Path(places["run"])
             for stage in self._stages(run, places, output):
@@ -201,12 +201,15 @@ def written(value: object) -> str:
 
 
 @contextmanager
-def _lock(file: Path) -> Iterator[bool]:
-    """Hold a file for this process; False where another one holds it. A kill frees it."""
+def _lock(file: Path) -> Iterator[int | None]:
+    """Hold a file for this process and its stages; None where another one holds it.
+
+    A kill frees it, once the stage that was running has ended too.
+    """
     with file.open("a") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
             return
-        yield True
+        yield held.fileno()

@@ -345,6 +345,39 @@ def test_a_killed_sweep_goes_on_at_its_checkpoint(tmp_path: Path, inputs: dict[s
 
 
 @pytest.mark.integration
+def test_a_stage_ends_with_a_killed_sweep_and_holds_its_run_until_then(
+    tmp_path: Path, inputs: dict[str, str]
+) -> None:
+    """The sweep alone is killed: its training stops too, and nobody else begins before that."""
+    import fcntl
+
+    import psutil
+
+    from tests.fixtures.progress import wait_until
+
+    arms = {"full": {"losses.alpha": 3, "train.max_steps": 4000}}
+    file = tiny_study(tmp_path, arms=arms)
+    folder = tmp_path / "work" / "runs" / "full" / "one"
+    starter = "from pipelines.cli import main; main()"
+    process = psutil.Popen(
+        [sys.executable, "-c", starter, *sweep_command(file, inputs)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: any((folder / "run").glob("checkpoint-*/trainer_state.json")), process)
+    [training] = process.children()
+    training.suspend()
+    process.kill()
+    process.wait()
+    with folder.with_suffix(".lock").open("a") as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        training.resume()
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for the training's end
+    assert "stopped by SIGTERM" in folder.with_suffix(".log").read_text()
+
+
+@pytest.mark.integration
 def test_a_failed_run_is_named_and_the_others_are_run(
     tmp_path: Path, inputs: dict[str, str]
 ) -> None:
