@@ -94,7 +94,7 @@ def bars_of_study(study: Path, results: Path) -> list[Bar]:
     table = table_of(read, runs, results)
     if not table.finished:
         raise UserError(f"{results} has no finished run of {read.name}; `medalign sweep {study}`")
-    layers = _layers_of(runs, load_recipe(recipe_file(read, file)))
+    layers = _layers_of(runs, load_recipe(recipe_file(read, file, read.parts[0])))
     return [
         Bar(one.arm, one.score, one.kind, *one.interval, layers.get(one.arm))
         for one in table.scores

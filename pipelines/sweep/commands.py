@@ -58,7 +58,7 @@ def sweep_command(
     if not show:
         sweep = Sweep(
             study,
-            recipe_file(study, file).resolve(),
+            {part: recipe_file(study, file, part).resolve() for part in study.parts},
             work.resolve(),
             results.resolve(),
             _pairs(given or []),

@@ -31,8 +31,8 @@ class Sweep:
 
     Parameters
     ----------
-    study, recipe
-        The study and the file of its recipe.
+    study, recipes
+        The study and the file of each part's recipe.
     work
         Folder of runs and of what the steps make.
     results
@@ -46,7 +46,7 @@ class Sweep:
     def __init__(
         self,
         study: Study,
-        recipe: Path,
+        recipes: Mapping[str, Path],
         work: Path,
         results: Path,
         given: Mapping[str, str],
@@ -59,7 +59,7 @@ class Sweep:
         missing = [name for name in study.places if name not in given]
         if missing:
             raise UserError(f"the study needs --set {missing[0]}=VALUE: {study.places[missing[0]]}")
-        self.study, self.recipe, self.work, self.results = study, recipe, work, results
+        self.study, self.recipes, self.work, self.results = study, recipes, work, results
         self.given, self.jobs = dict(given), jobs
 
     def places(self, arm: str, part: str) -> dict[str, str]:
@@ -133,7 +133,7 @@ class Sweep:
             key: fill(value, places, f"{run.name}: {key}") for key, value in run.values.items()
         }
         overrides = [f"{key}={written(value)}" for key, value in values.items()]
-        train = ["student", "train", str(self.recipe), f"output={output}", *overrides]
+        train = ["student", "train", str(self.recipes[run.part]), f"output={output}", *overrides]
         evaluate = ["medalign", "evaluate", "--run", str(output)]
         if self.study.unit is not None:
             evaluate += ["--cluster", self.study.unit]

@@ -2,7 +2,7 @@
 
     name: chest
     title: Does distillation help answers about chest X-rays?
-    recipe: demo.yaml            # beside the file, or a shipped one
+    recipe: demo.yaml            # beside the file, or a shipped one; may hold {part}
     places:                      # what `--set NAME=VALUE` gives; {work} is the sweep's folder
       source: folder with the X-rays
     steps:                       # made once before the runs; {part} makes one for each part
@@ -168,24 +168,22 @@ def study_file(name: Path) -> Path:
     raise UserError(f"no study file at {name}; {hint}")
 
 
-def recipe_file(study: Study, file: Path) -> Path:
-    """Return the study's recipe: a file beside the study, or a shipped one."""
-    beside = file.parent / study.recipe
-    if beside.is_file():
-        return beside
-    shipped = RECIPES / study.recipe
-    if shipped.is_file():
-        return shipped
-    raise UserError(f"{file}: recipe {study.recipe} is neither beside it nor a shipped one")
+def recipe_file(study: Study, file: Path, part: str) -> Path:
+    """Return the recipe of a part: a file beside the study, or a shipped one."""
+    name = str(fill(study.recipe, {"part": part}, f"{file}: recipe"))
+    for folder in (file.parent, RECIPES):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{file}: recipe {name} is neither beside it nor a shipped one")
 
 
 def runs_of(study: Study, file: Path) -> list[Run]:
     """Return every run, part by part, so that each pair of arms is compared early."""
-    recipe = read_values(recipe_file(study, file))
-    load_recipe(recipe_file(study, file))  # its faults show before anything runs
     steps = [step.model_dump() for step in study.steps]
     runs = []
     for part in study.parts:
+        recipe = read_values(recipe_file(study, file, part))
+        load_recipe(recipe_file(study, file, part))  # its faults show before anything runs
         for arm, own in study.arms.items():
             values = {**study.values, **own}
             decides = [recipe, steps, values, study.unit, part]

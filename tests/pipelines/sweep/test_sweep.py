@@ -54,7 +54,18 @@ def test_every_shipped_study_makes_valid_recipes(file: Path) -> None:
     for run in runs_of(study, file):
         places = dict.fromkeys((*study.places, "work", "arm", "run"), "x") | {"part": run.part}
         values = [f"{key}={written(fill(value, places, key))}" for key, value in run.values.items()]
-        load_recipe(recipe_file(study, file), values)
+        load_recipe(recipe_file(study, file, run.part), values)
+
+
+@pytest.mark.unit
+def test_the_tables_take_each_sets_own_recipe() -> None:
+    file = STUDIES / "table-3-llava-med.yaml"
+    study = read_study(file)
+    names = [recipe_file(study, file, part).name for part in study.parts]
+    assert names == [f"llava-med-{part}.yaml" for part in study.parts]
+    runs = {run.name: run for run in runs_of(study, file)}
+    assert len(runs) == 10
+    assert len({run.identity for run in runs.values()}) == 10
 
 
 @pytest.mark.unit
@@ -81,9 +92,9 @@ def test_places_must_be_given_and_known(tmp_path: Path) -> None:
     file = write_study(tmp_path)
     study, recipe = read_study(file), tmp_path / "recipe.yaml"
     with pytest.raises(UserError, match="needs --set base=VALUE: the model"):
-        Sweep(study, recipe, tmp_path, tmp_path, {})
+        Sweep(study, {"one": recipe}, tmp_path, tmp_path, {})
     with pytest.raises(UserError, match="no such place; it has base"):
-        Sweep(study, recipe, tmp_path, tmp_path, {"base": "x", "bass": "y"})
+        Sweep(study, {"one": recipe}, tmp_path, tmp_path, {"base": "x", "bass": "y"})
     with pytest.raises(UserError, match="--set bsae=VALUE"):
         fill("{bsae}", {"base": "x"}, "arm")
 
@@ -415,7 +426,8 @@ def test_steps_of_one_last_name_are_kept_apart(tmp_path: Path) -> None:
     ]
     file = write_study(tmp_path, steps=steps, parts=["one"])
     work = tmp_path / "work"
-    sweep = Sweep(read_study(file), tmp_path / "recipe.yaml", work, work, {"base": "x"})
+    recipes = {"one": tmp_path / "recipe.yaml"}
+    sweep = Sweep(read_study(file), recipes, work, work, {"base": "x"})
     sweep.make_steps(["one"])
     made = {name: work / name / "one" / "config.json" for name in ("wide", "deep")}
     times = {name: path.stat().st_mtime_ns for name, path in made.items()}
