@@ -11,6 +11,7 @@ docs/gpu.md. `--small` runs the same commands in minutes with small students and
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import platform
 import signal
@@ -66,6 +67,21 @@ class Cost(NamedTuple):
     own_gib: float
 
 
+def prepare(work: Path, name: str, small: bool) -> None:
+    """Write images, questions, the model and the expert, as far as they are not there."""
+    if not (work / "data" / "test.json").is_file():
+        write_samples(work / "data", Size(train=6, test=2, grid="", steps=0))
+    if not (work / "base" / "config.json").is_file():
+        write_checkpoint(work / "base", MODELS[name], shape_of(name, small))
+    if not (small or (work / "unimed-l.pt").is_file()):
+        write_unimed(work / "unimed-l.pt", open_clip_visual("ViT-L-14-336-quickgelu"))
+
+
+def shape_of(name: str, small: bool) -> published.Shape:
+    """Return the sizes of a model."""
+    return SMALL[name] if small else MODELS[name].shape
+
+
 def write_checkpoint(folder: Path, model: Model, shape: published.Shape) -> None:
     """Write the model's folder, shard by shard: no more than a shard is in memory."""
     tower = "./vit/clip"
@@ -116,8 +132,9 @@ def _drawn(key: str, size: tuple[int, ...]) -> torch.Tensor:
     return block.bfloat16().repeat(-(-count // len(block)))[:count].reshape(size)
 
 
-def stages(name: str, work: Path, shape: published.Shape, small: bool) -> list[Stage]:
+def stages(name: str, work: Path, small: bool) -> list[Stage]:
     """Return the commands, in the order in which a user needs them."""
+    shape = shape_of(name, small)
     side = shape.image // shape.patch
     data, store, run, merged = (work / one for one in ("data", "store", "run", "merged"))
     expert = (
@@ -203,19 +220,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--small", action="store_true")
     chosen = parser.parse_args()
-    model = MODELS[chosen.model]
-    shape = SMALL[chosen.model] if chosen.small else model.shape
     work = chosen.work.resolve() / chosen.model
     os.chdir(Path(__file__).parents[1])
-    if not (work / "data" / "test.json").is_file():
-        write_samples(work / "data", Size(train=6, test=2, grid="", steps=0))
-    if not (work / "base" / "config.json").is_file():
-        write_checkpoint(work / "base", model, shape)
-    if not (chosen.small or (work / "unimed-l.pt").is_file()):
-        write_unimed(work / "unimed-l.pt", open_clip_visual("ViT-L-14-336-quickgelu"))
+    # In a process of its own, whose memory the stages then have.
+    preparation = multiprocessing.get_context("spawn").Process(
+        target=prepare, args=(work, chosen.model, chosen.small)
+    )
+    preparation.start()
+    preparation.join()
+    if preparation.exitcode:
+        raise SystemExit("the preparation failed")
     kept = work / "costs.json"
     costs = [Cost(*one) for one in json.loads(kept.read_text())] if kept.is_file() else []
-    for stage in stages(chosen.model, work, shape, chosen.small)[len(costs) :]:
+    for stage in stages(chosen.model, work, chosen.small)[len(costs) :]:
         costs.append(measured(stage))
         kept.write_text(json.dumps(costs))
     found = {
