@@ -27,6 +27,5 @@ def test_every_stage_goes_through(model: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     costs = json.loads((tmp_path / model / "costs.json").read_text())
     assert len(costs) == 8
-    # The killed training went on behind its first step.
-    assert [done.stderr.count(f"\nstep {step}/2 ") for step in (1, 2)] == [1, 1]
+    assert "goes on behind step 1," in done.stderr  # after the kill
     assert (tmp_path / model / "merged" / "config.json").is_file()

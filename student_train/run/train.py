@@ -77,6 +77,9 @@ def train(
     )
     with process_group(run.cpu, run.config is not None), fresh_accelerate():
         if run.checkpoint is not None:
+            if is_main_process():
+                step = run.checkpoint.name.rpartition("-")[2]
+                note(f"goes on behind step {step}, from {run.checkpoint}")
             adapt_checkpoint(run.checkpoint, run.config, this_process().world)
         return _train(run, compute_targets, score)
 

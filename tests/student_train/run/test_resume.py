@@ -69,12 +69,14 @@ def assert_same(first, second):
     "ignore:This DataLoader will create:UserWarning"
 )  # on a machine of one core
 @pytest.mark.parametrize(("deepspeed", "workers"), [("none", 0), ("zero2", 0), ("none", 2)])
-def test_resumed_is_uninterrupted(values, tmp_path, deepspeed, workers):
+def test_resumed_is_uninterrupted(values, tmp_path, deepspeed, workers, capsys):
     settings = {**SETTINGS, "deepspeed": deepspeed, "data__workers": workers}
     whole = train(recipe(values, output=str(tmp_path / "whole"), **settings))
     assert [row[0] for row in losses(whole)] == [1, 2, 3, 4, 5, 6]
     part = cut(whole, tmp_path / "part")
+    capsys.readouterr()
     train(recipe(values, output=str(part), **settings), resume=True)
+    assert f"goes on behind step 4, from {part / 'checkpoint-4'}" in capsys.readouterr().err
     assert_same(whole, part)
 
 
