@@ -48,8 +48,9 @@ def load(models: Mapping[str, str]) -> Metric:
             _, _, f1 = scorer.score(
                 [pairs[place].prediction for place in spoken], [pairs[p].reference for p in spoken]
             )
-            for place, value in zip(spoken, f1.tolist(), strict=True):
-                values[place] = float(value)
+            found: list[float] = f1.tolist()
+            for place, value in zip(spoken, found, strict=True):
+                values[place] = value
         return [{"bertscore": value} for value in values]
 
     what = {"bertscore": f"BERTScore F1, {Path(model).name}, layer {layer}, no idf, no rescaling"}

@@ -21,7 +21,7 @@ from pipelines.metrics.metric import Metric, Pair, Total, Unavailable, Value, mo
 from pipelines.metrics.totals import macro_f1, micro_f1
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 OBSERVATIONS = (
     "Enlarged Cardiomediastinum",
@@ -118,12 +118,13 @@ def describe(
             batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         )
         with torch.inference_mode():
-            states = bert(
+            states: Tensor = bert(
                 input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
             ).last_hidden_state[:, 0]
             classes = torch.stack([head(states).argmax(dim=1) for head in heads], dim=1)
-        labels = torch.isin(classes, torch.tensor(PRESENT)).int()
-        described += list(zip(states.tolist(), labels.tolist(), strict=True))
+        vectors: list[list[float]] = states.tolist()
+        labels: list[list[int]] = torch.isin(classes, torch.tensor(PRESENT)).int().tolist()
+        described += list(zip(vectors, labels, strict=True))
     return described
 
 

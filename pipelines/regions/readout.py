@@ -47,13 +47,13 @@ def read_out(
     maps: list[Float[np.ndarray, " N"]] = [np.empty(0)] * len(features)
     for number in range(FOLDS):
         fitted = [row for row, patient in enumerate(patients) if fold[patient] != number]
-        predict = _fit(
+        intercept, weights = _fit(
             np.concatenate([features[row][visible[row]] for row in fitted]),
             np.concatenate([shares[row][visible[row]] for row in fitted]),
         )
         for row, patient in enumerate(patients):
             if fold[patient] == number:
-                maps[row] = np.maximum(predict[0] + features[row] @ predict[1], 0.0)
+                maps[row] = np.maximum(intercept + features[row] @ weights, 0.0)
     return maps
 
 
@@ -66,5 +66,5 @@ def _fit(
 
     scaler = StandardScaler().fit(features)
     model = Ridge(alpha=RIDGE * len(features)).fit(scaler.transform(features), wanted)
-    weights = model.coef_ / scaler.scale_
+    weights: NDArray[np.float64] = model.coef_ / scaler.scale_
     return float(model.intercept_ - weights @ scaler.mean_), weights

@@ -108,7 +108,7 @@ def items_needed(
 
     level /= tests
     # R. J. Connor, Biometrics 43, 1987: exact enough where many items differ.
-    tail, hit = norm.isf(level / 2), norm.ppf(power)
+    tail, hit = float(norm.isf(level / 2)), float(norm.ppf(power))
     spread = disagreement - difference**2
     needed = (tail * disagreement**0.5 + hit * spread**0.5) ** 2 / difference**2
     if needed * disagreement > _MANY:

@@ -151,7 +151,8 @@ def _group(dataset: "Dataset", name: str, index: int) -> "Dataset | None":
         *(dataset.get("SharedFunctionalGroupsSequence") or []),
     ):
         if holder.get(name):
-            return holder[name][0]
+            group: Dataset = holder[name][0]
+            return group
     return None
 
 

@@ -44,7 +44,7 @@ def colour_kinds(dataset: "Dataset") -> tuple[str, ...]:
 
 def decode_frame(dataset: "Dataset", index: int, frames: int) -> Frame:
     """Return one frame, colour in RGB."""
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if (

@@ -44,7 +44,7 @@ def top_of(entries: NDArray[np.generic], bits: int) -> int:
 
 def palette_table(dataset: "Dataset") -> tuple[NDArray[np.uint8], int]:
     """Return the colours (entries, 3) of a palette, and the stored value of the first."""
-    from pydicom.pixels import apply_color_lut
+    from pydicom.pixels.processing import apply_color_lut
 
     count, first, _ = (int(number) for number in dataset.RedPaletteColorLookupTableDescriptor)
     if first >= 1 << 15 and int(dataset.PixelRepresentation):

@@ -9,13 +9,22 @@ MEDALIGN-ANSWER {"annotations"}.
 
 import json
 import sys
+from typing import TypedDict
+
+
+class Request(TypedDict):
+    """What standard input asks for."""
+
+    texts: list[str]
+    model_type: str
+    folder: str | None
 
 
 def main() -> None:
     """Read the request, annotate each text, write the answer."""
     from radgraph import RadGraph
 
-    request = json.load(sys.stdin)
+    request: Request = json.load(sys.stdin)
     options = {} if request["folder"] is None else {"model_cache_dir": request["folder"]}
     model = RadGraph(model_type=request["model_type"], **options)
     found = model(request["texts"]) if request["texts"] else {}

@@ -6,6 +6,15 @@ id}. Last line of standard output: MEDALIGN-ANSWER {"scores"}.
 
 import json
 import sys
+from typing import TypedDict
+
+
+class Request(TypedDict):
+    """What standard input asks for."""
+
+    pairs: list[tuple[str, str]]
+    ner: str
+    encoder: str
 
 
 def main() -> None:
@@ -14,11 +23,11 @@ def main() -> None:
     from RaTEScore import RaTEScore
     from RaTEScore.utils import sentence_split
 
-    request = json.load(sys.stdin)
+    request: Request = json.load(sys.stdin)
     scorer = RaTEScore(
         bert_model=request["ner"], eval_model=request["encoder"], use_gpu=torch.cuda.is_available()
     )
-    scores = []
+    scores: list[float] = []
     # One pair a call, and never a report without a sentence: in a list it would shift all that
     # follow it, alone it is an error. It has no entities, for which the package's score is 0.5.
     for reference, prediction in request["pairs"]:

@@ -10,11 +10,14 @@ import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Protocol, TypedDict, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar, runtime_checkable
 
 from shared.errors import UserError
 from shared.targets.storage.base import TEMPORARY, Hold, join
 from shared.targets.storage.lease import lease
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
 
 T = TypeVar("T")
 GROUP = "zarr.json"
@@ -42,7 +45,7 @@ class Buffer(Protocol):
 class ZarrStore(Protocol):
     """What is used of zarr's `ObjectStore`."""
 
-    store: object  # obstore's own
+    store: "ObjectStore"  # obstore's own
 
     def get(
         self, key: str, prototype: object, byte_range: object
