@@ -33,8 +33,10 @@ from shared.targets.segment.writer import NotFinite
 from teacher_cache.distinct import distinct_images
 from teacher_cache.ranks import Ranks, stop_on_termination
 from teacher_cache.settings import Settings, load_for
-from teacher_cache.stream import Failure, LeftOut, named, stream
+from teacher_cache.stream import Failure, LeftOut, Outcome, named, stream
 from teacher_cache.teachers.base import Teacher
+
+Reason = tuple[bytes, str]  # the key of an image without a target, and why
 
 
 class BuildResult(NamedTuple):
@@ -130,7 +132,6 @@ def build(
         missing = missing_keys(namespace, by_key)
         mine = ranks.owned(missing)
         known = known_reasons(namespace)
-        not_finite: list[tuple[bytes, str]] = []
         _say_share(ranks, len(mine), len(missing))
         encoding = time.perf_counter()
         title = "encoding" if ranks.world == 1 else f"encoding (rank {ranks.rank} of {ranks.world})"
@@ -149,27 +150,19 @@ def build(
                 device=place,
             )
             with closing(flow):
-                for key, error in track(flow, len(mine), title, "images"):
-                    if error is None:
-                        continue
-                    left_out.append((by_key[key], _reason(error)))
-                    if isinstance(error, NotFinite):
-                        not_finite.append((key, str(error)))
-                    elif not isinstance(error, OSError) and known.get(key) != str(error):
-                        quarantine(namespace, key, str(error))
+                outcomes = track(flow, len(mine), title, "images")
+                failures, not_finite = _kept(outcomes, namespace, known)
+        left_out += [(by_key[key], reason) for key, reason in failures]
         _check_some_are_finite(not_finite, len(mine), len(by_key), identity)
         for key, reason in not_finite:
             if known.get(key) != reason:
                 quarantine(namespace, key, reason)
-        failed = len(left_out) - unopened
+        failed = len(failures)
         encoded, failed = (
             int(total) for total in ranks.sum(np.array([len(mine) - failed, failed]))
         )
         end = time.perf_counter()
-        elsewhere = 0
-        if ranks.world > 1 and not ranks.meets:
-            others = set(missing).difference(mine)
-            elsewhere = len(missing_keys(namespace, others)) if others else 0
+        elsewhere = _elsewhere(ranks, namespace, set(missing).difference(mine))
         _release(namespace, known, by_key)
     return BuildResult(
         namespace=identity.namespace(),
@@ -185,8 +178,32 @@ def build(
     )
 
 
+def _kept(
+    outcomes: Iterable[Outcome], namespace: Namespace, known: Mapping[bytes, str]
+) -> tuple[list[Reason], list[Reason]]:
+    """Run a stream to its end, and quarantine what fails for a reason that lies in the image.
+
+    Values that are not finite may lie in the weights: they wait for the whole.
+
+    Returns
+    -------
+    Every failure, and those of them that wait.
+    """
+    failures: list[Reason] = []
+    not_finite: list[Reason] = []
+    for key, error in outcomes:
+        if error is None:
+            continue
+        failures.append((key, _reason(error)))
+        if isinstance(error, NotFinite):
+            not_finite.append((key, str(error)))
+        elif not isinstance(error, OSError) and known.get(key) != str(error):
+            quarantine(namespace, key, str(error))
+    return failures, not_finite
+
+
 def _check_some_are_finite(
-    not_finite: list[tuple[bytes, str]], tried: int, distinct: int, identity: Identity
+    not_finite: list[Reason], tried: int, distinct: int, identity: Identity
 ) -> None:
     """Tell broken weights from an image that overflows.
 
@@ -207,6 +224,13 @@ def _say_share(ranks: Ranks, share: int, missing: int) -> None:
     if ranks.world > 1:
         met = "" if ranks.meets else " (RANK and WORLD_SIZE of the environment; unset them for all)"
         warn(f"rank {ranks.rank} of {ranks.world}: its share is {share} of {missing}{met}")
+
+
+def _elsewhere(ranks: Ranks, namespace: Namespace, others: set[bytes]) -> int:
+    """Count what ranks that do not meet this one have still to encode of their own share."""
+    if ranks.world == 1 or ranks.meets or not others:
+        return 0
+    return len(missing_keys(namespace, others))
 
 
 def _release(

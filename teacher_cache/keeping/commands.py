@@ -157,31 +157,14 @@ def verify_command(
     """
     from shared.targets.segment.scan import count_parts, scan
 
-    if count and images is None:
-        raise UserError("--resample runs the teacher on images: say where they are with --images")
-    if images is not None and not count:
-        raise UserError("--images belongs to --resample N; the checksums need no images")
+    _check_resampling(count, images)
     checked = list(track(scan(store), count_parts(store), "verifying", "parts"))
     damaged = [one for one in checked if one.damage is not None]
-    foreign = [path for one in checked for path in one.foreign]
-    total = sum(one.size for one in checked)
-    document: dict[str, object] = {
-        "store": store,
-        "checked": len(checked),
-        "bytes": total,
-        "damaged": [{"path": one.path, "damage": one.damage} for one in damaged],
-        "foreign": foreign,
-    }
-    lines = [f"{len(checked)} segments and metadata files, {size(total)}: {len(damaged)} damaged"]
-    if foreign:
-        lines.append(
-            f"{len(foreign)} files or folders of others lie there and harm nothing, the first: "
-            f"{foreign[0]}"
-        )
+    document, lines = _checksums(store, checked, damaged)
     wrong: list[str] = []
     if damaged:
         wrong.append(f"{len(damaged)} parts of {store} are damaged{_way_out(store, damaged)}")
-    if count and images is not None:
+    if images is not None:
         from teacher_cache.keeping.resample import resample
         from teacher_cache.sources import find_images
 
@@ -204,6 +187,36 @@ def verify_command(
         warn(str(one.damage))
     if wrong:
         raise UserError("; ".join(wrong))
+
+
+def _check_resampling(count: int, images: str | None) -> None:
+    """Refuse --resample without --images, and the other way round."""
+    if count and images is None:
+        raise UserError("--resample runs the teacher on images: say where they are with --images")
+    if images is not None and not count:
+        raise UserError("--images belongs to --resample N; the checksums need no images")
+
+
+def _checksums(
+    store: str, checked: "list[Checked]", damaged: "list[Checked]"
+) -> tuple[dict[str, object], list[str]]:
+    """Return the document and the lines of what the checksums say."""
+    foreign = [path for one in checked for path in one.foreign]
+    total = sum(one.size for one in checked)
+    document: dict[str, object] = {
+        "store": store,
+        "checked": len(checked),
+        "bytes": total,
+        "damaged": [{"path": one.path, "damage": one.damage} for one in damaged],
+        "foreign": foreign,
+    }
+    lines = [f"{len(checked)} segments and metadata files, {size(total)}: {len(damaged)} damaged"]
+    if foreign:
+        lines.append(
+            f"{len(foreign)} files or folders of others lie there and harm nothing, the first: "
+            f"{foreign[0]}"
+        )
+    return document, lines
 
 
 def _way_out(store: str, damaged: "list[Checked]") -> str:

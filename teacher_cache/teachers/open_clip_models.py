@@ -1,7 +1,6 @@
 """Any plain ViT with a CLS token of open_clip: `open_clip:NAME`, and the towers of UniMed-CLIP."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NotRequired, Protocol, TypedDict, cast
 
 from torch import Tensor, nn
@@ -23,14 +22,14 @@ from teacher_cache.teachers.trained import (
     Source,
     Trained,
     agreed,
-    alike,
     complete,
     configs_beside,
+    of_file,
     of_mapping,
-    or_else,
     part,
     preprocessing_of,
     sources_of,
+    tag_hint,
 )
 
 OPEN_CLIP = TeacherInfo(
@@ -88,22 +87,17 @@ def load_open_clip(name: str, rest: str, weights: str | None, said: Trained) -> 
             f"open_clip knows no model {architecture!r}; `open_clip.list_models()` names them"
         )
     config = open_clip_config(architecture)
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag and not open_clip.get_pretrained_cfg(architecture, tag):
-        raise UserError(
-            f"open_clip has no weights {tag!r} of {architecture}; it has "
-            f"{', '.join(tags) or 'none'}"
-        )
-    if weights is None and not tag:
-        raise UserError(
-            f"teacher {name} needs its weights: pass --weights FILE, or name a tag "
-            f"({', '.join(tags) or 'none'}) as {name}/TAG"
-        )
+    tags = _tags(architecture, tag)
 
     def registered() -> Source | None:
         return Source(f"the tag {tag}", tag_settings(architecture, tag)) if tag else None
 
     if weights is None:
+        if not tag:
+            raise UserError(
+                f"teacher {name} needs its weights: pass --weights FILE, or name a tag "
+                f"({', '.join(tags) or 'none'}) as {name}/TAG"
+            )
         trained = agreed(name, sources_of(Configs(None, None), said, registered))
         quick = bool(trained.quick_gelu)
         tensors = downloaded(
@@ -116,18 +110,30 @@ def load_open_clip(name: str, rest: str, weights: str | None, said: Trained) -> 
         if configs.open_clip is not None:
             config = _same_tower(config, part(configs.open_clip, "model_cfg"), architecture)
         trained = agreed(name, _of_name(architecture, sources_of(configs, said, registered)))
-        if Path(weights).expanduser().exists():
-            trained = or_else(trained, alike([tag_settings(architecture, one) for one in tags]))
-        hint = f", or name the tag as {name}/TAG ({', '.join(tags)})" if tags and not tag else ""
-        complete(name, trained, Trained._fields, hint)
+        trained = of_file(weights, trained, (tag_settings(architecture, one) for one in tags))
+        complete(name, trained, Trained._fields, tag_hint(tags, tag, f"{name}/TAG"))
         tensors = read_weights(file)
-    visual = (
-        tensors_below(tensors, "visual.", name)
-        if any(n.startswith("visual.") for n in tensors)
-        else tensors
-    )
     info = TeacherInfo(name, architecture, "", OPEN_CLIP.licence)
-    return open_clip_tower(info, config, visual, trained)
+    return open_clip_tower(info, config, _visual(tensors, name), trained)
+
+
+def _tags(architecture: str, tag: str) -> list[str]:
+    """Return the tags of an architecture's weights, of which `tag`, where it is named, is one."""
+    import open_clip
+
+    tags: list[str] = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag and not open_clip.get_pretrained_cfg(architecture, tag):
+        raise UserError(
+            f"open_clip has no weights {tag!r} of {architecture}; it has "
+            f"{', '.join(tags) or 'none'}"
+        )
+    return tags
+
+
+def _visual(tensors: Mapping[str, Tensor], name: str) -> Mapping[str, Tensor]:
+    """Return the vision tower's tensors: those below `visual.`, or all where none is."""
+    whole = any(tensor.startswith("visual.") for tensor in tensors)
+    return tensors_below(tensors, "visual.", name) if whole else tensors
 
 
 def tag_settings(architecture: str, tag: str) -> Trained:

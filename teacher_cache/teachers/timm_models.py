@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Protocol, cast
 
 import torch
@@ -23,13 +22,13 @@ from teacher_cache.teachers.trained import (
     Source,
     Trained,
     agreed,
-    alike,
     complete,
     configs_beside,
+    of_file,
     of_mapping,
-    or_else,
     preprocessing_of,
     sources_of,
+    tag_hint,
 )
 
 Filter = Callable[..., dict[str, Tensor]]  # (tensors by name, the model to be filled)
@@ -93,10 +92,8 @@ def load_timm(name: str, architecture: str, weights: str | None, said: Trained) 
         file = find_weights(weights, ("model.safetensors", "pytorch_model.bin"))
         configs = configs_beside(weights, file)
         trained = agreed(name, [own, *sources_of(configs, said, registered)])
-        if Path(weights).expanduser().exists():
-            trained = or_else(trained, alike(list(registry.values())))
-        tags = ", ".join(registry)
-        hint = f", or name the tag as {name}.TAG ({tags})" if registry and not tag else ""
+        trained = of_file(weights, trained, registry.values())
+        hint = tag_hint(list(registry), tag, f"{name}.TAG")
         model, tensors = _filled(architecture, read_weights(file))
     trained = complete(name, trained, ("mean", "std", "interpolation"), hint if weights else "")
     info = TeacherInfo(name, architecture, "", TIMM.licence)

@@ -168,6 +168,20 @@ def alike(settings: Sequence[Trained]) -> Trained:
     )
 
 
+def of_file(weights: str, trained: Trained, registered: Iterable[Trained]) -> Trained:
+    """Return `trained`, and for a local file in what all registered weights of its model agree.
+
+    A file on the hub comes with its own settings, so nothing is taken for granted there.
+    """
+    local = Path(weights).expanduser().exists()
+    return or_else(trained, alike(list(registered))) if local else trained
+
+
+def tag_hint(tags: Sequence[str], tag: str, named: str) -> str:
+    """Say that a tag would tell the settings, "" where there are none or one is given."""
+    return f", or name the tag as {named} ({', '.join(tags)})" if tags and not tag else ""
+
+
 def _same(a: object, b: object) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return all(abs(x - y) <= TOLERANCE for x, y in zip(a, b, strict=True))

@@ -66,16 +66,26 @@ def read_tensors(path: Path) -> dict[str, Array]:
         if name.startswith(PREFIX)
     }
     tensors |= _linear_weights(nodes, stored)
-    positions = [a for name, a in stored.items() if a.shape == (1, POSITIONS**2, WIDTH)]
-    first = [
-        a for name, a in stored.items() if a.shape == (1, 1, WIDTH) and not name.startswith(PREFIX)
-    ]
-    if len(positions) != 1 or len(first) != 1 or len(tensors) != 4 + 1 + LAYERS * 18:
+    positions = _positions(stored)
+    if positions is None or len(tensors) != 4 + 1 + LAYERS * 18:
         raise UserError(
             f"{path} is an ONNX file of another model; expected {FILE} of the package {PACKAGE}"
         )
-    tensors["embeddings.position_embeddings"] = np.concatenate([first[0], positions[0]], axis=1)
+    tensors["embeddings.position_embeddings"] = positions
     return tensors
+
+
+def _positions(stored: Mapping[str, Array]) -> Array | None:
+    """Return the position embeddings (1, 1 + positions, width), told by their shape, CLS first."""
+    patches = [array for array in stored.values() if array.shape == (1, POSITIONS**2, WIDTH)]
+    first = [
+        array
+        for name, array in stored.items()
+        if array.shape == (1, 1, WIDTH) and not name.startswith(PREFIX)
+    ]
+    if len(patches) != 1 or len(first) != 1:
+        return None
+    return np.concatenate([first[0], patches[0]], axis=1)
 
 
 def _read_graph(path: Path) -> tuple[list[Node], dict[str, Array]]:
@@ -104,11 +114,17 @@ def _linear_weights(nodes: Sequence[Node], stored: Mapping[str, Array]) -> dict[
     products = {node.output[0]: node.input[1] for node in nodes if node.op_type == "MatMul"}
     tensors = {}
     for node in nodes:
-        if node.op_type != "Add":
-            continue
-        biases = [name for name in node.input if name.startswith(PREFIX) and name.endswith(".bias")]
+        bias = _bias(node)
         product = next((name for name in node.input if name in products), None)
-        if biases and product:
-            name = biases[0].removeprefix(PREFIX).removesuffix("bias") + "weight"
+        if bias is not None and product is not None:
+            name = bias.removeprefix(PREFIX).removesuffix("bias") + "weight"
             tensors[name] = np.ascontiguousarray(stored[products[product]].T)
     return tensors
+
+
+def _bias(node: Node) -> str | None:
+    """Return the encoder's bias that a node adds, None where it adds none."""
+    if node.op_type != "Add":
+        return None
+    ends = (name for name in node.input if name.startswith(PREFIX) and name.endswith(".bias"))
+    return next(ends, None)
