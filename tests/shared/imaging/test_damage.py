@@ -44,7 +44,7 @@ FAULTS = {
 
 
 def jpeg_ls(name):
-    path = get_testdata_file(name)
+    path = str(get_testdata_file(name))
     dataset = pydicom.dcmread(path)
     return path, dataset, get_frame(dataset.PixelData, 0, number_of_frames=1).rstrip(b"\0")
 

@@ -66,7 +66,7 @@ def test_monochrome1_is_inverted(tmp_path):
 )
 def test_windows_equal_pydicoms(tmp_path, function, center, width):
     """pydicom maps to the stored type's range, here -32768 x 1.5 + 10 to 32767 x 1.5 + 10."""
-    from pydicom.pixels import apply_windowing
+    from pydicom.pixels.processing import apply_windowing
 
     elements = {
         "RescaleSlope": 1.5,
