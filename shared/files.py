@@ -77,6 +77,19 @@ def check_writable(folder: Path, way_out: str) -> None:
         one.flush()
 
 
+def check_new(out: Path) -> None:
+    """Refuse an --out that holds something or cannot be written, before any work.
+
+    Raises
+    ------
+    UserError
+        It is a folder that is not empty, or as `check_writable`.
+    """
+    check_writable(out, "choose another --out")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; choose another --out or remove it first")
+
+
 def cache_directory() -> Path:
     """Folder of the rebuildable caches.
 

@@ -30,7 +30,7 @@ from pipelines.datasets.release import DataSet, Release
 from pipelines.metrics.vqa import is_yes_no
 from shared.console import track, warn
 from shared.errors import UserError
-from shared.files import check_writable
+from shared.files import check_new
 from shared.records import Record, write_records
 
 Split = Literal["by-image", "published"]
@@ -80,9 +80,7 @@ def prepare(
         empty.
     """
     entry = data_set(name)
-    check_writable(out, "choose another --out")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another --out or remove it first")
+    check_new(out)
     release = _read(entry, source, out, seed, sections)
     counts = _compared_counts(source, entry, release, allow_other_counts)
     keys = content_keys(release)

@@ -29,6 +29,7 @@ from pipelines.demo.student import assemble, image_processor, language_model, wr
 from pipelines.documents import read_document
 from shared.console import say
 from shared.errors import UserError
+from shared.files import check_new
 from shared.records import load_records
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ def build_chest_student(folder: Path, part: str, out: Path) -> RidgeFit:
     UserError
         A package of weights is missing, `folder` is no such set, or `out` holds something.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another --out or remove it first")
+    check_new(out)
     pictures = {split: _pictures(folder, part, split) for split in ("train", "test")}
     say("student: reading SmolLM2-135M and the ViT-S/14")
     language, tokenizer = language_model()

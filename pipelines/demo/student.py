@@ -17,6 +17,7 @@ from pipelines.datasets.brain_atlas.writing import read_structures
 from pipelines.demo.projector import GRID, RidgeFit, ridge_start
 from shared.console import say
 from shared.errors import UserError
+from shared.files import check_new
 from shared.packages import packaged_file
 from teacher_cache.teachers import vit_s_focus
 
@@ -54,8 +55,7 @@ def build_student(atlas: Path, out: Path) -> RidgeFit:
         A package of weights is missing or another one, `atlas` is no such set, or `out` holds
         something.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another --out or remove it first")
+    check_new(out)
     if read_structures(atlas) is None:
         raise UserError(
             f"{atlas} is no brain-atlas set; `medalign data prepare brain-atlas --out {atlas}` "

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from shared.errors import UserError
-from shared.files import refused_as, whole_file
+from shared.files import check_new, refused_as, whole_file
 
 pytestmark = pytest.mark.unit
 
@@ -46,3 +46,15 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         whole_file(path, fails)
     assert path.read_text() == "first"
+
+
+def test_a_new_folder_holds_nothing_and_can_be_made(tmp_path):
+    check_new(tmp_path / "to" / "come")
+    assert not list(tmp_path.iterdir())  # no trace
+    check_new(tmp_path)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(UserError, match=r"^\S+ is not empty; choose another --out or remove it"):
+        check_new(tmp_path)
+    with pytest.raises(UserError, match=r"^cannot write to \S+file: Not a directory; choose ano"):
+        check_new(file)

@@ -25,8 +25,7 @@ from pipelines.datasets.brain_atlas.volumes import (
 from pipelines.datasets.release import join_by_image
 from pipelines.documents import write_document, write_text
 from shared.console import track
-from shared.errors import UserError
-from shared.files import check_writable
+from shared.files import check_new
 from shared.records import Record, write_records
 
 SCHEMA_NUMBER = 1
@@ -69,9 +68,7 @@ def prepare_brain_atlas(
     UserError
         A package with the inputs is missing, or the folder already holds something.
     """
-    check_writable(out, "choose another --out")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another --out or remove it first")
+    check_new(out)
     slices, names = load_slices()
     write_images(slices, names, out)
     write_document(out / REGIONS, {"schema": SCHEMA_NUMBER, "records": regions_of(slices, names)})

@@ -15,7 +15,7 @@ other patient is tested in one fold.
 
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -27,6 +27,7 @@ from pipelines.datasets.release import join_by_image
 from pipelines.documents import write_document
 from shared.console import track
 from shared.errors import UserError
+from shared.files import check_new
 from shared.records import Record, write_records
 
 SCHEMA_NUMBER = 1
@@ -66,8 +67,7 @@ def prepare_nih_rsna(source: Path, out: Path, *, seed: int = 0) -> About:
     UserError
         `source` lacks something, `out` holds something, or there are too few patients.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another --out or remove it first")
+    check_new(out)
     xrays = read_xrays(source)
     parts = assign_parts(xrays, seed)
     (out / "images").mkdir(parents=True)
@@ -83,6 +83,15 @@ def prepare_nih_rsna(source: Path, out: Path, *, seed: int = 0) -> About:
         copies += [_row(one.shown, part, one.image) for one in marked]
     for name, found in ((REGIONS, rows), (MARKED, copies)):
         write_document(out / name, {"schema": SCHEMA_NUMBER, "records": found})
+    _write_parts(out, asked)
+    write_records(out / "records.json", [one for part in asked.values() for one in part])
+    about = _about(seed, parts, asked)
+    write_document(out / ABOUT, about)
+    return about
+
+
+def _write_parts(out: Path, asked: Mapping[str, Sequence[Record]]) -> None:
+    """Write each part's questions as its test set, and those of the other folds for training."""
     folds = [part for part in asked if part != ASIDE]
     for part, records in asked.items():
         trained = [record for fold in folds if fold != part for record in asked[fold]]
@@ -90,10 +99,6 @@ def prepare_nih_rsna(source: Path, out: Path, *, seed: int = 0) -> About:
         joined = join_by_image(trained, TURNS, ("patient", "xray"))
         for name, written in (("train", trained), ("conversations", joined), ("test", records)):
             write_records(out / part / f"{name}.json", written)
-    write_records(out / "records.json", [one for part in asked.values() for one in part])
-    about = _about(seed, parts, asked)
-    write_document(out / ABOUT, about)
-    return about
 
 
 def assign_parts(xrays: Sequence[Xray], seed: int) -> dict[str, str]:
