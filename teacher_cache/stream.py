@@ -5,10 +5,9 @@ file ──► reader threads ──► the teacher (this thread) ──► writ
          normalise                                        compress, publish
 """
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +21,13 @@ from shared.targets import Identity, Preprocessing
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.encodings import encode_targets
 from shared.targets.numbers.factors import InaccurateFactors
+from shared.targets.prefetch import ahead
 from shared.targets.segment.writer import NotFinite
 from shared.vocabulary import Geometry
 from teacher_cache.encoder import Encoded, encode
 from teacher_cache.settings import DTYPES
 from teacher_cache.teachers.base import Teacher
 
-T = TypeVar("T")
 READ_AHEAD, WRITE_BEHIND = 2, 1  # batches in memory before and after the teacher
 
 # Of the image for good, or (the last) of its file just now.
@@ -97,7 +96,7 @@ def stream(
         batches = _read(
             keys, by_key, teacher.preprocessing, identity.geometry, batch_size, workers, device
         )
-        for outcomes in _ahead(jobs(writer, batches), WRITE_BEHIND):
+        for outcomes in ahead(jobs(writer, batches), WRITE_BEHIND):
             yield from outcomes
 
 
@@ -205,7 +204,7 @@ def _read(
 
     chunks = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as collector:
-        yield from _ahead((collector.submit(collect, chunk) for chunk in chunks), READ_AHEAD)
+        yield from ahead((collector.submit(collect, chunk) for chunk in chunks), READ_AHEAD)
 
 
 def _batch(keys: list[bytes], results: list[tuple[Tensor, Box] | Failure], pin: bool) -> _Batch:
@@ -221,21 +220,3 @@ def _batch(keys: list[bytes], results: list[tuple[Tensor, Box] | Failure], pin: 
     if pixels is not None and pin:
         pixels = pixels.pin_memory()  # so that the copy to the GPU does not wait for its work
     return _Batch([key for key, _, _ in good], pixels, [box for _, _, box in good], bad)
-
-
-def _ahead(futures: Iterator[Future[T]], depth: int) -> Iterator[T]:
-    """Yield results in order while `depth` more are under way.
-
-    What is left is cancelled if the consumer stops.
-    """
-    waiting: deque[Future[T]] = deque()
-    try:
-        for future in futures:
-            waiting.append(future)
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()

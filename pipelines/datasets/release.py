@@ -207,6 +207,36 @@ def question_record(
     return Record(identifier, (image,), turns, answer_type, tuple(options), dict(extra or {}))
 
 
+def typed_record(row: Row, where: str, image: str, kept: Iterable[str]) -> Record:
+    """Return one question of a release that types its answers, as SLAKE and VQA-RAD do.
+
+    Parameters
+    ----------
+    row, where
+        With `qid`, `question`, `answer` and `answer_type`, OPEN or CLOSED; and where it stands.
+    image
+        The field that names the image.
+    kept
+        Further fields, kept where they are there.
+
+    Raises
+    ------
+    UserError
+        A field is missing, or the type is another.
+    """
+    answer_type = text_field(row, where, "answer_type").strip().upper()
+    if answer_type not in ("OPEN", "CLOSED"):
+        raise UserError(f"{where}: `answer_type` is {answer_type!r}, neither OPEN nor CLOSED")
+    return question_record(
+        text_field(row, where, "qid"),
+        text_field(row, where, image),
+        text_field(row, where, "question"),
+        answer_field(row, where),
+        "OPEN" if answer_type == "OPEN" else "CLOSED",
+        extra={name: row[name] for name in kept if name in row},
+    )
+
+
 # as in the authors' data files
 REPORT_PROMPT = "Analyze the chest X-ray and generate a concise medical report."
 

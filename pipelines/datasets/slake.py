@@ -18,14 +18,12 @@ from pipelines.datasets.release import (
     Release,
     Row,
     answer_counts,
-    answer_field,
     answered,
     find,
     json_rows,
-    question_record,
     text_field,
+    typed_record,
 )
-from shared.errors import UserError
 from shared.records import Record
 
 KEPT = ("location", "modality", "content_type", "base_type", "triple", "q_lang")
@@ -57,17 +55,7 @@ def read(source: Path, out: Path, seed: int) -> Release:
 
 
 def _record(row: Row, where: str) -> Record:
-    answer_type = text_field(row, where, "answer_type").strip().upper()
-    if answer_type not in ("OPEN", "CLOSED"):
-        raise UserError(f"{where}: `answer_type` is {answer_type!r}, neither OPEN nor CLOSED")
-    return question_record(
-        text_field(row, where, "qid"),
-        text_field(row, where, "img_name"),
-        text_field(row, where, "question"),
-        answer_field(row, where),
-        "OPEN" if answer_type == "OPEN" else "CLOSED",
-        extra={name: row[name] for name in KEPT if name in row},
-    )
+    return typed_record(row, where, "img_name", KEPT)
 
 
 SLAKE = DataSet(

@@ -42,6 +42,7 @@ from pipelines.datasets.release import (
     parquet_rows,
     question_record,
     text_field,
+    typed_record,
 )
 from pipelines.metrics.vqa import is_yes_no
 from shared.errors import UserError
@@ -100,17 +101,7 @@ def _image_root(source: Path) -> Path:
 
 
 def _record(row: Row, where: str) -> Record:
-    answer_type = text_field(row, where, "answer_type").strip().upper()
-    if answer_type not in ("OPEN", "CLOSED"):
-        raise UserError(f"{where}: `answer_type` is {answer_type!r}, neither OPEN nor CLOSED")
-    return question_record(
-        text_field(row, where, "qid"),
-        text_field(row, where, "image_name"),
-        text_field(row, where, "question"),
-        answer_field(row, where).strip(),
-        "OPEN" if answer_type == "OPEN" else "CLOSED",
-        extra={name: row[name] for name in KEPT if name in row},
-    )
+    return typed_record(row, where, "image_name", KEPT)
 
 
 def _read_parquet(source: Path, shards: dict[str, list[Path]], out: Path) -> Release:

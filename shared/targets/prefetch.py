@@ -3,8 +3,11 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from shared.targets.store import Target, TargetStore
+
+T = TypeVar("T")
 
 
 def prefetch(
@@ -24,15 +27,23 @@ def prefetch(
     """
     if depth < 1:
         raise ValueError(f"prefetch needs a depth of at least 1, got {depth}")
-    waiting: deque[Future[Target]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="targets") as thread:
-        try:
-            for keys in batches:
-                waiting.append(thread.submit(store.batch, keys))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
+        yield from ahead((thread.submit(store.batch, keys) for keys in batches), depth)
+
+
+def ahead(futures: Iterable[Future[T]], depth: int) -> Iterator[T]:
+    """Yield results in order while `depth` more are under way.
+
+    What is left is cancelled if the consumer stops.
+    """
+    waiting: deque[Future[T]] = deque()
+    try:
+        for future in futures:
+            waiting.append(future)
+            if len(waiting) > depth:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

@@ -5,9 +5,9 @@ What every file of it must be, and the checks that hold the files to it.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from shared.targets.namespace import Namespace
 from shared.targets.segment.chunks import DamagedChunk, decode_chunk
 from shared.targets.segment.layout import KEY_BYTES, ArraySpec, arrays_of, chunk_path
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
 
 
@@ -213,10 +214,25 @@ def read_keys(namespace: Namespace, segment: str, records: int) -> NDArray[np.ui
 def segments_with_keys(
     namespace: Namespace,
 ) -> Iterator[tuple[str, tuple[Manifest, NDArray[np.uint8]] | DamagedSegment]]:
-    """Yield every visible segment with its manifest and keys (records, 32), or with its damage.
+    """Yield every visible segment with its manifest and keys (records, 32), or with its damage."""
 
-    One that vanishes meanwhile is passed over, and the segments that came are then yielded too: its
-    records are in one of those.
+    def read(segment: str) -> tuple[Manifest, NDArray[np.uint8]] | DamagedSegment:
+        try:
+            manifest = check_segment(namespace, segment)
+            return manifest, read_keys(namespace, segment, manifest.records)
+        except VanishedSegment:
+            raise
+        except DamagedSegment as error:
+            return error
+
+    return each_segment(namespace, read)
+
+
+def each_segment(namespace: Namespace, read: Callable[[str], T]) -> Iterator[tuple[str, T]]:
+    """Yield every visible segment with what `read` makes of it.
+
+    One that vanishes meanwhile (`VanishedSegment`) is passed over, and the segments that came are
+    then yielded too: `cache gc` has moved its records to one of those.
     """
     seen: set[str] = set()
     again = True
@@ -227,12 +243,11 @@ def segments_with_keys(
                 continue
             seen.add(segment)
             try:
-                manifest = check_segment(namespace, segment)
-                yield segment, (manifest, read_keys(namespace, segment, manifest.records))
+                found = read(segment)
             except VanishedSegment:
                 again = True
-            except DamagedSegment as error:
-                yield segment, error
+                continue
+            yield segment, found
 
 
 def keys_present(namespace: Namespace) -> tuple[set[bytes], list[str]]:

@@ -19,6 +19,7 @@ from shared.targets.segment.manifest import (
     DamagedSegment,
     VanishedSegment,
     check_segment,
+    each_segment,
     foreign_files,
 )
 from shared.targets.storage import Storage, join, open_storage
@@ -85,19 +86,8 @@ def _scan_namespace(storage: Storage, name: str) -> Iterator[Checked]:
     except UserError as error:
         yield Checked(namespace.path("segments"), 0, str(error))
     yield from _scan_quarantine(namespace)
-    seen: set[str] = set()
-    again = True
-    while again:
-        again = False
-        for segment in namespace.segments():
-            if segment in seen:
-                continue
-            seen.add(segment)
-            checked = _scan_segment(namespace, segment)
-            if checked is None:
-                again = True  # `cache gc` has moved its records to a segment that came since
-            else:
-                yield checked
+    for _, checked in each_segment(namespace, lambda one: _scan_segment(namespace, one)):
+        yield checked
 
 
 def _foreign(namespace: Namespace) -> tuple[str, ...]:
@@ -122,13 +112,13 @@ def _scan_quarantine(namespace: Namespace) -> Iterator[Checked]:
             yield Checked(path, 0, f"damaged quarantine record {path}: {_reason(error)}")
 
 
-def _scan_segment(namespace: Namespace, segment: str) -> Checked | None:
+def _scan_segment(namespace: Namespace, segment: str) -> Checked:
     path = namespace.path("segments", segment)
     try:
         manifest = check_segment(namespace, segment, shards=True)
         others = foreign_files(namespace, segment)
     except VanishedSegment:
-        return None
+        raise
     except DamagedSegment as error:
         return Checked(path, 0, str(error))
     except OSError as error:
