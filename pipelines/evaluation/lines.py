@@ -34,30 +34,9 @@ def table_lines(result: Result) -> Iterator[str]:
         f"{data['file']}: {data['items']} items, {data['images']} images (sha256 {sha256}); "
         f"intervals and tests over {data['clusters']} clusters: by {data['cluster']}"
     )
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts |= {name: score["n"] for name, score in row["scores"].items()}
-    if counts.get("closed_yes_no") == counts.get("closed_accuracy"):
-        counts.pop("closed_yes_no", None)  # the same column twice
-    headings = {name: f"{name} (n={count})" for name, count in counts.items()}
-    width = max(len(QUESTION_ONLY), *(len(row_name(row)) for row in rows))
-    yield "  ".join([" " * width, *headings.values(), "passes/token", "s/token"])
-    for row in rows:
-        yield "  ".join([f"{row_name(row):{width}}", *_cells(row, headings)])
-    if result["question_only"] is not None:
-        yield "  ".join(
-            [f"{QUESTION_ONLY:{width}}", *_score_cells(result["question_only"]["scores"], headings)]
-        )
-        yield question_only_line(result["question_only"], data["items"])
-    for row in rows:
-        parts = [
-            f"{row[key]} {what}"  # type: ignore[literal-required]
-            for key, what in (("empty", "empty"), ("at_limit", "as long as the token limit"))
-            if row[key]  # type: ignore[literal-required]
-        ]
-        if parts:
-            yield f"{row_name(row)}: of {data['items']} answers {' and '.join(parts)}"
-    if "bleu" in counts:
+    yield from _score_table(result)
+    yield from _answers_of_note(rows, data["items"])
+    if any("bleu" in row["scores"] for row in rows):
         yield (
             "the metrics of reports that need a model: `medalign report metrics` on this "
             "evaluation's folder"
@@ -73,6 +52,38 @@ def table_lines(result: Result) -> Iterator[str]:
     yield from comparison_lines(result)
     if result["controls"] is not None:
         yield from control_lines(result["controls"])
+
+
+def _score_table(result: Result) -> Iterator[str]:
+    """Write the scores of the rows, and of the baseline that sees the question only."""
+    rows, blind = result["rows"], result["question_only"]
+    headings = _headings(rows)
+    width = max(len(QUESTION_ONLY), *(len(row_name(row)) for row in rows))
+    yield "  ".join([" " * width, *headings.values(), "passes/token", "s/token"])
+    for row in rows:
+        yield "  ".join([f"{row_name(row):{width}}", *_cells(row, headings)])
+    if blind is not None:
+        yield "  ".join([f"{QUESTION_ONLY:{width}}", *_score_cells(blind["scores"], headings)])
+        yield question_only_line(blind, result["data"]["items"])
+
+
+def _headings(rows: Iterable[ResultRow]) -> dict[str, str]:
+    """Return the heading of each score's column, with its denominator."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts |= {name: score["n"] for name, score in row["scores"].items()}
+    if counts.get("closed_yes_no") == counts.get("closed_accuracy"):
+        counts.pop("closed_yes_no", None)  # the same column twice
+    return {name: f"{name} (n={count})" for name, count in counts.items()}
+
+
+def _answers_of_note(rows: Iterable[ResultRow], items: int) -> Iterator[str]:
+    """Say how many answers of each row are empty or were cut."""
+    for row in rows:
+        found = ((row["empty"], "empty"), (row["at_limit"], "as long as the token limit"))
+        parts = [f"{count} {what}" for count, what in found if count]
+        if parts:
+            yield f"{row_name(row)}: of {items} answers {' and '.join(parts)}"
 
 
 def question_only_line(found: QuestionOnly, items: int) -> str:

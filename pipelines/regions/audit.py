@@ -5,6 +5,7 @@ first. E_v is encoded again: a store keeps similarities. Without the teacher's w
 missing, and the reason is said.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -15,6 +16,7 @@ from pipelines.regions.experts import (
     PAIRS,
     READ,
     SIMILARITY,
+    Case,
     Scores,
     cases_of,
     feature_rows,
@@ -25,7 +27,7 @@ from pipelines.regions.scoring import Test, Value, tests_of, values_of
 from shared.errors import UserError
 from shared.imaging.grid import Grid
 from shared.targets import TargetStore
-from shared.targets.namespace import list_namespaces
+from shared.targets.namespace import Namespace, list_namespaces
 
 SCHEMA_NUMBER = 1
 
@@ -82,16 +84,7 @@ def audit(
     UserError
         No teacher, no image with regions that has a target, or a faulty file.
     """
-    found = [one for one in list_namespaces(store) if teacher in (None, one.identity.teacher)]
-    if not found:
-        held = sorted({one.identity.teacher for one in list_namespaces(store)})
-        raise UserError(
-            f"{store} has no targets of {teacher}; it has {', '.join(held)}"
-            if held
-            else f"{store} holds no targets; `cache build` first"
-        )
-    if weights is not None and len(found) > 1:
-        raise UserError("--weights belong to one teacher; name it with --teacher")
+    found = _namespaces(store, teacher, weights)
     known = {image: one for image, one in read_regions(regions).items() if one.regions}
     root = image_root or (regions if regions.is_dir() else regions.parent)
     references = {image: reference_to(image, root) for image in known}
@@ -106,41 +99,14 @@ def audit(
         missing = max(missing, len(known) - len({case.image for case in cases}))
         if not cases:
             continue
-        own = {case.name: case.patient for case in cases}
         images |= {case.image for case in cases}
-        patients |= own
-        rows = store_rows(cases)
-        said, silhouette = "", None
-        try:
-            more, silhouette = feature_rows(cases, opened, weights, device)
-            for name, scores in more.pop(CHANCE, {}).items():
-                rows[CHANCE][name] |= scores
-            rows |= more
-        except UserError as error:
-            if weights is not None:
-                raise
-            said = str(error)
-        pairs = [(a, b) for a, b in PAIRS if a in rows and b in rows]
-        audited[namespace.name] = {
-            "teacher": opened.identity.teacher,
-            "grid": str(Grid(*opened.grid)),
-            "rows": values_of(rows, own),
-            "tests": tests_of(pairs, rows, own),
-            "left_out": said,
-            "silhouette": silhouette,
-        }
+        patients |= {case.name: case.patient for case in cases}
+        rows, audited[namespace.name] = _audited(cases, opened, weights, device)
         every |= {f"{namespace.name}: {row}": scores for row, scores in rows.items()}
     if not audited:
         raise UserError(
             f"no image with regions of {regions} has a target in {store}; `cache build` them first"
         )
-    first, *others = audited
-    between = [
-        (f"{other}: {row}", f"{first}: {row}")
-        for other in others
-        for row in (OWN, READ, FEATURES, SIMILARITY)
-        if f"{other}: {row}" in every and f"{first}: {row}" in every
-    ]
     return {
         "schema": SCHEMA_NUMBER,
         "regions": str(regions),
@@ -148,5 +114,59 @@ def audit(
         "patients": len(set(patients.values())),
         "without_target": missing,
         "teachers": audited,
-        "between": tests_of(between, every, patients),
+        "between": tests_of(_between(list(audited), every), every, patients),
     }
+
+
+def _namespaces(store: str | Path, teacher: str | None, weights: str | None) -> list[Namespace]:
+    """Return the teachers of a store, or the one named; refuse weights for more than one."""
+    held = list_namespaces(store)
+    found = [one for one in held if teacher in (None, one.identity.teacher)]
+    if not found:
+        names = ", ".join(sorted({one.identity.teacher for one in held}))
+        raise UserError(
+            f"{store} has no targets of {teacher}; it has {names}"
+            if held
+            else f"{store} holds no targets; `cache build` first"
+        )
+    if weights is not None and len(found) > 1:
+        raise UserError("--weights belong to one teacher; name it with --teacher")
+    return found
+
+
+def _audited(
+    cases: Sequence[Case], opened: TargetStore, weights: str | None, device: str
+) -> tuple[dict[str, Scores], Audited]:
+    """Score one teacher's rows; those of E_v are left out where it cannot be encoded again."""
+    patients = {case.name: case.patient for case in cases}
+    rows = store_rows(cases)
+    said, silhouette = "", None
+    try:
+        more, silhouette = feature_rows(cases, opened, weights, device)
+        for name, scores in more.pop(CHANCE, {}).items():
+            rows[CHANCE][name] |= scores
+        rows |= more
+    except UserError as error:
+        if weights is not None:
+            raise
+        said = str(error)
+    pairs = [(a, b) for a, b in PAIRS if a in rows and b in rows]
+    return rows, {
+        "teacher": opened.identity.teacher,
+        "grid": str(Grid(*opened.grid)),
+        "rows": values_of(rows, patients),
+        "tests": tests_of(pairs, rows, patients),
+        "left_out": said,
+        "silhouette": silhouette,
+    }
+
+
+def _between(names: Sequence[str], every: Mapping[str, Scores]) -> list[tuple[str, str]]:
+    """Return the pairs of rows that compare each further teacher with the first."""
+    first, *others = names
+    pairs = [
+        (f"{other}: {row}", f"{first}: {row}")
+        for other in others
+        for row in (OWN, READ, FEATURES, SIMILARITY)
+    ]
+    return [pair for pair in pairs if all(row in every for row in pair)]
