@@ -3,6 +3,8 @@
 Every block runs on fused attention, which never forms the weights. Of the last block only the CLS
 row is wanted: softmax(q_cls K^T / sqrt(c)) is one 1 x (M+1) product a head, computed from that
 block's own normalised input.
+
+B images of a batch, M patches, T tokens (CLS first), b or d teacher width, c width of a head.
 """
 
 from typing import NamedTuple, Protocol, cast

@@ -113,3 +113,27 @@ def test_every_annotated_shape_is_checked_in_the_tests() -> None:
         )
     ]
     assert unchecked == []
+
+
+def test_every_axis_of_one_letter_is_named_at_the_files_head() -> None:
+    unnamed = []
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "from jaxtyping" not in text:
+            continue
+        tree = ast.parse(text)
+        shapes = [
+            node.slice.elts[-1].value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Subscript)
+            and isinstance(node.slice, ast.Tuple)
+            and isinstance(node.slice.elts[-1], ast.Constant)
+        ]
+        axes = {axis for shape in shapes if isinstance(shape, str) for axis in shape.split()}
+        head = ast.get_docstring(tree) or ""
+        unnamed += [
+            f"{path.relative_to(ROOT)}: {axis}"
+            for axis in sorted(one.removeprefix("*") for one in axes)
+            if len(axis) == 1 and axis.isalpha() and not re.search(rf"\b{axis} [a-z]", head)
+        ]
+    assert unnamed == []

@@ -7,6 +7,8 @@ features know their surroundings, and a small language model finds what every im
 sooner than what one of them does. A name is the mean of its token embeddings, each counted the less
 the more structures share it: "lobe" tells little. That takes seconds and leaves the warm-up little
 to do.
+
+n patches in all, f features of one, w width of the language model.
 """
 
 from collections import Counter

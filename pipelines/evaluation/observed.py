@@ -2,6 +2,8 @@
 
 Rows: all text after the last image. Columns: the image tokens. The mean over heads and rows, not
 normalised. Saved with hidden states for figures, or read as maps for a page.
+
+N patches, d student width, n images.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -3,6 +3,8 @@
 One panel for each layer of the student, before and after, and one for the expert. The picture is
 t-SNE of single patches; the score under it is `separable` of whole regions, which t-SNE cannot
 flatter: whether a region's nearest neighbour among other patients has its label.
+
+N patches, d width of their features.
 """
 
 from collections.abc import Iterator, Sequence

@@ -11,6 +11,8 @@ with) and after:
   student's patches at the layer.
 
 Every number has an interval over patients, every change and every pair of arms a paired test.
+
+N patches, d student width.
 """
 
 from collections.abc import Sequence

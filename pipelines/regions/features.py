@@ -1,4 +1,7 @@
-"""A teacher's patch features of chosen images: a store keeps similarities, not features."""
+"""A teacher's patch features of chosen images: a store keeps similarities, not features.
+
+N student patches, b teacher width.
+"""
 
 from collections.abc import Sequence
 

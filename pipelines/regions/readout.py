@@ -3,6 +3,8 @@
 Ridge regression over the patches of all patients but those of one fold, whose images are then
 scored; five folds, each patient in one. Features are standardised on the patients that are fitted.
 The read-out sees no place but what the features say of it.
+
+N patches of an image, b teacher width, n patches in all.
 """
 
 from collections.abc import Sequence

@@ -4,6 +4,8 @@ Each region gives the mean feature of its patches. Where there is one label alon
 vector under another label: the mean of the patches at its mirror image in the same picture, if no
 region is there. A vector is told apart if its nearest neighbour (cosine) among other patients'
 vectors has its label. Chance, the share of them that have it, is printed beside it.
+
+N patches, d width of their features.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """From one teacher pass to stored arrays.
 
 Eq. 2 (interpolate), Eq. 3 (cosine), and the encoding of the identity.
+
+B images of a batch, M teacher patches, b teacher width.
 """
 
 from collections.abc import Sequence

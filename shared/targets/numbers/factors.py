@@ -6,6 +6,8 @@ With E (M, b) the teacher's features and V_r its first r right singular vectors,
 inner products: F F^T -> E E^T as r grows, exactly at full rank. Interpolation acts on patches, so A
 F stands for A E on every grid, and S is the cosine of its rows (Eq. 2, 3). Each patch has its own
 scale, because a few outlier patches with large norms would spoil a common one.
+
+M teacher patches, b teacher width, r singular vectors kept.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,8 @@
 """From stored `factors` to targets on any grid (Eq. 2, 3).
 
 Without torch, which would be most of a reader's memory.
+
+B images, N student patches.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""Cosine similarity between patches (Eq. 3), kept as the strict upper triangle."""
+"""Cosine similarity between patches (Eq. 3), kept as the strict upper triangle.
+
+B images of a batch, N patches, b teacher width; pairs = N (N - 1) / 2.
+"""
 
 import torch
 from jaxtyping import Float
