@@ -200,6 +200,12 @@ def test_written_records_come_back(
     assert load_records(path) == [record, plain]
 
 
+def test_records_are_written_in_known_forms_only(tmp_path):
+    with pytest.raises(UserError, match=r"set\.csv: a data set file ends in \.json, \.jsonl or "):
+        write_records(tmp_path / "set.csv", [Record("x", (), (Turn("human", "q"),))])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("row", "line"),
     [

@@ -68,6 +68,17 @@ def test_whole_jpeg_ls_is_read(name):
     assert np.ptp(np.asarray(open_image(jpeg_ls(name)[0]))) > 100
 
 
+@pytest.mark.parametrize("name", JPEG_LS)
+def test_bytes_between_a_jpeg_ls_picture_and_its_end_are_refused(tmp_path, name):
+    """The picture is whole, and what follows is none of it: some other picture's data."""
+    _, dataset, data = jpeg_ls(name)
+    plane = np.zeros((dataset.Rows, dataset.Columns), np.uint16)
+    longer = data[:-2] + b"\x12\x34" * 32 + data[-2:]
+    file = dicom_of_frame(longer, dataset.file_meta.TransferSyntaxUID, plane)
+    with pytest.raises(UnreadableImage, match="the picture ends before its data does"):
+        opened(tmp_path, file)
+
+
 # JPEG of several scans.
 
 

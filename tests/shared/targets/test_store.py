@@ -197,6 +197,16 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
         writer.add(key(0), record)
 
 
+@pytest.mark.parametrize("wrong", [key(0), key(1)[:31], b""], ids=["again", "short", "none"])
+def test_a_key_is_32_bytes_and_added_once(tmp_path, wrong):
+    with TargetWriter(tmp_path / "store", identity()) as writer:
+        writer.add(key(0), matrix_record(0))
+        with pytest.raises(ValueError, match="a key is 32 bytes and added once"):
+            writer.add(wrong, matrix_record(1))
+    target = TargetStore.open(tmp_path / "store")[key(0)]
+    np.testing.assert_array_equal(target.attention, matrix_record(0)["attention"])
+
+
 def test_quarantine_keeps_the_latest_reason(tmp_path):
     namespace = write_records(tmp_path / "store", range(1))
     quarantine(namespace, key(5), "truncated\n  file")
