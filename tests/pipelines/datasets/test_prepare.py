@@ -282,6 +282,23 @@ def test_iu_xray_report_shows_the_frontal_view_and_keeps_the_report(tmp_path):
     assert about["task"] == "report"
 
 
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (["CXR1"], "expected an object, found a list"),
+        ({"id": "CXR1", "report": "Clear."}, r"no frontal image \(ID/0\.png\)"),
+        ({"image_path": ["CXR1/1.png"], "report": "Clear."}, r"no frontal image .*CXR1/1\.png"),
+    ],
+)
+def test_an_iu_xray_row_that_is_no_examination_is_named(tmp_path, row, fault):
+    source = replicas.iu_xray_report(tmp_path / "source")
+    content = json.loads((source / "annotation.json").read_text())
+    replicas.write_json(source / "annotation.json", {**content, "val": [*content["val"], row]})
+    place = f"val item {len(content['val'])}"
+    with pytest.raises(UserError, match=rf"annotation\.json, {place}: {fault}"):
+        prepare("iu-xray-report", source, tmp_path / "out", allow_other_counts=True)
+
+
 def test_an_iu_xray_list_under_a_blank_key_is_the_split_that_its_items_name(tmp_path):
     """As in the public copy whose counts docs/datasets.md names."""
     source = replicas.iu_xray_report(tmp_path / "source")

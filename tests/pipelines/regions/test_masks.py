@@ -110,6 +110,28 @@ def test_slake_s_release_gives_boxes_and_the_organs_of_its_masks(tmp_path: Path)
         read_regions(tmp_path / "imgs")
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("[", "is no JSON"),
+        ('{"Liver": [2, 2, 2, 2]}', r"expected a list of \{label: \[x, y, width, height\]\}"),
+        ("[[2, 2, 2, 2]]", r"expected a list of \{label: \[x, y, width, height\]\}"),
+        ('[{"Liver": [2, 2, 2]}]', r"\[2, 2, 2\] is no box"),
+        ('[{"Liver": [2, 2, 0, 2]}]', "is no box .* inside an image"),
+        ('[{"Liver": [2, 2, 2, 0]}]', "is no box .* inside an image"),
+        ('[{"Liver": [-1, 2, 2, 2]}]', "is no box .* inside an image"),
+        ('[{"Liver": [2, 2, 2, 1e7]}]', "is no box .* inside an image"),
+    ],
+)
+def test_slake_s_boxes_are_told_by_file_where_they_are_none(
+    tmp_path: Path, content: str, fault: str
+) -> None:
+    (tmp_path / "xmlab1").mkdir()
+    (tmp_path / "xmlab1" / "detection.json").write_text(content)
+    with pytest.raises(UserError, match=rf"detection\.json.*{fault}"):
+        read_regions(tmp_path)
+
+
 def test_masks_in_our_form_lie_beside_the_file(tmp_path: Path) -> None:
     write_mask(tmp_path / "m" / "a.png", np.eye(6))
     row = {"image": "a.jpg", "masks": ["m/a.png"], "label": "spot", "patient": "p"}
