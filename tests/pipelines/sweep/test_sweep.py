@@ -238,6 +238,22 @@ def test_a_result_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(("jobs", "threads"), [(1, "8"), (3, "2"), (16, "1")])
+def test_jobs_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, threads: str
+) -> None:
+    study = read_study(write_study(tmp_path))
+    sweep = Sweep(study, tmp_path / "recipe.yaml", tmp_path, tmp_path, {"base": "x"}, jobs)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert sweep.run_all([]) == 0
+    assert os.environ["OMP_NUM_THREADS"] == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user's own word stands
+    sweep.run_all([])
+    assert os.environ["OMP_NUM_THREADS"] == "5"
+
+
+@pytest.mark.unit
 def test_the_plan_times_the_rest_by_what_is_finished(tmp_path: Path) -> None:
     file = write_study(tmp_path)
     study, runs = read_study(file), runs_of(read_study(file), file)
