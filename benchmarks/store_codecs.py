@@ -128,7 +128,9 @@ def candidates(element: int) -> dict[str, tuple[Any, ...]]:
 
 
 def table(title: str, arrays: list[Any], element: int) -> None:
-    print(f"\n### {title}\n\n| chain | bytes a record | encode ms | decode ms |\n|---|---|---|---|")
+    print(
+        f"\n### {title}\n\n| chain | bytes per record | encode ms | decode ms |\n|---|---|---|---|"
+    )
     for name, codecs in candidates(element).items():
         size, encode, decode = bench(*chain(*codecs), arrays)
         print(f"| {name} | {size:,.0f} | {encode:.2f} | {decode:.2f} |")
@@ -137,7 +139,7 @@ def table(title: str, arrays: list[Any], element: int) -> None:
 def totals(rows: list[tuple[str, Identity, list[Arrays]]]) -> None:
     print("\n### Whole records as the store writes them\n")
     print(
-        "| encoding | bytes an image | of float32 squares | encode ms | decode ms "
+        "| encoding | bytes per image | of float32 squares | encode ms | decode ms "
         "|\n|---|---|---|---|---|"
     )
     for name, kind, records in rows:

@@ -130,7 +130,7 @@ def _rate(
 
 
 def interval(seconds: Sequence[float]) -> Rate:
-    """Return the mean of seconds an image, one number a batch, and its 95% interval."""
+    """Return the mean of seconds per image, one number per batch, and its 95% interval."""
     from scipy.stats import t
 
     mean = fmean(seconds)

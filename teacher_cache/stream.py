@@ -1,7 +1,7 @@
 """From keys to stored records: images are read, encoded and written side by side.
 
 file ──► reader threads ──► the teacher (this thread) ──► writer thread ──► segment
-         open, square,       one pass a batch             interpolate, cosine,
+         open, square,       one pass per batch           interpolate, cosine,
          normalise                                        compress, publish
 """
 

@@ -1,1 +1,1 @@
-"""Data sets: one file a set, from a release as its users download it to conversation files."""
+"""Data sets: one file per set, from a release as its users download it to conversation files."""

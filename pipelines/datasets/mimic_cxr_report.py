@@ -51,7 +51,7 @@ _ENUMERATION = re.compile(r"(?:(?<=^)|(?<=[.:;] ))\d{1,2}[.)]\s+")
 
 
 def read(source: Path, out: Path, seed: int, sections: Sequence[str] = ()) -> Release:
-    """Read the tables, pick one frontal image a study and clean its report."""
+    """Read the tables, pick one frontal image per study and clean its report."""
     wanted = tuple(sections) or SECTIONS
     lists = find_lists(source)
     if lists and find_optional(source, *_both("mimic-cxr-2.0.0-split.csv")) is None:

@@ -2,7 +2,7 @@
 
 Finding files, checking rows, making records, splitting by image.
 
-A reader (one file a set) turns a release, laid out as its users download it, into a `Release`.
+A reader (one file per set) turns a release, laid out as its users download it, into a `Release`.
 Everything it expects and does not find is a `UserError` that names the place.
 """
 

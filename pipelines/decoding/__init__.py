@@ -1,1 +1,1 @@
-"""Decoding methods: one file a method, `contrast.py` under those that contrast."""
+"""Decoding methods: one file per method, `contrast.py` under those that contrast."""

@@ -1,4 +1,4 @@
-"""The journal of an evaluation: one JSON line an answer, on disk before the next batch starts.
+"""The journal of an evaluation: one JSON line per answer, on disk before the next batch starts.
 
 A killed run continues.
 

@@ -129,7 +129,7 @@ def attention_maps(
     folder
         An adapter folder of `student train`, or the model folder that it started from.
     questions, images
-        One image a question.
+        One image per question.
     layer
         The distillation layer l. An adapter that was trained with another one is observed at that
         one.

@@ -1,6 +1,6 @@
 """From answers to the result of an evaluation.
 
-A row a method, comparisons with paired tests, and alarms.
+A row per method, comparisons with paired tests, and alarms.
 """
 
 import itertools

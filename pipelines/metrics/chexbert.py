@@ -9,8 +9,8 @@ as present where it is positive or uncertain.
 
 The checkpoint (`chexbert.pth`, stanfordmlgroup/CheXbert) is {"model_state_dict": {"module.bert.*",
 "module.linear_heads.{0..13}.{weight, bias}"}, ...}: a BERT whose sizes follow from its tensors, and
-one linear head an observation with four classes (blank, positive, negative, uncertain), two (blank,
-positive) for "No Finding".
+one linear head per observation with four classes (blank, positive, negative, uncertain), two
+(blank, positive) for "No Finding".
 """
 
 from collections.abc import Callable, Mapping, Sequence

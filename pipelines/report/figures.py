@@ -38,7 +38,7 @@ class AttentionRow(NamedTuple):
 
 
 def loss_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Draw the three terms over the steps, a line an arm.
+    """Draw the three terms over the steps, a line per arm.
 
     An arm without a term has no line there.
     """

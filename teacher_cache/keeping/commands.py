@@ -320,7 +320,7 @@ def gc_command(
 
 def export_command(
     store: StoreOption,
-    out: Annotated[str, typer.Option("--out", help="Folder to write to, one file an image.")],
+    out: Annotated[str, typer.Option("--out", help="Folder to write to, one file per image.")],
     form: Annotated[ExportForm, typer.Option("--format", help="File format.")] = "safetensors",
     teacher: OfTeacherOption = None,
     fingerprint: FingerprintOption = None,
@@ -329,7 +329,7 @@ def export_command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write targets to a plain folder, one file an image, named by content key."""
+    """Write targets to a plain folder, one file per image, named by content key."""
     from shared.imaging.grid import Grid
     from shared.targets import TargetStore
     from teacher_cache.keeping.export import export

@@ -1,4 +1,4 @@
-"""Taking targets out of a store: a plain folder, one file an image."""
+"""Taking targets out of a store: a plain folder, one file per image."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ def export(
     form: ExportForm,
     keys: Iterable[bytes] | None = None,
 ) -> Iterator[Path]:
-    """Write one file an image, named by its content key; yield each.
+    """Write one file per image, named by its content key; yield each.
 
     It holds `similarity`, `attention`, `coverage`. `identity.json` beside them says what they are.
     Files that are there already are not written again.

@@ -1,4 +1,4 @@
-"""Targets in a plain folder, one file an image."""
+"""Targets in a plain folder, one file per image."""
 
 import json
 
