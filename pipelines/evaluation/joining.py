@@ -85,19 +85,23 @@ def join(file: Path, references: Path, records: Sequence[Record]) -> Joined:
     placed = _by_place(predictions, records)
     if placed is not None:
         return Joined(placed, "place")
-    twice = [name for name, count in Counter(one.id for one in predictions).items() if count > 1]
-    alone = [name for name in (*by_id, *ids) if (name in by_id) != (name in set(ids))]
-    fault = (
-        f"{len(twice)} ids occur more than once, first {twice[0]}"
-        if twice
-        else f"{len(by_id.keys() - set(ids))} predictions have no reference, "
-        f"{len(set(ids) - by_id.keys())} references no prediction"
-        + (f", e.g. {alone[0]}" if alone else "")
-    )
     raise UserError(
-        f"{file} and {references} do not join by id: {fault}; nor by place, where every row must "
-        "say its question or its reference"
+        f"{file} and {references} do not join by id: {_fault(predictions, ids)}; nor by place, "
+        "where every row must say its question or its reference"
     )
+
+
+def _fault(predictions: Sequence[Prediction], ids: Sequence[str]) -> str:
+    """Say why predictions do not join records of these ids."""
+    given, wanted = Counter(one.id for one in predictions), set(ids)
+    twice = [name for name, count in given.items() if count > 1]
+    if twice:
+        return f"{len(twice)} ids occur more than once, first {twice[0]}"
+    alone = [name for name in (*given, *ids) if (name in given) != (name in wanted)]
+    return (
+        f"{len(given.keys() - wanted)} predictions have no reference, "
+        f"{len(wanted - given.keys())} references no prediction"
+    ) + (f", e.g. {alone[0]}" if alone else "")
 
 
 def _check_same_set(

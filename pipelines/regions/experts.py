@@ -129,16 +129,8 @@ def feature_rows(
         opened.identity, references, Grid(*opened.grid), weights=weights, device=device
     )
     features = dict(zip(images, encoded, strict=True))
-    rows: dict[str, Scores] = {READ: {}}
-    for group in _groups(cases, by_view=False):
-        maps = read_out(
-            [features[case.image] for case in group], [case.shares for case in group],
-            [case.visible for case in group], [case.patient for case in group],
-        )  # fmt: skip
-        for case, map_ in zip(group, maps or (), strict=False):
-            rows[READ][case.name] = grounding(map_, case.shares, case.centres, case.visible)
-    if not rows[READ]:
-        del rows[READ]
+    read = _read_out(cases, features)
+    rows: dict[str, Scores] = {READ: read} if read else {}
     vectors = [
         vector
         for image, case in images.items()
@@ -149,6 +141,19 @@ def feature_rows(
         rows[FEATURES] = {name: {"separable": value} for name, value in found.hits.items()}
         rows[CHANCE] = {name: {"separable": value} for name, value in found.chance.items()}
     return rows, found.silhouette
+
+
+def _read_out(cases: Sequence[Case], features: Mapping[str, NDArray[np.float64]]) -> Scores:
+    """Score the linear read-out of E_v for each label with patients enough; by image its E_v."""
+    scores: Scores = {}
+    for group in _groups(cases, by_view=False):
+        maps = read_out(
+            [features[case.image] for case in group], [case.shares for case in group],
+            [case.visible for case in group], [case.patient for case in group],
+        )  # fmt: skip
+        for case, map_ in zip(group, maps or (), strict=False):
+            scores[case.name] = grounding(map_, case.shares, case.centres, case.visible)
+    return scores
 
 
 def together(

@@ -69,13 +69,7 @@ def held_out(
         An image has no target in the store, or no record shows exactly one image.
     """
     root = image_root_of(data, image_root)
-    records = [record for record in load_records(data, root) if len(record.images) == 1]
-    for field, value in (where or {}).items():
-        records = [one for one in records if _field(one, field).lower() == value.lower()]
-        if not records:
-            raise UserError(f"{data}: no record about one image has {field}={value}")
-    if not records:
-        raise UserError(f"{data}: no record shows exactly one image")
+    records = _about_one_image(data, root, where or {})
     labels = {region.label for one in regions.values() for region in one.regions}
     chosen: dict[str, tuple[Record, tuple[Region, ...]]] = {}
     for record in records:
@@ -87,6 +81,18 @@ def held_out(
     if limit is not None:
         pairs = sorted(pairs, key=lambda pair: not pair[1])[:limit]
     return [_held(record, asked, root, store, regions) for record, asked in pairs]
+
+
+def _about_one_image(data: Path, root: Path, where: Mapping[str, str]) -> list[Record]:
+    """Return the records of a file that show one image and whose fields have these values."""
+    records = [record for record in load_records(data, root) if len(record.images) == 1]
+    for field, value in where.items():
+        records = [one for one in records if _field(one, field).lower() == value.lower()]
+        if not records:
+            raise UserError(f"{data}: no record about one image has {field}={value}")
+    if not records:
+        raise UserError(f"{data}: no record shows exactly one image")
+    return records
 
 
 def asked_about(question: str, known: Regions | None, labels: set[str]) -> tuple[Region, ...]:

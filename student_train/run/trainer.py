@@ -232,25 +232,19 @@ class AlignmentTrainer(TrainerSeams[Batch | Failure], Trainer):  # type: ignore[
         """AdamW; W may have a learning rate of its own (`rotation.learning_rate`)."""
         own = self.recipe.rotation.learning_rate
         if own is not None and self.optimizer is None:
-            named = [pair for pair in self.model.named_parameters() if pair[1].requires_grad]
-            decay = {"weight_decay": self.recipe.train.weight_decay}
-            groups: list[dict[str, object]] = [
-                {
-                    "params": [parameter for name, parameter in named if ".rotation." not in name],
-                    **decay,
-                },
-                {
-                    "params": [parameter for name, parameter in named if ".rotation." in name],
-                    "lr": own,
-                    **decay,
-                },
-            ]
             optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer_class(
-                [group for group in groups if group["params"]], **options
-            )
+            self.optimizer = optimizer_class(self._groups(own), **options)
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         return optimizer
+
+    def _groups(self, own: float) -> list[dict[str, object]]:
+        """Return the trained parameters but W, then W with its own learning rate, where any are."""
+        named = [pair for pair in self.model.named_parameters() if pair[1].requires_grad]
+        others = [parameter for name, parameter in named if ".rotation." not in name]
+        rotation = [parameter for name, parameter in named if ".rotation." in name]
+        groups: list[dict[str, object]] = [{"params": others}, {"params": rotation, "lr": own}]
+        decay = self.recipe.train.weight_decay
+        return [{**group, "weight_decay": decay} for group in groups if group["params"]]
 
     # --- saving, loading, evaluating
 

@@ -128,6 +128,10 @@ def test_the_correlation_is_that_of_the_two_matrices(run: Path) -> None:
         ]
         expected = np.corrcoef(np.array(pairs).T)[0, 1]
         assert scores[one.record.id]["similarity"] == pytest.approx(expected, abs=1e-5)
+    # Patches that are all alike have no correlation with anything: 0, which claims nothing.
+    flat = seen._replace(tokens=[np.ones_like(tokens) for tokens in seen.tokens])
+    alike = scores_of(flat, held, recipe, student.processor.grid).values()
+    assert [one["similarity"] for one in alike] == [0.0] * len(held)
 
 
 def test_the_base_model_has_no_adapter_and_no_rotation(run: Path, found: Any) -> None:
