@@ -24,7 +24,7 @@ from typing import Protocol, cast
 from torch import Tensor, nn
 
 from shared.errors import UserError
-from shared.files import check_writable
+from shared.files import check_new
 from teacher_cache.teachers.base import Teacher
 
 _PREFIX = "vision_model."
@@ -66,9 +66,7 @@ def write_tower(teacher: Teacher, to: Path) -> Path:
     """
     from safetensors.torch import save_file
 
-    check_writable(to, "choose another --out")
-    if to.exists() and any(to.iterdir()):
-        raise UserError(f"{to} is not empty; choose a new folder")
+    check_new(to)
     tensors = {
         _PREFIX + name: tensor.clone().contiguous()
         for key, value in teacher.model.state_dict().items()

@@ -243,9 +243,11 @@ def test_jobs_share_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, threads: str
 ) -> None:
     study = read_study(write_study(tmp_path))
-    sweep = Sweep(study, tmp_path / "recipe.yaml", tmp_path, tmp_path, {"base": "x"}, jobs)
+    recipes = {"one": tmp_path / "recipe.yaml"}
+    sweep = Sweep(study, recipes, tmp_path, tmp_path, {"base": "x"}, jobs)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so that the test's end puts back what was there
+    monkeypatch.delenv("OMP_NUM_THREADS")
     assert sweep.run_all([]) == 0
     assert os.environ["OMP_NUM_THREADS"] == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user's own word stands
