@@ -26,7 +26,6 @@ app = typer.Typer(
     name="medalign",
     help="Alignment distillation for medical vision-language models, from images to scores.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("quickstart")(quickstart_command)
