@@ -197,12 +197,24 @@ def _checked_lines(result: "Checked") -> Iterator[str]:
     from pipelines.metrics.question_kind import inferred_line
 
     for key, value in result.items():
-        if key not in ("problems", "inferred", "ceilings"):
+        if key not in ("problems", "scored_as", "inferred", "ceilings", "first_repeated"):
             yield f"{key.replace('_', ' ')}: {value}"
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result["scored_as"].items()))
+    yield f"scored as: {kinds or 'nothing, no record has an answer'}"
     if result["inferred"]:
         yield inferred_line(result["inferred"])
     if result["without_image"]:
-        yield f"warning: {result['without_image']} records show no image: they are text alone"
+        share = 100 * result["without_image"] / result["records"]
+        yield (
+            f"warning: {result['without_image']} of {result['records']} records ({share:.1f}%) "
+            "show no image: they are text alone"
+        )
+    if result["repeated"]:
+        earlier, later = result["first_repeated"]
+        yield (
+            f"warning: {result['repeated']} records repeat another (images, questions and "
+            f"answers), first {later}, as {earlier}"
+        )
     yield from (f"warning: {line}" for line in ceiling_lines(result["ceilings"]))
     for problem in result["problems"]:
         yield f"problem: {problem}"
