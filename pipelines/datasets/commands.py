@@ -136,6 +136,26 @@ def prepare_command(
     report(about, as_json, _prepared_lines(about, out))
 
 
+@app.command("convert")
+def convert_command(
+    source: Annotated[
+        Path, typer.Argument(help="Data as you have them: .json, .jsonl, .parquet, .csv, .tsv.")
+    ],
+    out: Annotated[Path, typer.Option(help="A new data set file, .json or .jsonl.")],
+    as_json: Json = False,
+) -> None:
+    """Turn LLaMA-Factory, ShareGPT, LLaVA, Hugging Face parquet or a csv into a data set file."""
+    from pipelines.datasets.convert import convert
+
+    done = convert(source, out)
+    lines = (f"{key.replace('_', ' ')}: {value}" for key, value in done.items())
+    report(
+        done,
+        as_json,
+        [*lines, f"next: medalign data check {out} --image-root {done['image_root']}"],
+    )
+
+
 @app.command("check")
 def check_command(
     file: Annotated[Path, typer.Argument(help="A data set file: .json, .jsonl or .parquet.")],
