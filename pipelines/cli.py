@@ -13,7 +13,7 @@ from pipelines.demo.commands import demo_command, demo_student_command, quicksta
 from pipelines.evaluation.commands import evaluate_command, generate_command
 from pipelines.evaluation.score_commands import compare_command, score_command
 from pipelines.figures.commands import app as figures_app
-from pipelines.recipes.commands import recipes_command
+from pipelines.recipes.commands import app as recipes_app
 from pipelines.regions.cache import app as cache_app
 from pipelines.regions.commands import alignment_command, oracle_command
 from pipelines.report.commands import app as report_app
@@ -26,7 +26,6 @@ app = typer.Typer(
     name="medalign",
     help="Alignment distillation for medical vision-language models, from images to scores.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("quickstart")(quickstart_command)
@@ -40,7 +39,7 @@ app.command("score")(score_command)
 app.command("compare")(compare_command)
 app.command("plan-test")(plan_test_command)
 app.command("sweep")(sweep_command)
-app.command("recipes")(recipes_command)
+app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(report_app, name="report")
 app.add_typer(figures_app, name="figures")

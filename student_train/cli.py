@@ -22,7 +22,6 @@ app = typer.Typer(
     Begin with `train RECIPE --dry-run`. Recipes are in pipelines/recipes, and docs/recipe.md
     explains every key; `--debug` behind any command shows a traceback with its error.""",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

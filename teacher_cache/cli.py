@@ -44,7 +44,6 @@ app = typer.Typer(
         "names the way out (add --debug for the traceback); 2: a mistyped command."
     ),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

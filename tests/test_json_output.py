@@ -33,6 +33,7 @@ CASES = {
     "sweep": "{study} --work {new} --set base={run}/base --plan",
     "data list": "",
     "data prepare": "brain-atlas --out {new}",
+    "data convert": "{run}/data/test.json --out {new}.json",
     "data check": "{run}/data/test.json",
     "report metrics": "{reports} --metrics bleu",
     "cache teachers": "",

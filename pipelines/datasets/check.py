@@ -1,12 +1,12 @@
 """Look through a data set file before hours of training depend on it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
 from pipelines.metrics.ceiling import ceilings
-from pipelines.metrics.question_kind import inferred
+from pipelines.metrics.question_kind import inferred, question_kind
 from shared.console import track
 from shared.imaging.images import ImageReference, open_image
 from shared.imaging.keys import content_key
@@ -25,10 +25,13 @@ class Checked(TypedDict):
     open: int
     closed: int
     answer_type_not_said: int
-    inferred: dict[str, int]
+    scored_as: dict[str, int]  # records by kind: open, closed, choice, report
+    inferred: dict[str, int]  # those of them whose kind the reference alone tells
     ceilings: dict[str, float]
     with_options: int
     without_image: int
+    repeated: int  # records that repeat an earlier one: the same images, questions and answers
+    first_repeated: list[str]  # the ids of the first such pair, the earlier one first
     problems: list[str]
 
 
@@ -57,23 +60,25 @@ def check(file: Path, image_root: Path | None = None, against: Path | None = Non
     problems = _record_problems(records)
     keys = _content_keys(references, problems)
     if against is not None:
-        shared = keys & _keys_below(against, root)
-        if shared:
-            problems.append(f"{len(shared)} images are also in {against}")
+        problems += _leaks(records, keys, root, against)
+    repeats = _repeats(records, keys, root)
     types = Counter(record.answer_type or "not said" for record in records)
     return {
         "file": str(file),
         "image_root": str(root),
         "records": len(records),
         "images": len(references),
-        "distinct_images": len(keys),
+        "distinct_images": len(set(keys.values())),
         "open": types["OPEN"],
         "closed": types["CLOSED"],
         "answer_type_not_said": types["not said"],
+        "scored_as": dict(Counter(question_kind(one).kind for one in records if one.answer)),
         "inferred": inferred(records),
         "ceilings": ceilings([record for record in records if record.answer]),
         "with_options": sum(bool(record.options) for record in records),
         "without_image": sum(not record.images for record in records),
+        "repeated": len(repeats),
+        "first_repeated": list(repeats[0]) if repeats else [],
         "problems": problems,
     }
 
@@ -98,13 +103,48 @@ def _record_problems(records: Sequence[Record]) -> list[str]:
     return problems
 
 
-def _content_keys(references: Sequence[ImageReference], problems: list[str]) -> set[bytes]:
+def _repeats(
+    records: Sequence[Record], keys: Mapping[ImageReference, bytes], root: Path
+) -> list[tuple[str, str]]:
+    """Return (earlier id, id) of each record that repeats another, its images by content."""
+    first: dict[object, str] = {}
+    found = []
+    for record in records:
+        images = tuple(keys.get(one, str(one)) for one in record.references(root))
+        said = (images, record.turns, record.options)
+        if said in first:
+            found.append((first[said], record.id))
+        first.setdefault(said, record.id)
+    return found
+
+
+def _leaks(
+    records: Sequence[Record], keys: Mapping[ImageReference, bytes], root: Path, against: Path
+) -> list[str]:
+    """Say how many images another file shows too, and which records show them here."""
+    shared = set(keys.values()) & _keys_below(against, root)
+    shown = [
+        record.id
+        for record in records
+        if any(keys.get(one) in shared for one in record.references(root))
+    ]
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} images are also in {against}; {len(shown)} records here show them, "
+        f"first id {shown[0]}"
+    ]
+
+
+def _content_keys(
+    references: Sequence[ImageReference], problems: list[str]
+) -> dict[ImageReference, bytes]:
     """Open every image and return the keys of those that can be; the others become problems."""
-    keys: set[bytes] = set()
+    keys: dict[ImageReference, bytes] = {}
     for reference in track(references, len(references), "images", "images"):
         try:
             open_image(reference)
-            keys.add(content_key(reference.path, reference.part))
+            keys[reference] = content_key(reference.path, reference.part)
         except UnreadableImage as error:
             problems.append(f"{reference} cannot be read: {error}")
         except OSError as error:

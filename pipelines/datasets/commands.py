@@ -136,6 +136,26 @@ def prepare_command(
     report(about, as_json, _prepared_lines(about, out))
 
 
+@app.command("convert")
+def convert_command(
+    source: Annotated[
+        Path, typer.Argument(help="Data as you have them: .json, .jsonl, .parquet, .csv, .tsv.")
+    ],
+    out: Annotated[Path, typer.Option(help="A new data set file, .json or .jsonl.")],
+    as_json: Json = False,
+) -> None:
+    """Turn LLaMA-Factory, ShareGPT, LLaVA, Hugging Face parquet or a csv into a data set file."""
+    from pipelines.datasets.convert import convert
+
+    done = convert(source, out)
+    lines = (f"{key.replace('_', ' ')}: {value}" for key, value in done.items())
+    report(
+        done,
+        as_json,
+        [*lines, f"next: medalign data check {out} --image-root {done['image_root']}"],
+    )
+
+
 @app.command("check")
 def check_command(
     file: Annotated[Path, typer.Argument(help="A data set file: .json, .jsonl or .parquet.")],
@@ -197,12 +217,24 @@ def _checked_lines(result: "Checked") -> Iterator[str]:
     from pipelines.metrics.question_kind import inferred_line
 
     for key, value in result.items():
-        if key not in ("problems", "inferred", "ceilings"):
+        if key not in ("problems", "scored_as", "inferred", "ceilings", "first_repeated"):
             yield f"{key.replace('_', ' ')}: {value}"
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result["scored_as"].items()))
+    yield f"scored as: {kinds or 'nothing, no record has an answer'}"
     if result["inferred"]:
         yield inferred_line(result["inferred"])
     if result["without_image"]:
-        yield f"warning: {result['without_image']} records show no image: they are text alone"
+        share = 100 * result["without_image"] / result["records"]
+        yield (
+            f"warning: {result['without_image']} of {result['records']} records ({share:.1f}%) "
+            "show no image: they are text alone"
+        )
+    if result["repeated"]:
+        earlier, later = result["first_repeated"]
+        yield (
+            f"warning: {result['repeated']} records repeat another (images, questions and "
+            f"answers), first {later}, as {earlier}"
+        )
     yield from (f"warning: {line}" for line in ceiling_lines(result["ceilings"]))
     for problem in result["problems"]:
         yield f"problem: {problem}"

@@ -60,19 +60,24 @@ def load_student(
     return Loaded(model, processor, weights, adapter_digest(folder))
 
 
-def load_base_student(folder: Path, recipe: "Recipe", device: str | None = None) -> Loaded:
-    """Load the model that the adapter in `folder` began with, without adapter and W."""
+def load_base_student(
+    folder: Path, recipe: "Recipe", device: str | None = None, base: str | None = None
+) -> Loaded:
+    """Load the model that the adapter in `folder` began with, without adapter and W.
+
+    `base`: where it is now, if not where the recipe says.
+    """
     from pipelines.decoding.prompts import plain_model
     from shared.processes import choose_device
     from student_train.adapter.loading import base_section
     from student_train.models import load_base
 
     device = device or choose_device()
-    base = load_base(base_section(folder, recipe))
-    model = plain_model(base.model)
+    began = load_base(base_section(folder, recipe, base))
+    model = plain_model(began.model)
     model.to(device)
     model.eval()
-    return Loaded(model, base.processor(recipe.data.geometry), weights_digest(model), "")
+    return Loaded(model, began.processor(recipe.data.geometry), weights_digest(model), "")
 
 
 def pad_id(processor: "Processor") -> int:

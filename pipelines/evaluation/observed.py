@@ -1,7 +1,7 @@
 """What a student looks at: the question's attention over the image, as the loss L_att sees it.
 
 Rows: all text after the last image. Columns: the image tokens. The mean over heads and rows, not
-normalised. Saved with hidden states for figures, or read as maps for a page.
+normalised. Saved with hidden states for figures, or read for a page.
 
 N patches, d student width, n images.
 """
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from student_train.attention import Request
     from student_train.imagetext import DecoderLayer
     from student_train.kernel import AttentionCall
-
-Maps = Float[np.ndarray, "n N"]
 
 
 class Seen(NamedTuple):
@@ -117,42 +115,6 @@ def save_states(
         )
         about = {"item": item.record.id, "images": ", ".join(item.images)}
         (folder / f"{name}.safetensors").write_bytes(save(found, metadata=about))
-
-
-def attention_maps(
-    folder: Path, questions: Sequence[str], images: Sequence[ImageReference], layer: int
-) -> Maps:
-    """Attention of each question's text over its image's patches at a layer.
-
-    Parameters
-    ----------
-    folder
-        An adapter folder of `student train`, or the model folder that it started from.
-    questions, images
-        One image per question.
-    layer
-        The distillation layer l. An adapter that was trained with another one is observed at that
-        one.
-    """
-    import torch
-
-    from pipelines.decoding.prompts import collate, plain_model
-    from student_train.adapter.files import adapter_recipe
-    from student_train.adapter.loading import load
-
-    adapted, processor = load(folder)
-    model = plain_model(adapted)
-    if getattr(model, "alignment", None) is not None:  # it was trained with layers of its own
-        own = adapter_recipe(folder).losses.layers
-        layer = layer if layer in own else min(own)
-    maps = []
-    for question, image in zip(questions, images, strict=True):
-        encoded = processor.encode(question, [image])
-        prompts = collate([encoded], [question], model, pad_id(processor))
-        with torch.no_grad(), _question_attention(model, prompts, [layer]) as attention:
-            model(**prompts.model_inputs(), logits_to_keep=1)
-        maps.append(attention[layer].numpy())
-    return np.stack(maps)
 
 
 @contextmanager

@@ -89,12 +89,14 @@ class RunSettings(TypedDict):
     seed: int
     limit: int | None
     adapters: dict[str, str]
+    base: NotRequired[str | None]  # where the base model was, if not where the recipes say
 
 
 class AnsweredSet(TypedDict):
     """What was answered."""
 
     file: str
+    image_root: NotRequired[str]  # folder of its images
     set: str | None  # name of the prepared set, where it is one
     split: str | None  # how that is split, and how much of its training data is left
     sha256: str

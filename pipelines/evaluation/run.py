@@ -189,7 +189,7 @@ def evaluate(
         chosen.by,
     )
     result["settings"] = _settings(chosen, preset, folders)
-    result["data"] = _answered_set(data, questions)
+    result["data"] = _answered_set(data, root, questions)
     result["software"] = software_versions()
     result["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_result(out, result)
@@ -294,13 +294,15 @@ def _settings(options: Options, preset: str, folders: Mapping[str, Path]) -> Run
         "seed": options.seed,
         "limit": options.limit,
         "adapters": {name: str(folder) for name, folder in folders.items()},
+        "base": options.base,
     }
 
 
-def _answered_set(data: Path, questions: Questions) -> AnsweredSet:
+def _answered_set(data: Path, root: Path, questions: Questions) -> AnsweredSet:
     unit, clusters = questions.clusters
     return {
         "file": str(data),
+        "image_root": str(root),
         "set": set_name(Path(data)),
         "split": split_line(Path(data)),
         "sha256": hashlib.sha256(Path(data).read_bytes()).hexdigest(),

@@ -9,27 +9,60 @@ from shared.console import say
 from shared.errors import UserError
 
 FOLDER = Path(__file__).parent
-Name = Annotated[str | None, typer.Argument(help="One of them; its YAML is printed whole.")]
+Name = Annotated[str, typer.Argument(help="A name of `medalign recipes list`.")]
 Keys = Annotated[bool, typer.Option("--keys", help="Every key, its default and its meaning.")]
 Schema = Annotated[bool, typer.Option("--schema", help="The JSON schema of a recipe, for editors.")]
 
+app = typer.Typer(help="Recipes: those that ship, every key, the JSON schema.")
 
-def recipes_command(name: Name = None, keys: Keys = False, schema: Schema = False) -> None:
-    """List the shipped recipes, or print one: `medalign recipes NAME > recipe.yaml`."""
+
+@app.callback(invoke_without_command=True)
+def recipes_command(context: typer.Context, keys: Keys = False, schema: Schema = False) -> None:
+    """List the shipped recipes; show or copy one."""
+    if context.invoked_subcommand is not None:
+        return
+    from shared.recipe import docs
+
     if schema:
-        from shared.recipe import docs
-
         say(docs.schema())
     elif keys:
-        from shared.recipe import docs
-
         for line in docs.lines():
             say(line)
-    elif name is None:
-        for path in sorted(FOLDER.glob("*.yaml")):
-            say(f"{path.stem:26} {_comments(path)[0]}")
     else:
-        say(whole_recipe(name))
+        list_command()
+
+
+@app.command("list")
+def list_command() -> None:
+    """Name the shipped recipes, one a line, with what each is."""
+    for path in sorted(FOLDER.glob("*.yaml")):
+        say(f"{path.stem:26} {_comments(path)[0]}")
+
+
+@app.command("show")
+def show_command(name: Name) -> None:
+    """Print a shipped recipe whole: it needs no other file."""
+    say(whole_recipe(name))
+
+
+@app.command("copy")
+def copy_command(
+    name: Name,
+    to: Annotated[
+        Path | None, typer.Argument(help="A new file; default: NAME.yaml in this folder.")
+    ] = None,
+) -> None:
+    """Copy a shipped recipe to a file of one's own, whole, ready for `student train FILE`."""
+    text = whole_recipe(name)
+    to = to or Path(f"{name.removesuffix('.yaml')}.yaml")
+    if to.is_dir():
+        to /= f"{name.removesuffix('.yaml')}.yaml"
+    if to.exists():
+        raise UserError(f"{to} exists; name another file: medalign recipes copy {name} FILE")
+    if not to.parent.is_dir():
+        raise UserError(f"no folder {to.parent}; make it, or name another file")
+    to.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    say(f"{to}: train with `student train {to}`, with key=value for your own files")
 
 
 def whole_recipe(name: str) -> str:

@@ -16,7 +16,6 @@ app = typer.Typer(
     name="cache",
     help=stage.app.info.help,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.registered_commands += stage.app.registered_commands

@@ -31,9 +31,12 @@ def page_command(
     context: typer.Context,
     run: Annotated[
         Path | None,
-        typer.Option(help="A run with lora/ and medalign/ and their evaluation inside."),
+        typer.Option(help="A run that `medalign evaluate` has scored: any that it accepts."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: RUN/report.html.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="The folder of evaluate's --out. Default: RUN/evaluation.")
+    ] = None,
 ) -> None:
     """Write a run's page (--run), or see the commands below."""
     if context.invoked_subcommand is not None:
@@ -44,7 +47,7 @@ def page_command(
         )
     from pipelines.report.page import write_report
 
-    say(f"report: {write_report(run, out)}")
+    say(f"report: {write_report(run, out, evaluation)}")
 
 
 @app.command("metrics")

@@ -26,7 +26,7 @@ Picture = NDArray[np.uint8]
 
 
 class AttentionRow(NamedTuple):
-    """One slice with the attention over its patches by who looks.
+    """One image with the attention over its patches by who looks.
 
     Teacher first, then the students.
     """
@@ -72,14 +72,14 @@ def loss_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def attention_figure(rows: Sequence[AttentionRow]) -> str:
-    """Draw slices in rows; columns are the slice, the teacher's attention, and each student's."""
-    columns = ["slice", *rows[0].maps]
+    """Draw images in rows; columns are the image, the teacher's attention, and each student's."""
+    columns = ["image", *rows[0].maps]
     figure, axes = _figure(2.1 * len(columns), 2.35 * len(rows), len(rows), len(columns))
     for row, line in zip(rows, axes, strict=True):
         for axis, column in zip(line, columns, strict=True):
             _bare(axis)
             _show(axis, row.picture)
-            if column == "slice":
+            if column == "image":
                 axis.set_title(row.title, fontsize=9, loc="left")
                 continue
             _overlay(axis, row.maps[column], row.picture.shape[0])
@@ -97,10 +97,10 @@ def similarity_figure(
     patch: int,
     visible: NDArray[np.bool_],
 ) -> str:
-    """Draw one patch of a slice, its similarity to every other patch, and the whole matrix.
+    """Draw one patch of an image, its similarity to every other patch, and the whole matrix.
 
     `similarity` is (N, N); patches that are not `visible` (N,) show padding only and stay plain
-    over the slice.
+    over the image.
     """
     figure, (axes,) = _figure(10.5, 3.5, 1, 3)
     side = picture.shape[0]
@@ -109,7 +109,7 @@ def similarity_figure(
     for axis in axes[:2]:
         _bare(axis)
         _show(axis, picture)
-    axes[0].set_title(f"slice and patch {patch}", fontsize=10, loc="left")
+    axes[0].set_title(f"image and patch {patch}", fontsize=10, loc="left")
     values = np.where(visible, similarity[patch], np.nan)
     low = float(np.nanmin(values))
     shown = axes[1].imshow(

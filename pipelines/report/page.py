@@ -1,7 +1,8 @@
 """`medalign report`: one HTML page about a run, with every figure and picture inside it.
 
-It reads what the commands wrote: the two arms' losses, the evaluation's rows and answers, the
-store, and, where the run is a demo, its stages. Whatever a run lacks is left out of the page.
+It reads what the commands wrote: the arms' losses, the evaluation's rows and answers, the store,
+and, where the run is a demo, its stages. What a run never had is left out of the page; what it had
+and is gone is named on it.
 """
 
 import json
@@ -20,23 +21,27 @@ from pipelines.evaluation.result import (
     AnsweredSet,
     Comparison,
     Controls,
+    MetricsFile,
     QuestionOnly,
     Result,
     ResultRow,
     read_answers,
+    read_metrics,
     read_result,
     row_name,
 )
 from pipelines.metrics.items import SCORES
 from pipelines.report.alignment import AlignmentPart, alignment_part
+from pipelines.report.answers import Answered, Example, Flips, examples, flips
+from pipelines.report.commandlines import command_lines
 from pipelines.report.controls import RelianceLine, reliance_lines, survivors
 from pipelines.report.demo_scores import read_demo
 from pipelines.report.figures import LOSSES, loss_curves
-from pipelines.report.kinds import Answered, Example, Kind, distinct_scores, examples, kind_table
-from pipelines.report.store_pictures import StorePictures, store_pictures
+from pipelines.report.kinds import Kind, distinct_scores, kind_table
+from pipelines.report.store_pictures import NO_PICTURES, StorePictures, store_pictures
 from pipelines.report.summary import demo_summary, stage_notes
 from pipelines.stages import StageEntry
-from shared.console import size
+from shared.console import size, warn
 from shared.errors import UserError
 from shared.recipe import Recipe, load_recipe
 from shared.records import Record, load_records
@@ -71,44 +76,52 @@ class Page(StorePictures):
     flags: list[str]
     kinds: list[Kind]
     kind_arms: list[Answered]
+    metrics: dict[str, MetricsFile]  # of reports, by row, where they were computed
+    flips: Flips | None
     examples: list[Example]
     losses: str | None
-    layer: int
+    layer: int | None  # None: a model without a recipe
+    lacking: str | None  # why there are no pictures, where there should be some
     alignment: AlignmentPart
     stages: list[StageEntry]
     stage_notes: list[str]
     machine: str
+    commands: list[str]
 
 
-def write_report(run: Path, out: Path | None = None) -> Path:
+def write_report(run: Path, out: Path | None = None, evaluation: Path | None = None) -> Path:
     """Write the page and return its path.
 
     Parameters
     ----------
     run
-        A folder with `lora/` and `medalign/` (or one adapter's) and `evaluation/result.json`.
+        What was evaluated: a folder with `lora/` and `medalign/`, one adapter's, or a model's.
     out
         Default: `report.html` in `run`.
+    evaluation
+        The folder that `medalign evaluate` wrote; default: `evaluation` in `run`.
 
     Raises
     ------
     UserError
-        The run has no adapter, no evaluation, or its evaluation's data file is gone.
+        The run has no model, no evaluation, or its evaluation's data or images are gone.
     """
     path = out or run / "report.html"
-    write_text(path, render(contents(run)))
+    write_text(path, render(contents(run, evaluation or run / FOLDER)))
     return path
 
 
-def contents(run: Path) -> Page:
-    """Compute all that the page shows."""
-    result = _result(run)
+def contents(run: Path, folder: Path) -> Page:
+    """Compute all that the page shows; `folder` is the evaluation's."""
+    result = _result(run, folder)
     arms = find_arms(run)
-    recipe = load_recipe(next(reversed(arms.values())) / "recipe.yaml")
+    last = next(reversed(arms.values())) / "recipe.yaml"
+    recipe = load_recipe(last) if last.is_file() else None  # a model has none
     data = Path(result["data"]["file"])
-    records = sampled(load_records(data), result["settings"]["limit"])
-    root = _image_root(recipe, data)
-    answered = [_answers(run, row, records) for row in result["rows"]]
+    root = _image_root(result, recipe)
+    records = sampled(load_records(data, root), result["settings"]["limit"])
+    answered = [_answers(folder, row, records) for row in result["rows"]]
+    pictures, lacking = _pictures(result, recipe, arms, records, root)
     kinds = kind_table(records, answered)
     names = distinct_scores(result["rows"])
     comparisons = [one for one in result["comparisons"] if one["score"] in names]
@@ -127,14 +140,18 @@ def contents(run: Path) -> Page:
         "flags": [survivor_line(one) for one in survivors(result["controls"])],
         "kinds": kinds,
         "kind_arms": answered,
+        "metrics": _metrics(folder, result["rows"]),
+        "flips": flips(records, result["rows"], answered, root),
         "examples": examples(records, answered, root),
         "losses": _losses(arms),
-        "layer": recipe.losses.layers[0],
+        "layer": None if recipe is None else recipe.losses.layers[0],
+        "lacking": lacking,
         "alignment": alignment_part(run),
         "stages": [],
         "stage_notes": [],
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        **store_pictures(recipe, arms, records, root),
+        "commands": command_lines(run, folder, arms, result),
+        **pictures,
     }
     demo = read_demo(run)
     if demo is not None:
@@ -162,11 +179,12 @@ def render(page: Mapping[str, object]) -> str:
     return environment.get_template("report.html").render(**page, **words)
 
 
-def _result(run: Path) -> Result:
-    path = run / FOLDER / RESULT
+def _result(run: Path, folder: Path) -> Result:
+    path = folder / RESULT
     if not path.is_file():
         raise UserError(
-            f"no evaluation at {path}; run `medalign evaluate --run {run} --data FILE` first"
+            f"no evaluation at {path}; run `medalign evaluate --run {run} --data FILE` first, or "
+            "name the folder of its --out with --evaluation"
         )
     result = read_result(path)
     if not Path(result["data"]["file"]).is_file():
@@ -177,19 +195,44 @@ def _result(run: Path) -> Result:
     return result
 
 
-def _answers(run: Path, row: ResultRow, records: Sequence[Record]) -> Answered:
-    lines = read_answers(run / FOLDER, row_name(row))
+def _answers(folder: Path, row: ResultRow, records: Sequence[Record]) -> Answered:
+    lines = read_answers(folder, row_name(row))
     if [line["id"] for line in lines] != [record.id for record in records]:
-        raise UserError(
-            f"{run / FOLDER}: the answers are not those of the data file; evaluate again"
-        )
+        raise UserError(f"{folder}: the answers are not those of the data file; evaluate again")
     return Answered.of(row, lines)
 
 
-def _image_root(recipe: Recipe, data: Path) -> Path:
-    evaluation = recipe.evaluation
-    same = evaluation.data is not None and Path(evaluation.data) == data
-    return Path(evaluation.image_root) if same and evaluation.image_root else data.parent
+def _metrics(folder: Path, rows: Sequence[ResultRow]) -> dict[str, MetricsFile]:
+    found = {row_name(row): read_metrics(folder, row_name(row)) for row in rows}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _image_root(result: Result, recipe: Recipe | None) -> Path:
+    """Return the folder of images that the evaluation kept; older ones kept none."""
+    data = Path(result["data"]["file"])
+    kept = result["data"].get("image_root")
+    if kept is None and recipe is not None and recipe.evaluation.data is not None:
+        same = Path(recipe.evaluation.data) == data
+        kept = recipe.evaluation.image_root if same else None
+    return data.parent if kept is None else Path(kept)
+
+
+def _pictures(
+    result: Result,
+    recipe: Recipe | None,
+    arms: Mapping[str, Path],
+    records: Sequence[Record],
+    root: Path,
+) -> tuple[StorePictures, str | None]:
+    """Return the pictures, or none and why: scores and answers are worth a page without them."""
+    if recipe is None:
+        return NO_PICTURES, None
+    try:
+        began = result["settings"].get("base")
+        return store_pictures(recipe, arms, records, root, began), None
+    except UserError as error:
+        warn(f"the page shows no attention and no similarity: {error}")
+        return NO_PICTURES, str(error)
 
 
 def _losses(arms: Mapping[str, Path]) -> str | None:

@@ -8,7 +8,8 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluation.observed import attention_maps
+from pipelines.evaluation.loading import Loaded, load_base_student, load_student
+from pipelines.evaluation.observed import observe
 from pipelines.report.figures import AttentionRow, Picture, attention_figure, similarity_figure
 from shared.console import warn
 from shared.imaging.images import ImageReference
@@ -16,6 +17,8 @@ from shared.recipe import Recipe
 from shared.records import Record
 from shared.targets import Target, TargetStore
 from shared.targets.numbers.triangle import pairs_of
+from student_train.adapter.files import adapter_recipe
+from student_train.adapter.loading import base_section
 from student_train.models.base import BaseStudent
 
 SHOWN_SLICES = 3
@@ -40,29 +43,52 @@ class StorePictures(TypedDict):
     store: StoreSizes | None
 
 
+NO_PICTURES: StorePictures = {"attention": None, "similarity": None, "store": None}
+
+
 class Shown(NamedTuple):
     """A held-out image whose targets are in the store."""
 
     record: Record
-    reference: ImageReference
-    key: bytes
-    picture: Picture  # the square that the student sees
+    images: list[ImageReference]
+    key: bytes  # of the first image
+    picture: Picture  # the square that the student sees of it
 
 
 def store_pictures(
-    recipe: Recipe, arms: Mapping[str, Path], records: Sequence[Record], root: Path
+    recipe: Recipe,
+    arms: Mapping[str, Path],
+    records: Sequence[Record],
+    root: Path,
+    began: str | None = None,
 ) -> StorePictures:
-    """Draw and measure everything that needs the store."""
+    """Draw and measure everything that needs the store.
+
+    Parameters
+    ----------
+    recipe, arms
+        The recipe that names the store and the model, and the adapters by name.
+    records, root
+        The test set, and the folder of its images.
+    began
+        Where the base model is, if not where the recipe says.
+
+    Raises
+    ------
+    UserError
+        The store or the model is not where it should be.
+    """
     from student_train.models import load_base
 
     if recipe.targets.store is None:
-        return {"attention": None, "similarity": None, "store": None}
-    base = load_base(recipe.model)
+        return NO_PICTURES
+    folder = next(reversed(arms.values()))
+    base = load_base(base_section(folder, recipe, began))
     store = _open_store(recipe, base)
     sizes = store_sizes(Path(recipe.targets.store), store)
     shown = [
-        Shown(record, reference, key, _square(reference, base.image_size * 2))
-        for record, reference, key in _held_out(records, root)
+        Shown(record, images, key, _square(images[0], base.image_size * 2))
+        for record, images, key in _held_out(records, root)
         if key in store
     ]
     if not shown:
@@ -70,11 +96,11 @@ def store_pictures(
             "no held-out image is in the store; the report shows no attention and no similarity "
             "matrix"
         )
-        return {"attention": None, "similarity": None, "store": sizes}
+        return {**NO_PICTURES, "store": sizes}
     grid = (base.grid.rows, base.grid.columns)
     targets = store.batch([one.key for one in shown])
     return {
-        "attention": _attention(recipe, arms, shown, targets, grid),
+        "attention": _attention(recipe, arms, shown, targets, grid, began),
         "similarity": _similarity(shown[0], targets, grid),
         "store": sizes,
     }
@@ -82,28 +108,30 @@ def store_pictures(
 
 def _open_store(recipe: Recipe, base: BaseStudent) -> TargetStore:
     section = recipe.targets
-    teacher, fingerprint = (
-        value if isinstance(value, str) else None
+    teacher, fingerprint = (  # of several teachers, the first
+        value if value is None or isinstance(value, str) else value[0]
         for value in (section.teacher, section.fingerprint)
     )
     return TargetStore.open(str(section.store), teacher, fingerprint, base.grid)
 
 
-def _held_out(records: Sequence[Record], root: Path) -> list[tuple[Record, ImageReference, bytes]]:
-    """Return records to show, each with its own image and that image's content key.
+def _held_out(
+    records: Sequence[Record], root: Path
+) -> list[tuple[Record, list[ImageReference], bytes]]:
+    """Return records to show, each with its images and the content key of the first.
 
     One of each `plane`, or just the first ones.
     """
     from shared.imaging.keys import content_key
 
-    chosen: dict[object, Record] = {}
+    chosen: dict[str, Record] = {}
     for record in records:
         if record.images and record.extra.get("kind") != "box":
-            chosen.setdefault(record.extra.get("plane", record.images[0]), record)
+            chosen.setdefault(str(record.extra.get("plane", record.images[0])), record)
     found = []
     for record in list(chosen.values())[:SHOWN_SLICES]:
-        reference = record.references(root)[0]
-        found.append((record, reference, content_key(reference.path, reference.part)))
+        images = record.references(root)
+        found.append((record, images, content_key(images[0].path, images[0].part)))
     return found
 
 
@@ -113,15 +141,16 @@ def _attention(
     shown: Sequence[Shown],
     targets: Target,
     grid: tuple[int, int],
+    began: str | None,
 ) -> str:
-    questions = [one.record.question for one in shown]
-    references = [one.reference for one in shown]
-    folders = {"start": Path(recipe.model.path or recipe.model.name), **arms}
     layer = recipe.losses.layers[0]
-    found = {
-        name: attention_maps(folder, questions, references, layer)
-        for name, folder in folders.items()
-    }
+    start = load_base_student(next(reversed(arms.values())), recipe, base=began)
+    found = {"start": _maps(start, shown, layer, targets)}
+    del start  # one model in memory at a time
+    for name, folder in arms.items():
+        own = adapter_recipe(folder).losses.layers
+        student = load_student(folder, base=began)
+        found[name] = _maps(student, shown, layer if layer in own else min(own), targets)
     rows = []
     for i, one in enumerate(shown):
         visible = np.asarray(targets.coverage[i]) > 0
@@ -141,6 +170,17 @@ def _attention(
             )
         )
     return attention_figure(rows)
+
+
+def _maps(
+    student: Loaded, shown: Sequence[Shown], layer: int, targets: Target
+) -> list[NDArray[np.float32]]:
+    """Observe each image's own question at a layer; of several images, the first one's patches."""
+    patches = targets.attention.shape[-1]
+    return [
+        observe(student, one.record.question, one.images, [layer]).attention[layer][:patches]
+        for one in shown
+    ]
 
 
 def _similarity(one: Shown, targets: Target, grid: tuple[int, int]) -> str:

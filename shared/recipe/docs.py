@@ -34,9 +34,10 @@ One YAML file for the whole pipeline. Every key has a default; a recipe names on
 - **Paths** are relative to the working directory.
 - **Editors.** `medalign recipes --schema > recipe.schema.json` writes the JSON schema;
   `# yaml-language-server: $schema=recipe.schema.json` in a recipe's first line uses it.
-
-`medalign recipes` lists the paper's recipes, one for each model and data set, with the authors'
-values; `medalign recipes NAME` prints one, `medalign recipes --keys` prints what follows.
+- **Shipped recipes.** `medalign recipes list` names the paper's, one for each model and data set
+  with the authors' values, and the demo's. `medalign recipes show NAME` prints one.
+  `medalign recipes copy NAME` puts it into this folder, whole.
+- `medalign recipes --keys` prints what follows.
 
 `python -m shared.recipe.docs > docs/recipe.md` makes this page from `shared/recipe/fields.py`.
 """

@@ -1,7 +1,9 @@
 """`medalign`: every command is there, and asking for help loads no model library."""
 
+import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 from typer.testing import CliRunner
@@ -50,3 +52,28 @@ def test_help_loads_no_model_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("medalign recipes c", "copy"), ("cache v", "verify"), ("student ti", "tiny")],
+)
+def test_a_shell_completes_commands(words: str, completed: str) -> None:
+    name, *rest = words.split()
+    asked = {
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(rest)),
+        f"_{name.upper()}_COMPLETE": "complete_bash",
+    }
+    place = next(one for one in entry_points(group="console_scripts") if one.name == name).value
+    module, _, function = place.partition(":")
+    code = f"import sys; sys.argv = ['{name}']; from {module} import {function}; {function}()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | asked,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert completed in done.stdout.split()

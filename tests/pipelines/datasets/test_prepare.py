@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines.datasets import iu_xray_vqa, path_vqa
@@ -590,7 +591,36 @@ def test_check_reports_what_is_wrong(tmp_path):
     assert "names 2 records" in problems
     assert "source.jpg cannot be read" in problems
     assert "nowhere.jpg cannot be opened: No such file" in problems
-    assert "1 images are also in" in problems
+    assert f"1 images are also in {tmp_path / 'out/test.json'}; 1 records here show" in problems
+    assert f"first id {rows[4]['id']}" in problems
+
+
+def test_check_counts_kinds_and_repeats_by_content(tmp_path):
+    for name, pixel in (("a", 0), ("copy-of-a", 0), ("b", 1)):
+        picture = Image.new("RGB", (8, 8))
+        picture.putpixel((pixel, 0), (255, 0, 0))
+        picture.save(tmp_path / f"{name}.png")
+    report = "The lungs are clear. No effusion."
+    rows = [
+        {"id": "1", "image": "a.png", "question": "Where?", "answer": "left"},
+        {"id": "2", "image": "copy-of-a.png", "question": "Where?", "answer": "left"},
+        {"id": "3", "image": "b.png", "question": "Where?", "answer": "left"},
+        {"id": "4", "image": "a.png", "question": "Where?", "answer": "right"},
+        {"id": "5", "image": "a.png", "question": "Clear?", "answer": "yes"},
+        {"id": "6", "question": "Which?", "answer": "CT", "choices": ["CT", "MRI", "PET"]},
+        {"id": "7", "image": "b.png", "question": "Report.", "answer": report, "task": "report"},
+    ]
+    file = replicas.write_json(tmp_path / "rows.json", rows)
+    found = check(file)
+    assert found["scored_as"] == {"open": 4, "closed": 1, "choice": 1, "report": 1}
+    assert found["inferred"] == {"open": 4, "closed": 1}
+    assert (found["images"], found["distinct_images"]) == (3, 2)
+    assert (found["repeated"], found["first_repeated"]) == (1, ["1", "2"])
+    printed = CliRunner().invoke(app, ["check", str(file)]).output
+    assert "scored as: 1 choice, 1 closed, 4 open, 1 report" in printed
+    assert "1 of 7 records (14.3%) show no image" in printed
+    assert "1 records repeat another (images, questions and answers), first 2, as 1" in printed
+    assert "no problems" in printed
 
 
 def test_check_says_what_records_lack(tmp_path):
@@ -607,7 +637,7 @@ def test_check_says_what_records_lack(tmp_path):
         "1 records offer one choice alone, first id 1",
     ]
     printed = CliRunner().invoke(app, ["check", str(tmp_path / "bare.json")]).output
-    assert "3 records show no image: they are text alone" in printed
+    assert "3 of 3 records (100.0%) show no image: they are text alone" in printed
 
 
 def test_commands_print_terms_counts_and_hashes(tmp_path):

@@ -1,12 +1,15 @@
 """The shipped recipes: one for each model and data set, valid, with the authors' values."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from pipelines.datasets.registry import SETS
-from pipelines.recipes.commands import recipes_command
+from pipelines.recipes.commands import app as recipes_app
+from pipelines.recipes.commands import copy_command, list_command, show_command
 from shared.errors import UserError
 from shared.recipe import load_recipe
 
@@ -73,16 +76,41 @@ def test_recipe_holds_the_authors_values(model: str, name: str) -> None:
 def test_shipped_recipes_are_listed_and_printed_whole(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    recipes_command()
+    list_command()
     listed = capsys.readouterr().out
     assert all(path.stem in listed for path in FOLDER.glob("*.yaml"))
     for path in FOLDER.glob("*.yaml"):
-        recipes_command(path.stem)
+        show_command(path.stem)
         copy = tmp_path / path.name  # beside no base.yaml
         copy.write_text(capsys.readouterr().out)
         assert load_recipe(copy) == load_recipe(path)
     with pytest.raises(UserError, match="the shipped ones are base, demo, huatuo-"):
-        recipes_command("nowhere")
+        show_command("nowhere")
+
+
+def test_a_shipped_recipe_is_copied_to_a_new_file_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy_command("demo")
+    copy_command("demo.yaml", tmp_path / "mine.yaml")
+    assert capsys.readouterr().out.split(":")[0] == "demo.yaml"
+    for name in ("demo.yaml", "mine.yaml"):
+        assert load_recipe(tmp_path / name) == load_recipe(FOLDER / "demo.yaml")
+    (tmp_path / "mine.yaml").write_text("output: kept\n")
+    for to, said in ((Path("mine.yaml"), "mine.yaml exists"), (Path("no/a.yaml"), "no folder no")):
+        with pytest.raises(UserError, match=said):
+            copy_command("demo", to)
+    assert (tmp_path / "mine.yaml").read_text() == "output: kept\n"
+
+
+def test_the_list_needs_no_word_and_keys_and_schema_are_there() -> None:
+    runner = CliRunner()
+    bare, said = (runner.invoke(recipes_app, words).output for words in ([], ["list"]))
+    assert bare == said
+    assert "demo" in bare
+    assert json.loads(runner.invoke(recipes_app, ["--schema"]).output)["properties"]["losses"]
+    assert "losses.layer" in runner.invoke(recipes_app, ["--keys"]).output
 
 
 def test_a_paper_recipe_says_only_what_is_its_own() -> None:

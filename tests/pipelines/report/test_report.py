@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from pipelines.metrics.items import item_scores
+from pipelines.report.answers import Answered
 from pipelines.report.figures import AttentionRow, attention_figure, loss_curves, similarity_figure
-from pipelines.report.kinds import best_constant, distinct_scores
+from pipelines.report.kinds import best_constant, distinct_scores, kind_table
 from pipelines.report.page import render, write_report
 from pipelines.report.store_pictures import divergence, full_matrix, renormalized
 from pipelines.report.summary import demo_summary
@@ -106,6 +107,20 @@ def test_a_run_without_an_evaluation_says_how_to_get_one(run: Path, tmp_path: Pa
 def test_the_template_has_no_unknown_names() -> None:
     with pytest.raises(Exception, match="undefined"):
         render({"title": "x"})
+
+
+@pytest.mark.unit
+def test_kinds_may_be_numbers_and_reports_have_none() -> None:
+    numbered = [
+        Record(f"{i}", (), record("k", "Yes").turns, "CLOSED", (), {"kind": i}) for i in (3, 4)
+    ]
+    report = Record("r", (), record("k", "Clear.").turns, None, (), {"kind": "z", "task": "report"})
+    scores = [item_scores(numbered[0], "yes"), item_scores(numbered[1], "no"), {"rouge_l": 0.5}]
+    table = kind_table([*numbered, report], [Answered("A + b", "A", ["yes", "no", "x"], scores)])
+    assert [(one["kind"], one["n"], one["values"][0]["value"]) for one in table] == [
+        ("3", 1, 1.0),
+        ("4", 1, 0.0),
+    ]
 
 
 @pytest.mark.unit

@@ -1,6 +1,5 @@
 """What the page shows of a store: its own numbers, drawn for held-out images that are in it."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,6 @@ IMAGES = ["0.png", "1.png"]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two arms, and a store with targets of two of its three images."""
     folder = write_run(tmp_path_factory.mktemp("run"), images=3)
-    config = folder / "base" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"prompt_template": "vicuna_v1"}))
     write_store(folder / "store", folder / "data", IMAGES, 4)
     return folder
 
@@ -81,6 +78,21 @@ def test_the_figures_are_given_the_stores_targets(
     assert sizes["pickle_per_image"] > 4 * (16 * 16 + 16)
 
 
+def test_an_adapter_is_observed_at_the_layer_that_it_was_trained_with(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[AttentionRow]] = []
+    monkeypatch.setattr(module, "attention_figure", lambda rows: shown.append(rows) or "<svg/>")
+    for layer in (2, 1):
+        values = [f"targets.store={run / 'store'}", f"losses.layer={layer}"]
+        recipe = load_recipe(run / "medalign" / "recipe.yaml", values)
+        records = load_records(run / "data" / "test.json")
+        store_pictures(recipe, {"MEDALIGN": run / "medalign"}, records, run / "data")
+    own, other = (rows[0].maps for rows in shown)
+    assert np.array_equal(own["MEDALIGN"], other["MEDALIGN"])
+    assert not np.array_equal(own["start"], other["start"])
+
+
 def test_a_run_without_a_store_shows_none_of_it(run: Path) -> None:
     recipe = load_recipe(run / "lora" / "recipe.yaml")
     found = store_pictures(recipe, {"LoRA": run / "lora"}, [], run / "data")
@@ -96,7 +108,7 @@ def test_images_that_the_store_lacks_leave_its_sizes(
         for record in load_records(run / "data" / "test.json")
         if record.images[0] not in IMAGES
     ]
-    found = store_pictures(recipe, {}, records, run / "data")
+    found = store_pictures(recipe, {"LoRA": run / "lora"}, records, run / "data")
     assert found["attention"] is found["similarity"] is None
     assert found["store"] is not None
     assert "no held-out image is in the store" in capsys.readouterr().err
