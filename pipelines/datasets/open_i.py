@@ -73,12 +73,12 @@ def _identifier(record: Record) -> str:
 
 def _report(file: Path) -> tuple[Row, list[str]]:
     """Read a report: its id and its sections by label, and the names of its images."""
-    content = file.read_bytes()
-    if b"<!DOCTYPE" in content:
-        raise UserError(f"{file} declares a document type, which no report of Open-i does")
     try:
+        content = file.read_bytes().decode("utf-8")
+        if "<!DOCTYPE" in content.replace("\0", ""):  # UTF-16, which expat detects, has zeros
+            raise UserError(f"{file} declares a document type, which no report of Open-i does")
         tree = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+    except (UnicodeDecodeError, ElementTree.ParseError) as error:
         raise UserError(f"{file} is no XML ({error}); unpack it again") from None
     if tree.tag != "eCitation":
         raise UserError(f"{file} holds <{tree.tag}>, no report of Open-i (<eCitation>)")

@@ -376,6 +376,15 @@ def test_an_xml_that_is_no_report_of_open_i(content, said, tmp_path):
         prepare("iu-xray-report", source, tmp_path / "out", allow_other_counts=True)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_open_i_in_another_encoding_hides_no_document_type(encoding, tmp_path):
+    source = replicas.open_i_reports(tmp_path / "source")
+    text = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY b "c">]><eCitation/>'
+    (source / "ecgen-radiology" / "1.xml").write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match=r"is no XML|declares a document type"):
+        prepare("iu-xray-report", source, tmp_path / "out", allow_other_counts=True)
+
+
 def test_mimic_in_sections(tmp_path):
     source = replicas.mimic_cxr_report(tmp_path / "source")
     folder = tmp_path / "of-text"

@@ -84,6 +84,15 @@ def test_any_texts(texts: list[tuple[str, str]]) -> None:
     assert values.columns["rouge_l_coco"] == pytest.approx([coco_rouge(pair) for pair in pairs])
 
 
+def test_values_are_those_of_pycocoevalcap() -> None:
+    """Computed once with pycocoevalcap 1.2 on PAIRS: `Bleu(4)` and `Rouge()`."""
+    values = report_values(PAIRS, ["coco"])
+    found = summarised(values, None)["scores"]
+    assert found["bleu_corpus"]["value"] == pytest.approx(0.412001206537967)
+    expected = [0.625, 1.0, 0.3952483801295896, 0.0]
+    assert values.columns["rouge_l_coco"] == pytest.approx(expected)
+
+
 def test_rouge_leans_to_recall() -> None:
     short, long = Pair("a b c d", "a b"), Pair("a b", "a b c d")
     [one], [other] = coco.compute([short]), coco.compute([long])
