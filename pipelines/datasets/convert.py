@@ -147,11 +147,12 @@ def _text(content: object, where: str) -> str:
         return content
     pieces = []
     for part in content if isinstance(content, list) else [None]:
-        kind = part.get("type") if isinstance(part, Mapping) else None
+        found = part if isinstance(part, Mapping) else {}
+        kind = found.get("type")
         if kind == "image":
             pieces.append(IMAGE_MARK)
         elif kind == "text":
-            pieces.append(str(part["text"]))
+            pieces.append(str(found["text"]))
         else:
             raise UserError(f"{where}: a turn holds {str(part)[:60]!r}, neither text nor image")
     return "\n".join(pieces)
@@ -164,8 +165,9 @@ def _save_images(row: dict[str, object], where: str, folder: Path) -> bool:
         images = value if isinstance(value, list) else [value]
         if not any(isinstance(one, Mapping | bytes) for one in images):
             continue
-        if all(isinstance(one, Mapping) and not one.get("bytes") for one in images):
-            row[name] = [one["path"] for one in images]  # only named, as some releases do
+        named = [one for one in images if isinstance(one, Mapping) and not one.get("bytes")]
+        if len(named) == len(images):
+            row[name] = [one["path"] for one in named]  # only named, as some releases do
             continue
         row[name] = [embedded_image(one, where, folder) for one in images]
         return True

@@ -82,7 +82,7 @@ def store_pictures(
 
     if recipe.targets.store is None:
         return NO_PICTURES
-    folder = next(reversed(arms.values()))
+    folder = list(arms.values())[-1]
     base = load_base(base_section(folder, recipe, began))
     store = _open_store(recipe, base)
     sizes = store_sizes(Path(recipe.targets.store), store)
@@ -144,7 +144,7 @@ def _attention(
     began: str | None,
 ) -> str:
     layer = recipe.losses.layers[0]
-    start = load_base_student(next(reversed(arms.values())), recipe, base=began)
+    start = load_base_student(list(arms.values())[-1], recipe, base=began)
     found = {"start": _maps(start, shown, layer, targets)}
     del start  # one model in memory at a time
     for name, folder in arms.items():

@@ -19,7 +19,7 @@ from shared.records import Record, Turn, write_records
 from tests.fixtures.runs import write_run
 from tests.fixtures.student_runs import write_store
 
-GREEDY = {"methods": ["greedy"], "max_new_tokens": 3, "device": "cpu"}
+GREEDY: Any = {"methods": ["greedy"], "max_new_tokens": 3, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,12 @@ def test_an_adapter_is_observed_at_the_layer_that_it_was_trained_with(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[list[AttentionRow]] = []
-    monkeypatch.setattr(module, "attention_figure", lambda rows: shown.append(rows) or "<svg/>")
+
+    def drawn(rows: list[AttentionRow]) -> str:
+        shown.append(rows)
+        return "<svg/>"
+
+    monkeypatch.setattr(module, "attention_figure", drawn)
     for layer in (2, 1):
         values = [f"targets.store={run / 'store'}", f"losses.layer={layer}"]
         recipe = load_recipe(run / "medalign" / "recipe.yaml", values)
