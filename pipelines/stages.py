@@ -24,8 +24,9 @@ T = TypeVar("T")
 
 SCHEMA_NUMBER = 1
 STAGES = "stages.json"
-# A stage ends with its job, even where that is killed: as at SIGTERM, with a checkpoint.
-_WITH_THE_JOB = "import ctypes; ctypes.CDLL(None).prctl(1, 15)"
+# A stage ends with its job, even where that is killed: as at SIGTERM, with a checkpoint. On Linux:
+# PR_SET_PDEATHSIG is 1, SIGTERM 15.
+_WITH_THE_JOB = "import ctypes; ctypes.CDLL(None).prctl(1, 15)" if sys.platform == "linux" else ""
 _MAIN = {
     "cache": "pipelines.regions.cache",
     "student": "student_train.cli",
@@ -183,7 +184,7 @@ def run_command(
     program, *arguments = command
     if program not in _MAIN:
         raise UserError(f"`{program}` is no command of this project; there are {', '.join(_MAIN)}")
-    script = f"{_WITH_THE_JOB}; from {_MAIN[program]} import main; main()"
+    script = f"{_WITH_THE_JOB}\nfrom {_MAIN[program]} import main; main()"
     starter = [sys.executable, "-c", script, *arguments]
     # Nothing of the job comes from the network.
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

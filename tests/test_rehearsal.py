@@ -27,5 +27,6 @@ def test_every_stage_goes_through(model: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     costs = json.loads((tmp_path / model / "costs.json").read_text())
     assert len(costs) == 8
-    assert "goes on behind step 1," in done.stderr  # after the kill
+    # After the kill: a small student's second step may be saved by then.
+    assert "goes on behind step " in done.stderr
     assert (tmp_path / model / "merged" / "config.json").is_file()

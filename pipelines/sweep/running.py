@@ -114,7 +114,10 @@ class Sweep:
         folder = self.work / "runs" / run.arm / run.part
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_suffix(".lock")) as lock:
-            if lock is None or read_run(self.results, run) is not None:
+            if lock is None:
+                note(f"passed over: {run.name}, which another process has now")
+                return False
+            if read_run(self.results, run) is not None:
                 return False
             note(f"begins: {run.name}")
             diary = Diary(folder, "sweep", folder.with_suffix(".log"), lock)

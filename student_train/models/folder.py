@@ -14,7 +14,7 @@ from torch import Tensor
 from shared.console import note
 from shared.errors import UserError, did_you_mean
 from shared.files import whole_file
-from shared.hub import offline_if_unreachable
+from shared.hub import NotFetchedError, snapshot
 
 CONFIG = "config.json"
 # model_type of an exported model that needs W. Its own configuration and type stand apart: a class
@@ -91,24 +91,14 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
     here = local_folder(place, revision)
     if here is not None:
         return here
-    from huggingface_hub import snapshot_download
-
-    # Of the hub library's own HTTP client.
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
     note(f"model: {place} from the hub (kept in its cache)")
-    answers = offline_if_unreachable()
     try:
-        folder = Path(snapshot_download(place, revision=revision, allow_patterns=_WANTED))
+        folder = snapshot(place, _WANTED, revision)
         if not any(folder.glob("*.safetensors")):  # a tower in a sub-folder may have some
-            folder = Path(
-                snapshot_download(place, revision=revision, allow_patterns=[*_WANTED, "*.bin"])
-            )
-    except (HTTPError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        reason = said if answers else "it does not answer, and its cache lacks it"
+            folder = snapshot(place, [*_WANTED, "*.bin"], revision)
+    except NotFetchedError as error:
         raise UserError(
-            f"cannot fetch {place} from the hub ({reason}), and no folder is called so; name a "
+            f"cannot fetch {place} from the hub ({error}), and no folder is called so; name a "
             "local copy: model.path of a named model, model.name of any other"
         ) from None
     return folder

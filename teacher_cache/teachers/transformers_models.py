@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import UserError
-from shared.hub import offline_if_unreachable
+from shared.hub import NotFetchedError, snapshot
 from shared.imaging.grid import Grid
 from shared.vocabulary import Interpolation
 from teacher_cache.teachers.base import Teacher, TeacherInfo, need_weights
@@ -191,8 +191,10 @@ def load_transformers(name: str, place: str, weights: str | None, said: Trained)
     if size % patch:
         raise UserError(f"{folder}: images of {size} pixels do not divide into patches of {patch}")
     tower.eval().requires_grad_(False)
+    # A store names no path of this machine.
+    local = name.startswith("hf:") and Path(place).expanduser().is_dir()
     return Teacher(
-        name=f"hf:{folder.name}" if name.startswith("hf:") and Path(place).exists() else name,
+        name=f"hf:{folder.absolute().name}" if local else name,
         architecture=f"{type(tower).__name__}, {size // patch}x{size // patch} @ {size}",
         model=TransformersViT(tower),
         grid=Grid(size // patch, size // patch),
@@ -257,17 +259,11 @@ def _folder(place: str) -> Path:
         return path
     if path.exists() or place.startswith((".", "/", "~")) or place.count("/") != 1:
         raise UserError(f"no folder at {place}, and it is no hub id such as owner/name either")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    answers = offline_if_unreachable()
     try:
-        return Path(snapshot_download(place, allow_patterns=_WANTED))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        reason = said if answers else "it does not answer, and its cache lacks it"
+        return snapshot(place, _WANTED)
+    except NotFetchedError as error:
         raise UserError(
-            f"the hub did not give {place} ({reason}); download the folder, and pass its path as "
+            f"the hub did not give {place} ({error}); download the folder, and pass its path as "
             "--weights"
         ) from None
 

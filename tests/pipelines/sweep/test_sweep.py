@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -340,25 +341,31 @@ def test_a_sweep_runs_what_is_missing_and_tests_it(tmp_path: Path, inputs: dict[
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.slow
-@pytest.mark.integration
-def test_a_killed_sweep_goes_on_at_its_checkpoint(tmp_path: Path, inputs: dict[str, str]) -> None:
-    """Killed with the training inside it once a checkpoint is there; the losses are the same."""
+def at_a_checkpoint(command: list[str], run: Path) -> psutil.Popen:
+    """Start a sweep in a process and session of its own; return it once its run has saved."""
     from tests.fixtures.progress import wait_until
 
-    arms = {"full": {"losses.alpha": 3, "train.max_steps": 40}}
-    file = tiny_study(tmp_path, arms=arms)
-    folder = tmp_path / "work" / "runs" / "full" / "one"
-    starter = "from pipelines.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", starter, *sweep_command(file, inputs)],
+    process = psutil.Popen(
+        [sys.executable, "-c", "from pipelines.cli import main; main()", *command],
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_until(lambda: any((folder / "run").glob("checkpoint-*/trainer_state.json")), process)
+    wait_until(lambda: any(run.glob("checkpoint-*/trainer_state.json")), process)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_a_killed_sweep_goes_on_at_its_checkpoint(tmp_path: Path, inputs: dict[str, str]) -> None:
+    """Killed with the training inside it once a checkpoint is there; the losses are the same."""
+    arms = {"full": {"losses.alpha": 3, "train.max_steps": 40}}
+    file = tiny_study(tmp_path, arms=arms)
+    folder = tmp_path / "work" / "runs" / "full" / "one"
+    process = at_a_checkpoint(sweep_command(file, inputs), folder / "run")
+    both = [process, *process.children()]
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    psutil.wait_procs(both)  # the training holds its run until it is gone
     assert not (tmp_path / "work" / "results" / "full-one.json").exists()
     done = CliRunner().invoke(app, sweep_command(file, inputs))
     assert done.exit_code == 0, done.output
@@ -380,20 +387,10 @@ def test_a_stage_ends_with_a_killed_sweep_and_holds_its_run_until_then(
     """The sweep alone is killed: its training stops too, and nobody else begins before that."""
     import fcntl
 
-    import psutil
-
-    from tests.fixtures.progress import wait_until
-
     arms = {"full": {"losses.alpha": 3, "train.max_steps": 4000}}
     file = tiny_study(tmp_path, arms=arms)
     folder = tmp_path / "work" / "runs" / "full" / "one"
-    starter = "from pipelines.cli import main; main()"
-    process = psutil.Popen(
-        [sys.executable, "-c", starter, *sweep_command(file, inputs)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_until(lambda: any((folder / "run").glob("checkpoint-*/trainer_state.json")), process)
+    process = at_a_checkpoint(sweep_command(file, inputs), folder / "run")
     [training] = process.children()
     training.suspend()
     process.kill()

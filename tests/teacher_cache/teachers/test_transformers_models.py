@@ -77,7 +77,7 @@ def write_tower(folder: Path, layout: str, **settings: Any) -> Any:
 def test_tokens_and_attention_are_the_models_own(layout: str, tmp_path: Path) -> None:
     model = write_tower(tmp_path / "tower", layout)
     prefix = TOWERS[layout][2]
-    teacher = load_teacher(f"hf:{tmp_path / 'tower'}")
+    teacher = load_teacher(f"hf:{tmp_path / 'tower'}/")
     assert (teacher.name, teacher.grid) == ("hf:tower", Grid(4, 4))
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     seen: dict[str, torch.Tensor] = {}
@@ -152,6 +152,14 @@ def test_what_is_no_teacher(layout: str, change: dict[str, Any], said: str, tmp_
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=said):
         load_teacher(f"hf:{tmp_path / 'tower'}")
+
+
+def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"did not give nobody/rad-dino \(it does not answer"):
+        load_teacher("rad-dino", "nobody/rad-dino")
 
 
 def test_settings_come_from_the_folder_or_are_asked_for(tmp_path: Path) -> None:
