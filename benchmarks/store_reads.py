@@ -32,7 +32,7 @@ from benchmarks.store_codecs import identity, records_of
 from shared.imaging.grid import Grid
 from shared.targets import Identity, TargetStore, TargetWriter
 from shared.targets.numbers.arrays import Arrays
-from shared.targets.numbers.restore import targets_of_factors
+from shared.targets.numbers.restore import targets_on
 from shared.targets.segment.chunks import decode_chunk, encode_chunk
 from shared.targets.segment.layout import arrays_of
 
@@ -84,8 +84,8 @@ class Packed:
             decode_chunk(view[offset : offset + len(chunk)], spec, out)
             offset += len(chunk)
             arrays[spec.name] = out[None]
-        if self.kind.encoding == "factors":
-            return targets_of_factors(arrays, self.kind.grid, self.kind.grid)
+        if self.kind.encoding != "matrix":
+            return targets_on(arrays, self.kind.grid, self.kind.grid)
         return arrays
 
 

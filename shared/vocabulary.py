@@ -11,7 +11,9 @@ Geometry = Literal["pad", "crop"]  # how an image becomes a square: padded, or i
 Interpolation = Literal["bicubic", "bilinear"]  # of the resize to the teacher's size
 
 # of targets
-Encoding = Literal["matrix", "factors"]  # similarities at one grid, or what gives them at any
+# similarities at one grid; what gives them at any; and E_v itself, which can be asked later too
+Encoding = Literal["matrix", "factors", "patches"]
+Rotation = Literal["hadamard"]  # of the channels of `patches`, before they become int8
 Precision = Literal["f16", "u8"]  # of what is stored
 Features = Literal["block", "projected"]  # patches of the last block, or normed and projected
 Dtype = Literal["fp32", "bf16", "fp16"]  # the teacher's compute type

@@ -24,11 +24,12 @@ from shared.targets.identity import Identity
 from shared.targets.namespace import (
     Namespace,
     create_namespace,
+    find_namespace,
     quarantine,
     quarantined,
     release,
 )
-from shared.targets.segment.manifest import keys_present
+from shared.targets.segment.checks import keys_present
 from shared.targets.segment.writer import NotFinite
 from teacher_cache.distinct import distinct_images
 from teacher_cache.ranks import Ranks, stop_on_termination
@@ -119,6 +120,7 @@ def build(
     place = choose_device(device)
     references = list(images)
     loaded, identity = load_for(teacher, weights, settings, place)
+    check_format(store, identity)
     namespace = create_namespace(store, identity, _provenance(loaded))
     if ranks.meets and ranks.world > 1:
         count = ranks.world - 1
@@ -176,6 +178,25 @@ def build(
         encoding_seconds=end - encoding,
         elsewhere=elsewhere,
     )
+
+
+def check_format(store: str | Path, identity: Identity) -> None:
+    """Refuse to encode again what a store holds in an older format.
+
+    Raises
+    ------
+    UserError
+        It does, and was not upgraded; or the store cannot be reached.
+    """
+    older = identity.model_copy(update={"format": 1})
+    if identity.encoding == "patches" or find_namespace(store, identity) is not None:
+        return
+    if find_namespace(store, older) is not None:
+        raise UserError(
+            f"{store} holds these targets in format 1 ({older.namespace()}): `cache upgrade "
+            f"--store {store}` takes them over in minutes, without the teacher; then run the same "
+            "build again"
+        )
 
 
 def _kept(

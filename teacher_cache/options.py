@@ -78,14 +78,15 @@ EncodingOption = Annotated[
     Encoding,
     typer.Option(
         "--encoding",
-        help="matrix: similarities at --grid; factors: smaller, and they serve any grid.",
+        help="matrix: similarities at --grid; factors: smaller, and they serve any grid; patches: "
+        "E_v itself as int8, which later read-outs need.",
     ),
 ]
 PrecisionOption = Annotated[
     Precision | None,
     typer.Option(
         "--precision",
-        help="Of what is stored: matrix f16 (default) or u8, a third; factors u8 (default).",
+        help="Of what is stored: matrix f16 (default) or u8, a third; the others u8 (default).",
     ),
 ]
 FeaturesOption = Annotated[

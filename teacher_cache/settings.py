@@ -11,6 +11,7 @@ from shared.targets import Identity, first_difference
 from shared.targets.identity import default_precision
 from shared.targets.numbers.triangle import triangle_length
 from shared.vocabulary import Dtype, Encoding, Features, Geometry, Precision
+from teacher_cache.encoder import encode
 from teacher_cache.teachers.base import Teacher
 from teacher_cache.teachers.registry import load_teacher
 from teacher_cache.teachers.trained import NOT_SAID, Trained
@@ -27,7 +28,7 @@ MAX_PATCHES = 4096  # 64 x 64: a record of 17 MB; the similarities of a batch ar
 class Settings(NamedTuple):
     """What decides the numbers in the store, beside the teacher: part of the identity.
 
-    `precision` None is the encoding's own: f16 for `matrix`, u8 for `factors`. `trained` is what
+    `precision` None is the encoding's own: f16 for `matrix`, u8 for the others. `trained` is what
     the user says of bare weights: the teacher's own preprocessing follows from it.
     """
 
@@ -43,7 +44,7 @@ class Settings(NamedTuple):
 
 def identity_of(teacher: Teacher, settings: Settings) -> Identity:
     """Return the identity of targets made by `teacher` under `settings`."""
-    factors = settings.encoding == "factors"
+    matrix, patches = settings.encoding == "matrix", settings.encoding == "patches"
     return Identity(
         teacher=teacher.name,
         architecture=teacher.architecture,
@@ -53,10 +54,19 @@ def identity_of(teacher: Teacher, settings: Settings) -> Identity:
         geometry=settings.geometry,
         dtype=settings.dtype,
         encoding=settings.encoding,
-        grid=teacher.grid if factors else settings.grid,
+        grid=settings.grid if matrix else teacher.grid,
         precision=settings.precision or default_precision(settings.encoding),
-        tolerance=settings.tolerance if factors else None,
+        tolerance=settings.tolerance if settings.encoding == "factors" else None,
+        width=_width(teacher, settings.features) if patches else None,
+        rotation="hadamard" if patches else None,
     )
+
+
+def _width(teacher: Teacher, features: Features) -> int:
+    """Return b, the channels of E_v: what a pass over a black image has."""
+    size = teacher.preprocessing.size
+    pixels = torch.zeros(1, 3, size, size).to(next(teacher.model.parameters()))
+    return int(encode(teacher, pixels, features).tokens.shape[-1])
 
 
 def settings_of(identity: Identity) -> Settings:

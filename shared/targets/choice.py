@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from shared.errors import UserError
-from shared.targets.identity import Identity, first_difference
+from shared.targets.identity import FORMAT, Identity, first_difference
 from shared.targets.namespace import Namespace, survey
 from shared.targets.storage import Storage, open_storage
 
@@ -52,7 +52,7 @@ def fitting_namespaces(
         one for one in namespaces if _fits(one.identity, teacher, fingerprint, wanted, identity)
     ]
     if fitting:
-        return fitting
+        return _newest(fitting)
     if not namespaces:
         raise UserError("; ".join(unreadable.values()))
     lines = [_mismatch(one.identity, teacher, fingerprint, wanted, identity) for one in namespaces]
@@ -61,6 +61,14 @@ def fitting_namespaces(
         f"no targets in {storage.location} fit: {'; '.join(lines)}; build the wanted ones with "
         "`cache build`"
     )
+
+
+def _newest(fitting: list[Namespace]) -> list[Namespace]:
+    """Leave out what `cache upgrade` has written anew: namespaces that differ in `format` alone."""
+    newest: dict[str, Namespace] = {}
+    for one in sorted(fitting, key=lambda one: one.identity.format):
+        newest[one.identity.model_copy(update={"format": FORMAT}).fingerprint()] = one
+    return sorted(newest.values(), key=lambda one: one.name)
 
 
 def _fits(
@@ -73,7 +81,7 @@ def _fits(
     return (
         (teacher is None or have.teacher == teacher)
         and (fingerprint is None or have.fingerprint().startswith(fingerprint))
-        and (grid is None or have.encoding == "factors" or have.grid == grid)
+        and (grid is None or have.encoding != "matrix" or have.grid == grid)
         and (identity is None or have == identity)
     )
 

@@ -3,15 +3,26 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple, TypedDict, cast
+from typing import Final, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.errors import UserError
 from shared.targets.documents import canonical_json
-from shared.vocabulary import Dtype, Encoding, Features, Geometry, Interpolation, Precision
+from shared.vocabulary import (
+    Dtype,
+    Encoding,
+    Features,
+    Geometry,
+    Interpolation,
+    Precision,
+    Rotation,
+)
 
-FORMAT: Final = 1  # of the store's files
+FORMAT: Final = 2  # of the store's files; format 1 is read too (docs/store-format.md)
+# Fields that format 1 does not have; left out where they say nothing, so that one more of them
+# leaves the fingerprints of the stores without it.
+SINCE_FORMAT_2: Final = ("width", "rotation")
 # Of the targets: how an image file becomes pixels, and how S_e and E_a are computed from them
 # (docs/store-format.md lists the versions). Another one is another namespace.
 DEFINITION: Final = 2
@@ -31,9 +42,10 @@ class Preprocessing(BaseModel):
 def default_precision(encoding: Encoding) -> Precision:
     """Factors lose nothing by int8.
 
-    The rank is chosen with it, within the same tolerance, at a third of the bytes.
+    The rank is chosen with it, within the same tolerance, at a third of the bytes. `patches` are
+    int8 only.
     """
-    return "u8" if encoding == "factors" else "f16"
+    return "f16" if encoding == "matrix" else "u8"
 
 
 class PreprocessingDocument(TypedDict):
@@ -46,7 +58,7 @@ class PreprocessingDocument(TypedDict):
 
 
 class IdentityDocument(TypedDict):
-    """An `Identity` as JSON, in the order of its fields."""
+    """An `Identity` as JSON, in the order of its fields; `SINCE_FORMAT_2` where they are set."""
 
     format: int
     teacher: str
@@ -61,6 +73,8 @@ class IdentityDocument(TypedDict):
     precision: Precision
     tolerance: float | None
     definition: int
+    width: NotRequired[int]
+    rotation: NotRequired[Rotation]
 
 
 class Identity(BaseModel):
@@ -69,13 +83,13 @@ class Identity(BaseModel):
     The fingerprint covers exactly these fields.
 
     `grid` is (rows, columns): the student's for the `matrix` encoding, the teacher's own for
-    `factors`. `precision` is that of S (`matrix`) or of the factors; left out, it is f16 for
-    `matrix` and u8 (int8) for `factors`.
+    `factors` and `patches`. `precision` is that of S (`matrix`), of the factors or of the patches;
+    left out, it is f16 for `matrix` and u8 (int8) for the others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
     teacher: str = Field(min_length=1)
     architecture: str = Field(min_length=1)
     weights: str = Field(
@@ -92,11 +106,18 @@ class Identity(BaseModel):
     )
     tolerance: float | None = None  # of `factors`: largest error of a similarity
     definition: Literal[1, 2] = DEFINITION  # stores of the older ones stay readable
+    width: int | None = Field(default=None, gt=0)  # of `patches`: b, the channels of E_v
+    rotation: Rotation | None = None  # of `patches`: what their channels were turned by
 
     @model_validator(mode="after")
     def _consistent(self) -> "Identity":
         if (self.tolerance is not None) != (self.encoding == "factors"):
             raise ValueError("`tolerance` belongs to the encoding `factors`, and only to it")
+        patches = self.encoding == "patches"
+        if patches != (self.width is not None) or patches != (self.rotation is not None):
+            raise ValueError("`width` and `rotation` belong to the encoding `patches`")
+        if patches and (self.precision != "u8" or self.format == 1):
+            raise ValueError("`patches` are stored as int8 (precision u8), since format 2")
         if min(self.grid) < 1:
             raise ValueError("`grid` needs at least one row and one column")
         return self
@@ -108,7 +129,8 @@ class Identity(BaseModel):
 
     def document(self) -> IdentityDocument:
         """Return the identity as plain JSON values."""
-        return cast("IdentityDocument", self.model_dump(mode="json"))
+        absent = {name for name in SINCE_FORMAT_2 if getattr(self, name) is None}
+        return cast("IdentityDocument", self.model_dump(mode="json", exclude=absent))
 
     def fingerprint(self) -> str:
         """Return the sha256, in hexadecimal, of the canonical JSON of all fields."""
@@ -143,7 +165,7 @@ def _difference(
     first: Mapping[str, object], second: Mapping[str, object], prefix: str
 ) -> Difference | None:
     for name, value in first.items():
-        other = second[name]
+        other = second.get(name)
         if value == other:
             continue
         if isinstance(value, dict) and isinstance(other, dict):
@@ -161,10 +183,10 @@ def parse_identity(document: object, source: str) -> Identity:
         If the document is of another format version or not an identity; `source` names the file in
         the message.
     """
-    if isinstance(document, dict) and document.get("format") != FORMAT:
+    if isinstance(document, dict) and document.get("format") not in (1, FORMAT):
         raise UserError(
-            f"{source}: store format {document.get('format')!r}, this version reads {FORMAT}: use "
-            "a matching version"
+            f"{source}: store format {document.get('format')!r}, this version reads 1 and "
+            f"{FORMAT}: use a matching version"
         )
     try:
         return Identity.model_validate(document)

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from shared.files import cache_directory
 from shared.targets.namespace import Namespace
+from shared.targets.segment.checks import check_segment, keys_of
 from shared.targets.segment.layout import KEY_BYTES
-from shared.targets.segment.manifest import DamagedSegment, check_segment, read_keys
+from shared.targets.segment.manifest import DamagedSegment, Manifest, read_manifests
 
 
 class Index(NamedTuple):
@@ -96,10 +97,9 @@ def build_index(namespace: Namespace, segments: Sequence[str], known: Index | No
         keys.append(np.asarray(reusable.keys).view(np.uint8).reshape(-1, KEY_BYTES))
         renumbered = np.array([numbers[segment] for segment in reusable.segments], dtype=np.uint32)
         places.append(np.stack([renumbered[reusable.places[:, 0]], reusable.places[:, 1]], axis=1))
-    for segment in segments:
-        if segment in covered:
-            continue
-        rows = read_keys(namespace, segment, check_segment(namespace, segment).records)
+    new = [segment for segment in segments if segment not in covered]
+    for segment, manifest in zip(new, _manifests(namespace, new), strict=True):
+        rows = keys_of(namespace, segment, manifest)
         keys.append(rows)
         numbered = np.full(len(rows), numbers[segment], dtype=np.uint32)
         places.append(np.stack([numbered, np.arange(len(rows), dtype=np.uint32)], axis=1))
@@ -112,6 +112,18 @@ def build_index(namespace: Namespace, segments: Sequence[str], known: Index | No
     first = np.ones(len(all_keys), dtype=bool)
     first[1:] = all_keys[1:] != all_keys[:-1]
     return Index(all_keys[first], all_places[first], tuple(segments))
+
+
+def _manifests(namespace: Namespace, segments: Sequence[str]) -> list[Manifest]:
+    """Read what opens each segment: one object since format 2, side by side."""
+    if namespace.identity.format == 1:
+        return [check_segment(namespace, segment) for segment in segments]
+    found = []
+    for manifest in read_manifests(namespace, segments):
+        if isinstance(manifest, DamagedSegment):
+            raise manifest
+        found.append(manifest)
+    return found
 
 
 def forget_index(namespace: Namespace) -> None:

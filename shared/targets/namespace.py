@@ -14,12 +14,13 @@ from typing import NamedTuple
 from shared.errors import UserError
 from shared.files import refused_as
 from shared.targets.documents import digest, encode_sorted, group_document
-from shared.targets.identity import FORMAT, Identity, parse_identity
+from shared.targets.identity import Identity, parse_identity
 from shared.targets.storage import Storage, join, open_storage
 
 GROUPS = ("segments", "quarantine")
 _NAME = re.compile(r".+-[0-9a-f]{12}")
-_SEGMENT = re.compile(r"[0-9a-f]{32}")
+# Of a manifest's digest: 32 digits (format 1), or 20 after the time in ms since 1970 (format 2).
+_SEGMENT = re.compile(r"[0-9a-f]{32}|[0-9a-f]{12}-[0-9a-f]{20}")
 _QUARANTINE = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}\.json")
 
 
@@ -60,6 +61,22 @@ def segment_names(storage: Storage, namespace: str) -> list[str]:
     return [name for name in names if _SEGMENT.fullmatch(name)]
 
 
+def segment_id(store_format: int, digest: str, when: float) -> str:
+    """Name a new segment by its manifest's digest, since format 2 in the order of time.
+
+    Parameters
+    ----------
+    when
+        Seconds since 1970.
+    """
+    return digest[:32] if store_format == 1 else f"{round(when * 1000):012x}-{digest[:20]}"
+
+
+def digest_in(segment: str) -> str:
+    """Return the leading digits of the manifest's digest in a segment's name."""
+    return segment.rpartition("-")[2]
+
+
 def create_namespace(
     root: str | Path | Storage, identity: Identity, provenance: Mapping[str, object] | None = None
 ) -> Namespace:
@@ -80,7 +97,7 @@ def create_namespace(
     storage = open_storage(root) if isinstance(root, str | Path) else root
     name = identity.namespace()
     made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **(provenance or {})}
-    body = {"format": FORMAT, "identity": identity.document(), "provenance": made}
+    body = {"format": identity.format, "identity": identity.document(), "provenance": made}
     attributes = {"medalign": {**body, "digest": digest(body)}}
     with refused_as(f"cannot write to the store {storage.location}"):
         storage.create(join(name, "zarr.json"), encode_sorted(group_document(attributes)))

@@ -11,14 +11,17 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
+from shared.errors import UserError
 from shared.targets.choice import choose_namespace
 from shared.targets.identity import Identity
 from shared.targets.index import Index, forget_index, open_index
 from shared.targets.namespace import Namespace, check_groups
 from shared.targets.segment.layout import arrays_of
 from shared.targets.segment.manifest import DamagedSegment
-from shared.targets.segment.reader import SegmentReader
+from shared.targets.segment.reader import SegmentReader, open_segments
 from shared.targets.storage import Storage
+
+_OPEN = 512  # segments whose keys and lengths are kept, about 20 kB each
 
 
 class Target(NamedTuple):
@@ -27,7 +30,7 @@ class Target(NamedTuple):
     Attributes
     ----------
     similarity
-        Strict upper triangle of S_e, row-major, float16 (`matrix`) or float32 (`factors`).
+        Strict upper triangle of S_e, row-major, float16 (`matrix`) or float32 (the others).
     attention
         CLS attention per patch, float32, raw: not normalised.
     coverage
@@ -69,8 +72,8 @@ class TargetStore:
             The store: a folder, `s3://bucket/prefix`, or one that is open.
         teacher, fingerprint, grid
             What the namespace must have: the teacher's name, its fingerprint (or its leading
-            digits, 6 at least), the grid (rows, columns) that targets shall have. `factors` serve
-            any grid.
+            digits, 6 at least), the grid (rows, columns) that targets shall have. `factors` and
+            `patches` serve any grid.
         identity
             A full identity that is expected, for a message that names the field in which the store
             differs.
@@ -138,9 +141,28 @@ class TargetStore:
         arrays = self.arrays(keys)
         if self.identity.encoding == "matrix":
             return Target(arrays["similarity"], arrays["attention"], arrays["coverage"])
-        from shared.targets.numbers.restore import targets_of_factors
+        from shared.targets.numbers.restore import targets_on
 
-        return Target(*targets_of_factors(arrays, self.identity.grid, self.grid))
+        return Target(*targets_on(arrays, self.identity.grid, self.grid))
+
+    def features(self, keys: Sequence[bytes]) -> Float[np.ndarray, "B N b"]:
+        """Read E_v itself (B, N, b), float32, on the grid of this view; `patches` stores hold it.
+
+        Raises
+        ------
+        UserError
+            The store is of another encoding, which does not keep E_v.
+
+        As `[]` does.
+        """
+        if self.identity.encoding != "patches":
+            raise UserError(
+                f"{self.namespace.name} is of the encoding {self.identity.encoding}, which keeps "
+                "no features: build with --encoding patches"
+            )
+        from shared.targets.numbers.patches import patches_of
+
+        return patches_of(self.arrays(keys), self.identity.grid, self.grid)
 
     def segments_of(self, keys: Sequence[bytes]) -> list[int]:
         """Return the segment number of each key, for readers that order by segment.
@@ -177,7 +199,7 @@ class TargetStore:
 
     def _arrays(self, keys: list[bytes]) -> dict[str, NDArray[np.generic]]:
         places = self._places(keys)
-        readers = {number: self._reader(number) for number in dict.fromkeys(places[:, 0].tolist())}
+        readers = self._opened(dict.fromkeys(places[:, 0].tolist()))
         out: dict[str, NDArray[np.generic]] = {}
         for spec in arrays_of(self.identity):
             if spec.name != "key":
@@ -186,10 +208,12 @@ class TargetStore:
                 ]
                 shape = tuple(max(sizes) for sizes in zip(*widths, strict=True))
                 out[spec.name] = np.zeros((len(keys), *shape), dtype=spec.dtype)
+        parts = []
         for number, reader in readers.items():
             wanted = np.flatnonzero(places[:, 0] == number)
             wanted = wanted[np.argsort(places[wanted, 1], kind="stable")]
-            reader.read(places[wanted, 1].tolist(), wanted.tolist(), out)
+            parts.append((reader, places[wanted, 1].tolist(), wanted.tolist()))
+        _read(self.namespace.storage, parts, out)
         return out
 
     def _places(self, keys: list[bytes]) -> NDArray[np.int64]:
@@ -205,10 +229,7 @@ class TargetStore:
                     f"{absent[0]}"
                 )
             places = np.asarray(self._index.places)[positions].astype(np.int64)
-            if all(
-                self._leads_to(key, *place)
-                for key, place in zip(keys, places.tolist(), strict=True)
-            ):
+            if self._leads_to(keys, places):
                 return places
             # The cached index is not this store's, or damaged: build it anew, once.
             forget_index(self.namespace)
@@ -219,14 +240,45 @@ class TargetStore:
         self._readers.clear()
         self._index = open_index(self.namespace)
 
-    def _leads_to(self, key: bytes, number: int, row: int) -> bool:
-        return number < len(self._index.segments) and self._reader(number).has(key, row)
+    def _leads_to(self, keys: Sequence[bytes], places: NDArray[np.int64]) -> bool:
+        """Whether each place is the record of its key, by the segments' own keys."""
+        if int(places[:, 0].max(initial=0)) >= max(1, len(self._index.segments)):
+            return False
+        readers = self._opened(dict.fromkeys(places[:, 0].tolist()))
+        return all(
+            readers[number].has(key, row)
+            for key, (number, row) in zip(keys, places.tolist(), strict=True)
+        )
 
-    def _reader(self, number: int) -> SegmentReader:
-        """Open a segment when it is first needed, which checks its manifest."""
-        if number not in self._readers:
-            self._readers[number] = SegmentReader(self.namespace, self._index.segments[number])
-        return self._readers[number]
+    def _opened(self, numbers: Iterable[int]) -> dict[int, SegmentReader]:
+        """Open segments that are needed, which checks their manifests; the last used stay open."""
+        wanted = list(numbers)
+        missing = [number for number in wanted if number not in self._readers]
+        names = [self._index.segments[number] for number in missing]
+        for number, reader in zip(missing, open_segments(self.namespace, names), strict=True):
+            self._readers[number] = reader
+        opened = {number: self._readers.pop(number) for number in wanted}
+        self._readers.update(opened)
+        while len(self._readers) > max(_OPEN, len(opened)):
+            del self._readers[next(iter(self._readers))]
+        return opened
+
+
+def _read(
+    storage: Storage,
+    parts: Sequence[tuple[SegmentReader, list[int], list[int]]],
+    out: dict[str, NDArray[np.generic]],
+) -> None:
+    """Read rows of several segments into rows of `out`: all is fetched at once, then decoded."""
+    plans = [reader.plan(rows, into, list(out)) for reader, rows, into in parts]
+    try:
+        data = iter(storage.read_ranges([piece.place for plan in plans for piece in plan]))
+    except FileNotFoundError:
+        for reader, rows, into in parts:
+            reader.read(rows, into, out)  # which names the file
+        return
+    for plan, (reader, rows, into) in zip(plans, parts, strict=True):
+        reader.decode(plan, [next(data) for _ in plan], rows, into, out)
 
 
 def _reopen(location: str, fingerprint: str, grid: tuple[int, int]) -> TargetStore:

@@ -16,14 +16,8 @@ from shared.errors import UserError
 from shared.files import refused_as
 from shared.targets.index import Index, build_index
 from shared.targets.namespace import Namespace, list_namespaces, release
-from shared.targets.segment.manifest import (
-    DamagedSegment,
-    Manifest,
-    VanishedSegment,
-    check_segment,
-    read_manifest,
-    segments_with_keys,
-)
+from shared.targets.segment.checks import check_segment, segments_with_keys
+from shared.targets.segment.manifest import DamagedSegment, Manifest, VanishedSegment, read_manifest
 from shared.targets.segment.reader import SegmentReader
 from shared.targets.segment.writer import SegmentWriter
 from shared.targets.storage import Storage, open_storage

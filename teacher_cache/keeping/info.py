@@ -12,12 +12,8 @@ from numpy.typing import NDArray
 from shared.errors import UserError
 from shared.targets.identity import IdentityDocument
 from shared.targets.namespace import Namespace, list_namespaces, quarantined
-from shared.targets.segment.manifest import (
-    DamagedSegment,
-    Manifest,
-    VanishedSegment,
-    segments_with_keys,
-)
+from shared.targets.segment.checks import segments_with_keys
+from shared.targets.segment.manifest import DamagedSegment, Manifest, VanishedSegment
 from shared.targets.segment.reader import SegmentReader
 from shared.targets.storage import Storage
 

@@ -1,6 +1,6 @@
 """Joining stores: segments are copied as they are, nothing is encoded again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +13,8 @@ from shared.targets.namespace import (
     read_quarantined,
     release,
 )
-from shared.targets.segment.manifest import (
-    DamagedSegment,
-    VanishedSegment,
-    keys_present,
-    read_segment,
-    segments_with_keys,
-)
+from shared.targets.segment.checks import keys_present, read_segment, segments_with_keys
+from shared.targets.segment.manifest import DamagedSegment, VanishedSegment
 from shared.targets.segment.writer import publish_files
 from shared.targets.storage import Storage
 
@@ -83,9 +78,14 @@ def _merge_namespace(source: Namespace, target: str | Path | Storage) -> Merged:
             records += len(keys - present)
             present |= keys
     with refused_as(f"cannot write to the store {into.storage.location}", "run merge again"):
-        for name in quarantine_files(source):
-            record = read_quarantined(source, name)
-            if bytes.fromhex(name[:64]) not in present:
-                into.storage.create(into.path("quarantine", name), record)
-        release(into, lambda keys: [key in present for key in keys])
+        copy_quarantine(source, into, present)
     return Merged(source.name, segments, records, len(known))
+
+
+def copy_quarantine(source: Namespace, into: Namespace, present: Set[bytes]) -> None:
+    """Copy the quarantine records of images that are not `present` in `into`."""
+    for name in quarantine_files(source):
+        record = read_quarantined(source, name)
+        if bytes.fromhex(name[:64]) not in present:
+            into.storage.create(into.path("quarantine", name), record)
+    release(into, lambda keys: [key in present for key in keys])

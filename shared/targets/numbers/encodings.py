@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.imaging.geometry import Box, coverage
@@ -17,6 +18,7 @@ from shared.imaging.grid import Grid, interpolation_matrix
 from shared.targets.identity import Identity
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.factors import factorise
+from shared.targets.numbers.patches import quantise_patches
 from shared.targets.numbers.similarity import cosine_similarity_triangle
 
 
@@ -38,7 +40,8 @@ def encode_targets(
     boxes
         The content box of each image, in fractions of the square.
     native
-        The teacher's own grid (rows, columns), M patches; `factors` need it to be the identity's.
+        The teacher's own grid (rows, columns), M patches; `factors` and `patches` need it to be the
+        identity's.
     identity
         Decides grid, encoding, precision and tolerance.
 
@@ -53,26 +56,41 @@ def encode_targets(
         raise ValueError("the teacher returned values that are not finite; try --dtype fp32")
     if identity.encoding == "matrix":
         return _matrix_arrays(tokens, attention, boxes, Grid(*native), identity)
-    if tuple(native) != identity.grid or identity.tolerance is None:
+    if tuple(native) != identity.grid:
         raise ValueError(
-            f"factors are stored on the teacher's grid {native}, the identity says {identity.grid}"
+            f"{identity.encoding} are stored on the teacher's grid {native}, the identity says "
+            f"{identity.grid}"
         )
     weights = attention.float().cpu().numpy()
-    encoded: list[Arrays] = []
-    for row, box in enumerate(boxes):
-        factors = factorise(tokens[row].float(), native, identity.tolerance, identity.precision)
-        encoded.append(
-            {
-                "factors": factors.values,
-                "scale": factors.scale,
-                "rank": np.array(factors.values.shape[1], dtype=np.uint16),
-                "error": factors.error,
-                "box": np.array(box, dtype=np.float64),
-                "attention": weights[row],
-                "coverage": coverage(box, Grid(*native)),
-            }
-        )
-    return encoded
+    return [
+        {
+            **_features(tokens[row].float(), native, identity),
+            "box": np.array(box, dtype=np.float64),
+            "attention": weights[row],
+            "coverage": coverage(box, Grid(*native)),
+        }
+        for row, box in enumerate(boxes)
+    ]
+
+
+def _features(
+    tokens: Float[Tensor, "M b"], native: tuple[int, int], identity: Identity
+) -> dict[str, NDArray[np.generic]]:
+    """Return one image's arrays from which S follows on any grid."""
+    if identity.tolerance is None:
+        if tokens.shape[1] != identity.width:
+            raise ValueError(
+                f"the identity says {identity.width} channels, E_v has {tokens.shape[1]}"
+            )
+        values, scale = quantise_patches(tokens.cpu().numpy())
+        return {"patches": values, "scale": scale}
+    factors = factorise(tokens, native, identity.tolerance, identity.precision)
+    return {
+        "factors": factors.values,
+        "scale": factors.scale,
+        "rank": np.array(factors.values.shape[1], dtype=np.uint16),
+        "error": factors.error,
+    }
 
 
 def _matrix_arrays(

@@ -1,4 +1,4 @@
-"""From stored `factors` to targets on any grid (Eq. 2, 3).
+"""From stored `factors` or `patches` to targets on any grid (Eq. 2, 3).
 
 Without torch, which would be most of a reader's memory.
 
@@ -16,7 +16,7 @@ from shared.imaging.grid import Grid, interpolation_matrix
 from shared.targets.numbers.triangle import places_of
 
 
-def targets_of_factors(
+def targets_on(
     arrays: Mapping[str, NDArray[np.generic]], native: tuple[int, int], grid: tuple[int, int]
 ) -> tuple[Float32[np.ndarray, "B pairs"], Float32[np.ndarray, "B N"], UInt8[np.ndarray, "B N"]]:
     """Compute (similarity, attention, coverage) on any grid from a batch of stored arrays."""
@@ -26,8 +26,7 @@ def targets_of_factors(
     similarity = np.empty((count, len(places)), dtype=np.float32)
     matrix = None if source == target else interpolation_matrix(source, target)
     for row in range(count):
-        rank = int(arrays["rank"][row])
-        tokens = arrays["factors"][row, :, :rank].astype(np.float32) * arrays["scale"][row][:, None]
+        tokens = _values(arrays, row).astype(np.float32) * arrays["scale"][row][:, None]
         if matrix is not None:
             tokens = matrix @ tokens
         norms = np.sqrt(np.einsum("nr,nr->n", tokens, tokens))
@@ -41,3 +40,10 @@ def targets_of_factors(
     stacked = np.stack(cover) if cover else np.empty((0, target.size), dtype=np.uint8)
     attention = np.asarray(arrays["attention"], dtype=np.float32)
     return similarity, attention @ matrix.T, stacked
+
+
+def _values(arrays: Mapping[str, NDArray[np.generic]], row: int) -> NDArray[np.generic]:
+    """Return what is stored of E_v; the rotation of `patches` leaves S as it is."""
+    if "patches" in arrays:
+        return arrays["patches"][row]
+    return arrays["factors"][row, :, : int(arrays["rank"][row])]

@@ -1,7 +1,4 @@
-"""Which arrays a segment holds, their types, shapes and codec chains.
-
-Format version 1 of the store.
-"""
+"""Which arrays a segment holds, their types, shapes and codec chains (docs/store-format.md)."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, NotRequired, TypedDict
@@ -91,6 +88,12 @@ def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
         exact, quantised = (BYTES, shuffle(2), ZSTD, CRC32C), (QUANTISE, DELTA, BYTES, ZSTD, CRC32C)
         chain = exact if identity.precision == "f16" else quantised
         return (*common, _spec("similarity", "<f2", (triangle_length(patches),), ("pair",), chain))
+    scale = _spec("scale", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C))
+    box = _spec("box", "<f8", (4,), ("edge",))
+    if identity.encoding == "patches":
+        shape = (patches, identity.width or 0)
+        chain = (BYTES, ZSTD, CRC32C)
+        return (*common, _spec("patches", "|i1", shape, ("patch", "channel"), chain), scale, box)
     if identity.precision == "f16":
         factors = _spec(
             "factors",
@@ -106,10 +109,10 @@ def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
     return (
         *common,
         factors,
-        _spec("scale", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C)),
+        scale,
         _spec("rank", "<u2", (), ()),
         _spec("error", "<f4", (2,), ("grid",)),
-        _spec("box", "<f8", (4,), ("edge",)),
+        box,
     )
 
 

@@ -1,26 +1,24 @@
-"""The manifest of a segment.
+"""The manifest of a segment: what every file of it must be and, since format 2, what opens it.
 
-What every file of it must be, and the checks that hold the files to it.
+Since format 2 it also holds the content keys, and the length of each record's chunk in each shard:
+one object opens a segment, and its digest is in the segment's name.
 """
 
+import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import UserError
 from shared.targets.documents import canonical_json, encode_document
-from shared.targets.identity import FORMAT
-from shared.targets.namespace import Namespace
-from shared.targets.segment.chunks import DamagedChunk, decode_chunk
-from shared.targets.segment.layout import KEY_BYTES, ArraySpec, arrays_of, chunk_path
+from shared.targets.namespace import Namespace, digest_in
+from shared.targets.segment.layout import KEY_BYTES
 
-T = TypeVar("T")
-MANIFEST = "manifest.json"
+MANIFEST: Final = "manifest.json"
 
 
 class DamagedSegment(UserError):
@@ -53,30 +51,27 @@ class VanishedSegment(DamagedSegment):
         )
 
 
-def make_manifest(files: Mapping[str, bytes], records: int) -> bytes:
-    """Write the manifest of a segment.
+class Opening(NamedTuple):
+    """What opens a segment of n records.
 
-    Size and sha256 of every other file, and a digest of itself.
+    `keys` (n, 32); of each array beside `key` the shape of one record; of each sharded one the
+    bytes of each record's chunk, (n,), in the order in which they lie in the shard.
     """
-    body = {
-        "format": FORMAT,
-        "records": records,
-        "files": {
-            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in sorted(files.items())
-        },
-    }
-    return encode_document({**body, "digest": hashlib.sha256(canonical_json(body)).hexdigest()})
+
+    keys: NDArray[np.uint8]
+    shapes: dict[str, tuple[int, ...]]
+    lengths: dict[str, NDArray[np.uint64]]
 
 
 class Manifest(NamedTuple):
     """What a segment's manifest says.
 
-    Number of records, and (size in bytes, sha256) of each file.
+    Number of records, (size in bytes, sha256) of each file, and what opens it (since format 2).
     """
 
     records: int
     files: dict[str, tuple[int, str]]
+    opening: Opening | None = None
 
     @property
     def size(self) -> int:
@@ -84,191 +79,86 @@ class Manifest(NamedTuple):
         return sum(size for size, _ in self.files.values())
 
 
-def read_manifest(namespace: Namespace, segment: str) -> Manifest:
-    """Read a segment's manifest and check its digest against itself and against the segment's id.
+def make_manifest(
+    files: Mapping[str, bytes], records: int, store_format: int, opening: Opening | None = None
+) -> bytes:
+    """Write the manifest of a segment.
+
+    Size and sha256 of every other file, what opens it, and a digest of itself.
+    """
+    body: dict[str, object] = {
+        "format": store_format,
+        "records": records,
+        "files": {
+            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in sorted(files.items())
+        },
+    }
+    if opening is not None:
+        body["keys"] = base64.b64encode(opening.keys.tobytes()).decode()
+        body["shapes"] = {name: list(shape) for name, shape in opening.shapes.items()}
+        body["lengths"] = {name: lengths.tolist() for name, lengths in opening.lengths.items()}
+    document = {**body, "digest": hashlib.sha256(canonical_json(body)).hexdigest()}
+    if opening is None:
+        return encode_document(document)
+    return canonical_json(document) + b"\n"  # indented, each length would be a line
+
+
+def parse_manifest(namespace: Namespace, segment: str, data: bytes) -> Manifest:
+    """Check a manifest's digest against itself and against the segment's id, and read it.
 
     Raises
     ------
     DamagedSegment
-        If it is missing, not a manifest, edited, or another segment's.
+        If it is not a manifest, edited, or another segment's.
     """
-    path = namespace.path("segments", segment, MANIFEST)
     try:
-        document = json.loads(namespace.storage.read(path))
-        digest = document.pop("digest")
-        if hashlib.sha256(canonical_json(document)).hexdigest() != digest or digest[:32] != segment:
+        document = json.loads(data)
+        found = document.pop("digest")
+        own = hashlib.sha256(canonical_json(document)).hexdigest()
+        if own != found or not own.startswith(digest_in(segment)):
             raise DamagedSegment.of(namespace, segment, MANIFEST, "its digest differs")
         files = {
             str(name): (int(file["size"]), str(file["sha256"]))
             for name, file in document["files"].items()
         }
-        return Manifest(int(document["records"]), files)
-    except FileNotFoundError:
-        raise DamagedSegment.of(namespace, segment, MANIFEST, "it is missing") from None
+        opening = _opening(document) if "keys" in document else None
+        return Manifest(int(document["records"]), files, opening)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedSegment.of(namespace, segment, MANIFEST, f"unreadable ({error})") from None
 
 
-def check_segment(namespace: Namespace, segment: str, shards: bool = False) -> Manifest:
-    """Compare a segment's files with its manifest: all sizes, and the digests of the small files.
-
-    Parameters
-    ----------
-    shards
-        Also read and digest the shards, as `cache verify` does.
-
-    Raises
-    ------
-    DamagedSegment
-        Naming the first file that is missing, of another size or of another digest. Files that are
-        not the segment's own (`.DS_Store`) are no damage.
-    VanishedSegment
-        If someone has removed the segment meanwhile.
-    """
-    large = {chunk_path(spec) for spec in arrays_of(namespace.identity) if spec.sharded}
-    with _vanished(namespace, segment):
-        manifest = read_manifest(namespace, segment)
-        for _ in _check_files(namespace, segment, manifest, set() if shards else large):
-            pass
-    return manifest
-
-
-def read_segment(namespace: Namespace, segment: str) -> dict[str, bytes]:
-    """Read every file of a segment once, each held to the manifest.
-
-    Raises as `check_segment` with `shards`.
-    """
-    with _vanished(namespace, segment):
-        manifest = read_manifest(namespace, segment)
-        files = dict(_check_files(namespace, segment, manifest, set()))
-        files[MANIFEST] = namespace.storage.read(namespace.path("segments", segment, MANIFEST))
-    return files
-
-
-def foreign_files(namespace: Namespace, segment: str) -> list[str]:
-    """Name files that lie in a segment and are none of its own, such as `.DS_Store`.
-
-    They harm nothing: only what the manifest lists is read.
-    """
-    found = namespace.storage.sizes(namespace.path("segments", segment))
-    own = read_manifest(namespace, segment).files
-    return sorted(name for name in found if name not in own and name != MANIFEST)
-
-
-@contextmanager
-def _vanished(namespace: Namespace, segment: str) -> Iterator[None]:
-    """Tell a segment that someone is removing from a damaged one."""
-    try:
-        yield
-    except (DamagedSegment, FileNotFoundError) as error:
-        if segment not in namespace.segments():
-            raise VanishedSegment.of(namespace, segment, ".", "it is gone") from None
-        if isinstance(error, DamagedSegment):
-            raise
-        raise DamagedSegment.of(namespace, segment, ".", "a file of it is gone") from None
-
-
-def _check_files(
-    namespace: Namespace, segment: str, manifest: Manifest, passed_over: set[str]
-) -> Iterator[tuple[str, bytes]]:
-    """Yield each file with its bytes, held to the manifest; of those passed over only the size."""
-    found = namespace.storage.sizes(namespace.path("segments", segment))
-    for name in sorted(manifest.files):
-        if name not in found:
-            raise DamagedSegment.of(namespace, segment, name, "it is missing")
-        size, digest = manifest.files[name]
-        if found[name] != size:
-            raise DamagedSegment.of(
-                namespace, segment, name, f"it has {found[name]} bytes, not {size}"
-            )
-        if name in passed_over:
-            continue
-        data = namespace.storage.read(namespace.path("segments", segment, name))
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise DamagedSegment.of(namespace, segment, name, "its sha256 differs")
-        yield name, data
-
-
-def read_keys(namespace: Namespace, segment: str, records: int) -> NDArray[np.uint8]:
-    """Read the content keys of a segment, (records, 32).
-
-    Raises
-    ------
-    DamagedSegment
-        If the chunk is missing or its checksum is wrong.
-    """
-    spec = arrays_of(namespace.identity)[0]
-    keys = np.empty((records, KEY_BYTES), dtype=np.uint8)
-    with _vanished(namespace, segment):
-        try:
-            decode_chunk(
-                namespace.storage.read(namespace.path("segments", segment, chunk_path(spec))),
-                spec,
-                keys,
-            )
-        except DamagedChunk as error:
-            raise DamagedSegment.of(namespace, segment, chunk_path(spec), str(error)) from None
-    return keys
-
-
-def segments_with_keys(
-    namespace: Namespace,
-) -> Iterator[tuple[str, tuple[Manifest, NDArray[np.uint8]] | DamagedSegment]]:
-    """Yield every visible segment with its manifest and keys (records, 32), or with its damage."""
-
-    def read(segment: str) -> tuple[Manifest, NDArray[np.uint8]] | DamagedSegment:
-        try:
-            manifest = check_segment(namespace, segment)
-            return manifest, read_keys(namespace, segment, manifest.records)
-        except VanishedSegment:
-            raise
-        except DamagedSegment as error:
-            return error
-
-    return each_segment(namespace, read)
-
-
-def each_segment(namespace: Namespace, read: Callable[[str], T]) -> Iterator[tuple[str, T]]:
-    """Yield every visible segment with what `read` makes of it.
-
-    One that vanishes meanwhile (`VanishedSegment`) is passed over, and the segments that came are
-    then yielded too: `cache gc` has moved its records to one of those.
-    """
-    seen: set[str] = set()
-    again = True
-    while again:
-        again = False
-        for segment in namespace.segments():
-            if segment in seen:
-                continue
-            seen.add(segment)
-            try:
-                found = read(segment)
-            except VanishedSegment:
-                again = True
-                continue
-            yield segment, found
-
-
-def keys_present(namespace: Namespace) -> tuple[set[bytes], list[str]]:
-    """Content keys of all sound segments, and one line for each damaged one.
-
-    What a resumed build need not redo.
-    """
-    keys: set[bytes] = set()
-    damaged: list[str] = []
-    for _, found in segments_with_keys(namespace):
-        if isinstance(found, DamagedSegment):
-            damaged.append(str(found))
-        else:
-            keys.update(row.tobytes() for row in found[1])
-    return keys, damaged
-
-
-def read_array_shape(namespace: Namespace, segment: str, spec: ArraySpec) -> tuple[int, ...]:
-    """Read an array's shape, records first, from its zarr.json (checked by the manifest)."""
-    return tuple(
-        json.loads(
-            namespace.storage.read(namespace.path("segments", segment, spec.name, "zarr.json"))
-        )["shape"]
+def _opening(document: Mapping[str, object]) -> Opening:
+    shapes, lengths = document["shapes"], document["lengths"]
+    if not (isinstance(shapes, dict) and isinstance(lengths, dict)):
+        raise TypeError("shapes and lengths are no objects")
+    keys = np.frombuffer(base64.b64decode(str(document["keys"])), np.uint8)
+    return Opening(
+        keys.reshape(-1, KEY_BYTES),
+        {str(name): tuple(shape) for name, shape in shapes.items()},
+        {str(name): np.array(values, np.uint64) for name, values in lengths.items()},
     )
+
+
+def read_manifest(namespace: Namespace, segment: str) -> Manifest:
+    """Read one segment's manifest; raises as `read_manifests` yields."""
+    (found,) = read_manifests(namespace, [segment])
+    if isinstance(found, DamagedSegment):
+        raise found
+    return found
+
+
+def read_manifests(
+    namespace: Namespace, segments: Sequence[str]
+) -> list[Manifest | DamagedSegment]:
+    """Read the manifests of segments side by side; in place of a faulty one, what is wrong."""
+    paths = [namespace.path("segments", segment, MANIFEST) for segment in segments]
+    found: list[Manifest | DamagedSegment] = []
+    for segment, data in zip(segments, namespace.storage.read_all(paths), strict=True):
+        try:
+            if data is None:
+                raise DamagedSegment.of(namespace, segment, MANIFEST, "it is missing")
+            found.append(parse_manifest(namespace, segment, data))
+        except DamagedSegment as error:
+            found.append(error)
+    return found

@@ -3,12 +3,15 @@
 Its manifest checked, its shard indexes at hand, its records decoded into the caller's arrays.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.targets.namespace import Namespace
+from shared.targets.segment.checks import check_segment, keys_of, read_array_shape
 from shared.targets.segment.chunks import (
     DamagedChunk,
     decode_chunk,
@@ -18,36 +21,63 @@ from shared.targets.segment.chunks import (
 from shared.targets.segment.layout import ArraySpec, arrays_of, chunk_path
 from shared.targets.segment.manifest import (
     DamagedSegment,
-    check_segment,
-    read_array_shape,
-    read_keys,
+    Manifest,
+    read_manifest,
+    read_manifests,
 )
+from shared.targets.storage.base import Range
 
 _COALESCE = 8 << 20  # bytes read at once where wanted chunks lie side by side
 
 
-class SegmentReader:
-    """Reads records of one segment; holds no file open."""
+class Piece(NamedTuple):
+    """A part of one array's file to fetch, and the records in it.
 
-    def __init__(self, namespace: Namespace, segment: str) -> None:
-        manifest = check_segment(namespace, segment)
+    `rows` and `into` are empty where it is a whole small array.
+    """
+
+    spec: ArraySpec
+    place: Range
+    rows: tuple[int, ...]
+    into: tuple[int, ...]
+
+
+class SegmentReader:
+    """Reads records of one segment; holds no file open.
+
+    A batch over several segments is fetched at once: `plan` of each, then `decode` of each.
+    """
+
+    def __init__(
+        self, namespace: Namespace, segment: str, manifest: Manifest | None = None
+    ) -> None:
+        if namespace.identity.format == 1:
+            manifest = check_segment(namespace, segment)
+        elif manifest is None:
+            manifest = read_manifest(namespace, segment)
         self._namespace = namespace
         self._segment = segment
         self._records = manifest.records
-        self._keys = read_keys(namespace, segment, manifest.records)
+        self._keys = keys_of(namespace, segment, manifest)
         self._specs = {
             spec.name: spec for spec in arrays_of(namespace.identity) if spec.name != "key"
         }
         self._sizes = {
             spec.name: manifest.files[chunk_path(spec)][0] for spec in self._specs.values()
         }
-        self._shapes = {
-            spec.name: read_array_shape(namespace, segment, spec)[1:]
-            if -1 in spec.shape
-            else spec.shape
-            for spec in self._specs.values()
-        }
         self._shards: dict[str, NDArray[np.uint64]] = {}
+        if manifest.opening is not None:
+            self._shapes = dict(manifest.opening.shapes)
+            for name, lengths in manifest.opening.lengths.items():
+                ends = np.cumsum(lengths, dtype=np.uint64)
+                self._shards[name] = np.stack([ends - lengths, lengths], axis=1)
+        else:
+            self._shapes = {
+                spec.name: read_array_shape(namespace, segment, spec)[1:]
+                if -1 in spec.shape
+                else spec.shape
+                for spec in self._specs.values()
+            }
         self._small: dict[str, NDArray[np.generic]] = {}
 
     def has(self, key: bytes, row: int) -> bool:
@@ -87,59 +117,110 @@ class SegmentReader:
         DamagedSegment
             If the bytes of a record are not those that were written.
         """
-        for name, target in out.items():
-            spec = self._specs[name]
-            try:
-                if spec.sharded:
-                    self._read_shard(spec, rows, into, target)
-                else:
-                    target[np.asarray(into, dtype=np.intp)] = self._read_small(spec)[
-                        np.asarray(rows, dtype=np.intp)
-                    ]
-            except (DamagedChunk, FileNotFoundError) as error:
-                raise DamagedSegment.of(
-                    self._namespace, self._segment, chunk_path(spec), str(error)
-                ) from None
+        pieces = self.plan(rows, into, list(out))
+        try:
+            data = self._namespace.storage.read_ranges([piece.place for piece in pieces])
+        except FileNotFoundError:
+            data = [self._fetched(piece) for piece in pieces]  # which names the file
+        self.decode(pieces, data, rows, into, out)
 
-    def _read_shard(
-        self, spec: ArraySpec, rows: Sequence[int], into: Sequence[int], out: NDArray[np.generic]
+    def plan(self, rows: Sequence[int], into: Sequence[int], names: Sequence[str]) -> list[Piece]:
+        """Say what to fetch for the records at `rows` (ascending) of the arrays named.
+
+        Raises as `read` does.
+        """
+        pieces: list[Piece] = []
+        for spec in (self._specs[name] for name in names):
+            path = self._namespace.path("segments", self._segment, chunk_path(spec))
+            if not spec.sharded:
+                if spec.name not in self._small:
+                    pieces.append(Piece(spec, Range(path, 0, self._sizes[spec.name]), (), ()))
+                continue
+            with self._naming(spec):
+                index = self._shard_index(spec)
+            for start, stop in _runs(rows, index):
+                offset = int(index[rows[start], 0])
+                place = Range(path, offset, int(index[rows[stop - 1]].sum()) - offset)
+                pieces.append(Piece(spec, place, tuple(rows[start:stop]), tuple(into[start:stop])))
+        return pieces
+
+    def decode(
+        self,
+        pieces: Sequence[Piece],
+        data: Sequence[bytes],
+        rows: Sequence[int],
+        into: Sequence[int],
+        out: Mapping[str, NDArray[np.generic]],
     ) -> None:
-        index = self._shard_index(spec)
-        shape = self._shapes[spec.name]
-        window = tuple(slice(0, size) for size in shape)
-        for start, stop in _runs(rows, index):
-            offset = int(index[rows[start], 0])
-            end = int(index[rows[stop - 1]].sum())
-            data = memoryview(self._read(spec, offset, end - offset))
-            for row, place in zip(rows[start:stop], into[start:stop], strict=True):
-                begin, length = (int(value) for value in index[row])
-                decode_chunk(
-                    data[begin - offset : begin - offset + length], spec, out[place][window]
-                )
+        """Decode what was fetched for the pieces of `plan`; otherwise as `read`."""
+        for piece, part in zip(pieces, data, strict=True):
+            with self._naming(piece.spec):
+                self._decode(piece, part, out)
+        for name, target in out.items():
+            if not self._specs[name].sharded:
+                values = self._small[name][np.asarray(rows, dtype=np.intp)]
+                target[np.asarray(into, dtype=np.intp)] = values
+
+    def _decode(self, piece: Piece, data: bytes, out: Mapping[str, NDArray[np.generic]]) -> None:
+        spec, place = piece.spec, piece.place
+        if len(data) != place.length:
+            raise DamagedChunk(f"the file ends after {place.offset + len(data)} bytes")
+        if not spec.sharded:
+            values = np.empty((self._records, *spec.shape), dtype=spec.dtype)
+            decode_chunk(data, spec, values)
+            self._small[spec.name] = values
+            return
+        index, view = self._shards[spec.name], memoryview(data)
+        window = tuple(slice(0, size) for size in self._shapes[spec.name])
+        for row, into in zip(piece.rows, piece.into, strict=True):
+            begin, length = (int(value) for value in index[row])
+            begin -= place.offset
+            decode_chunk(view[begin : begin + length], spec, out[spec.name][into][window])
+
+    @contextmanager
+    def _naming(self, spec: ArraySpec) -> Iterator[None]:
+        """Name the segment and the file in what goes wrong with an array."""
+        try:
+            yield
+        except (DamagedChunk, FileNotFoundError) as error:
+            raise DamagedSegment.of(
+                self._namespace, self._segment, chunk_path(spec), str(error)
+            ) from None
+
+    def _fetched(self, piece: Piece) -> bytes:
+        with self._naming(piece.spec):
+            return self._namespace.storage.read_range(*piece.place)
 
     def _shard_index(self, spec: ArraySpec) -> NDArray[np.uint64]:
+        """Return (offset, length) of each record's chunk; of format 1 the shard's end is read."""
         if spec.name not in self._shards:
             length = shard_index_length(self._records)
-            tail = self._read(spec, max(0, self._sizes[spec.name] - length), length)
+            size = self._sizes[spec.name]
+            path = self._namespace.path("segments", self._segment, chunk_path(spec))
+            tail = self._namespace.storage.read_range(path, max(0, size - length), length)
             index = decode_shard_index(tail, self._records)
-            if int(index.sum(axis=1).max(initial=0)) > self._sizes[spec.name]:
+            if int(index.sum(axis=1).max(initial=0)) > size:
                 raise DamagedChunk("the shard's index points past its end")
             self._shards[spec.name] = index
         return self._shards[spec.name]
 
-    def _read_small(self, spec: ArraySpec) -> NDArray[np.generic]:
-        if spec.name not in self._small:
-            values = np.empty((self._records, *spec.shape), dtype=spec.dtype)
-            decode_chunk(self._read(spec, 0, self._sizes[spec.name]), spec, values)
-            self._small[spec.name] = values
-        return self._small[spec.name]
 
-    def _read(self, spec: ArraySpec, offset: int, length: int) -> bytes:
-        path = self._namespace.path("segments", self._segment, chunk_path(spec))
-        data = self._namespace.storage.read_range(path, offset, length)
-        if len(data) != length:
-            raise DamagedChunk(f"the file ends after {offset + len(data)} bytes")
-        return data
+def open_segments(namespace: Namespace, segments: Sequence[str]) -> list[SegmentReader]:
+    """Open segments, side by side since format 2.
+
+    Raises
+    ------
+    DamagedSegment
+        If one of them is.
+    """
+    if namespace.identity.format == 1:
+        return [SegmentReader(namespace, segment) for segment in segments]
+    readers = []
+    for segment, manifest in zip(segments, read_manifests(namespace, segments), strict=True):
+        if isinstance(manifest, DamagedSegment):
+            raise manifest
+        readers.append(SegmentReader(namespace, segment, manifest))
+    return readers
 
 
 def _runs(rows: Sequence[int], index: NDArray[np.uint64]) -> list[tuple[int, int]]:

@@ -15,13 +15,8 @@ from shared.targets.namespace import (
     read_quarantined,
     segment_names,
 )
-from shared.targets.segment.manifest import (
-    DamagedSegment,
-    VanishedSegment,
-    check_segment,
-    each_segment,
-    foreign_files,
-)
+from shared.targets.segment.checks import check_segment, each_segment, foreign_files
+from shared.targets.segment.manifest import DamagedSegment, VanishedSegment
 from shared.targets.storage import Storage, join, open_storage
 
 

@@ -5,7 +5,7 @@ And the writer that fills a namespace.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 
 import numpy as np
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from shared.errors import UserError
 from shared.targets.documents import encode_document, group_document
-from shared.targets.namespace import Namespace
+from shared.targets.namespace import Namespace, segment_id
 from shared.targets.numbers.arrays import Arrays
+from shared.targets.segment.checks import check_segment
 from shared.targets.segment.chunks import encode_chunk, encode_shard
 from shared.targets.segment.layout import (
     KEY_BYTES,
@@ -26,8 +27,8 @@ from shared.targets.segment.layout import (
 from shared.targets.segment.manifest import (
     MANIFEST,
     DamagedSegment,
+    Opening,
     VanishedSegment,
-    check_segment,
     make_manifest,
 )
 
@@ -98,8 +99,8 @@ class SegmentWriter:
 
         Returns its id, or None where there was nothing to write.
 
-        The id is the manifest's digest, so that equal segments are one. The writer is empty
-        afterwards. `held`: this process holds the namespace.
+        The id is the time and the manifest's digest (`segment_id`). The writer is empty afterwards.
+        `held`: this process holds the namespace.
 
         Raises
         ------
@@ -109,9 +110,7 @@ class SegmentWriter:
         """
         if not self._keys:
             return None
-        files = self._files()
-        identifier = str(json.loads(files[MANIFEST])["digest"])[:32]
-        publish_files(self._namespace, identifier, files, held)
+        identifier = publish_new(self._namespace, self._files(), held)
         self._keys.clear()
         self.size = 0
         for name in self._values:
@@ -124,6 +123,8 @@ class SegmentWriter:
         count = len(self._keys)
         files: dict[str, bytes] = {}
         shape: tuple[int, ...]
+        shapes: dict[str, tuple[int, ...]] = {}
+        lengths: dict[str, NDArray[np.uint64]] = {}
         for name, spec in self._specs.items():
             if name == "key":
                 values = np.frombuffer(b"".join(self._keys), dtype=np.uint8).reshape(
@@ -133,19 +134,54 @@ class SegmentWriter:
             elif not spec.sharded:
                 stacked = np.stack(self._held[name])
                 shape, data = stacked.shape, encode_chunk(stacked, spec)
-            elif -1 in spec.shape:
-                padded = _pad(self._held[name])
-                shape, data = (
-                    padded.shape,
-                    encode_shard([encode_chunk(values, spec) for values in padded]),
-                )
             else:
-                shape, data = (count, *spec.shape), encode_shard(self._chunks[name])
+                chunks = self._chunks[name]
+                shape = (count, *spec.shape)
+                if -1 in spec.shape:
+                    padded = _pad(self._held[name])
+                    shape, chunks = padded.shape, [encode_chunk(values, spec) for values in padded]
+                lengths[name] = np.array([len(chunk) for chunk in chunks], np.uint64)
+                data = encode_shard(chunks)
+            shapes[name] = shape[1:]
             files[f"{name}/zarr.json"] = encode_document(array_document(spec, shape))
             files[chunk_path(spec)] = data
         group = encode_document(group_document())
-        manifest = make_manifest({**files, "zarr.json": group}, count)
-        return {**files, MANIFEST: manifest, "zarr.json": group}
+        return with_manifest(
+            self._namespace, {**files, "zarr.json": group}, self._keys, shapes, lengths
+        )
+
+
+def with_manifest(
+    namespace: Namespace,
+    files: Mapping[str, bytes],
+    keys: Iterable[bytes],
+    shapes: Mapping[str, tuple[int, ...]],
+    lengths: Mapping[str, NDArray[np.uint64]],
+) -> dict[str, bytes]:
+    """Add the manifest to the files of a segment, and put the group's `zarr.json` last.
+
+    Parameters
+    ----------
+    shapes, lengths
+        As in `Opening`.
+    """
+    rows = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+    opening = Opening(
+        rows, {name: shape for name, shape in shapes.items() if name != "key"}, dict(lengths)
+    )
+    store_format = namespace.identity.format
+    manifest = make_manifest(files, len(rows), store_format, None if store_format == 1 else opening)
+    group = files["zarr.json"]
+    rest = {name: data for name, data in files.items() if name != "zarr.json"}
+    return {**rest, MANIFEST: manifest, "zarr.json": group}
+
+
+def publish_new(namespace: Namespace, files: Mapping[str, bytes], held: bool = False) -> str:
+    """Name a segment by its manifest and the time, make it visible, and return its id."""
+    digest = str(json.loads(files[MANIFEST])["digest"])
+    segment = segment_id(namespace.identity.format, digest, time.time())
+    publish_files(namespace, segment, files, held)
+    return segment
 
 
 def publish_files(

@@ -1,11 +1,19 @@
 """The few operations that a store needs of the place where its files live."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 TEMPORARY = ".tmp-"
 Hold = Callable[[], bool]  # renews a lock, and says whether it is still held
+
+
+class Range(NamedTuple):
+    """At most `length` bytes of a file, from `offset`."""
+
+    path: str
+    offset: int
+    length: int
 
 
 @runtime_checkable
@@ -29,6 +37,12 @@ class Storage(Protocol):
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """Read at most `length` bytes from `offset`."""
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Read whole files side by side; None where there is none."""
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """Read parts of files side by side; each as `read_range`."""
 
     def exists(self, path: str) -> bool:
         """Whether there is a file."""

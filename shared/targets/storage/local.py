@@ -7,11 +7,11 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from shared.targets.storage.base import TEMPORARY, Hold, join
+from shared.targets.storage.base import TEMPORARY, Hold, Range, join
 from shared.targets.storage.lease import lease
 
 # What file systems without hard links say to link(2), FUSE and network mounts among them.
@@ -75,6 +75,20 @@ class LocalStorage:
         """Read at most `length` bytes from `offset`."""
         with (self.root / path).open("rb", buffering=0) as file:
             return os.pread(file.fileno(), length, offset)
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Read whole files; None where there is none."""
+        found: list[bytes | None] = []
+        for path in paths:
+            try:
+                found.append(self.read(path))
+            except FileNotFoundError:
+                found.append(None)
+        return found
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """Read parts of files; each as `read_range`."""
+        return [self.read_range(*one) for one in ranges]
 
     def exists(self, path: str) -> bool:
         """Whether there is a file."""

@@ -5,15 +5,16 @@ removed first. Credentials and endpoint come from the environment as everywhere
 (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
 """
 
+import asyncio
 import os
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar, runtime_checkable
 
 from shared.errors import UserError
-from shared.targets.storage.base import TEMPORARY, Hold, join
+from shared.targets.storage.base import TEMPORARY, Hold, Range, join
 from shared.targets.storage.lease import lease
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GROUP = "zarr.json"
+_AT_ONCE = 32  # requests under way
 _ATTEMPTS = 3  # at an upload of which a sweep takes parts
 _SCHEMES = ("s3://", "gs://", "az://", "memory://")
 
@@ -107,6 +109,24 @@ class ObjectStorage:
         from zarr.abc.store import RangeByteRequest
 
         return self._get(path, RangeByteRequest(offset, offset + length)) if length else b""
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Read whole objects side by side; None where there is none."""
+        return self._get_all([(path, None) for path in paths])
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """Read parts of objects side by side; each as `read_range`."""
+        from zarr.abc.store import RangeByteRequest
+
+        wanted = [one for one in ranges if one.length]
+        parts = self._get_all(
+            [(one.path, RangeByteRequest(one.offset, one.offset + one.length)) for one in wanted]
+        )
+        found = dict(zip(wanted, parts, strict=True))
+        for one, data in found.items():
+            if data is None:
+                raise FileNotFoundError(f"no object {self.location}/{one.path}")
+        return [found.get(one) or b"" for one in ranges]
 
     def exists(self, path: str) -> bool:
         """Whether there is an object."""
@@ -228,13 +248,25 @@ class ObjectStorage:
             yield from batch
 
     def _get(self, path: str, byte_range: object) -> bytes:
-        from zarr.core.buffer import default_buffer_prototype
-
-        with self._talk():
-            found = _wait(self._store.get(path, default_buffer_prototype(), byte_range))
+        (found,) = self._get_all([(path, byte_range)])
         if found is None:
             raise FileNotFoundError(f"no object {self.location}/{path}")
-        return bytes(found.to_bytes())
+        return found
+
+    def _get_all(self, wanted: Sequence[tuple[str, object]]) -> list[bytes | None]:
+        """Read objects, or parts of them, `_AT_ONCE` at a time; None where there is none."""
+        from zarr.core.buffer import default_buffer_prototype
+
+        async def get(path: str, byte_range: object, free: asyncio.Semaphore) -> Buffer | None:
+            async with free:
+                return await self._store.get(path, default_buffer_prototype(), byte_range)
+
+        async def get_all() -> list[Buffer | None]:
+            free = asyncio.Semaphore(_AT_ONCE)
+            return await asyncio.gather(*(get(*one, free) for one in wanted))
+
+        with self._talk():
+            return [None if one is None else bytes(one.to_bytes()) for one in _wait(get_all())]
 
     @contextmanager
     def _talk(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +21,21 @@ import pytest
 from shared.errors import UserError
 from shared.targets import TargetStore, TargetWriter
 from shared.targets.namespace import list_namespaces, quarantine, quarantined
+from shared.targets.segment.checks import keys_present
 from shared.targets.segment.layout import arrays_of
-from shared.targets.segment.manifest import keys_present
 from shared.targets.segment.scan import scan
 from shared.targets.storage.local import temporary_folder
 from teacher_cache.keeping.gc import gc
 from teacher_cache.keeping.info import info
 from teacher_cache.keeping.merge import merge
-from tests.fixtures.targets import factors_record, identity, key, matrix_record, write_records
+from tests.fixtures.targets import (
+    factors_record,
+    identity,
+    key,
+    matrix_record,
+    patches_record,
+    write_records,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -78,16 +86,23 @@ FAULTS = {
 }
 
 
-STORES = {
+STORES: dict[str, Any] = {
     "matrix": (matrix_record, {}),
     "factors": (factors_record, {"encoding": "factors", "tolerance": 0.01}),
+    "patches": (patches_record, {"encoding": "patches", "width": 6, "rotation": "hadamard"}),
+    "matrix 1": (matrix_record, {"format": 1}),
+    "factors 1": (factors_record, {"encoding": "factors", "tolerance": 0.01, "format": 1}),
 }
 
 
 @pytest.mark.parametrize("encoding", STORES)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_damage_to_every_kind_of_file_is_detected(tmp_path, fault, encoding):
-    """`scan` finds all of it; so does reading everything, but for what reading never touches."""
+    """`scan` finds all of it; so does reading everything, but for what reading never touches.
+
+    Since format 2 that is what zarr alone needs (its metadata, keys, indexes of shards): records
+    are then read as they were written.
+    """
     generator = random.Random(fault)
     record, changes = STORES[encoding]
     namespace = make(tmp_path / "store", record, **changes)
@@ -103,7 +118,7 @@ def test_every_damage_to_every_kind_of_file_is_detected(tmp_path, fault, encodin
     for path in files:
         original = path.read_bytes()
         in_quarantine = "quarantine" in path.parts and path.name != "zarr.json"
-        for _ in range(12 if fault in ("flip", "truncate") else 1):
+        for _ in range(6 if fault in ("flip", "truncate") else 1):
             damaged = FAULTS[fault](original, generator)
             if damaged is None:
                 path.unlink()
@@ -113,8 +128,12 @@ def test_every_damage_to_every_kind_of_file_is_detected(tmp_path, fault, encodin
             if not (in_quarantine and fault == "missing") and not damages(tmp_path / "store"):
                 undetected.append((path, "scan"))
             if not in_quarantine:
-                with pytest.raises(UserError):
-                    read_all(tmp_path / "store", range(6), record)
+                try:
+                    whole = read_all(tmp_path / "store", range(6), record)
+                except UserError:
+                    continue
+                assert whole, path
+                assert namespace.identity.format == 2, path
         path.write_bytes(original)
     assert not undetected
     assert read_all(tmp_path / "store", range(6), record)
@@ -161,7 +180,7 @@ import sys
 from pathlib import Path
 from tests.fixtures.progress import Countdown, at_file_operations
 from tests.fixtures.targets import key, write_records
-from shared.targets.segment.manifest import keys_present
+from shared.targets.segment.checks import keys_present
 root, first, last, size, step = Path(sys.argv[1]), *map(int, sys.argv[2:6])
 at_file_operations(root, Countdown(step))
 namespace = write_records(root, [])

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from shared.targets import TargetStore, TargetWriter
-from tests.fixtures.targets import factors_record, identity, key, matrix_record
+from tests.fixtures.targets import factors_record, identity, key, matrix_record, patches_record
 
 pytestmark = pytest.mark.unit
 
 GOLDEN = Path(__file__).with_name("golden_store.json")
-COMPRESSED = {"similarity", "attention", "coverage", "factors", "scale"}
+COMPRESSED = {"similarity", "attention", "coverage", "factors", "scale", "patches"}
 CREATED = {"created": "2025-01-01T00:00:00+00:00", "licence": "MIT"}
 
 
@@ -33,12 +33,18 @@ def half_factors(number):
 
 
 KINDS: dict[str, Any] = {
-    "matrix f16": (matrix_record, {}),
-    "matrix u8": (matrix_record, {"precision": "u8"}),
-    "factors u8": (factors_record, {"encoding": "factors", "tolerance": 0.01}),
+    "matrix f16": (matrix_record, {"format": 1}),
+    "matrix u8": (matrix_record, {"precision": "u8", "format": 1}),
+    "factors u8": (factors_record, {"encoding": "factors", "tolerance": 0.01, "format": 1}),
     "factors f16": (
         half_factors,
-        {"encoding": "factors", "tolerance": 0.01, "precision": "f16"},
+        {"encoding": "factors", "tolerance": 0.01, "precision": "f16", "format": 1},
+    ),
+    "matrix f16, format 2": (matrix_record, {}),
+    "factors u8, format 2": (factors_record, {"encoding": "factors", "tolerance": 0.01}),
+    "patches, format 2": (
+        patches_record,
+        {"encoding": "patches", "width": 6, "rotation": "hadamard"},
     ),
 }
 

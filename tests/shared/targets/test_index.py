@@ -1,12 +1,11 @@
 """The cached index when several processes write it."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 
 from shared.targets import index
 from shared.targets.index import build_index, open_index
+from shared.targets.segment.manifest import Manifest
 from tests.fixtures.targets import write_records
 
 pytestmark = pytest.mark.unit
@@ -69,16 +68,12 @@ def test_an_update_compares_ids_in_proportion_to_their_number(tmp_path, monkeypa
     count = 2000
     ids = [f"{number:032x}" for number in range(count + 1)]
     rows = {one: np.full((1, 32), number % 251, np.uint8) for number, one in enumerate(ids)}
-    monkeypatch.setattr(index, "check_segment", lambda namespace, segment: Records(1))
-    monkeypatch.setattr(index, "read_keys", lambda namespace, segment, records: rows[segment])
+    monkeypatch.setattr(
+        index, "read_manifests", lambda namespace, ids: [Manifest(1, {})] * len(ids)
+    )
+    monkeypatch.setattr(index, "keys_of", lambda namespace, segment, manifest: rows[segment])
     namespace = write_records(tmp_path / "store", [])
     known = build_index(namespace, [Counted(one) for one in ids[:count]])
     Counted.comparisons = 0
     assert build_index(namespace, ids, known).segments == tuple(ids)
     assert Counted.comparisons <= 4 * count
-
-
-class Records(NamedTuple):
-    """What is read of a manifest."""
-
-    records: int

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from shared.targets import TargetStore
 from shared.targets.namespace import create_namespace
-from shared.targets.segment.manifest import keys_present
+from shared.targets.segment.checks import keys_present
 from shared.targets.segment.scan import scan
 from shared.targets.storage import LocalStorage
 from teacher_cache.keeping.gc import gc
@@ -39,13 +39,15 @@ class Killed(BaseException):
 class Machine(RuleBasedStateMachine):
     """The model is the dict `held`: record number to the segments that hold it soundly."""
 
+    store_format = 2
+
     def __init__(self):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
         os.environ["MEDALIGN_CACHE"] = str(self.folder / "cache")
         self.root = self.folder / "store"
         self.other = self.folder / "other"
-        self.namespace = create_namespace(self.root, identity())
+        self.namespace = create_namespace(self.root, identity(format=self.store_format))
         self.held: dict[int, set[str]] = {}
         self.broken: set[str] = set()
         self.of_another: set[int] = set()
@@ -76,6 +78,9 @@ class Machine(RuleBasedStateMachine):
             for row in stored:
                 self.held.setdefault(names[row.tobytes()], set()).add(segment)
 
+    def _write(self, root, numbers, **options):
+        return write_records(root, numbers, format=self.store_format, **options)
+
     def _forget(self, segment):
         for number in list(self.held):
             self.held[number].discard(segment)
@@ -84,7 +89,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(numbers=NUMBERS, size=st.integers(1, 4))
     def build(self, numbers, size):
-        write_records(self.root, sorted(numbers), segment_records=size)
+        self._write(self.root, sorted(numbers), segment_records=size)
         self._learn()
         assert numbers <= self.held.keys()
 
@@ -103,7 +108,7 @@ class Machine(RuleBasedStateMachine):
 
         os.fsync, shutil.rmtree = fsync, cast("Any", lambda *args, **options: None)
         try:
-            write_records(self.root, sorted(numbers), segment_records=size)
+            self._write(self.root, sorted(numbers), segment_records=size)
         except Killed:
             pass
         finally:
@@ -115,14 +120,14 @@ class Machine(RuleBasedStateMachine):
         present, damaged = keys_present(self.namespace)
         assert len(damaged) <= len(self.broken)  # a flip in a shard shows only on a full scan
         missing = [number for number in sorted(numbers) if key(number) not in present]
-        write_records(self.root, missing, segment_records=2)
+        self._write(self.root, missing, segment_records=2)
         assert not list(self.root.rglob(".tmp-*"))
         self._learn()
 
     @rule(numbers=NUMBERS)
     def merge_another(self, numbers):
         shutil.rmtree(self.other, ignore_errors=True)
-        write_records(self.other, sorted(numbers), segment_records=3)
+        self._write(self.other, sorted(numbers), segment_records=3)
         merge([self.other], self.root)
         self._learn()
 
@@ -147,14 +152,14 @@ class Machine(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 2**16), numbers=NUMBERS)
     def collect_while_building(self, seed, numbers):
         before = set(self.held)
-        self._beside(seed, partial(write_records, self.root, sorted(numbers), segment_records=2))
+        self._beside(seed, partial(self._write, self.root, sorted(numbers), segment_records=2))
         assert set(self.held) == before | numbers
 
     @precondition(lambda self: not self.broken)
     @rule(seed=st.integers(0, 2**16), numbers=NUMBERS)
     def merge_while_collecting(self, seed, numbers):
         shutil.rmtree(self.other, ignore_errors=True)
-        write_records(self.other, sorted(numbers), segment_records=3)
+        self._write(self.other, sorted(numbers), segment_records=3)
         before = set(self.held)
         self._beside(seed, partial(merge, [self.other], self.root))
         assert set(self.held) == before | numbers
@@ -174,7 +179,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(numbers=NUMBERS)
     def build_for_another_teacher(self, numbers):
-        write_records(self.root, sorted(numbers), segment_records=2, teacher="zzz")
+        self._write(self.root, sorted(numbers), segment_records=2, teacher="zzz")
         self.of_another |= numbers
         other = TargetStore.open(self.root, teacher="zzz")
         assert set(other.keys()) == {key(number) for number in self.of_another}
@@ -237,10 +242,18 @@ class Machine(RuleBasedStateMachine):
 CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
+class MachineOfFormat1(Machine):
+    store_format = 1
+
+
 class TestMachine(Machine.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(
         max_examples=5, stateful_step_count=12, deadline=None, suppress_health_check=CHECKS
     )
+
+
+class TestMachineOfFormat1(MachineOfFormat1.TestCase):  # type: ignore[misc, valid-type]
+    settings = TestMachine.settings
 
 
 @pytest.mark.slow
@@ -248,3 +261,8 @@ class TestMachineLong(Machine.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(
         max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=CHECKS
     )
+
+
+@pytest.mark.slow
+class TestMachineOfFormat1Long(MachineOfFormat1.TestCase):  # type: ignore[misc, valid-type]
+    settings = TestMachineLong.settings

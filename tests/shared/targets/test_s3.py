@@ -14,7 +14,7 @@ import zarr
 from shared.errors import UserError
 from shared.targets import TargetStore
 from shared.targets.namespace import list_namespaces, quarantine, quarantined
-from shared.targets.segment.manifest import keys_present
+from shared.targets.segment.checks import keys_present
 from shared.targets.segment.scan import scan
 from shared.targets.storage.objects import ObjectStorage
 from teacher_cache.keeping.gc import gc
@@ -55,7 +55,7 @@ def test_records_read_back_and_plain_zarr_finds_them(root):
             "ignore", message="Numcodecs codecs are not in the Zarr version 3 specification"
         )
         group = zarr.open_group(ObjectStorage(root)._store, path=namespace.name, mode="r")
-        assert group.attrs["medalign"]["format"] == 1
+        assert group.attrs["medalign"]["format"] == 2
         first = group[f"segments/{namespace.segments()[0]}"]
         assert first["key"].shape[1] == 32
         assert first["similarity"][0].dtype == np.float16

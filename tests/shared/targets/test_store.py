@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 import warnings
 
 import numpy as np
@@ -11,7 +12,9 @@ import zarr
 from shared.errors import UserError
 from shared.targets import DamagedSegment, Identity, TargetStore, TargetWriter
 from shared.targets.namespace import create_namespace, list_namespaces, quarantine, quarantined
-from shared.targets.segment.manifest import keys_present
+from shared.targets.segment.checks import keys_present
+from shared.targets.segment.chunks import decode_shard_index, shard_index_length
+from shared.targets.segment.manifest import read_manifest
 from tests.fixtures.targets import identity, key, matrix_record, write_records
 
 PREPROCESSING = identity().document()["preprocessing"]
@@ -44,11 +47,12 @@ def test_records_read_back_singly_and_in_any_order(tmp_path):
             np.testing.assert_array_equal(getattr(batch, name)[row], values)
 
 
-def test_plain_zarr_reads_the_same_arrays(tmp_path):
-    namespace = write_records(tmp_path / "store", range(6))
+@pytest.mark.parametrize("store_format", [1, 2])
+def test_plain_zarr_reads_the_same_arrays(tmp_path, store_format):
+    namespace = write_records(tmp_path / "store", range(6), format=store_format)
     root = zarr.open_group(tmp_path / "store" / namespace.name, mode="r")
-    assert root.attrs["medalign"]["format"] == 1
-    assert root.attrs["medalign"]["identity"] == identity().document()
+    assert root.attrs["medalign"]["format"] == store_format
+    assert root.attrs["medalign"]["identity"] == identity(format=store_format).document()
     found = {}
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -66,8 +70,9 @@ def test_plain_zarr_reads_the_same_arrays(tmp_path):
             np.testing.assert_array_equal(found[key(number)][name], values)
 
 
-def test_segments_have_the_published_layout(tmp_path):
-    namespace = write_records(tmp_path / "store", range(4))
+@pytest.mark.parametrize("store_format", [1, 2])
+def test_segments_have_the_published_layout(tmp_path, store_format):
+    namespace = write_records(tmp_path / "store", range(4), format=store_format)
     (segment,) = namespace.segments()
     folder = tmp_path / "store" / namespace.name / "segments" / segment
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -93,10 +98,41 @@ def test_resume_skips_what_is_there(tmp_path):
     assert not damaged
 
 
-def test_the_same_segment_twice_is_one(tmp_path):
-    first = write_records(tmp_path / "store", range(4))
-    write_records(tmp_path / "store", range(4))
+def test_the_same_segment_of_format_1_twice_is_one(tmp_path):
+    first = write_records(tmp_path / "store", range(4), format=1)
+    write_records(tmp_path / "store", range(4), format=1)
     assert len(first.segments()) == 1
+
+
+def test_segments_are_named_in_the_order_of_time(tmp_path):
+    """So that a reader who knows a segment lists only what came after it."""
+    before = time.time()
+    namespace = write_records(tmp_path / "store", range(4))
+    (first,) = namespace.segments()
+    time.sleep(0.002)  # the name counts milliseconds
+    write_records(tmp_path / "store", range(4))
+    assert namespace.segments()[0] == first
+    when, _, digits = first.partition("-")
+    assert before - 0.001 <= int(when, 16) / 1000 <= time.time()
+    manifest = namespace.storage.read(namespace.path("segments", first, "manifest.json"))
+    assert json.loads(manifest)["digest"].startswith(digits)
+
+
+def test_one_object_opens_a_segment(tmp_path):
+    """What the manifest says of keys and chunks is what zarr's own files say."""
+    namespace = write_records(tmp_path / "store", range(4))
+    (segment,) = namespace.segments()
+    folder = tmp_path / "store" / namespace.path("segments", segment)
+    opening = read_manifest(namespace, segment).opening
+    assert opening is not None
+    assert [row.tobytes() for row in opening.keys] == [key(number) for number in range(4)]
+    for name in matrix_record(0):
+        shard = (folder / name / "c/0/0").read_bytes()
+        index = decode_shard_index(shard[-shard_index_length(4) :], 4)
+        np.testing.assert_array_equal(index[:, 1], opening.lengths[name])
+        np.testing.assert_array_equal(index[1:, 0], np.cumsum(opening.lengths[name])[:-1])
+        document = json.loads((folder / name / "zarr.json").read_text())
+        assert tuple(document["shape"][1:]) == opening.shapes[name]
 
 
 def test_duplicates_in_different_segments_count_once(tmp_path):
@@ -249,23 +285,29 @@ def test_the_fingerprint_is_stable():
 
     Both definitions of the targets have one: a store of the first keeps its name.
     """
+    first = identity(format=1)
     assert (
-        identity(definition=1).fingerprint()
+        identity(definition=1, format=1).fingerprint()
         == "f65c5ce84bdb87811adc8449d2a2138fd4a4a9bd68f8aa7b1a79fbef5fe8ffc3"
     )
-    assert (
-        identity().fingerprint()
-        == "3e5011f685d4e05b8ef8c2b19c803dd1b721355bcb12e072ccbe668849f02721"
-    )
+    assert first.fingerprint() == "3e5011f685d4e05b8ef8c2b19c803dd1b721355bcb12e072ccbe668849f02721"
     assert identity().namespace() == f"dinov2-small-{identity().fingerprint()[:12]}"
     assert identity(precision="f16").fingerprint() == identity().fingerprint()
-    factors = identity(encoding="factors", tolerance=0.01)
+    factors = identity(encoding="factors", tolerance=0.01, format=1)
     old = factors.model_copy(update={"definition": 1})
     assert old.fingerprint() == "0676c2aec8d27ae5e8fdae89c4ca6df4eb2f3ec55bbb87fdc820113410ab22fd"
     assert (
         factors.fingerprint() == "9c3cd8e430e99223de68418548c1ed254666caf6f71546f419a27c479abda767"
     )
-    assert factors == identity(encoding="factors", tolerance=0.01, precision="u8")
+    assert factors == identity(encoding="factors", tolerance=0.01, precision="u8", format=1)
+    assert (
+        identity().fingerprint()
+        == "f1a2bf51d946cb882b8144bf2eddc85e4eeae4f8509323cfb39dd5cdde5f05e9"
+    )
+    patches = identity(encoding="patches", width=384, rotation="hadamard")
+    assert (
+        patches.fingerprint() == "b9607ad1046cd3e61b548fad68923193c6e2c0de0aba77c44b460d210fd021a8"
+    )
     assert (
         identity(teacher="open_clip:ViT-L-14/openai")
         .namespace()

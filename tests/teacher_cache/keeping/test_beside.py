@@ -12,7 +12,7 @@ import pytest
 
 from shared.targets import TargetStore
 from shared.targets.namespace import create_namespace
-from shared.targets.segment.manifest import keys_present
+from shared.targets.segment.checks import keys_present
 from shared.targets.segment.scan import scan
 from shared.targets.storage import LocalStorage, local, open_storage
 from shared.targets.storage.objects import ObjectStorage
