@@ -22,6 +22,7 @@ from shared.targets.identity import Identity, Preprocessing
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.encodings import encode_targets
 from shared.targets.numbers.factors import InaccurateFactors
+from shared.targets.numbers.rotation import rotate
 from shared.targets.segment.chunks import decode_chunk, encode_chunk
 from shared.targets.segment.layout import CRC32C, ArraySpec, arrays_of
 from shared.vocabulary import Encoding, Precision
@@ -40,6 +41,8 @@ def identity(encoding: Encoding, precision: Precision, grid: Grid) -> Identity:
         precision=precision,
         grid=(grid.rows, grid.columns),
         tolerance=0.01 if encoding == "factors" else None,
+        width=384 if encoding == "patches" else None,
+        rotation="hadamard" if encoding == "patches" else None,
     )
 
 
@@ -162,6 +165,25 @@ def totals(rows: list[tuple[str, Identity, list[Arrays]]]) -> None:
         )
 
 
+def rotation(features: Features) -> None:
+    """Int8 of E_v as it is and behind the rotation: bytes, and the error of S and of E_v."""
+    print("\n| channels | bytes | largest error of S | error of E_v |\n|---|---|---|---|")
+    tokens = features.tokens.double().numpy()
+    for name, turned in (("as they are", tokens), ("rotated", rotate(tokens))):
+        size, similarity, own = 0, 0.0, 0.0
+        for exact in turned:
+            scale = np.abs(exact).max(1, keepdims=True) / 127
+            values = np.rint(exact / scale).astype(np.int8)
+            size += len(Zstd(1).encode(values.tobytes()))
+            off = values * scale - exact
+            own += np.linalg.norm(off) / np.linalg.norm(exact) / len(turned)
+            unit, restored = (
+                x / np.linalg.norm(x, axis=1, keepdims=True) for x in (exact, exact + off)
+            )
+            similarity = max(similarity, np.abs(unit @ unit.T - restored @ restored.T).max())
+        print(f"| {name} | {size / len(turned):,.0f} | {similarity:.4f} | {own:.4f} |")
+
+
 def main() -> None:
     features = real_features(GRID)
     print(f"{len(features.boxes)} real images, teacher dinov2-small at 24x24")
@@ -186,7 +208,9 @@ def main() -> None:
         ("`matrix` u8", coarse, coarse_records),
         ("`factors` u8 (int8), tolerance 0.01", small, small_records),
         ("`factors` f16, tolerance 0.01", half, half_records),
+        ("`patches` u8 (int8)", *records_of(features, "patches", "u8")),
     ]
+    rotation(features)
     # A 14x14 teacher is a ViT-B/16 at 224 pixels; of those no weights come in a package, so the
     # ViT-S/14 stands in.
     for native in (Grid(14, 14), Grid(28, 28)):

@@ -15,9 +15,14 @@ import typer
 import yaml
 
 from pipelines.cli import app, main
+from pipelines.regions.query.file import write_query
+from pipelines.regions.query.fitting import fit_query
+from shared.imaging.keys import content_key
+from shared.targets import TargetStore, TargetWriter
 from tests.fixtures.runs import write_run
 from tests.fixtures.student_runs import recipe, write_store, write_train_file
 from tests.fixtures.student_runs import write_run as write_training
+from tests.fixtures.targets import patches_record
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = "--teacher dinov2-small"
@@ -44,6 +49,10 @@ CASES = {
     "cache list": "--store {run}/store",
     "cache verify": "--store {run}/store",
     "cache merge": "{run}/store --store {new}",
+    "cache upgrade": "--store {run}/store",
+    "cache query fit": "--store {asked} --regions {regions} --image-root {run}/data --out {new}",
+    "cache query map": "--store {asked} --query {query} --image {run}/data/0.png --text x"
+    " --out {new}",
     "cache gc": "--store {run}/store",
     "cache export": "--store {run}/store --out {new}",
     "cache view": "--store {run}/store --image {run}/data/0.png --out {new}.png",
@@ -95,8 +104,19 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     small = recipe(values, output=str(folder / "trained"), train__max_steps=1)
     save_recipe(small, folder / "recipe.yaml")
+    asked = {"encoding": "patches", "width": 6, "rotation": "hadamard"}
+    kept = TargetStore.open(run / "store").identity.model_copy(update={**asked, "precision": "u8"})
+    with TargetWriter(folder / "asked", kept) as writer:
+        for number, name in enumerate(names):
+            writer.add(content_key(run / "data" / name), patches_record(number, kept.patches))
+    query = fit_query(
+        TargetStore.open(folder / "asked"), folder / "regions.json", image_root=run / "data"
+    )
+    write_query(query, folder / "query.safetensors")
     return {
         "run": str(run),
+        "asked": str(folder / "asked"),
+        "query": str(folder / "query.safetensors"),
         "regions": str(folder / "regions.json"),
         "predictions": str(folder / "answers.json"),
         "reports": str(folder / "reports.jsonl"),

@@ -22,6 +22,8 @@ from pipelines.regions.experts import (
     feature_rows,
     store_rows,
 )
+from pipelines.regions.query.file import read_query
+from pipelines.regions.query.scoring import QUERY_PAIRS, query_rows
 from pipelines.regions.reading import read_regions, reference_to
 from pipelines.regions.scoring import Test, Value, tests_of, values_of
 from shared.errors import UserError
@@ -63,6 +65,8 @@ def audit(
     teacher: str | None = None,
     weights: str | None = None,
     device: str = "auto",
+    query: Path | None = None,
+    encoder: str | None = None,
 ) -> Audit:
     """Audit every teacher of a store, or the one named.
 
@@ -78,6 +82,9 @@ def audit(
         Of a teacher that brings none.
     device
         Where E_v is encoded.
+    query, encoder
+        A fitted query and the folder of its sentence encoder: its maps are scored on the images of
+        patients that it was not fitted on, beside all other rows of those images alone.
 
     Raises
     ------
@@ -87,7 +94,9 @@ def audit(
     found = _namespaces(store, teacher, weights)
     known = {image: one for image, one in read_regions(regions).items() if one.regions}
     root = image_root or (regions if regions.is_dir() else regions.parent)
-    references = {image: reference_to(image, root) for image in known}
+    references = {
+        image: reference_to(image, root) for image, one in known.items() if one.seen is None
+    }
     audited: dict[str, Audited] = {}
     every: dict[str, Scores] = {}
     patients: dict[str, str] = {}
@@ -99,9 +108,12 @@ def audit(
         missing = max(missing, len(known) - len({case.image for case in cases}))
         if not cases:
             continue
+        asked: dict[str, Scores] = {}
+        if query is not None:
+            cases, asked = query_rows(cases, opened, read_query(query), encoder)
         images |= {case.image for case in cases}
         patients |= {case.name: case.patient for case in cases}
-        rows, audited[namespace.name] = _audited(cases, opened, weights, device)
+        rows, audited[namespace.name] = _audited(cases, opened, weights, device, asked)
         every |= {f"{namespace.name}: {row}": scores for row, scores in rows.items()}
     if not audited:
         raise UserError(
@@ -135,11 +147,15 @@ def _namespaces(store: str | Path, teacher: str | None, weights: str | None) -> 
 
 
 def _audited(
-    cases: Sequence[Case], opened: TargetStore, weights: str | None, device: str
+    cases: Sequence[Case],
+    opened: TargetStore,
+    weights: str | None,
+    device: str,
+    asked: Mapping[str, Scores],
 ) -> tuple[dict[str, Scores], Audited]:
     """Score one teacher's rows; those of E_v are left out where it cannot be encoded again."""
     patients = {case.name: case.patient for case in cases}
-    rows = store_rows(cases)
+    rows = {**store_rows(cases), **asked}
     said, silhouette = "", None
     try:
         more, silhouette = feature_rows(cases, opened, weights, device)
@@ -150,7 +166,7 @@ def _audited(
         if weights is not None:
             raise
         said = str(error)
-    pairs = [(a, b) for a, b in PAIRS if a in rows and b in rows]
+    pairs = [(a, b) for a, b in (*PAIRS, *QUERY_PAIRS) if a in rows and b in rows]
     return rows, {
         "teacher": opened.identity.teacher,
         "grid": str(Grid(*opened.grid)),

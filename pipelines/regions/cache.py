@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pipelines.regions.query.commands import EncoderOption
+from pipelines.regions.query.commands import app as query_app
 from shared.console import report, run
 from teacher_cache import cli as stage
 from teacher_cache.options import DeviceOption, OfTeacherOption, StoreOption, WeightsOption
@@ -19,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.registered_commands += stage.app.registered_commands
+app.add_typer(query_app, name="query")
 
 
 @app.command("audit")
@@ -33,6 +36,10 @@ def audit_command(
     teacher: OfTeacherOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    query: Annotated[
+        Path | None, typer.Option(help="A file of `cache query fit`, scored on other patients.")
+    ] = None,
+    encoder: EncoderOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Score which expert knows the regions, before any training.
@@ -44,7 +51,14 @@ def audit_command(
     from pipelines.regions.table import audit_lines
 
     found = audit(
-        store, regions, image_root=image_root, teacher=teacher, weights=weights, device=device
+        store,
+        regions,
+        image_root=image_root,
+        teacher=teacher,
+        weights=weights,
+        device=device,
+        query=query,
+        encoder=encoder,
     )
     report(found, as_json, audit_lines(found))
 

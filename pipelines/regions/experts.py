@@ -5,21 +5,25 @@
 - `separable` of E_v (`separability`), beside chance;
 - `together` of S_e: whether the patches most similar to a patch of the region lie in the region
   too, beside another patient's S_e at the same place, which knows only that near patches are alike.
+
+N patches, b teacher width.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from pipelines.regions.features import teacher_features
 from pipelines.regions.grounding import auc, chance, grounding, partners, priors
 from pipelines.regions.patches import Shares, inside, patch_shares
-from pipelines.regions.reading import Regions
+from pipelines.regions.reading import Regions, Seen
 from pipelines.regions.readout import read_out
 from pipelines.regions.separability import Places, hits_of, region_places, vectors_of
 from shared.console import track
+from shared.errors import UserError
 from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference, open_image
 from shared.imaging.keys import content_key
@@ -48,7 +52,8 @@ class Case(NamedTuple):
     label: str
     patient: str
     view: str | None
-    reference: ImageReference
+    reference: ImageReference | None
+    key: bytes
     similarity: NDArray[np.generic]  # (pairs,)
     attention: NDArray[np.generic]  # (N,)
     visible: NDArray[np.bool_]  # (N,)
@@ -60,17 +65,20 @@ class Case(NamedTuple):
 def cases_of(
     known: Mapping[str, Regions], references: Mapping[str, ImageReference], opened: TargetStore
 ) -> list[Case]:
-    """Read the targets of the images with regions; those without a target are left out."""
+    """Read the targets of the images with regions; those without a target are left out.
+
+    `references`: the image files of those of which `known` does not say key and size.
+    """
     grid, geometry = Grid(*opened.grid), opened.identity.geometry
     labels = {region.label for one in known.values() for region in one.regions}
     cases = []
     for image, regions in track(known.items(), len(known), opened.identity.teacher, "images"):
-        reference = references[image]
-        key = content_key(reference.path, reference.part)
-        if key not in opened:
+        reference = references.get(image)
+        seen = regions.seen if reference is None else _look(reference)
+        if seen is None or seen.key not in opened:
             continue
-        target, picture = opened[key], open_image(reference)
-        size = (picture.width, picture.height, grid, geometry)
+        target = opened[seen.key]
+        size = (seen.width, seen.height, grid, geometry)
         visible = target.coverage > 0
         every = region_places(regions.regions, *size, alone=len(labels) < 2)
         for label in dict.fromkeys(region.label for region in regions.regions):
@@ -81,12 +89,18 @@ def cases_of(
             name = f"{image}, {label}" if len(labels) > 1 else image
             cases.append(
                 Case(
-                    name, image, label, regions.patient, regions.view, reference,
+                    name, image, label, regions.patient, regions.view, reference, seen.key,
                     target.similarity, target.attention, visible,
                     shares, inside(places, *size), every,
                 )
             )  # fmt: skip
     return cases
+
+
+def _look(reference: ImageReference) -> Seen:
+    picture = open_image(reference)
+    key = content_key(reference.path, reference.part)
+    return Seen(key, picture.width, picture.height)
 
 
 def store_rows(cases: Sequence[Case]) -> dict[str, Scores]:
@@ -124,11 +138,9 @@ def feature_rows(
 ) -> tuple[dict[str, Scores], float | None]:
     """Return the rows of E_v, with chance of `separable`, and the silhouette of its regions."""
     images = {case.image: case for case in cases}
-    references = [case.reference for case in images.values()]
-    encoded = teacher_features(
-        opened.identity, references, Grid(*opened.grid), weights=weights, device=device
+    features = dict(
+        zip(images, _encoded(list(images.values()), opened, weights, device), strict=True)
     )
-    features = dict(zip(images, encoded, strict=True))
     read = _read_out(cases, features)
     rows: dict[str, Scores] = {READ: read} if read else {}
     vectors = [
@@ -141,6 +153,20 @@ def feature_rows(
         rows[FEATURES] = {name: {"separable": value} for name, value in found.hits.items()}
         rows[CHANCE] = {name: {"separable": value} for name, value in found.chance.items()}
     return rows, found.silhouette
+
+
+def _encoded(
+    cases: Sequence[Case], opened: TargetStore, weights: str | None, device: str
+) -> Sequence[Float[np.ndarray, "N b"]]:
+    """Return E_v of each image: from a store of `patches`, else by its teacher from the files."""
+    if opened.identity.encoding == "patches":
+        return [opened.features([case.key])[0] for case in cases]
+    references = [case.reference for case in cases if case.reference is not None]
+    if len(references) < len(cases):
+        raise UserError("E_v is not in the store (--encoding patches keeps it), nor are the images")
+    return teacher_features(
+        opened.identity, references, Grid(*opened.grid), weights=weights, device=device
+    )
 
 
 def _read_out(cases: Sequence[Case], features: Mapping[str, NDArray[np.float64]]) -> Scores:

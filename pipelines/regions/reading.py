@@ -3,8 +3,10 @@
 Four forms are read:
 
 - ours: `{"records": [{"image", "boxes": [[x, y, width, height], ...], "masks"?: [file, ...],
-  "value"?, "label"?, "patient"?, "view"?}]}`, as `medalign data prepare` writes it for nih-rsna and
-  brain-atlas; masks are relative to the file, `value` is that of their pixels (else all but 0);
+  "value"?, "label"?, "patient"?, "view"?, "key"?, "size"?}]}`, as `medalign data prepare` writes it
+  for nih-rsna and brain-atlas; masks are relative to the file, `value` is that of their pixels
+  (else all but 0); with `key` (the content key, hexadecimal) and `size` ([width, height] in pixels)
+  a store is scored without the image file;
 - COCO's: `{"images": [{"id", "file_name", "patient"?}], "annotations": [{"image_id", "bbox",
   "category_id"}], "categories": [{"id", "name"}]}`;
 - a folder of PNG masks, named as the images are (`masks`);
@@ -15,6 +17,7 @@ Boxes are in pixels of the image file. An image without a region is known to sho
 
 import glob
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -35,15 +38,25 @@ class Region(NamedTuple):
     place: Box | Mask
 
 
+class Seen(NamedTuple):
+    """What a target needs of an image file: its content key, and its size in pixels."""
+
+    key: bytes
+    width: int
+    height: int
+
+
 class Regions(NamedTuple):
     """The regions of one image and whose it is (the image itself, where the file does not say).
 
-    `view`: how the image was taken, such as `axial` or `lateral`, where the file says it.
+    Where the file says it, `view` is how the image was taken, such as `axial` or `lateral`, and
+    `seen` is its key and size.
     """
 
     patient: str
     regions: tuple[Region, ...]
     view: str | None = None
+    seen: Seen | None = None
 
 
 def read_regions(file: Path) -> dict[str, Regions]:
@@ -145,8 +158,21 @@ def _ours(file: Path, rows: list[object]) -> dict[str, Regions]:
         if row["image"] in found:
             regions = (*found[row["image"]].regions, *regions)
         view = None if row.get("view") is None else str(row["view"])
-        found[row["image"]] = Regions(patient, regions, view)
+        found[row["image"]] = Regions(patient, regions, view, _seen(row, where))
     return found
+
+
+def _seen(row: Mapping[str, object], where: str) -> Seen | None:
+    key, size = row.get("key"), row.get("size")
+    if key is None and size is None:
+        return None
+    whole = isinstance(size, list) and len(size) == 2 and all(isinstance(one, int) for one in size)
+    if not (isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key) and whole):
+        raise UserError(
+            f"{where}: `key` must be 64 hexadecimal digits and `size` [width, height] in pixels"
+        )
+    width, height = cast("list[int]", size)
+    return Seen(bytes.fromhex(key), width, height)
 
 
 def _coco(file: Path, document: Mapping[str, object]) -> dict[str, Regions]:

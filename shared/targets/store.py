@@ -1,6 +1,6 @@
 """Reading targets: open a namespace, look up a content key, read records singly or in batches.
 
-B images of a batch, N student patches; pairs = N (N - 1) / 2.
+B images of a batch, N student patches, b teacher width; pairs = N (N - 1) / 2.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

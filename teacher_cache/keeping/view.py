@@ -64,14 +64,14 @@ def draw_view(
     base = reader.square(open_image(image), SIDE)
     similar = triangle_row(target.similarity, chosen[0] * columns + chosen[1]).astype(np.float32)
     maps = [target.attention / target.attention.max(initial=1e-30), np.clip(similar, 0, 1)]
-    panels = [base, *(_heat(base, values.reshape(rows, columns)) for values in maps)]
+    panels = [base, *(heat(base, values.reshape(rows, columns)) for values in maps)]
     picture = Image.new("RGB", (SIDE * len(panels), SIDE))
     for number, panel in enumerate(panels):
         picture.paste(panel, (SIDE * number, 0))
     return picture, chosen
 
 
-def _heat(base: Image.Image, values: Values) -> Image.Image:
+def heat(base: Image.Image, values: Values) -> Image.Image:
     """Lay `values` (rows, columns) in [0, 1] over the image, patch by patch.
 
     From none of the red to all of it.

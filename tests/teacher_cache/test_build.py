@@ -242,6 +242,7 @@ def test_settings_follow_from_an_identity():
     for changes in (
         {},
         {"encoding": "factors", "tolerance": 0.02},
+        {"encoding": "patches", "width": 64, "rotation": "hadamard"},
         {"geometry": "crop", "dtype": "bf16", "precision": "u8"},
     ):
         made = identity(**changes)

@@ -3,6 +3,7 @@
     OUT/images/            the X-rays as released, and copies with one box drawn on them
     OUT/regions.json       every X-ray with its patient, boxes and part
     OUT/regions-marked.json  the same of the marked copies
+    OUT/regions-sides.json   of the X-rays, labelled by lung: "opacity in the right lung"
     OUT/choose/            train.json: all folds; test.json: the patients set aside
     OUT/fold0/ ... fold4/  train.json: the other folds; test.json: this one
     OUT/*/conversations.json  train.json joined to conversations about one image each
@@ -17,7 +18,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -28,10 +29,11 @@ from pipelines.documents import write_document
 from shared.console import track
 from shared.errors import UserError
 from shared.files import check_new
+from shared.imaging.keys import content_key
 from shared.records import Record, write_records
 
 SCHEMA_NUMBER = 1
-ABOUT, MARKED = "about.json", "regions-marked.json"
+ABOUT, MARKED, SIDES = "about.json", "regions-marked.json", "regions-sides.json"
 FOLDS = 5
 ASIDE = "choose"  # the part on which settings are chosen
 TURNS = 8  # questions of one conversation at most
@@ -79,9 +81,10 @@ def prepare_nih_rsna(source: Path, out: Path, *, seed: int = 0) -> About:
         shown = [_copy(xray, out) for xray in track(chosen, len(chosen), part, "images")]
         asked[part], marked = make_records(shown, np.random.default_rng([seed, number]))
         _write_marked(marked, out)
-        rows += [_row(one, part, one.image) for one in shown]
-        copies += [_row(one.shown, part, one.image) for one in marked]
-    for name, found in ((REGIONS, rows), (MARKED, copies)):
+        rows += [_row(one, part, out, one.image) for one in shown]
+        copies += [_row(one.shown, part, out, one.image) for one in marked]
+    sides = [one for row in rows for one in _by_side(row)]
+    for name, found in ((REGIONS, rows), (MARKED, copies), (SIDES, sides)):
         write_document(out / name, {"schema": SCHEMA_NUMBER, "records": found})
     _write_parts(out, asked)
     write_records(out / "records.json", [one for part in asked.values() for one in part])
@@ -162,7 +165,7 @@ def _write_marked(marked: Sequence[Marked], out: Path) -> None:
         image.save(out / one.image)
 
 
-def _row(one: Shown, part: str, image: str) -> dict[str, object]:
+def _row(one: Shown, part: str, out: Path, image: str) -> dict[str, object]:
     return {
         "image": image,
         "patient": one.xray.patient,
@@ -170,7 +173,21 @@ def _row(one: Shown, part: str, image: str) -> dict[str, object]:
         "boxes": [list(box) for box in one.xray.boxes],
         "label": "opacity",
         "part": part,
+        "key": content_key(out / image).hex(),
+        "size": [one.width, one.height],
     }
+
+
+def _by_side(row: Mapping[str, object]) -> list[dict[str, object]]:
+    """Divide an X-ray's boxes by lung: the patient's right one is on the left of the picture."""
+    width, _ = cast("list[int]", row["size"])
+    boxes = cast("list[list[float]]", row["boxes"])
+    right = [box for box in boxes if box[0] + box[2] / 2 < width / 2]
+    left = [box for box in boxes if box not in right]
+    return [
+        {**row, "boxes": found, "label": f"opacity in the {side} lung"}
+        for side, found in (("right", right), ("left", left))
+    ]
 
 
 def _about(seed: int, parts: dict[str, str], asked: dict[str, list[Record]]) -> About:

@@ -45,5 +45,5 @@ def targets_on(
 def _values(arrays: Mapping[str, NDArray[np.generic]], row: int) -> NDArray[np.generic]:
     """Return what is stored of E_v; the rotation of `patches` leaves S as it is."""
     if "patches" in arrays:
-        return arrays["patches"][row]
-    return arrays["factors"][row, :, : int(arrays["rank"][row])]
+        return np.asarray(arrays["patches"][row])
+    return np.asarray(arrays["factors"][row, :, : int(arrays["rank"][row])])

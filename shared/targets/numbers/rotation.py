@@ -4,7 +4,7 @@ A row of E_v has channels that are ten times the others: against its largest val
 rest few steps. After a Walsh-Hadamard rotation all channels are alike (docs/performance-store.md
 has both measured). It is orthogonal, so that S needs no turning back.
 
-b teacher width.
+N patches or any leading axes, b teacher width.
 """
 
 import hashlib
@@ -46,4 +46,6 @@ def _hadamard(values: Float[np.ndarray, "*N b"]) -> Float[np.ndarray, "*N b"]:
         pairs = folded.reshape(-1, block // (2 * half), 2, half)
         folded = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], 2)
         half *= 2
-    return (folded.reshape(values.shape) / np.sqrt(np.float32(block))).astype(values.dtype)
+    scaled = folded.reshape(values.shape) / np.sqrt(np.float32(block))
+    turned: Float[np.ndarray, "*N b"] = scaled.astype(values.dtype)
+    return turned

@@ -91,9 +91,10 @@ def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
     scale = _spec("scale", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C))
     box = _spec("box", "<f8", (4,), ("edge",))
     if identity.encoding == "patches":
-        shape = (patches, identity.width or 0)
-        chain = (BYTES, ZSTD, CRC32C)
-        return (*common, _spec("patches", "|i1", shape, ("patch", "channel"), chain), scale, box)
+        shape, axes = (patches, identity.width or 0), ("patch", "channel")
+        return (
+            *common, _spec("patches", "|i1", shape, axes, (BYTES, ZSTD, CRC32C)), scale, box
+        )  # fmt: skip
     if identity.precision == "f16":
         factors = _spec(
             "factors",

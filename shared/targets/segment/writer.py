@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shared.errors import UserError
 from shared.targets.documents import encode_document, group_document
-from shared.targets.namespace import Namespace, segment_id
+from shared.targets.namespace import Namespace, digest_in, segment_id
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.segment.checks import check_segment
 from shared.targets.segment.chunks import encode_chunk, encode_shard
@@ -50,6 +50,7 @@ class SegmentWriter:
         self._specs = {spec.name: spec for spec in arrays_of(namespace.identity)}
         self._keys: dict[bytes, None] = {}
         self.size = 0  # bytes in memory
+        self._twins: dict[str, str] | None = None  # segments by digest, listed when first needed
         self._values = [name for name in self._specs if name != "key"]
         # Of each image: its chunk of an array, or its values where the whole segment decides.
         self._chunks: dict[str, list[bytes]] = {name: [] for name in self._values}
@@ -99,8 +100,9 @@ class SegmentWriter:
 
         Returns its id, or None where there was nothing to write.
 
-        The id is the time and the manifest's digest (`segment_id`). The writer is empty afterwards.
-        `held`: this process holds the namespace.
+        The id is the time and the manifest's digest (`segment_id`); a segment that is there already
+        keeps its id, and is replaced if it is damaged. The writer is empty afterwards. `held`: this
+        process holds the namespace.
 
         Raises
         ------
@@ -110,7 +112,9 @@ class SegmentWriter:
         """
         if not self._keys:
             return None
-        identifier = publish_new(self._namespace, self._files(), held)
+        if self._twins is None:
+            self._twins = {digest_in(name): name for name in self._namespace.segments()}
+        identifier = publish_new(self._namespace, self._files(), held, self._twins)
         self._keys.clear()
         self.size = 0
         for name in self._values:
@@ -176,10 +180,19 @@ def with_manifest(
     return {**rest, MANIFEST: manifest, "zarr.json": group}
 
 
-def publish_new(namespace: Namespace, files: Mapping[str, bytes], held: bool = False) -> str:
-    """Name a segment by its manifest and the time, make it visible, and return its id."""
+def publish_new(
+    namespace: Namespace,
+    files: Mapping[str, bytes],
+    held: bool = False,
+    twins: Mapping[str, str] | None = None,
+) -> str:
+    """Name a segment by its manifest and the time, make it visible, and return its id.
+
+    `twins`: ids of segments by the digits of the digest in them.
+    """
     digest = str(json.loads(files[MANIFEST])["digest"])
     segment = segment_id(namespace.identity.format, digest, time.time())
+    segment = (twins or {}).get(digest_in(segment), segment)
     publish_files(namespace, segment, files, held)
     return segment
 

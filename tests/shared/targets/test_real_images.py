@@ -63,6 +63,8 @@ BOUNDS = {
     ("factors", "u8", (24, 24)): Effect(1.5e-2, 1e-4, 0.0101),
     ("factors", "u8", (8, 8)): Effect(1.5e-2, 1e-4, 0.02),
     ("factors", "f16", (24, 24)): Effect(1.5e-2, 1e-4, 0.0101),
+    ("patches", "u8", (16, 16)): Effect(5e-3, 1e-5, 0.0025),
+    ("patches", "u8", (24, 24)): Effect(5e-3, 1e-5, 0.0025),
 }
 
 
@@ -71,7 +73,7 @@ def test_what_an_encoding_does_to_the_visual_loss(
     features, tmp_path, monkeypatch, encoding, precision, grid
 ):
     monkeypatch.setenv("MEDALIGN_CACHE", str(tmp_path / "cache"))
-    kind = identity(encoding, precision, NATIVE if encoding == "factors" else Grid(*grid))
+    kind = identity(encoding, precision, Grid(*grid) if encoding == "matrix" else NATIVE)
     with TargetWriter(tmp_path / "store", kind) as writer:
         records = encode_targets(features.tokens, features.attention, features.boxes, NATIVE, kind)
         for number, record in enumerate(records):

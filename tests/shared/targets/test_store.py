@@ -4,6 +4,7 @@ import json
 import pickle
 import time
 import warnings
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ import zarr
 
 from shared.errors import UserError
 from shared.targets import DamagedSegment, Identity, TargetStore, TargetWriter
-from shared.targets.namespace import create_namespace, list_namespaces, quarantine, quarantined
+from shared.targets.namespace import (
+    create_namespace,
+    list_namespaces,
+    quarantine,
+    quarantined,
+    segment_id,
+)
 from shared.targets.segment.checks import keys_present
 from shared.targets.segment.chunks import decode_shard_index, shard_index_length
 from shared.targets.segment.manifest import read_manifest
@@ -98,9 +105,10 @@ def test_resume_skips_what_is_there(tmp_path):
     assert not damaged
 
 
-def test_the_same_segment_of_format_1_twice_is_one(tmp_path):
-    first = write_records(tmp_path / "store", range(4), format=1)
-    write_records(tmp_path / "store", range(4), format=1)
+@pytest.mark.parametrize("store_format", [1, 2])
+def test_the_same_segment_twice_is_one(tmp_path, store_format):
+    first = write_records(tmp_path / "store", range(4), format=store_format)
+    write_records(tmp_path / "store", range(4), format=store_format)
     assert len(first.segments()) == 1
 
 
@@ -110,7 +118,7 @@ def test_segments_are_named_in_the_order_of_time(tmp_path):
     namespace = write_records(tmp_path / "store", range(4))
     (first,) = namespace.segments()
     time.sleep(0.002)  # the name counts milliseconds
-    write_records(tmp_path / "store", range(4))
+    write_records(tmp_path / "store", range(4, 8))
     assert namespace.segments()[0] == first
     when, _, digits = first.partition("-")
     assert before - 0.001 <= int(when, 16) / 1000 <= time.time()
@@ -313,3 +321,11 @@ def test_the_fingerprint_is_stable():
         .namespace()
         .startswith("open_clip-ViT-L-14-openai-")
     )
+
+
+def test_a_segments_id_is_that_of_the_format():
+    """The test vector of docs/store-format.md."""
+    when = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    digest = "fe2e4ce075285b8a3e92" + "0" * 44
+    assert segment_id(2, digest, when) == "019b76daa800-fe2e4ce075285b8a3e92"
+    assert segment_id(1, digest, when) == digest[:32]

@@ -37,6 +37,7 @@ def images(tmp_path):
         GRID,
         GRID._replace(precision="u8"),
         GRID._replace(encoding="factors"),
+        GRID._replace(encoding="patches"),
         GRID._replace(dtype="bf16"),
         GRID._replace(geometry="crop"),
     ],

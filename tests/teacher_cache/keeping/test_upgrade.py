@@ -1,5 +1,7 @@
 """Stores of format 1 become format 2 with the very same arrays."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ from tests.fixtures.targets import (
 )
 
 pytestmark = pytest.mark.unit
-KINDS = {
+KINDS: dict[str, Any] = {
     "matrix": (matrix_record, {}),
     "u8": (matrix_record, {"precision": "u8"}),
     "factors": (factors_record, {"encoding": "factors", "tolerance": 0.01}),

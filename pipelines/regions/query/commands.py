@@ -1,0 +1,93 @@
+"""`cache query`: fit a map from words to patches, and ask a store with it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.console import JsonOption, report
+from teacher_cache.options import FingerprintOption, OfTeacherOption, StoreOption
+
+app = typer.Typer(
+    help="Ask a store of `patches` in words, without its teacher and its images.",
+    no_args_is_help=True,
+)
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(help="Folder of a sentence encoder (BERT, mean pooling); default: the packaged."),
+]
+
+
+@app.command("fit")
+def fit_command(
+    store: StoreOption,
+    regions: Annotated[
+        Path, typer.Option(help="Boxes (ours, or COCO's form), or a folder of masks.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write the query to (.safetensors).")],
+    data: Annotated[
+        Path | None, typer.Option(help="Data set file: only its images are fitted on.")
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder of the images; default: that of the regions.")
+    ] = None,
+    encoder: EncoderOption = None,
+    teacher: OfTeacherOption = None,
+    fingerprint: FingerprintOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Learn from regions which patches the words of their labels name.
+
+    A ridge regression, linear in E_v and in the words' embedding. `cache audit --query` scores it
+    on other patients.
+    """
+    from pipelines.regions.query.file import write_query
+    from pipelines.regions.query.fitting import fit_query
+    from shared.targets import TargetStore
+
+    opened = TargetStore.open(store, teacher, fingerprint)
+    query = fit_query(opened, regions, image_root=image_root, data=data, encoder=encoder)
+    write_query(query, out)
+    report(
+        {
+            "out": str(out),
+            "images": query.images,
+            "patients": len(query.patients),
+            "labels": list(query.labels),
+        },
+        json,
+        [
+            f"{out}: fitted on {query.images} images of {len(query.patients)} patients, "
+            f"{len(query.labels)} labels"
+        ],
+    )
+
+
+@app.command("map")
+def map_command(
+    store: StoreOption,
+    query: Annotated[Path, typer.Option(help="A file of `cache query fit`.")],
+    text: Annotated[str, typer.Option(help="What to look for, in words.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    image: Annotated[Path | None, typer.Option(help="The image, which is drawn below.")] = None,
+    key: Annotated[str | None, typer.Option(help="Its content key instead (`cache list`).")] = None,
+    encoder: EncoderOption = None,
+    teacher: OfTeacherOption = None,
+    fingerprint: FingerprintOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Draw where an image of the store shows what the text names."""
+    from pipelines.regions.query.asking import ask, draw_map, key_of
+    from pipelines.regions.query.file import read_query
+    from shared.files import refused_as
+    from shared.targets import TargetStore
+
+    opened = TargetStore.open(store, teacher, fingerprint)
+    fitted = read_query(query)
+    values = ask(fitted, opened, key_of(image, key), text, encoder)
+    with refused_as(f"cannot write {out}", "choose another --out"):
+        draw_map(values, opened.grid, image, opened).save(out, "PNG")
+    rows, columns = opened.grid
+    row, column = divmod(int(values.argmax()), columns)
+    document = {"out": str(out), "grid": [rows, columns], "map": values.round(6).tolist()}
+    report(document, json, [f"{out}: highest at patch {row},{column} of {rows}x{columns}"])
