@@ -13,6 +13,8 @@ Interpolation = Literal["bicubic", "bilinear"]  # of the resize to the teacher's
 # of targets
 # similarities at one grid; what gives them at any; and E_v itself, which can be asked later too
 Encoding = Literal["matrix", "factors", "patches"]
+Stored = Literal["matrix", "factors", "patches", "maps"]  # or attention for questions, beside them
+AttentionTarget = Literal["image", "question", "mixed"]  # what L_att teaches: E_a, a map, or both
 Rotation = Literal["hadamard"]  # of the channels of `patches`, before they become int8
 Precision = Literal["f16", "u8"]  # of what is stored
 Features = Literal["block", "projected"]  # patches of the last block, or normed and projected

@@ -169,7 +169,7 @@ def _encoded(
     )
 
 
-def _read_out(cases: Sequence[Case], features: Mapping[str, NDArray[np.float64]]) -> Scores:
+def _read_out(cases: Sequence[Case], features: Mapping[str, Float[np.ndarray, "N b"]]) -> Scores:
     """Score the linear read-out of E_v for each label with patients enough; by image its E_v."""
     scores: Scores = {}
     for group in _groups(cases, by_view=False):

@@ -102,9 +102,7 @@ def write_oracle(
 
 def oracle_arrays(shares: Shares, coverage: NDArray[np.uint8]) -> Arrays:
     """Return the oracle's arrays of an image whose regions cover `shares` (N,) of each patch."""
-    visible = coverage > 0
-    within = np.where(visible, shares, 0.0)
-    attention = (1 - FLOOR) * within / within.sum() + FLOOR * visible / visible.sum()
+    attention = region_attention(shares, coverage)
     members = np.stack([shares, 1 - shares], axis=1)
     members /= np.linalg.norm(members, axis=1, keepdims=True)
     similarity = (members @ members.T)[np.triu_indices(len(shares), 1)]
@@ -113,6 +111,13 @@ def oracle_arrays(shares: Shares, coverage: NDArray[np.uint8]) -> Arrays:
         "attention": attention.astype(np.float32),
         "coverage": coverage,
     }
+
+
+def region_attention(shares: Shares, coverage: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the shares (N,) as an attention of sum 1 over the visible patches, above the floor."""
+    visible = coverage > 0
+    within = np.where(visible, shares, 0.0)
+    return (1 - FLOOR) * within / within.sum() + FLOOR * visible / visible.sum()
 
 
 def _shares(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from shared.vocabulary import AttentionRows, Device, Geometry, Truncation
+from shared.vocabulary import AttentionRows, AttentionTarget, Device, Geometry, Truncation
 
 AttentionNormalization = Literal["renormalized", "softmax", "l2"]
 WeightSchedule = Literal["constant", "warmup", "linear", "cosine"]
@@ -152,6 +152,9 @@ class TargetsSection(Section):
     fingerprint: str | Names | None = None
     """Fingerprint (or its beginning) where one teacher has several namespaces; one per teacher."""
 
+    maps: str | None = None
+    """Store of maps for questions (`cache query maps`); losses.attention_target reads them."""
+
     on_missing: OnMissing = "error"
     """Image without targets: stop, compute now, or train it without the two losses."""
 
@@ -178,6 +181,10 @@ class LossesSection(Section):
     attention_normalization: AttentionNormalization = "renormalized"
     """renormalized: KL between distributions; softmax: Eq. 5 to the letter; l2: the authors'
     code."""
+
+    attention_target: AttentionTarget = "image"
+    """What L_att teaches a question: image: E_a; question: its map of targets.maps, E_a where it
+    has none; mixed: the mean of both."""
 
     attention_rows: AttentionRows = "question"
     """Rows averaged at layer l: every question token after the image, or the last prompt token."""
@@ -404,6 +411,12 @@ class Recipe(Section):
         The run would end without what was asked for.
         """
         train, validation = self.train, self.data.validation
+        asked = self.losses.attention_target != "image"
+        if asked != (self.targets.maps is not None):
+            raise ValueError(
+                "losses.attention_target and targets.maps go together: name the store of maps, and "
+                "set attention_target to question or mixed"
+            )
         if train.eval_steps and validation is None:
             raise ValueError(
                 "train.eval_steps is set, but data.validation is not: name the validation file"

@@ -14,9 +14,10 @@ def choose_namespace(
     fingerprint: str | None = None,
     grid: tuple[int, int] | None = None,
     identity: Identity | None = None,
+    maps: bool = False,
 ) -> Namespace:
     """Find the one namespace that fits; parameters and errors as in `TargetStore.open`."""
-    fitting = fitting_namespaces(root, teacher, fingerprint, grid, identity)
+    fitting = fitting_namespaces(root, teacher, fingerprint, grid, identity, maps)
     if len(fitting) > 1:
         names = ", ".join(namespace.name for namespace in fitting)
         location = root if isinstance(root, str | Path) else root.location
@@ -33,6 +34,7 @@ def fitting_namespaces(
     fingerprint: str | None = None,
     grid: tuple[int, int] | None = None,
     identity: Identity | None = None,
+    maps: bool = False,
 ) -> list[Namespace]:
     """Find every namespace that fits, one at least; parameters as in `TargetStore.open`.
 
@@ -46,7 +48,11 @@ def fitting_namespaces(
     ):
         raise UserError(f"a fingerprint is 6 to 64 hexadecimal digits, got {fingerprint!r}")
     storage = open_storage(root) if isinstance(root, str | Path) else root
-    namespaces, unreadable = survey(storage)
+    found, unreadable = survey(storage)
+    namespaces = [one for one in found if (one.identity.encoding == "maps") == maps]
+    if found and not namespaces:
+        kind, way = ("maps", "`cache query maps`") if maps else ("targets", "`cache build`")
+        raise UserError(f"{storage.location} holds no {kind}: {way} makes them")
     wanted = grid if grid is None else (int(grid[0]), int(grid[1]))
     fitting = [
         one for one in namespaces if _fits(one.identity, teacher, fingerprint, wanted, identity)

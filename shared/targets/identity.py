@@ -11,12 +11,12 @@ from shared.errors import UserError
 from shared.targets.documents import canonical_json
 from shared.vocabulary import (
     Dtype,
-    Encoding,
     Features,
     Geometry,
     Interpolation,
     Precision,
     Rotation,
+    Stored,
 )
 
 FORMAT: Final = 2  # of the store's files; format 1 is read too (docs/store-format.md)
@@ -39,13 +39,13 @@ class Preprocessing(BaseModel):
     interpolation: Interpolation = "bicubic"
 
 
-def default_precision(encoding: Encoding) -> Precision:
+def default_precision(encoding: Stored) -> Precision:
     """Factors lose nothing by int8.
 
     The rank is chosen with it, within the same tolerance, at a third of the bytes. `patches` are
     int8 only.
     """
-    return "f16" if encoding == "matrix" else "u8"
+    return "f16" if encoding in ("matrix", "maps") else "u8"
 
 
 class PreprocessingDocument(TypedDict):
@@ -68,7 +68,7 @@ class IdentityDocument(TypedDict):
     preprocessing: PreprocessingDocument
     geometry: Geometry
     dtype: Dtype
-    encoding: Encoding
+    encoding: Stored
     grid: list[int]
     precision: Precision
     tolerance: float | None
@@ -83,8 +83,8 @@ class Identity(BaseModel):
     The fingerprint covers exactly these fields.
 
     `grid` is (rows, columns): the student's for the `matrix` encoding, the teacher's own for
-    `factors` and `patches`. `precision` is that of S (`matrix`), of the factors or of the patches;
-    left out, it is f16 for `matrix` and u8 (int8) for the others.
+    `factors` and `patches`, that of the maps for `maps`. `precision` is that of S (`matrix`), of
+    the factors or of the patches; left out, it is u8 (int8) for the last two, f16 else.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,7 +99,7 @@ class Identity(BaseModel):
     preprocessing: Preprocessing
     geometry: Geometry = "pad"
     dtype: Dtype = "fp32"
-    encoding: Encoding = "matrix"
+    encoding: Stored = "matrix"
     grid: tuple[int, int]
     precision: Precision = Field(
         default_factory=lambda fields: default_precision(fields.get("encoding", "matrix"))
@@ -116,6 +116,8 @@ class Identity(BaseModel):
         patches = self.encoding == "patches"
         if patches != (self.width is not None) or patches != (self.rotation is not None):
             raise ValueError("`width` and `rotation` belong to the encoding `patches`")
+        if self.encoding == "maps" and self.format == 1:
+            raise ValueError("`maps` are stored since format 2")
         if patches and (self.precision != "u8" or self.format == 1):
             raise ValueError("`patches` are stored as int8 (precision u8), since format 2")
         if min(self.grid) < 1:

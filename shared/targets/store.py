@@ -63,6 +63,7 @@ class TargetStore:
         fingerprint: str | None = None,
         grid: tuple[int, int] | None = None,
         identity: Identity | None = None,
+        maps: bool = False,
     ) -> "TargetStore":
         """Open the one namespace of the store that fits.
 
@@ -77,6 +78,9 @@ class TargetStore:
         identity
             A full identity that is expected, for a message that names the field in which the store
             differs.
+        maps
+            Maps for questions instead of targets (`shared.targets.maps`); both may lie in one
+            store.
 
         Raises
         ------
@@ -86,7 +90,7 @@ class TargetStore:
         DamagedSegment
             If a segment is damaged whose keys are not in the cached index.
         """
-        namespace = choose_namespace(root, teacher, fingerprint, grid, identity)
+        namespace = choose_namespace(root, teacher, fingerprint, grid, identity, maps)
         check_groups(namespace)
         return cls(
             namespace, namespace.identity.grid if grid is None else (int(grid[0]), int(grid[1]))
@@ -98,7 +102,8 @@ class TargetStore:
         return self.namespace.identity
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_reopen, (self.namespace.storage.location, self.identity.fingerprint(), self.grid))
+        location, maps = self.namespace.storage.location, self.identity.encoding == "maps"
+        return (_reopen, (location, self.identity.fingerprint(), self.grid, maps))
 
     def __len__(self) -> int:
         """Count the images, each once."""
@@ -281,5 +286,5 @@ def _read(
         reader.decode(plan, [next(data) for _ in plan], rows, into, out)
 
 
-def _reopen(location: str, fingerprint: str, grid: tuple[int, int]) -> TargetStore:
-    return TargetStore.open(location, fingerprint=fingerprint, grid=grid)
+def _reopen(location: str, fingerprint: str, grid: tuple[int, int], maps: bool) -> TargetStore:
+    return TargetStore.open(location, fingerprint=fingerprint, grid=grid, maps=maps)

@@ -40,6 +40,8 @@ class Batch(TypedDict):
     similarity: NotRequired[Tensor]  # (K, P, pairs)
     attention: NotRequired[Tensor]  # (K, P, N)
     coverage: NotRequired[Tensor]  # (K, P, N) uint8
+    maps: NotRequired[Tensor]  # (I, N) of the spans' questions, where `mapped` (I,) is true
+    mapped: NotRequired[Tensor]
 
 
 class _Asked:
@@ -51,11 +53,13 @@ class _Asked:
         self.span_image: list[int] = []
         self.spans: list[list[int]] = []
         self.targets: list[Targets] = []
+        self.maps: list[Array | None] = []  # of each span
 
     def add(self, sample: Sample, row: int, offset: int, rows_wanted: AttentionRows) -> None:
         """Add the images of one sample, which stands in `row` of the batch from `offset` on."""
-        for column, turns, target in zip(
-            sample["columns"], sample["questions"], sample["targets"], strict=True
+        maps = sample.get("maps") or [[None] * len(turns) for turns in sample["questions"]]
+        for column, turns, target, own in zip(
+            sample["columns"], sample["questions"], sample["targets"], maps, strict=True
         ):
             if target is None:
                 continue
@@ -63,6 +67,7 @@ class _Asked:
                 wanted = rows if rows_wanted == "question" else rows[-1:]
                 self.span_image.append(len(self.targets))
                 self.spans.append([offset + place for place in wanted])
+            self.maps += own
             self.image_sample.append(row)
             self.first_column.append(offset + column)
             self.targets.append(target)
@@ -147,6 +152,11 @@ class Collator:
         batch["span_lengths"] = request.span_lengths
         batch["similarity"] = _stacked([target.similarity for target in targets])
         batch["attention"] = _stacked([target.attention for target in targets])
+        if any(one is not None for one in asked.maps):
+            nothing = np.zeros(self.patches, dtype=np.float32)
+            rows = [nothing if one is None else one for one in asked.maps]
+            batch["maps"] = torch.from_numpy(np.stack(rows))
+            batch["mapped"] = torch.tensor([one is not None for one in asked.maps])
         if self.mask_padding:
             batch["coverage"] = _stacked([target.coverage for target in targets])
 

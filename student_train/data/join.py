@@ -23,6 +23,7 @@ from shared.recipe import Recipe
 from shared.records import Record
 from shared.targets import Target, TargetStore
 from shared.targets.choice import fitting_namespaces
+from shared.targets.maps import maps_of
 
 Array = NDArray[np.generic]  # float16, float32 or uint8
 ComputeTargets = Callable[[Sequence[ImageReference]], Iterable[Target]]
@@ -39,7 +40,8 @@ class Targets(NamedTuple):
 class Join:
     """Looks an image's targets up.
 
-    In the stores, or among those computed because the stores lack them.
+    In the stores, or among those computed because the stores lack them. `questions` is the store of
+    maps for questions, where the run trains with them.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Join:
         keys: Mapping[ImageReference, bytes],
         stores: Sequence[TargetStore],
         computed: Mapping[bytes, Targets],
+        questions: TargetStore | None = None,
     ) -> None:
         self.keys, self.stores, self.computed = keys, list(stores), computed
+        self.questions = questions
 
     def get(self, reference: ImageReference) -> Targets | None:
         """Return the targets of one image; None where the run trains it without."""
@@ -58,6 +62,12 @@ class Join:
         if not all(key in store for store in self.stores):
             return None
         return stack([store[key] for store in self.stores])
+
+    def maps(self, reference: ImageReference, texts: Sequence[str]) -> list[Array | None]:
+        """Return the map (N,) of each question about an image; None where L_att teaches E_a."""
+        if self.questions is None:
+            return [None for _ in texts]
+        return [*maps_of(self.questions, self.keys[reference], texts)]
 
     def segments(self, references: Sequence[Sequence[ImageReference]]) -> list[int]:
         """Return the store segment of each sample's first image; -1 where it has none."""
@@ -131,6 +141,19 @@ def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
     return stores
 
 
+def open_maps(recipe: Recipe, grid: Grid) -> TargetStore | None:
+    """Open the maps for questions of a recipe at the student's grid; None where it wants none.
+
+    Raises
+    ------
+    UserError
+        The store holds no maps, or several of them.
+    """
+    if recipe.losses.attention_target == "image" or not recipe.losses.beta:
+        return None
+    return TargetStore.open(str(recipe.targets.maps), grid=grid, maps=True)
+
+
 def check_targets(
     keys: Mapping[ImageReference, bytes],
     data: str | Path,
@@ -197,6 +220,7 @@ def join(
     recipe: Recipe,
     stores: Sequence[TargetStore],
     compute_targets: ComputeTargets | None = None,
+    questions: TargetStore | None = None,
 ) -> Join:
     """Find the targets of every image of `records`; read nothing of them yet.
 
@@ -209,6 +233,8 @@ def join(
     compute_targets
         For `targets.on_missing: compute`: gives the targets of images one by one, at the student's
         grid. A generator drops its teacher at its end, so none is left when training begins.
+    questions
+        The store of maps for questions, from `open_maps`.
 
     Raises
     ------
@@ -229,7 +255,7 @@ def join(
             computed[keys[reference]] = stack(
                 [target._replace(similarity=target.similarity.astype(np.float16))]
             )
-    return Join(keys, stores, computed)
+    return Join(keys, stores, computed, questions)
 
 
 def content_keys(records: Iterable[Record], image_root: Path) -> dict[ImageReference, bytes]:

@@ -5,7 +5,7 @@ S side of an image in pixels.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict, final
+from typing import NotRequired, TypedDict, final
 
 import numpy as np
 from torch import Tensor
@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 from shared.console import track
 from shared.errors import UserError
 from shared.imaging.images import ImageReference
-from shared.records import Record
+from shared.records import Record, strip_marks
 from shared.vocabulary import Truncation
-from student_train.data.join import Join, Targets
+from student_train.data.join import Array, Join, Targets
 from student_train.models.processor import Processor
 from student_train.models.prompts import IGNORED, Encoded, Span
 
@@ -32,6 +32,7 @@ class Sample(TypedDict):
     columns: list[int]  # where each image's tokens begin
     questions: list[list[list[int]]]  # of each image, of each turn: the question's rows
     targets: list[Targets | None]  # of each image
+    maps: NotRequired[list[list[Array | None]]]  # of each image, of each turn: (N,), or E_a's place
 
 
 @final
@@ -133,20 +134,53 @@ class AlignmentData(Dataset[Sample | Failure]):
                 "error": line if isinstance(error, UserError) else f"record {record.id}: {line}"
             }
         labels = [IGNORED] * len(encoded.labels) if filler else encoded.labels
+        questions = [question_spans(spans, encoded.labels) for spans in encoded.questions]
         return {
             "id": record.id,
             "input_ids": encoded.input_ids,
             "labels": labels,
             "pixels": pixels,
             "columns": [span.start for span in encoded.images],
-            "questions": [question_spans(spans, encoded.labels) for spans in encoded.questions],
+            "questions": questions,
             "targets": targets,
+            "maps": self._maps(record, references, [len(turns) for turns in questions]),
         }
+
+    def _maps(
+        self, record: Record, references: Sequence[ImageReference], turns: Sequence[int]
+    ) -> list[list[Array | None]]:
+        """Return the map of each of an image's turns; None where it is taught E_a."""
+        if self.targets is None:
+            return [[None] * count for count in turns]
+        return [
+            self.targets.maps(reference, asked_after(record, count))
+            for reference, count in zip(references, turns, strict=True)
+        ]
+
+    def questions_with_maps(self) -> tuple[int, int]:
+        """Count the questions about images with targets, and those of them that have a map."""
+        asked = mapped = 0
+        for record in self.records:
+            spans = self._encode(record)
+            turns = [len(question_spans(one, spans.labels)) for one in spans.questions]
+            found = self._maps(record, record.references(self.image_root), turns)
+            asked += sum(turns)
+            mapped += sum(one is not None for maps in found for one in maps)
+        return asked, mapped
 
     def _targets(self, references: Sequence[ImageReference], wanted: bool) -> list[Targets | None]:
         if self.targets is None or not wanted:
             return [None for _ in references]
         return [self.targets.get(reference) for reference in references]
+
+
+def asked_after(record: Record, turns: int) -> list[str]:
+    """Return the questions of the last `turns` human turns of a record, without image marks.
+
+    An image's turns are those that it stands before, so that they are the last ones.
+    """
+    human = [turn.text for turn in record.turns[::2]]
+    return [strip_marks(text) for text in human[len(human) - turns :]]
 
 
 def question_spans(spans: Sequence[Span], labels: Sequence[int]) -> list[list[int]]:

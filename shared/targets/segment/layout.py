@@ -84,6 +84,8 @@ def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
         _spec("attention", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C)),
         _spec("coverage", "|u1", (patches,), ("patch",), (BYTES, ZSTD, CRC32C)),
     )
+    if identity.encoding == "maps":
+        return common
     if identity.encoding == "matrix":
         exact, quantised = (BYTES, shuffle(2), ZSTD, CRC32C), (QUANTISE, DELTA, BYTES, ZSTD, CRC32C)
         chain = exact if identity.precision == "f16" else quantised

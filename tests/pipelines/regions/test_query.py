@@ -15,11 +15,12 @@ from pipelines.regions.query.asking import key_of
 from pipelines.regions.query.file import read_query
 from pipelines.regions.query.ridge import RIDGE, fit
 from pipelines.regions.query.scoring import ASKED, ELSEWHERE, WORDS
-from pipelines.regions.query.words import embed, normalised
+from pipelines.regions.query.words import embed
 from pipelines.regions.reading import read_regions
 from shared.errors import UserError
 from shared.imaging.keys import content_key
 from shared.targets import TargetStore
+from shared.targets.maps import normalised
 from tests.fixtures.report_models import sentence_encoder
 from tests.fixtures.tiny_teacher import arguments, tiny_weights
 

@@ -1,0 +1,176 @@
+"""Maps for the questions of a data set, by a fitted query or by regions, as a store to train with.
+
+An image's question gets what the query's map for its words is, or where the regions lie whose label
+it names. Questions that get nothing have no map: L_att teaches them E_a.
+
+N patches of the grid.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from pipelines.regions.held import asked_about
+from pipelines.regions.oracle import region_attention
+from pipelines.regions.patches import patch_shares
+from pipelines.regions.query.asking import words_of
+from pipelines.regions.query.file import read_query
+from pipelines.regions.query.fitting import seen_of
+from pipelines.regions.reading import read_regions, regions_of
+from shared.console import track
+from shared.errors import UserError
+from shared.files import refused_as
+from shared.imaging.grid import Grid
+from shared.imaging.images import parse_reference
+from shared.imaging.keys import content_key
+from shared.records import image_root_of, load_records, strip_marks
+from shared.targets import Identity, TargetStore, TargetWriter
+from shared.targets.maps import map_key, normalised
+
+# Of an image (its path in the file, its key) and a question: its map, or None.
+MapOf = Callable[[str, bytes, str], Float[np.ndarray, " N"] | None]
+
+
+class Written(NamedTuple):
+    """What was written: into which namespace, of how many questions how many have a map."""
+
+    namespace: str
+    questions: int
+    maps: int
+
+
+def write_maps(
+    store: TargetStore,
+    to: str | Path,
+    data: Path,
+    *,
+    image_root: Path | None = None,
+    query: Path | None = None,
+    regions: Path | None = None,
+    encoder: str | None = None,
+) -> Written:
+    """Write a map for each question of a data set file that has one; what is there already stays.
+
+    Parameters
+    ----------
+    store
+        Targets of the images, of whose coverage and geometry the maps are; of `patches` for a
+        query.
+    data, image_root
+        The questions and the folder of their images.
+    query, encoder
+        A fitted query and the folder of its sentence encoder.
+    regions
+        Or a file of regions; the questions name their labels.
+
+    Raises
+    ------
+    UserError
+        Neither or both of query and regions, an image without a target, or no question with a map.
+    """
+    if (query is None) == (regions is None):
+        raise UserError("maps come from --query or from --regions: name one of the two")
+    root = image_root_of(data, image_root)
+    asked = list(_asked(data, root))
+    source = query or regions
+    assert source is not None
+    make = (
+        _by_query(store, query, [text for _, _, text in asked], encoder)
+        if query is not None
+        else _by_regions(store, source, root)
+    )
+    identity = _identity(store, source, "query" if query is not None else "regions")
+    count = 0
+    with TargetWriter(to, identity, {"maps": f"of {source.name}"}) as writer:
+        held = TargetStore.open(to, identity=identity, maps=True)
+        written: set[bytes] = set()
+        for image, key, text in track(asked, len(asked), "maps", "questions"):
+            if key not in store:
+                raise UserError(
+                    f"{image} of {data} has no target in {store.namespace.name}; build it first"
+                )
+            name = map_key(key, text)
+            map_ = None if name in written else make(image, key, text)
+            if map_ is None:
+                count += name in written
+                continue
+            written.add(name)
+            count += 1
+            if name not in held:
+                values = np.asarray(map_, dtype=np.float32)
+                writer.add(name, {"attention": values, "coverage": store[key].coverage})
+    if not count:
+        raise UserError(f"no question of {data} has a map: does a region show what it asks about?")
+    return Written(identity.namespace(), len(asked), count)
+
+
+def _asked(data: Path, root: Path) -> Iterator[tuple[str, bytes, str]]:
+    """Yield the image, its content key and the text of every question of a file."""
+    keys: dict[str, bytes] = {}
+    for record in load_records(data):
+        for image in record.images:
+            if image not in keys:
+                reference = parse_reference(image, root)
+                with refused_as(f"cannot read {reference}"):
+                    keys[image] = content_key(reference.path, reference.part)
+            for turn in record.turns[::2]:
+                yield image, keys[image], strip_marks(turn.text)
+
+
+def _by_query(store: TargetStore, file: Path, texts: list[str], encoder: str | None) -> MapOf:
+    query = read_query(file)
+    query.check(store.identity, store.namespace.name)
+    different = sorted({normalised(text) for text in texts})
+    vectors: Mapping[str, Float[np.ndarray, " c"]] = dict(
+        zip(different, words_of(query, different, encoder), strict=True)
+    )
+
+    def make(image: str, key: bytes, text: str) -> Float[np.ndarray, " N"] | None:
+        features = store.features([key])[0].astype(np.float64)
+        found = query.map_of(features, vectors[normalised(text)])
+        shown = np.where(store[key].coverage > 0, found, 0.0)
+        return shown if shown.sum() > 0 else None
+
+    return make
+
+
+def _by_regions(store: TargetStore, file: Path, root: Path) -> MapOf:
+    known = read_regions(file)
+    labels = {region.label for one in known.values() for region in one.regions}
+    grid, geometry = Grid(*store.grid), store.identity.geometry
+
+    def make(image: str, key: bytes, text: str) -> Float[np.ndarray, " N"] | None:
+        own = regions_of(known, image)
+        places = [region.place for region in asked_about(text, own, labels)]
+        if own is None or not places:
+            return None
+        _, width, height = seen_of(image, own, root)
+        coverage = store[key].coverage
+        shares = patch_shares(places, width, height, grid, geometry)
+        if not (shares * (coverage > 0)).sum() > 0:
+            return None  # the crop has cut the region off
+        return region_attention(shares, coverage)
+
+    return make
+
+
+def _identity(store: TargetStore, source: Path, kind: str) -> Identity:
+    """Return the identity of maps made of a file's bytes, for the images of a store's teacher."""
+    with refused_as(f"cannot read {source}"), source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    changed = {
+        "format": 2,
+        "teacher": f"{store.identity.teacher}-{kind}",
+        "weights": digest,
+        "encoding": "maps",
+        "grid": store.grid,
+        "precision": "f16",
+        "tolerance": None,
+        "width": None,
+        "rotation": None,
+    }
+    return Identity.model_validate({**store.identity.model_dump(), **changed})
