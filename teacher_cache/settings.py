@@ -72,6 +72,8 @@ def _width(teacher: Teacher, features: Features) -> int:
 def settings_of(identity: Identity) -> Settings:
     """Return the settings that give `identity` again with the same teacher."""
     own = identity.preprocessing
+    if identity.encoding == "maps":
+        raise UserError("maps are no targets of a teacher's pass; `cache query maps` writes them")
     # Only open_clip's names leave the activation open; it is then part of the architecture.
     quick = (
         identity.architecture.endswith("-quickgelu")

@@ -53,6 +53,8 @@ CASES = {
     "cache query fit": "--store {asked} --regions {regions} --image-root {run}/data --out {new}",
     "cache query map": "--store {asked} --query {query} --image {run}/data/0.png --text x"
     " --out {new}",
+    "cache query maps": "--store {run}/store --regions {regions} --data {run}/data/test.json"
+    " --image-root {run}/data --to {new}",
     "cache gc": "--store {run}/store",
     "cache export": "--store {run}/store --out {new}",
     "cache view": "--store {run}/store --image {run}/data/0.png --out {new}.png",

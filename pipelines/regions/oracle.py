@@ -117,7 +117,10 @@ def region_attention(shares: Shares, coverage: NDArray[np.uint8]) -> NDArray[np.
     """Return the shares (N,) as an attention of sum 1 over the visible patches, above the floor."""
     visible = coverage > 0
     within = np.where(visible, shares, 0.0)
-    return (1 - FLOOR) * within / within.sum() + FLOOR * visible / visible.sum()
+    found: NDArray[np.float64] = (
+        1 - FLOOR
+    ) * within / within.sum() + FLOOR * visible / visible.sum()
+    return found
 
 
 def _shares(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from shared.console import say
+from shared.console import note
 from shared.errors import UserError
 from shared.processes import is_main_process
 from shared.recipe import Recipe
@@ -88,7 +88,8 @@ def _say_maps(data: AlignmentData, path: str) -> None:
             f"{path}: none of {asked} questions has a map in targets.maps; make them with `cache "
             "query maps --data`, or set losses.attention_target=image"
         )
-    say(f"{path}: {mapped} of {asked} questions have a map of their own, the others keep E_a")
+    if is_main_process():
+        note(f"{path}: {mapped} of {asked} questions have a map of their own, the others keep E_a")
 
 
 def teachers_of(joined: Join | None) -> list[Teacher]:

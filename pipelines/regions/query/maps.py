@@ -3,7 +3,7 @@
 An image's question gets what the query's map for its words is, or where the regions lie whose label
 it names. Questions that get nothing have no map: L_att teaches them E_a.
 
-N patches of the grid.
+N patches of the grid, c width of the words' embedding.
 """
 
 import hashlib

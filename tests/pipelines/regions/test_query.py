@@ -20,7 +20,7 @@ from pipelines.regions.reading import read_regions
 from shared.errors import UserError
 from shared.imaging.keys import content_key
 from shared.targets import TargetStore
-from shared.targets.maps import normalised
+from shared.targets.maps import maps_of, normalised
 from tests.fixtures.report_models import sentence_encoder
 from tests.fixtures.tiny_teacher import arguments, tiny_weights
 
@@ -204,3 +204,54 @@ def test_sentences_are_embedded_as_the_model_card_says() -> None:
         mean = hidden.mean(0).double().numpy()
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
     assert normalised("  Left\nLUNG ") == "left lung"
+
+
+@needs_words
+@pytest.mark.integration
+def test_questions_get_maps_of_words_or_of_the_regions_they_name(
+    place: Path, query: Path, tmp_path: Path
+) -> None:
+    """The squares of image 17 for its own question, in the store that training reads."""
+    (place / "gone").rename(place / "images")
+    try:
+        rows = [
+            {"id": str(n), "image": f"images/{n}.png", "conversations": [
+                {"from": "human", "value": f"<image>\nWhere is the {LABELS[0]}?"},
+                {"from": "gpt", "value": "here"},
+                {"from": "human", "value": "What is shown?"}, {"from": "gpt", "value": "x"}]}
+            for n in (17, 18)
+        ]  # fmt: skip
+        (tmp_path / "asked.json").write_text(json.dumps(rows))
+        line = ("query", "maps", "--data", tmp_path / "asked.json", "--image-root", place)
+        of_regions = (*line, "--store", place / "matrix", "--regions", place / "regions.json")
+        made = invoke(*of_regions, "--to", tmp_path / "boxes", "--json")
+        assert made.exit_code == 0, made.output
+        said = json.loads(made.stdout)
+        assert (said["questions"], said["maps"]) == (4, 2)
+        again = invoke(*of_regions, "--to", tmp_path / "boxes", "--json")
+        assert json.loads(again.stdout)["maps"] == 2
+        of_words = (*line, "--store", place / "store", "--query", query)
+        made = invoke(*of_words, "--to", tmp_path / "words", "--json")
+        assert json.loads(made.stdout)["maps"] == 4
+        both = invoke(*of_words, "--regions", place / "regions.json", "--to", tmp_path / "x")
+        assert "name one of the two" in str(both.exception)
+        key = content_key(place / "images/17.png")
+    finally:
+        (place / "images").rename(place / "gone")
+    opened = TargetStore.open(tmp_path / "boxes", maps=True)
+    (map_,) = maps_of(opened, key, [f"where is the {LABELS[0]}?"])
+    assert map_ is not None
+    found: Any = [
+        one.place
+        for one in read_regions(place / "regions.json")["images/17.png"].regions
+        if one.label == LABELS[0]
+    ]
+    x, y, width, height = found[0]
+    side = SIDE / opened.grid[0]
+    edges = np.arange(opened.grid[0]) * side
+    across = np.clip(np.minimum(edges + side, x + width) - np.maximum(edges, x), 0, None)
+    down = np.clip(np.minimum(edges + side, y + height) - np.maximum(edges, y), 0, None)
+    area = np.outer(down, across).ravel()
+    np.testing.assert_allclose(map_, 0.99 * area / area.sum() + 0.01 / len(area), atol=2e-3)
+    asked = TargetStore.open(tmp_path / "words", maps=True)
+    assert maps_of(asked, key, ["What is shown?"])[0] is not None
