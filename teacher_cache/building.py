@@ -7,7 +7,7 @@ owns and writes its own segments; the ranks meet twice, once the files are named
 
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from shared.files import refused_as
 from shared.imaging.images import ImageReference
 from shared.processes import choose_device
 from shared.targets import DamagedSegment, TargetStore, TargetWriter
+from shared.targets.catalogue import publish_catalogue
 from shared.targets.identity import Identity
 from shared.targets.namespace import (
     Namespace,
@@ -166,6 +167,12 @@ def build(
         end = time.perf_counter()
         elsewhere = _elsewhere(ranks, namespace, set(missing).difference(mine))
         _release(namespace, known, by_key)
+        if ranks.speaks:
+            with (
+                suppress(DamagedSegment),  # is told already
+                refused_as(f"cannot write to the store {namespace.storage.location}"),
+            ):
+                publish_catalogue(namespace)
     return BuildResult(
         namespace=identity.namespace(),
         images=len(references),

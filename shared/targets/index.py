@@ -1,24 +1,11 @@
-"""The index of a namespace.
+"""The index of a namespace: sorted content keys to (segment, row)."""
 
-Sorted content keys to (segment, row), memory-mapped from the user's cache directory.
-
-A cache and nothing more: it can be deleted at any time, is rebuilt from the segments' keys, and
-every read checks the key it led to.
-"""
-
-import hashlib
-import json
-import shutil
-import uuid
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.files import cache_directory
 from shared.targets.namespace import Namespace
 from shared.targets.segment.checks import check_segment, keys_of
 from shared.targets.segment.layout import KEY_BYTES
@@ -49,35 +36,6 @@ class Index(NamedTuple):
         A key that is stored twice is read from one of them.
         """
         return {(int(number), int(row)) for number, row in np.asarray(self.places)}
-
-
-def open_index(namespace: Namespace) -> Index:
-    """Map the cached index if it covers exactly the visible segments; build and cache it otherwise.
-
-    Raises
-    ------
-    DamagedSegment
-        If a segment that must be read for its keys is damaged.
-    """
-    folder = _folder(namespace)
-    while True:
-        segments = tuple(namespace.segments())
-        cached = _load(folder)
-        if cached is not None and cached.segments == segments:
-            return cached
-        try:
-            built = build_index(namespace, segments, cached)
-            break
-        except DamagedSegment:
-            if tuple(namespace.segments()) == segments:
-                raise  # else `cache gc` has just moved records to another segment
-    with suppress(OSError):  # no place for a cache: the index then lives in memory only
-        _save(built, folder)
-        mapped = _load(folder)
-        # Another process, which saw other segments, may have written its index in between.
-        if mapped is not None and mapped.segments == built.segments:
-            return mapped
-    return built
 
 
 def build_index(namespace: Namespace, segments: Sequence[str], known: Index | None = None) -> Index:
@@ -124,55 +82,3 @@ def _manifests(namespace: Namespace, segments: Sequence[str]) -> list[Manifest]:
             raise manifest
         found.append(manifest)
     return found
-
-
-def forget_index(namespace: Namespace) -> None:
-    """Delete the cached index, so that the next opening builds it anew."""
-    shutil.rmtree(_folder(namespace), ignore_errors=True)
-
-
-def _folder(namespace: Namespace) -> Path:
-    location = namespace.storage.location
-    if "://" not in location:
-        location = str(Path(location).resolve())
-    digest = hashlib.sha256(f"{location}\0{namespace.name}".encode()).hexdigest()
-    return cache_directory() / "index" / digest[:32]
-
-
-def _load(folder: Path) -> Index | None:
-    """Map an index, or None where there is none that can be used."""
-    try:
-        head = _head(folder)
-        keys = np.load(folder / "keys.npy", mmap_mode="r")
-        places = np.load(folder / "places.npy", mmap_mode="r")
-        # Another process may have replaced the folder in between: one array would be of its index.
-        if head is None or _head(folder) != head:
-            return None
-    except (OSError, ValueError, TypeError, EOFError):
-        return None
-    sound = keys.ndim == 1 and keys.dtype == f"S{KEY_BYTES}" and places.shape == (len(keys), 2)
-    return Index(keys, places, head[1]) if sound and places.dtype == np.uint32 else None
-
-
-def _head(folder: Path) -> tuple[str, tuple[str, ...]] | None:
-    """Read which writing of the index this is, and the segments that it covers."""
-    document = json.loads((folder / "segments.json").read_bytes())
-    if not isinstance(document, dict):
-        return None
-    return str(document.get("writing")), tuple(document.get("segments", ()))
-
-
-def _save(index: Index, folder: Path) -> None:
-    """Replace the cached index in one step; readers that have mapped the old one keep it."""
-    writing = uuid.uuid4().hex
-    draft = folder.with_name(f".tmp-{folder.name}-{writing}")
-    draft.mkdir(parents=True)
-    try:
-        np.save(draft / "keys.npy", index.keys)
-        np.save(draft / "places.npy", index.places)
-        head = {"writing": writing, "segments": index.segments}
-        (draft / "segments.json").write_text(json.dumps(head))
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

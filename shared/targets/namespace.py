@@ -21,6 +21,8 @@ GROUPS = ("segments", "quarantine")
 _NAME = re.compile(r".+-[0-9a-f]{12}")
 # Of a manifest's digest: 32 digits (format 1), or 20 after the time in ms since 1970 (format 2).
 _SEGMENT = re.compile(r"[0-9a-f]{32}|[0-9a-f]{12}-[0-9a-f]{20}")
+CATALOGUE = "catalogue"
+_CATALOGUE = re.compile(r"[0-9a-f]{12}-[0-9a-f]{32}")
 _QUARANTINE = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}\.json")
 
 
@@ -35,9 +37,9 @@ class Namespace(NamedTuple):
     identity: Identity
     provenance: dict[str, object]
 
-    def segments(self) -> list[str]:
-        """List the ids of all visible segments, sorted; foreign folders are passed over."""
-        return segment_names(self.storage, self.name)
+    def segments(self, begin: str = "") -> list[str]:
+        """List the ids of all visible segments from `begin` on, sorted; not foreign folders."""
+        return segment_names(self.storage, self.name, begin)
 
     def path(self, *parts: str) -> str:
         """Path below this namespace, relative to the store."""
@@ -55,9 +57,9 @@ class Quarantined(NamedTuple):
     time: str
 
 
-def segment_names(storage: Storage, namespace: str) -> list[str]:
-    """List the ids of all visible segments of a namespace by its name, sorted."""
-    names = storage.names(join(namespace, "segments"))
+def segment_names(storage: Storage, namespace: str, begin: str = "") -> list[str]:
+    """List the ids of all visible segments of a namespace by its name, from `begin` on, sorted."""
+    names = storage.names(join(namespace, "segments"), begin)
     return [name for name in names if _SEGMENT.fullmatch(name)]
 
 
@@ -253,6 +255,30 @@ def foreign_entries(namespace: Namespace) -> list[str]:
         if name != "zarr.json" and not _QUARANTINE.fullmatch(name)
     ]
     return sorted(folders + [file for file in files if "/.tmp-" not in file])
+
+
+def catalogue_files(namespace: Namespace) -> dict[str, int]:
+    """Name the catalogues of a namespace with their sizes in bytes, the newest last.
+
+    None of format 1 is one.
+    """
+    if namespace.identity.format == 1:
+        return {}
+    try:
+        sizes = namespace.storage.sizes(namespace.path(CATALOGUE))
+    except FileNotFoundError:
+        return {}
+    return {name: sizes[name] for name in sorted(sizes) if _CATALOGUE.fullmatch(name)}
+
+
+def catalogue_name(data: bytes, when: float) -> str:
+    """Name a catalogue by the time, in seconds since 1970, and a digest of its bytes."""
+    return f"{round(when * 1000):012x}-{hashlib.sha256(data).hexdigest()[:32]}"
+
+
+def is_catalogue(data: bytes, name: str) -> bool:
+    """Whether these are the bytes that a catalogue was named by."""
+    return hashlib.sha256(data).hexdigest()[:32] == name.partition("-")[2]
 
 
 def check_groups(namespace: Namespace) -> None:

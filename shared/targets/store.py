@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from shared.errors import UserError
 from shared.targets.choice import choose_namespace
 from shared.targets.identity import Identity
-from shared.targets.index import Index, forget_index, open_index
+from shared.targets.index import Index
 from shared.targets.namespace import Namespace, check_groups
+from shared.targets.opening import forget_index, open_index
 from shared.targets.segment.layout import arrays_of
 from shared.targets.segment.manifest import DamagedSegment
 from shared.targets.segment.reader import SegmentReader, open_segments
@@ -243,7 +244,7 @@ class TargetStore:
 
     def _refresh(self) -> None:
         self._readers.clear()
-        self._index = open_index(self.namespace)
+        self._index = open_index(self.namespace, whole=True)
 
     def _leads_to(self, keys: Sequence[bytes], places: NDArray[np.int64]) -> bool:
         """Whether each place is the record of its key, by the segments' own keys."""

@@ -6,6 +6,7 @@ moment.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from shared.console import track
 from shared.errors import UserError
 from shared.files import refused_as
+from shared.targets.catalogue import discard_catalogues, publish_catalogue
 from shared.targets.index import Index, build_index
 from shared.targets.namespace import Namespace, list_namespaces, release
 from shared.targets.segment.checks import check_segment, segments_with_keys
@@ -94,7 +96,11 @@ def _sweep_namespace(
         strays = namespace.storage.sweep(namespace.name) + namespace.storage.sweep(
             namespace.name, float(older_than)
         )
-        return _sweep_held(namespace, hold, strays, damaged)
+        discard_catalogues(namespace)  # it must not name what is removed
+        swept = _sweep_held(namespace, hold, strays, damaged)
+        with suppress(DamagedSegment):
+            publish_catalogue(namespace)
+        return swept
 
 
 def _sweep_held(namespace: Namespace, hold: Hold | None, strays: list[str], damaged: bool) -> Swept:

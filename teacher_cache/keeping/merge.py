@@ -1,10 +1,12 @@
 """Joining stores: segments are copied as they are, nothing is encoded again."""
 
 from collections.abc import Iterable, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from shared.files import refused_as
+from shared.targets.catalogue import publish_catalogue
 from shared.targets.namespace import (
     Namespace,
     create_namespace,
@@ -79,6 +81,8 @@ def _merge_namespace(source: Namespace, target: str | Path | Storage) -> Merged:
             present |= keys
     with refused_as(f"cannot write to the store {into.storage.location}", "run merge again"):
         copy_quarantine(source, into, present)
+        with suppress(DamagedSegment):  # the target's own
+            publish_catalogue(into)
     return Merged(source.name, segments, records, len(known))
 
 

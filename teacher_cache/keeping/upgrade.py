@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from shared.console import track
 from shared.files import refused_as
+from shared.targets.catalogue import publish_catalogue
 from shared.targets.identity import FORMAT
-from shared.targets.index import forget_index
 from shared.targets.namespace import Namespace, create_namespace, list_namespaces
+from shared.targets.opening import forget_index
 from shared.targets.segment.checks import (
     keys_of,
     keys_present,
@@ -82,6 +83,7 @@ def _upgrade(old: Namespace, remove: bool) -> Upgraded:
         present |= keys
     with refused_as(f"cannot write to the store {into.storage.location}", "run upgrade again"):
         copy_quarantine(old, into, present)
+        publish_catalogue(into)
         removed = remove and _remove(old)
     return Upgraded(old.name, into.name, segments, len(present) - before, before, removed)
 

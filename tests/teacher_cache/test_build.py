@@ -227,7 +227,7 @@ def test_a_damaged_segment_is_built_again(tmp_path, weights, capsys):
     [namespace] = list_namespaces(tmp_path / "store")
     segment = tmp_path / "store" / namespace.path("segments", namespace.segments()[0])
     (segment / "manifest.json").write_bytes(b"{}")
-    from shared.targets.index import forget_index
+    from shared.targets.opening import forget_index
 
     forget_index(namespace)
     again = run(tmp_path / "images", tmp_path / "store", weights, segment_records=2, batch_size=2)

@@ -99,6 +99,7 @@ def write_query(query: Query, file: Path) -> None:
     }
     tensors = {"matrix": np.ascontiguousarray(query.matrix, dtype=np.float32)}
     with refused_as(f"cannot write {file}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
         whole_file(file, lambda part: save_file(tensors, part, {"query": json.dumps(about)}))
 
 

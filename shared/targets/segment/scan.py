@@ -6,9 +6,12 @@ from typing import NamedTuple
 
 from shared.errors import UserError
 from shared.targets.namespace import (
+    CATALOGUE,
     Namespace,
+    catalogue_files,
     check_groups,
     foreign_entries,
+    is_catalogue,
     namespace_names,
     quarantine_files,
     read_namespace,
@@ -56,14 +59,16 @@ def count_parts(root: str | Path) -> int:
     storage = open_storage(root)
     names = namespace_names(storage)
     segments = sum(len(segment_names(storage, name)) for name in names)
-    return len(names) + segments + sum(map(len, (_quarantined(storage, name) for name in names)))
+    return len(names) + segments + sum(_others(storage, name) for name in names)
 
 
-def _quarantined(storage: Storage, name: str) -> list[str]:
+def _others(storage: Storage, name: str) -> int:
+    """Count quarantine records and catalogues."""
     try:
-        return quarantine_files(read_namespace(storage, name))
+        namespace = read_namespace(storage, name)
+        return len(quarantine_files(namespace)) + len(catalogue_files(namespace))
     except (UserError, FileNotFoundError):
-        return []
+        return 0
 
 
 def _scan_namespace(storage: Storage, name: str) -> Iterator[Checked]:
@@ -81,6 +86,7 @@ def _scan_namespace(storage: Storage, name: str) -> Iterator[Checked]:
     except UserError as error:
         yield Checked(namespace.path("segments"), 0, str(error))
     yield from _scan_quarantine(namespace)
+    yield from _scan_catalogues(namespace)
     for _, checked in each_segment(namespace, lambda one: _scan_segment(namespace, one)):
         yield checked
 
@@ -105,6 +111,18 @@ def _scan_quarantine(namespace: Namespace) -> Iterator[Checked]:
             yield Checked(path, 0, str(error))
         except OSError as error:
             yield Checked(path, 0, f"damaged quarantine record {path}: {_reason(error)}")
+
+
+def _scan_catalogues(namespace: Namespace) -> Iterator[Checked]:
+    for name in catalogue_files(namespace):
+        path = namespace.path(CATALOGUE, name)
+        try:
+            data = namespace.storage.read(path)
+        except FileNotFoundError:
+            continue  # a newer one is there
+        sound = is_catalogue(data, name)
+        damage = None if sound else f"damaged catalogue {path}: delete it, nothing is lost with it"
+        yield Checked(path, len(data), damage)
 
 
 def _scan_segment(namespace: Namespace, segment: str) -> Checked:

@@ -21,10 +21,11 @@ class Storage(Protocol):
     """Files by relative path; every method raises FileNotFoundError where there is nothing."""
 
     location: str
+    listing_is_long: bool  # a folder's names come a thousand objects at a time
     youngest_stray: float  # seconds: what is younger may be a live writer's, however it looks
 
-    def names(self, folder: str) -> list[str]:
-        """Name the folders directly under `folder`, sorted, temporary ones left out.
+    def names(self, folder: str, begin: str = "") -> list[str]:
+        """Name the folders directly under `folder` from `begin` on, sorted, not temporary ones.
 
         [] if there is none.
         """

@@ -33,14 +33,15 @@ _NO_FLUSH = frozenset([errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSU
 class LocalStorage:
     """A folder on a POSIX file system, shared or not."""
 
+    listing_is_long = False
     youngest_stray = 0.0  # a live writer's folder is known by its lock
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.location = str(root)
 
-    def names(self, folder: str) -> list[str]:
-        """Name the folders directly under `folder`, sorted, temporary ones left out.
+    def names(self, folder: str, begin: str = "") -> list[str]:
+        """Name the folders directly under `folder` from `begin` on, sorted, not temporary ones.
 
         [] if there is none.
         """
@@ -49,7 +50,7 @@ class LocalStorage:
                 return sorted(
                     entry.name
                     for entry in entries
-                    if entry.is_dir() and not entry.name.startswith(".")
+                    if entry.name >= begin and entry.is_dir() and not entry.name.startswith(".")
                 )
         except FileNotFoundError:
             return []

@@ -67,6 +67,7 @@ class ZarrStore(Protocol):
 class ObjectStorage:
     """Objects under one prefix of a bucket."""
 
+    listing_is_long = True
     youngest_stray = 3600.0  # an upload shows no sign of life but the age of its youngest object
 
     def __init__(self, location: str) -> None:
@@ -75,8 +76,11 @@ class ObjectStorage:
         self._process = os.getpid()
         self._store = _connect(self.location)
 
-    def names(self, folder: str) -> list[str]:
-        """Name the visible folders directly under `folder`: those that have their `zarr.json`."""
+    def names(self, folder: str, begin: str = "") -> list[str]:
+        """Name the visible folders directly under `folder`: those that have their `zarr.json`.
+
+        From `begin` on; nothing before it is listed.
+        """
         suffix = f"/{GROUP}"
         with self._talk():
             if not folder:  # a listing of everything would be long; namespaces are few
@@ -86,10 +90,11 @@ class ObjectStorage:
                     str(path)
                     for path in obstore.list_with_delimiter(self._store.store)["common_prefixes"]
                 ]
-                return sorted(path for path in prefixes if self.exists(f"{path}{suffix}"))
-            paths = [
-                path.removesuffix(suffix) for path in self._sizes(folder) if path.endswith(suffix)
-            ]
+                there = [path for path in prefixes if self.exists(f"{path}{suffix}")]
+                return sorted(path for path in there if path >= begin)
+            start = len(folder) + 1
+            found = (str(item["path"])[start:] for item in self._list(folder, begin))
+            paths = [path.removesuffix(suffix) for path in found if path.endswith(suffix)]
         return sorted(path for path in paths if path and "/" not in path)
 
     def sizes(self, folder: str) -> dict[str, int]:
@@ -241,10 +246,12 @@ class ObjectStorage:
             str(item["path"])[len(folder) + 1 :]: int(item["size"]) for item in self._list(folder)
         }
 
-    def _list(self, folder: str) -> Iterator[Listed]:
+    def _list(self, folder: str, begin: str = "") -> Iterator[Listed]:
         import obstore
 
-        for batch in obstore.list(self._store.store, prefix=f"{folder}/"):
+        # The server begins after this name.
+        offset = f"{folder}/{begin}" if begin else None
+        for batch in obstore.list(self._store.store, prefix=f"{folder}/", offset=offset):
             yield from batch
 
     def _get(self, path: str, byte_range: object) -> bytes:

@@ -379,7 +379,7 @@ def test_a_store_survives_gc_while_it_is_open(tmp_path):
 
 def test_a_reader_that_opens_while_gc_moves_records(tmp_path, monkeypatch):
     """The segments that were listed are gone when their keys are to be read."""
-    from shared.targets import index
+    from shared.targets import index, opening
 
     write_records(tmp_path / "store", range(4))
     write_records(tmp_path / "store", range(2, 6))
@@ -391,7 +391,7 @@ def test_a_reader_that_opens_while_gc_moves_records(tmp_path, monkeypatch):
             gc(tmp_path / "store")
         return build_index(namespace, segments, known)
 
-    monkeypatch.setattr(index, "build_index", interrupted)
+    monkeypatch.setattr(opening, "build_index", interrupted)
     assert read_all(tmp_path / "store", range(6))
     assert calls
 

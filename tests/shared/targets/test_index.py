@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from shared.targets import index
-from shared.targets.index import build_index, open_index
+from shared.targets import index, opening
+from shared.targets.index import build_index
+from shared.targets.opening import open_index
 from shared.targets.segment.manifest import Manifest
 from tests.fixtures.targets import write_records
 
@@ -21,13 +22,13 @@ def test_another_process_older_index_is_not_taken(tmp_path, monkeypatch):
     namespace = write_records(tmp_path / "store", range(3))
     older = build_index(namespace, namespace.segments())
     write_records(tmp_path / "store", range(3, 6))
-    save = index._save
+    save = opening._save
 
     def overtaken(built, folder):
         save(built, folder)
-        save(older, folder)
+        save(opening._Known(older, ""), folder)
 
-    monkeypatch.setattr(index, "_save", overtaken)
+    monkeypatch.setattr(opening, "_save", overtaken)
     found = open_index(namespace)
     assert found.segments == tuple(namespace.segments())
     assert len(found.keys) == 6
@@ -41,13 +42,13 @@ def test_arrays_of_two_writings_are_not_mixed(tmp_path, monkeypatch):
     def replaced_in_between(path, **options):
         calls.append(path)
         if len(calls) == 2:
-            index._save(built, path.parent)
+            opening._save(opening._Known(built, ""), path.parent)
         return load(path, **options)
 
     monkeypatch.setattr(np, "load", replaced_in_between)
-    assert index._load(index._folder(namespace)) is None
+    assert opening._load(opening._folder(namespace)) is None
     assert len(calls) == 2
-    assert index._load(index._folder(namespace)) is not None
+    assert opening._load(opening._folder(namespace)) is not None
 
 
 class Counted(str):

@@ -1,0 +1,102 @@
+"""The catalogue of a namespace: all keys and segments in one object, for a host that has no index.
+
+It is written at the end of a build, never changed, and named by its content. Readers take the
+newest one and list only the segments that came after it. It is a cache that the store carries:
+losing it loses nothing, and publishing it needs no lock. What removes segments (`cache gc`)
+discards it first, so that none names a segment that is gone.
+
+K keys, n segments.
+"""
+
+import json
+import time
+
+import numpy as np
+
+from shared.targets.documents import canonical_json
+from shared.targets.index import Index, build_index
+from shared.targets.namespace import (
+    CATALOGUE,
+    Namespace,
+    catalogue_files,
+    catalogue_name,
+    is_catalogue,
+)
+from shared.targets.segment.layout import KEY_BYTES
+from shared.targets.storage.base import Range
+
+AFTER = 16  # segments that are not in it make a new one
+_PART = 8 << 20  # bytes of one request
+_KEPT = 2  # a reader may be at work on the one before
+
+
+def read_catalogue(namespace: Namespace, name: str, size: int) -> Index | None:
+    """Read a catalogue of `size` bytes by parallel ranges; None where it is gone or damaged."""
+    path = namespace.path(CATALOGUE, name)
+    starts = range(0, size, _PART)
+    try:
+        parts = namespace.storage.read_ranges([Range(path, start, _PART) for start in starts])
+    except FileNotFoundError:
+        return None
+    data = b"".join(parts)
+    return _decode(data) if is_catalogue(data, name) else None
+
+
+def newest_catalogue(namespace: Namespace) -> tuple[str, int] | None:
+    """Return name and size in bytes of the newest catalogue; None where there is none."""
+    held = catalogue_files(namespace)
+    return next(reversed(held.items()), None)
+
+
+def publish_catalogue(namespace: Namespace, force: bool = False) -> str | None:
+    """Write a catalogue where the newest one lacks `AFTER` segments; return its name.
+
+    `force`: where it lacks one.
+
+    Raises
+    ------
+    DamagedSegment
+        If a segment is.
+    """
+    if namespace.identity.format == 1:
+        return None
+    held = list(catalogue_files(namespace).items())
+    known = read_catalogue(namespace, *held[-1]) if held else None
+    segments = namespace.segments()
+    new = set(segments).difference(known.segments if known is not None else ())
+    if len(new) < (1 if force else AFTER):
+        return None
+    data = _encode(build_index(namespace, segments, known))
+    name = catalogue_name(data, time.time())
+    namespace.storage.create(namespace.path(CATALOGUE, name), data)
+    if not set(segments) <= set(namespace.segments()):
+        namespace.storage.discard(
+            namespace.path(CATALOGUE, name)
+        )  # `cache gc` was at work meanwhile
+        return None
+    for old, _ in held[: 1 - _KEPT]:
+        namespace.storage.discard(namespace.path(CATALOGUE, old))
+    return name
+
+
+def discard_catalogues(namespace: Namespace) -> None:
+    """Remove every catalogue, before segments are removed."""
+    for name in catalogue_files(namespace):
+        namespace.storage.discard(namespace.path(CATALOGUE, name))
+
+
+def _encode(index: Index) -> bytes:
+    """Return the catalogue's bytes: a line of JSON, the keys (K, 32), the places (K, 2) uint32."""
+    head = {"format": 2, "records": len(index.keys), "segments": list(index.segments)}
+    keys = np.ascontiguousarray(index.keys).tobytes()
+    places = np.ascontiguousarray(index.places, dtype="<u4").tobytes()
+    return canonical_json(head) + b"\n" + keys + places
+
+
+def _decode(data: bytes) -> Index:
+    line, _, rest = data.partition(b"\n")
+    head = json.loads(line)
+    count = int(head["records"])
+    keys = np.frombuffer(rest, f"S{KEY_BYTES}", count)
+    places = np.frombuffer(rest, "<u4", 2 * count, count * KEY_BYTES).reshape(-1, 2)
+    return Index(keys, places.astype(np.uint32), tuple(map(str, head["segments"])))
