@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,21 @@ def test_what_the_system_refuses_of_a_file_is_one_line_too(monkeypatch, capsys, 
     [line] = capsys.readouterr().err.splitlines()
     said = "No such file or directory; --debug shows what wanted it"
     assert line == f"error: {tmp_path}/nowhere/file: {said}"
+
+
+def test_what_is_no_file_of_the_users_keeps_its_traceback(monkeypatch, capsys):
+    app = typer.Typer()
+
+    @app.command()
+    def fail() -> None:
+        with socket.socket() as mine:
+            mine.bind(("127.0.0.1", 0))  # nobody listens there
+            socket.create_connection(mine.getsockname())
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(ConnectionRefusedError):
+        console.run(app, "program")
+    assert "error:" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by", ["flag", "variable"])

@@ -101,6 +101,22 @@ def test_a_jpeg_without_its_last_scans_is_refused(tmp_path, pixels, kept, in_dic
         opened(tmp_path, file(cut))
 
 
+@pytest.mark.parametrize(("place", "coefficient"), [(-3, 2), (-2, 62)], ids=["first", "last"])
+def test_a_jpeg_whose_last_scan_leaves_one_coefficient_out_is_refused(
+    tmp_path, place, coefficient
+):
+    """Its refinement tells coefficients 1 to 63 (ISO 10918-1, B.2.3); of 63 bits one is missing."""
+    halves = np.repeat(np.uint8([60, 200]), 32)[None].repeat(64, 0)  # of flat blocks: no AC
+    data = encoded(Image.fromarray(halves), "JPEG", quality=95, progressive=True)
+    assert np.ptp(opened(tmp_path, data)) > 100
+    header = bytearray(data)
+    end = scans_of(data)[-1] + 2 + int.from_bytes(data[scans_of(data)[-1] + 2 :][:2], "big")
+    assert bytes(header[end - 3 : end]) == bytes([1, 63, 0x10])
+    header[end + place] = coefficient
+    with pytest.raises(UnreadableImage, match="ends before its last scan"):
+        opened(tmp_path, bytes(header))
+
+
 # PackBits, in TIFF and in DICOM's RLE.
 
 PACKED = {

@@ -204,9 +204,11 @@ def test_colour(tmp_path):
     assert np.array_equal(opened(tmp_path, dicom_bytes(pixels)), pixels)
 
 
+@pytest.mark.parametrize("alpha", [False, True])
 @pytest.mark.parametrize("big_endian", [False, True])
 @pytest.mark.parametrize("entry_bits", [8, 16])
-def test_palette_colour(tmp_path, big_endian, entry_bits):
+def test_palette_colour(tmp_path, big_endian, entry_bits, alpha):
+    """A table of opacity (PS3.3 C.7.9) serves a blending; the colours are those of the others."""
     rgb = np.random.default_rng(0).integers(0, 256, (3, 256))
     rgb[:, 0] = 255  # so that 16-bit entries are told from 8-bit ones
     elements = {}
@@ -218,6 +220,8 @@ def test_palette_colour(tmp_path, big_endian, entry_bits):
         elements[f"{name}PaletteColorLookupTableData"] = words.astype(
             ">u2" if big_endian else "<u2"
         ).tobytes()
+    if alpha:
+        elements["AlphaPaletteColorLookupTableData"] = bytes(256 * entry_bits // 8)
     found = opened(tmp_path, dicom_bytes(GRAY, "PALETTE COLOR", big_endian=big_endian, **elements))
     assert np.array_equal(found, rgb.T[GRAY].astype(np.uint8))
 

@@ -218,6 +218,14 @@ def test_a_folder_is_flushed_to_disk_before_it_is_visible(tmp_path, monkeypatch)
     assert flushed[-1] == (target.parent.stat().st_ino, True)
 
 
+def test_a_file_that_an_nfs_client_still_holds_open_is_no_part_of_a_segment(tmp_path):
+    """The client renames what is removed under a reader to .nfs and a number, until it closes."""
+    storage = open_storage(tmp_path / "store")
+    assert storage.publish(SEGMENT, FILES)
+    (tmp_path / "store" / SEGMENT / "a" / "c" / ".nfs00000000019c2b1e00000001").write_bytes(b"0")
+    assert storage.sizes(SEGMENT) == {name: len(data) for name, data in FILES.items()}
+
+
 def test_a_connection_is_not_used_after_a_fork(monkeypatch):
     storage = open_storage("memory:///x")
     monkeypatch.setattr(os, "getpid", lambda: 1)
