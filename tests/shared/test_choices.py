@@ -29,6 +29,8 @@ PLAIN = ("Chest", "Abdomen")
         ("Chest | Abdomen", PLAIN),
         ("left, upper lobe\nright, lower lobe", ("left, upper lobe", "right, lower lobe")),
         ("Chest or Abdomen", PLAIN),
+        ("Chest or Abdomen [upper]", ("Chest", "Abdomen [upper]")),
+        ("[left] Chest or Abdomen", ("[left] Chest", "Abdomen")),
         ("[yes, no]", ("yes", "no")),
         ("yes/no", ("yes", "no")),
         ("A. Vitamin A. deficiency, B. none", ("A. Vitamin A. deficiency", "B. none")),

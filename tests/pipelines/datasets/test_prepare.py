@@ -43,6 +43,26 @@ def test_published_counts_add_up(name):
             assert counts["questions"] == sum(splits)
 
 
+@pytest.mark.parametrize(
+    ("name", "form", "counted", "total"),
+    [  # the splits together, as the sets' papers and the card of PathVQA's parquet release say
+        ("path-vqa", "files", "questions", 32795),
+        ("path-vqa", "files", "images", 4289),
+        ("path-vqa", "parquet", "questions", 32632),
+        ("slake", "json", "questions in both languages", 14028),
+        ("slake", "json", "questions", 7033),
+        ("mimic-cxr-report", "physionet", "images", 377110),
+        ("iu-xray-report", "r2gen", "reports", 2955),
+        ("vqa-rad", "pairs", "questions", 3515),
+        ("vqa-rad", "json", "questions", 2248),
+    ],
+)
+def test_published_splits_add_up_to_the_published_whole(name, form, counted, total):
+    counts = SETS[name].published[form]
+    splits = [counts.get(f"{split} {counted}", 0) for split in ("train", "validation", "test")]
+    assert sum(splits) == total
+
+
 def prepared(name, tmp_path, build=None, **options):
     build = build or REPLICAS[name][1]
     source, out = build(tmp_path / "source"), tmp_path / "out"

@@ -1,5 +1,6 @@
 """Which adapters a run has, and which decodings each answers under."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import pytest
 
 from pipelines.decoding.methods import NAMES
 from pipelines.evaluation.arms import find_arms, last_arm, plan_arms, preset_of
+from pipelines.evaluation.commands import evaluate_command
+from pipelines.evaluation.run import Options
 from shared.errors import UserError
+from shared.recipe.fields import EvaluationSection
 
 pytestmark = pytest.mark.unit
 
@@ -96,3 +100,12 @@ def test_an_arm_has_the_name_of_what_its_recipe_trained(tmp_path: Path) -> None:
     (tmp_path / "medalign" / "recipe.yaml").write_text(shared)
     with pytest.raises(UserError, match=r"both adapters in .* are MEDALIGN without W"):
         find_arms(tmp_path)
+
+
+def test_an_evaluation_from_python_has_the_defaults_of_the_command() -> None:
+    recipe, own = EvaluationSection(), Options()
+    for name in ("batch_size", "max_new_tokens", "seed"):
+        assert getattr(own, name) == getattr(recipe, name)
+    command = inspect.signature(evaluate_command).parameters
+    for name in ("preset", "limit", "cluster", "device", "base", "dtype", "control_limit", "train"):
+        assert getattr(own, name) == command[name].default

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.markers import MarkerStyle
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -192,6 +193,11 @@ def test_masks_are_outlined_too(tmp_path: Path) -> None:
 @pytest.mark.unit
 def test_no_two_labels_look_alike() -> None:
     assert len({look(number) for number in range(64)}) == 64
+    # Filled markers of matplotlib, and the eight colours of Okabe and Ito (2008).
+    assert {look(number)[0] for number in range(64)} <= set(MarkerStyle.filled_markers)
+    assert {look(number)[1] for number in range(64)} == {
+        "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+    }  # fmt: skip
 
 
 @pytest.mark.unit

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipelines.metrics.imaging_terms import IRREGULAR_PLURALS
 from pipelines.metrics.strict import polarity
 from pipelines.metrics.strict_words import clauses, words
 from pipelines.metrics.vqa import closed_correct
@@ -53,6 +54,24 @@ def test_what_ends_with_s_and_is_no_plural_stays(word: str) -> None:
 )
 def test_plurals_of_latin_and_greek(plural: str, singular: str) -> None:
     assert words(plural) == words(singular)
+
+
+# Latin and Greek nominatives: plural endings, and the singular ones that they come from.
+DECLENSIONS = {
+    "ices": {"ex", "ix"}, "aces": {"ax"}, "uses": {"us"}, "es": {"is"}, "i": {"us"},
+    "a": {"um", "on"},
+}  # fmt: skip
+ENGLISH = {"feet": "foot", "teeth": "tooth", "men": "man", "women": "woman", "calves": "calf",
+           "children": "child"}  # fmt: skip
+
+
+@pytest.mark.parametrize("plural", sorted(IRREGULAR_PLURALS))
+def test_every_listed_plural_is_one_of_its_singular(plural: str) -> None:
+    singular = IRREGULAR_PLURALS[plural]
+    ending = next((one for one in DECLENSIONS if plural.endswith(one)), "")
+    forms = {plural.removesuffix(ending) + one for one in DECLENSIONS.get(ending, ())}
+    assert singular == ENGLISH.get(plural) or singular in forms
+    assert words(plural) == words(singular) == [singular]
 
 
 @pytest.mark.parametrize(

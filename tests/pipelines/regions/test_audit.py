@@ -117,7 +117,11 @@ def test_images_without_targets_are_counted_or_an_error(place: Path, tmp_path: P
     command += ["--image-root", place, "--json"]
     result = CliRunner().invoke(app, [str(part) for part in command])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["without_target"] == 1
+    found = json.loads(result.stdout)
+    assert found["without_target"] == 1
+    said = "1 more have no target in the store and are left out"
+    assert said in audit_lines(found)
+    assert not any("left out" in line for line in audit_lines({**found, "without_target": 0}))
 
 
 @pytest.mark.unit

@@ -54,6 +54,20 @@ def test_clusters_widen_the_interval() -> None:
     assert clustered.clusters == 200
 
 
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (2.0, 12.0)])
+def test_a_score_between_other_bounds_has_the_same_interval_stretched(
+    bounds: tuple[float, float],
+) -> None:
+    unit = score_interval([0.1, 0.4, 0.5, 0.9] * 5)
+    low, width = bounds[0], bounds[1] - bounds[0]
+    found = score_interval([low + width * one for one in [0.1, 0.4, 0.5, 0.9] * 5], bounds=bounds)
+    expected = [low + width * one for one in (unit.value, unit.low, unit.high)]
+    assert (found.value, found.low, found.high) == pytest.approx(expected)
+    assert (found.n, found.clusters) == (unit.n, unit.clusters)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        score_interval([low + 1.1 * width], bounds=bounds)
+
+
 def test_one_cluster_says_nothing() -> None:
     found = score_interval([1.0, 0.0, 1.0], ["x"] * 3)
     assert (found.low, found.high, found.trusted) == (0.0, 1.0, False)

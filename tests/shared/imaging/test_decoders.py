@@ -75,6 +75,9 @@ TRUE: dict[str, Callable[[], bytes]] = {
     "png 12 in 16 rgba": lambda: png_bytes(with_alpha(colours(4095, np.uint16), 4095)),
     "png 15 in 16 rgb": lambda: png_bytes(colours(32767, np.uint16)),
     "ppm 12 rgb": lambda: b"P6 128 96 4095\n" + colours(4095, np.uint16).astype(">u2").tobytes(),
+    "ppm 8 rgb, a comment longer than what is read of the header": lambda: (
+        b"P6\n#" + b"x" * 5000 + b"\n128 96 255\n" + colours(255, np.uint8).tobytes()
+    ),
     "jpeg gray": lambda: encoded(Image.fromarray(EIGHT), "JPEG", quality=95),
     "jpeg rgb": lambda: encoded(Image.fromarray(colours(255, np.uint8)), "JPEG", quality=95),
     "jpeg cmyk": lambda: encoded(

@@ -63,6 +63,21 @@ def test_no_more_broken_volumes_are_remembered_than_a_thousand(tmp_path, monkeyp
         assert len(nifti._broken) <= 3
 
 
+def test_the_oldest_broken_volume_is_forgotten_first(tmp_path, monkeypatch, reads):
+    monkeypatch.setattr(nifti, "_REMEMBERED", 2)
+    monkeypatch.setattr(nifti, "_broken", OrderedDict())
+    paths = [tmp_path / f"{name}.nii" for name in "abc"]
+    for path in paths:
+        path.write_bytes(nifti_bytes(VOLUME, np.eye(4))[:360])
+        assert len(show_all(path)) == 8
+    assert len(reads) == 3
+    for path in paths[1:]:
+        assert len(show_all(path)) == 8
+    assert len(reads) == 3
+    assert len(show_all(paths[0])) == 8
+    assert len(reads) == 4
+
+
 def test_what_the_disk_says_is_not_remembered_as_the_files_fault(tmp_path, monkeypatch):
     path = tmp_path / "scan.nii"
     path.write_bytes(nifti_bytes(VOLUME, np.eye(4)))

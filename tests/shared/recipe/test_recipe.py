@@ -252,19 +252,23 @@ def test_other_projects_names_lead_to_a_valid_key() -> None:
 def test_peft_s_and_the_trainer_s_own_fields_lead_somewhere() -> None:
     """Their names as the installed libraries have them: the table holds none that is made up."""
     import dataclasses
+    import inspect
 
     from peft import LoraConfig
-    from transformers import TrainingArguments
+    from transformers import EarlyStoppingCallback, TrainingArguments
 
     from shared.recipe.other_names import OTHER_NAMES
 
     real = {field.name for kind in (LoraConfig, TrainingArguments) for field in
             dataclasses.fields(kind)}  # fmt: skip
+    real |= set(inspect.signature(EarlyStoppingCallback).parameters)
     expected = {
         "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora",
         "init_lora_weights", "output_dir", "num_train_epochs", "per_device_train_batch_size",
         "gradient_accumulation_steps", "lr_scheduler_type", "bf16", "save_total_limit",
         "metric_for_best_model", "dataloader_num_workers", "hub_model_id",
+        "early_stopping_patience", "load_best_model_at_end", "dataloader_prefetch_factor",
+        "warmup_steps", "fp16", "use_cpu",
     }  # fmt: skip
     assert expected <= real
     assert expected <= set(OTHER_NAMES)
