@@ -362,6 +362,16 @@ def test_lists_of_sections(name, tmp_path):
     assert "1 reports without impression are left out" in about["notes"]
 
 
+def test_sections_are_named_apart_by_commas_and_joined_in_the_reports_order(tmp_path):
+    source = replicas.report_lists(tmp_path / "source")
+    command = ["prepare", "iu-xray-report", "--source", source, "--out", tmp_path / "out"]
+    command += ["--sections", "impression, findings", "--allow-other-counts"]
+    result = CliRunner().invoke(app, [str(one) for one in command])
+    assert result.exit_code == 0, result.output
+    first, *_ = load_records(tmp_path / "out" / "test.json")
+    assert first.answer == "Lung volumes are low. Heart size normal. Hypoinflation."
+
+
 def test_reports_as_open_i_publishes_them(tmp_path):
     about, splits = prepared("iu-xray-report", tmp_path / "both", replicas.open_i_reports)
     records = {one.id: one for part in splits.values() for one in part}

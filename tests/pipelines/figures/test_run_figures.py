@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.markers import MarkerStyle
 from PIL import Image
 from typer.testing import CliRunner
@@ -188,6 +189,28 @@ def test_masks_are_outlined_too(tmp_path: Path) -> None:
     draw_attention([looked], Grid(2, 2), tmp_path)
     [first, _] = rows_of(tmp_path / "attention.csv")
     assert (float(first["pointing"]), float(first["auc"])) == (0.0, 0.0)
+
+
+@pytest.mark.unit
+def test_a_map_covers_a_quarter_of_the_image_where_it_is_low_and_three_where_high(
+    tmp_path: Path,
+) -> None:
+    """Over white, by the formula of alpha compositing, with the ends of matplotlib's viridis."""
+    looked = Looked(
+        "a", np.full((40, 40, 3), 255, np.uint8), [(0.0, 0.0, 20.0, 20.0)],
+        {"layer 1": {"before": np.array([0.0, 1, 1, 1])}}, {}, np.array([1.0, 0, 0, 0]),
+        np.array([True, False, False, False]), np.ones(4, dtype=bool),
+    )  # fmt: skip
+    draw_attention([looked], Grid(2, 2), tmp_path)
+    with Image.open(tmp_path / "attention.png") as drawn:
+        colours, counts = np.unique(
+            np.asarray(drawn.convert("RGB")).reshape(-1, 3), axis=0, return_counts=True
+        )
+    low, high = (np.array(colormaps["viridis"](end))[:3] * 255 for end in (0.0, 1.0))
+    white, *shown = colours[np.argsort(-counts)[:3]]  # the page and the bare image, the two parts
+    assert white.tolist() == [255, 255, 255]
+    expected = [255 * 0.25 + high * 0.75, 255 * 0.75 + low * 0.25]  # of three patches, of one
+    assert np.abs(np.array(shown) - expected).max() < 1
 
 
 @pytest.mark.unit

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.main import get_command
 
+from pipelines.cli import app as medalign
 from pipelines.metrics.items import item_scores
 from pipelines.report.answers import Answered
+from pipelines.report.commandlines import command_lines
 from pipelines.report.figures import AttentionRow, attention_figure, loss_curves, similarity_figure
 from pipelines.report.kinds import best_constant, distinct_scores, kind_table
 from pipelines.report.page import render, write_report
@@ -20,6 +23,8 @@ from pipelines.report.summary import demo_summary
 from pipelines.statistics.intervals import MIN_CLUSTERS
 from shared.errors import UserError
 from shared.records import Record, Turn, load_records, write_records
+from student_train.cli import app as student
+from tests.fixtures import results
 
 
 def record(kind: str, answer: str, image: str = "a.png", identifier: str = "1") -> Record:
@@ -184,6 +189,45 @@ def test_figures_are_well_formed_and_their_ids_unique() -> None:
         used = re.findall(r'(?:url\(#|xlink:href="#)([^)"]+)', figure)
         assert set(used) <= {element.attrib.get("id") for element in root.iter()}
     assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.mark.unit
+def test_a_map_lies_on_its_image() -> None:
+    picture = np.full((56, 56, 3), 255, np.uint8)
+    figure = attention_figure([AttentionRow("a", picture, {"teacher": np.ones((4, 4))}, {})])
+    places = [
+        tuple(element.attrib[name] for name in ("x", "y", "width", "height", "transform"))
+        for element in ElementTree.fromstring(figure).iter()
+        if element.tag.endswith("}image")
+    ]
+    alone, below, above = places
+    assert below == above != alone
+
+
+@pytest.mark.unit
+def test_the_printed_commands_have_options_that_the_programs_have(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    (run / "lora").mkdir(parents=True)
+    (run / "lora" / "recipe.yaml").touch()
+    result: Any = {
+        "schema": 2,
+        "rows": [results.row("LoRA", "vcd", {})],
+        "data": results.answered(image_root="images"),
+        "settings": results.settings(limit=3, base="base", overrides=["vcd.alpha=0.5"]),
+    }
+    read = {}
+    for line in command_lines(run, elsewhere, {"LoRA": run / "lora"}, result):
+        program, name, *words = line.split()
+        group: Any = get_command({"student": student, "medalign": medalign}[program])
+        command = group.commands[name]
+        context = command.make_context(name, words, resilient_parsing=True)
+        for word in words:
+            assert not word.startswith("--") or any(word in one.opts for one in command.params)
+        read[name] = context.params
+    assert list(read) == ["train", "evaluate", "report"]
+    assert read["evaluate"]["out"] == read["report"]["evaluation"] == elsewhere
+    assert (read["evaluate"]["limit"], read["evaluate"]["decode"]) == (3, "vcd")
+    assert (read["evaluate"]["base"], read["evaluate"]["override"]) == ("base", ["vcd.alpha=0.5"])
 
 
 @pytest.mark.unit
