@@ -4,12 +4,16 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
+from pipelines.evaluation.answers import wait_for_all
 from pipelines.evaluation.journal import Journal, answer_key
+from pipelines.evaluation.loading import weights_digest
 from pipelines.evaluation.result import Answer
 from shared.errors import UserError
 
@@ -112,3 +116,39 @@ def test_answers_appended_before_a_kill_are_on_disk(tmp_path: Path) -> None:
         assert all(str(number) in journal for number in seen)
     lines = (tmp_path / "answers-0.jsonl").read_text().splitlines()
     assert all(json.loads(line)["text"] == "x" * 50 for line in lines)
+
+
+def test_waiting_for_other_ranks_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Journal(tmp_path, 0) as first, Journal(tmp_path, 1) as second:
+        first.append([("a", said("0"))])
+        later = threading.Timer(0.3, second.append, [[("b", said("1"))]])
+        later.start()
+        wait_for_all(["a", "b"], first, poll_seconds=0.02)
+        later.join()
+        assert first["b"] == said("1")
+    assert capsys.readouterr().err == "warning: waiting for 1 answers of the other ranks\n"
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
+def test_other_weights_are_another_model_whatever_their_type(dtype: torch.dtype) -> None:
+    """The least change of one number, two that change places, another type or name."""
+    values = torch.arange(1, 7, dtype=dtype)
+    nudged, swapped = values.clone(), values.clone()
+    nudged.view(torch.uint8)[-values.element_size()] ^= 1  # the last number's lowest bit
+    swapped[0], swapped[1] = values[1], values[0]
+    others = [nudged, swapped, values.view(2, 3), values.to(torch.int64)]
+    digests = [digest_of(weights=one) for one in (values, *others)]
+    digests += [digest_of(bias=values), digest_of(weights=values, more=values)]
+    assert len(set(digests)) == 7
+    assert digest_of(weights=values.clone()) == digests[0]
+
+
+def digest_of(**tensors: torch.Tensor) -> str:
+    module: Any = torch.nn.Module()
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor)
+    return weights_digest(module)

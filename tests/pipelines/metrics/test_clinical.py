@@ -339,6 +339,8 @@ def test_radgraph_in_its_own_environment(tmp_path):
 
 @pytest.mark.integration
 def test_radgraph_annotates_in_another_environment(tmp_path, monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # a folder alone keeps it off the hub
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(_package(tmp_path / "packages", "radgraph", RADGRAPH)))
     _radgraph_config(tmp_path / "model", encoder=tmp_path)
     metric = radgraph.load({"radgraph": str(tmp_path / "model"), "radgraph-python": sys.executable})

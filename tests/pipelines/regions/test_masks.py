@@ -61,17 +61,21 @@ def test_a_mask_of_a_box_is_the_box(
         assert centres[0].tolist() == centres[1].tolist()
 
 
+@pytest.mark.parametrize("geometry", ["pad", "crop"])
 @pytest.mark.parametrize("shape", [(24, 24), (24, 40), (42, 24)])
-def test_shares_are_what_the_encoder_s_square_shows(tmp_path: Path, shape: tuple[int, int]) -> None:
-    """The mask through the images' own code, as a picture that is padded and not resampled."""
+def test_shares_are_what_the_encoder_s_square_shows(
+    tmp_path: Path, shape: tuple[int, int], geometry: Geometry
+) -> None:
+    """The mask through the images' own code, as a picture that is not resampled."""
     pixels = np.random.default_rng(0).random(shape) < 0.4
     mask = Mask(write_mask(tmp_path / "a.png", pixels))
-    (height, width), side = shape, 6 * max(shape)
+    (height, width), side = shape, 6 * (max(shape) if geometry == "pad" else min(shape))
     picture = Image.fromarray(pixels.astype(np.uint8) * 255).convert("RGB")
     picture = picture.resize((width * 6, height * 6), Image.Resampling.NEAREST)
-    shown = np.asarray(square(picture, side, "pad", (0, 0, 0)))[..., 0] / 255
+    shown = np.asarray(square(picture, side, geometry, (0, 0, 0)))[..., 0] / 255
     expected = shown.reshape(6, side // 6, 6, side // 6).mean(axis=(1, 3)).ravel()
-    assert patch_shares([mask], width, height, Grid(6, 6)) == pytest.approx(expected, abs=1e-9)
+    found = patch_shares([mask], width, height, Grid(6, 6), geometry)
+    assert found == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_folder_of_masks_names_the_images_without_their_endings(tmp_path: Path) -> None:

@@ -192,19 +192,6 @@ def test_figures_are_well_formed_and_their_ids_unique() -> None:
 
 
 @pytest.mark.unit
-def test_a_map_lies_on_its_image() -> None:
-    picture = np.full((56, 56, 3), 255, np.uint8)
-    figure = attention_figure([AttentionRow("a", picture, {"teacher": np.ones((4, 4))}, {})])
-    places = [
-        tuple(element.attrib[name] for name in ("x", "y", "width", "height", "transform"))
-        for element in ElementTree.fromstring(figure).iter()
-        if element.tag.endswith("}image")
-    ]
-    alone, below, above = places
-    assert below == above != alone
-
-
-@pytest.mark.unit
 def test_the_printed_commands_have_options_that_the_programs_have(tmp_path: Path) -> None:
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     (run / "lora").mkdir(parents=True)
