@@ -315,7 +315,6 @@ class _Search:
         """Restore the state after `target` new tokens, without what it chose."""
         past, position, step = self.past, self.position, self.beams.tokens.shape[1]
         past.returns[position] += 1
-        past.excluded.setdefault(position, []).extend(past.chosen[target])
         if self.settings.rule == "paper":
             for later in [place for place in past.excluded if place > position]:
                 del past.excluded[later]  # those states led elsewhere
@@ -326,6 +325,8 @@ class _Search:
                 past.excluded.pop(place, None)
             del past.named[target + 1 :]
             self.finished = past.finished[target]  # itself: what ends after a return stays ended
+        # Last: what is forgotten from the end of the list may be this very place.
+        past.excluded.setdefault(position, []).extend(past.chosen[target])
         self.beams = past.beams[target]
         self.beam = torch.zeros_like(self.beams.tokens[:, 0])
         self.place = self.beam

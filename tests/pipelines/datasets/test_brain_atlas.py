@@ -326,5 +326,8 @@ def test_the_atlas_fits_the_template() -> None:
             )
         )
 
+    for plane in PLANES:  # the volume is cut to the brain, which touches every side of it
+        seen = np.any([p.image > BRAIN for p in slices if p.plane == plane], axis=0)
+        assert all(side.any() for side in (seen[0], seen[-1], seen[:, 0], seen[:, -1]))
     assert on_brain(0) > 0.94
     assert max(on_brain(10), on_brain(-10)) < on_brain(0) - 0.04

@@ -7,6 +7,7 @@ One plain forward a candidate, no cache, products not logs.
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from pipelines.decoding.generation import Limits
 from pipelines.decoding.methods import decoding
 from pipelines.decoding.prefix import prefilled
 from pipelines.decoding.prompts import counted
+from tests.fixtures import published
 from tests.fixtures.decoding import lively_student, prompts, unpadded
 
 pytestmark = pytest.mark.unit
@@ -255,3 +257,31 @@ def test_half_precision_is_emulated_on_request(model: Any) -> None:
     exact = opera.decode(model, batch, limits, replace(settings, emulate_half=False), 0)
     rounded = opera.decode(model, batch, limits, settings, 0)
     assert all(0 < len(one) <= 16 for one in (*exact, *rounded))
+
+
+@pytest.mark.parametrize(("step", "position"), [(5, 3), (8, 3), (8, 6), (7, 1), (13, 6), (14, 8)])
+def test_the_published_rule_forgets_from_the_end_of_its_list(step: int, position: int) -> None:
+    """As github.com/shikiw/OPERA does, where a list has one place for each of the history's."""
+    settings = opera.Settings(history=10)
+    beams = opera.Beams(torch.zeros(2, step, dtype=torch.long), *[torch.zeros(2, step)] * 3)
+    held = {place: [(0, place)] for place in range(10)}
+    past = opera._Past({position: beams}, {position: []}, {position: [(1, 5)]}, held)
+    search: Any = SimpleNamespace(settings=settings, past=past, position=position, beams=beams)
+    opera._Search._go_back(search, position)
+    gathered = [[(0, place)] for place in range(10)]
+    for back in range(step + 1 - position - 2):  # the window holds the candidate too
+        gathered[-(back + 1)] = []
+    gathered[position + 1] = []
+    gathered[position] = [*gathered[position], (1, 5)]
+    assert [past.excluded.get(place, []) for place in range(10)] == gathered
+    assert past.returns[position] == 1
+
+
+@pytest.mark.parametrize("history", [18, 24])
+def test_a_history_shorter_than_the_answer_ends_in_an_answer(history: int) -> None:
+    """What is forgotten from the end of the list may be the place that the search returns to."""
+    model = published.student()
+    settings = opera.Settings(num_beams=2, scale=700, threshold=0, candidates=3, history=history)
+    limits = Limits(34, (published.END,))
+    [answer] = opera.decode(model, published.asked(model), limits, settings, 0)
+    assert 0 < len(answer) <= 34

@@ -109,3 +109,11 @@ def test_an_evaluation_from_python_has_the_defaults_of_the_command() -> None:
     command = inspect.signature(evaluate_command).parameters
     for name in ("preset", "limit", "cluster", "device", "base", "dtype", "control_limit", "train"):
         assert getattr(own, name) == command[name].default
+
+
+@pytest.mark.parametrize("asked", ["0,x", "-1", "1.5"])
+def test_layers_that_are_no_numbers_are_one_line(tmp_path: Path, asked: str) -> None:
+    touch(tmp_path / "adapter_config.json")
+    data = touch(tmp_path / "test.json")
+    with pytest.raises(UserError, match=rf"--save-layers '{asked}': write layer numbers, as in"):
+        evaluate_command(run=tmp_path, data=data, decode="greedy", save_layers=asked)

@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from pipelines.cli import app as medalign
 from pipelines.metrics.items import item_scores
-from pipelines.report.answers import Answered
+from pipelines.report.answers import SHOWN_EXAMPLES, Answered, examples
 from pipelines.report.commandlines import command_lines
 from pipelines.report.figures import AttentionRow, attention_figure, loss_curves, similarity_figure
 from pipelines.report.kinds import best_constant, distinct_scores, kind_table
@@ -126,6 +126,18 @@ def test_kinds_may_be_numbers_and_reports_have_none() -> None:
         ("3", 1, 1.0),
         ("4", 1, 0.0),
     ]
+
+
+@pytest.mark.unit
+def test_examples_are_one_of_each_kind_before_a_second_of_any() -> None:
+    kinds = ["box", "box", "side", "box", "zone", "side"]
+    asked = [Record(str(i), (), record(kind, f"{i}").turns, "OPEN", (), {"kind": kind})
+             for i, kind in enumerate(kinds)]  # fmt: skip
+    answers = Answered("A + b", "A", list("abcdef"), [item_scores(one, "0") for one in asked])
+    shown = examples(asked, [answers], Path())
+    assert len(shown) == min(SHOWN_EXAMPLES, 6)
+    assert [one["reference"] for one in shown] == ["0", "2", "4", "1", "3", "5"][: len(shown)]
+    assert [one["answers"][0]["text"] for one in shown] == list("acebdf")[: len(shown)]
 
 
 @pytest.mark.unit
