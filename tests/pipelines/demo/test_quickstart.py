@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.demo import quickstart
+from pipelines.demo.quickpage import write_page
 from pipelines.demo.quickstart import WHOLE, Size, held_out_loss, run_quickstart
 from pipelines.regions.measuring import read_alignment
 from shared.errors import UserError
@@ -67,6 +68,22 @@ def test_the_page_shows_what_the_store_holds(run: Path) -> None:
 def test_the_page_needs_no_network(run: Path) -> None:
     page = (run / "index.html").read_text()
     assert not re.search(r"(src|href)=[\"']?(https?:)?//|https?://|import\(|fetch\(", page)
+
+
+@pytest.mark.integration
+def test_a_name_ends_no_script_of_the_page(run: Path) -> None:
+    file, page = run / "data" / "test.json", run / "index.html"
+    records, text = file.read_text(), page.read_text()
+    rows = json.loads(records)
+    rows[0]["id"] = "</script><b>"
+    file.write_text(json.dumps(rows))
+    try:
+        write_page(run, 1.0, 0.5)
+        assert page_data(run)["images"][0]["name"] == "</script><b>"
+        assert page.read_text().count("</script>") == text.count("</script>")
+    finally:
+        file.write_text(records)
+        page.write_text(text)
 
 
 @pytest.mark.integration

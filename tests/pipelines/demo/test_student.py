@@ -16,6 +16,7 @@ from pipelines.demo import projector, student
 from shared.errors import UserError
 from shared.packages import packaged_file
 from teacher_cache.teachers import vit_s_focus
+from tests.fixtures.students import byte_tokenizer
 
 
 def vision_tower(layers: int) -> Any:
@@ -75,6 +76,23 @@ def test_vision_features_equal_those_of_onnx_runtime(layers: int, tmp_path: Path
         ).hidden_states[layers]
     assert np.abs(found.numpy() - expected).max() < 1e-3 * np.abs(expected).max()
     assert np.abs(found.numpy() - expected).mean() < 1e-5
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("grid", [4, student.GRID])
+def test_the_assembled_student_says_how_many_tokens_an_image_has(grid: int) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1,
+    )  # fmt: skip
+    model: Any = student.assemble(LlamaForCausalLM(config), tokenizer, layers=1, grid=grid)
+    side = grid * vit_s_focus.PATCH
+    with torch.no_grad():
+        [tokens] = model.model.get_image_features(torch.zeros(1, 3, side, side)).pooler_output
+    assert tokens.shape == (model.config.image_seq_length, 16)
 
 
 @pytest.mark.unit

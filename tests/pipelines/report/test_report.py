@@ -204,6 +204,22 @@ def test_figures_are_well_formed_and_their_ids_unique() -> None:
 
 
 @pytest.mark.unit
+def test_a_map_leaves_its_image_in_place() -> None:
+    """The image alone, and the image under the map, are the same pixels of the same size."""
+    picture = np.random.default_rng(0).integers(0, 255, (56, 56, 3), dtype=np.uint8)
+    figure = attention_figure([AttentionRow("a", picture, {"teacher": np.ones((4, 4))}, {})])
+    alone, below, above = (
+        {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        for element in ElementTree.fromstring(figure).iter()
+        if element.tag.endswith("}image")
+    )
+    for name in ("href", "width", "height"):
+        assert alone[name] == below[name]
+    for name in ("x", "y", "width", "height", "transform"):
+        assert above[name] == below[name]
+
+
+@pytest.mark.unit
 def test_the_printed_commands_have_options_that_the_programs_have(tmp_path: Path) -> None:
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     (run / "lora").mkdir(parents=True)
