@@ -121,7 +121,8 @@ def test_images_without_targets_are_counted_or_an_error(place: Path, tmp_path: P
     assert found["without_target"] == 1
     said = "1 more have no target in the store and are left out"
     assert said in audit_lines(found)
-    assert not any("left out" in line for line in audit_lines({**found, "without_target": 0}))
+    found["without_target"] = 0
+    assert not any("left out" in line for line in audit_lines(found))
 
 
 @pytest.mark.unit
