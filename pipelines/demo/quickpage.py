@@ -40,7 +40,7 @@ def write_page(out: Path, before: float, after: float) -> Path:
     held = sources_of(trained, grid).held
     chosen = [held[place * len(held) // SHOWN] for place in range(min(SHOWN, len(held)))]
     first = observe_all(base, chosen, trained.layer, "before")
-    last = observe_all(load_student(folder), chosen, trained.layer, "after")
+    last = observe_all(load_student(folder, named=False), chosen, trained.layer, "after")
     images = [
         {
             "name": one.record.id,

@@ -21,7 +21,7 @@ class Loaded(NamedTuple):
 
     model: "Model"
     processor: "Processor"
-    weights: str  # digest of every parameter
+    weights: str  # digest of every parameter; empty where it was not asked for
     adapter: str  # digest of the adapter folder's weights
 
 
@@ -30,11 +30,14 @@ def load_student(
     device: str | None = None,
     base: str | None = None,
     dtype: WeightsDtype = "auto",
+    *,
+    named: bool = True,
 ) -> Loaded:
     """Load an adapter folder (or a plain model folder) for decoding.
 
     `device` is the best one that this process has, where none is given. `base`: where the adapter's
-    base model is now, if not where its recipe says. `dtype` is that of the base weights.
+    base model is now, if not where its recipe says. `dtype` is that of the base weights. `named`:
+    the digest of the weights is taken, which a journal of answers needs and which reads them all.
     """
     import torch
 
@@ -51,7 +54,7 @@ def load_student(
     model = plain_model(adapted)
     model.to(device)
     model.eval()
-    weights = weights_digest(model)
+    weights = weights_digest(model) if named else ""
     exact = model.dtype == torch.float32
     if device.startswith("cpu") and exact and hasattr(adapted, "merge_adapter"):
         # Two small products a layer cost time there; in float32 adding them to the weights loses
@@ -63,7 +66,7 @@ def load_student(
 def load_base_student(
     folder: Path, recipe: "Recipe", device: str | None = None, base: str | None = None
 ) -> Loaded:
-    """Load the model that the adapter in `folder` began with, without adapter and W.
+    """Load the model that the adapter in `folder` began with, without adapter, W and digests.
 
     `base`: where it is now, if not where the recipe says.
     """
@@ -77,7 +80,7 @@ def load_base_student(
     model = plain_model(began.model)
     model.to(device)
     model.eval()
-    return Loaded(model, began.processor(recipe.data.geometry), weights_digest(model), "")
+    return Loaded(model, began.processor(recipe.data.geometry), "", "")
 
 
 def pad_id(processor: "Processor") -> int:

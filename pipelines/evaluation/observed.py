@@ -65,6 +65,7 @@ def observe(
             handle = blocks[layer].register_forward_pre_hook(keep, with_kwargs=True)
             stack.callback(handle.remove)
         attention = stack.enter_context(_question_attention(model, prompts, layers))
+        stack.enter_context(_up_to(model, max(layers)))
         model(**prompts.model_inputs(), logits_to_keep=1)
     columns = prompts.image_mask[0].cpu()
     return Seen(
@@ -82,6 +83,18 @@ def check_layers(model: "Model", layers: Sequence[int]) -> "Sequence[DecoderLaye
             f"{', '.join(map(str, layers))}"
         )
     return blocks
+
+
+@contextmanager
+def _up_to(model: "Model", last: int) -> Iterator[None]:
+    """Run the decoder's layers up to `last` alone: nobody looks at what comes behind them."""
+    decoder = model.get_decoder()
+    every = decoder.layers
+    decoder.layers = every[: last + 1]
+    try:
+        yield
+    finally:
+        decoder.layers = every
 
 
 def save_states(

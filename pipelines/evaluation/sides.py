@@ -2,10 +2,14 @@
 
 import dataclasses
 import re
+from typing import Literal
 
 from shared.records import Record
 
+Side = Literal["left", "right"]
+
 _PAIRS = (("left", "right"), ("lt", "rt"), ("左", "右"))
+_LEFT = {left for left, _ in _PAIRS}
 _OTHER = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
 # "left", "left-sided", "leftward" and "leftmost", but not "leftover" or "upright".
 _SIDE = re.compile(
@@ -17,6 +21,14 @@ _SIDE = re.compile(
 def names_side(text: str) -> bool:
     """Whether a text names the left or the right."""
     return _SIDE.search(text) is not None
+
+
+def side_named(text: str) -> Side | None:
+    """Return the one side that a text names; None where it names none, or both."""
+    sides: set[Side] = {
+        "left" if found.group().lower() in _LEFT else "right" for found in _SIDE.finditer(text)
+    }
+    return sides.pop() if len(sides) == 1 else None
 
 
 def swapped(text: str) -> str:

@@ -69,9 +69,10 @@ def separability_command(
     """
     from pipelines.figures.embedding import draw_separability
     from pipelines.figures.run import Given, observe_run, parse_where, separability_panels
+    from pipelines.regions.layers import parse_layers
 
     given = Given(run, regions, data, image_root, store, teacher, parse_where(where), sample, seed)
-    observed = observe_run(given, _layers(layers), some=True)
+    observed = observe_run(given, parse_layers(layers), some=True)
     shown = separability_panels(observed, weights, device)
     folder = out or run / "figures"
     _said(draw_separability(shown, folder, perplexity=perplexity, seed=seed))
@@ -174,15 +175,6 @@ def _bars(
 
 def _split(text: str | None) -> list[str]:
     return [one.strip() for one in text.split(",") if one.strip()] if text else []
-
-
-def _layers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    names = _split(text)
-    if not names or not all(name.isdecimal() for name in names):
-        raise UserError(f"--layers {text}: write decoder layers, joined by commas, from 0")
-    return list(dict.fromkeys(int(name) for name in names))
 
 
 def _said(paths: list[Path]) -> None:

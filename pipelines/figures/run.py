@@ -99,7 +99,7 @@ def observe_run(given: Given, layers: Sequence[int] | None, *, some: bool = Fals
     seen = {BEFORE: _show(student, chosen, wanted, BEFORE)}
     del student
     for name, folder in trained.arms.items():
-        seen[name] = _show(load_student(folder), chosen, wanted, name)
+        seen[name] = _show(load_student(folder, named=False), chosen, wanted, name)
     return Observed(trained, grid, wanted, every.store, chosen, every.held, seen)
 
 

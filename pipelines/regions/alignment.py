@@ -8,7 +8,8 @@ with) and after:
 - with regions, `pointing`, `energy` and `auc` of the question's attention (`grounding`), beside
   chance, the positional prior, another patient's map and the teacher's own E_a;
 - with regions, `separable`: whether a region's features are told apart (`separability`), of the
-  student's patches at the layer.
+  student's patches at the layer, and at further layers (`layers`);
+- where questions name a side, the same attention with left and right exchanged (`sided`).
 
 Every number has an interval over patients, every change and every pair of arms a paired test.
 
@@ -25,7 +26,14 @@ from numpy.typing import NDArray
 from pipelines.evaluation.observed import observe
 from pipelines.regions.grounding import chance, grounding, partners
 from pipelines.regions.held import Held, priors_of
-from pipelines.regions.separability import Hits, hits_of, region_places, vectors_of
+from pipelines.regions.separability import (
+    Hits,
+    Places,
+    Vector,
+    hits_of,
+    region_places,
+    vectors_of,
+)
 from shared.console import track
 from shared.imaging.grid import Grid
 
@@ -37,20 +45,36 @@ Scores = dict[str, dict[str, float]]  # item -> score -> value
 
 
 class Observed(NamedTuple):
-    """Patch tokens at layer l after W, and the question's attention over them, of each image."""
+    """Patch tokens at layer l after W, and the question's attention over them, of each image.
+
+    `vectors`: the mean features of the regions of all images, by further layer.
+    """
 
     tokens: list[Float[np.ndarray, "N d"]]
     attention: list[Float[np.ndarray, " N"]]
+    vectors: dict[int, list[Vector]]
 
 
-def observe_all(student: "Loaded", held: Sequence[Held], layer: int, title: str) -> Observed:
-    """Run a student over the images, one question each."""
+def observe_all(
+    student: "Loaded", held: Sequence[Held], layer: int, title: str, layers: Sequence[int] = ()
+) -> Observed:
+    """Run a student over the images, one question each.
+
+    `layers`: the further ones. Of those only the regions' means are kept: whole patches of many
+    layers would fill the memory.
+    """
     tokens, attention = [], []
-    for one in track(held, len(held), title, "images"):
-        seen = observe(student, one.record.question, [one.reference], [layer])
+    vectors: dict[int, list[Vector]] = {other: [] for other in layers}
+    places = _places(held, student.processor.grid)
+    wanted = list(dict.fromkeys([layer, *layers]))
+    shown = track(zip(held, places, strict=True), len(held), title, "images")
+    for one, own in shown:
+        seen = observe(student, one.record.question, [one.reference], wanted)
         tokens.append(seen.tokens[layer])
         attention.append(seen.attention[layer])
-    return Observed(tokens, attention)
+        for other in layers:
+            vectors[other] += vectors_of(seen.tokens[other], one.record.id, one.patient, own)
+    return Observed(tokens, attention, vectors)
 
 
 def scores_of(observed: Observed, held: Sequence[Held], recipe: "Recipe", grid: Grid) -> Scores:
@@ -142,11 +166,17 @@ def _separable(
     tokens: Sequence[Float[np.ndarray, "N d"]], held: Sequence[Held], grid: Grid
 ) -> Hits:
     """Whether each image's regions are told apart by the student's patch tokens."""
-    labels = {region.label for one in held if one.regions for region in one.regions.regions}
     vectors = []
-    for own, one in zip(tokens, held, strict=True):
-        if one.regions is not None:
-            size = (one.width, one.height, grid)
-            places = region_places(one.regions.regions, *size, alone=len(labels) < 2)
-            vectors += vectors_of(own, one.record.id, one.patient, places)
+    for own, one, places in zip(tokens, held, _places(held, grid), strict=True):
+        vectors += vectors_of(own, one.record.id, one.patient, places)
     return hits_of(vectors)
+
+
+def _places(held: Sequence[Held], grid: Grid) -> list[Places]:
+    """Return the patches of each image's labelled regions; none where its regions are unknown."""
+    regions = [one.regions.regions if one.regions else () for one in held]
+    alone = len({region.label for own in regions for region in own}) < 2
+    return [
+        region_places(own, one.width, one.height, grid, alone=alone)
+        for one, own in zip(held, regions, strict=True)
+    ]

@@ -22,13 +22,18 @@ def alignment_command(
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Where the store holds several.")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Only so many images.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Further decoder layers of separability, such as 4,8,12.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure what was distilled, on held-out images, before and after, with paired tests.
 
     Losses against the store, correlation of S_x with S_e and, with regions, grounding of the
-    attention and separability of the features. Written to RUN/alignment.json.
+    attention and separability of the features; questions that name a side are asked with left and
+    right exchanged too. Written to RUN/alignment.json.
     """
+    from pipelines.regions.layers import parse_layers
     from pipelines.regions.measuring import measure
     from pipelines.regions.table import lines_of
 
@@ -40,6 +45,7 @@ def alignment_command(
         regions=regions,
         teacher=teacher,
         limit=limit,
+        layers=parse_layers(layers) or (),
     )
     report(found, as_json, lines_of(found))
 

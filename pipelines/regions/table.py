@@ -20,11 +20,19 @@ TITLES = {
 
 
 def lines_of(found: Alignment) -> Iterator[str]:
-    """Yield a block for each score: its rows, then its tests."""
+    """Yield a block for each score: its rows, then its tests; then of layers and sides."""
     yield (
         f"layer {found['layer']}, {found['images']} held-out images, targets of {found['teacher']}"
     )
     yield from _blocks(found["rows"], found["tests"])
+    layered, sides = found.get("by_layer"), found.get("sides")
+    if layered is not None:
+        titles = {str(layer): f"regions told apart in layer {layer}" for layer in layered["layers"]}
+        yield from _blocks(layered["rows"], layered["tests"], titles)
+    if sides is not None:
+        yield ""
+        yield "Questions that name a side, and the same with left and right exchanged:"
+        yield from _blocks(sides["rows"], sides["tests"])
 
 
 def audit_lines(found: Audit) -> Iterator[str]:
@@ -47,8 +55,12 @@ def audit_lines(found: Audit) -> Iterator[str]:
         yield f"  {_difference(test)}"
 
 
-def _blocks(every: Mapping[str, Mapping[str, Value]], tests: Sequence[Test]) -> Iterator[str]:
-    for score, title in TITLES.items():
+def _blocks(
+    every: Mapping[str, Mapping[str, Value]],
+    tests: Sequence[Test],
+    titles: Mapping[str, str] = TITLES,
+) -> Iterator[str]:
+    for score, title in titles.items():
         rows = {name: values[score] for name, values in every.items() if score in values}
         if not rows:
             continue

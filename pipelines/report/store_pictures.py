@@ -149,7 +149,7 @@ def _attention(
     del start  # one model in memory at a time
     for name, folder in arms.items():
         own = adapter_recipe(folder).losses.layers
-        student = load_student(folder, base=began)
+        student = load_student(folder, base=began, named=False)
         found[name] = _maps(student, shown, layer if layer in own else min(own), targets)
     rows = []
     for i, one in enumerate(shown):
