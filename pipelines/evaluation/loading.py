@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from student_train.models.processor import Processor
 
 
+# Of a digest: the period of its weights, a prime; the numbers that share a pair of sums; and those
+# that are summed at once, as many as a processor's cache holds.
+_PERIOD, _BLOCK, _PART = 65521, 1 << 24, 1 << 18
+
+
 class Loaded(NamedTuple):
     """A student ready to decode.
 
@@ -102,20 +107,25 @@ def weights_digest(model: "Model") -> str:
 
     Names, shapes, types and sums of the bits.
 
-    Two sums a tensor, plain and weighted by position, both exact in 64-bit integers.
+    Two sums a tensor, plain and weighted by position, of 64-bit integers that wrap.
     """
     import torch
 
     digest = hashlib.sha256()
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    weights = torch.arange(_PERIOD + _PART) % _PERIOD + 1  # they repeat, so one row serves all
     for name, tensor in sorted(model.state_dict().items()):
         bits = tensor.detach().contiguous().view(-1).view(kinds[tensor.element_size()])
-        plain = weighted = 0
-        for start in range(0, bits.numel(), 1 << 24):
-            part = bits[start : start + (1 << 24)].to(torch.int64)
-            place = torch.arange(start, start + part.numel(), device=part.device) % 65521 + 1
-            plain += int(part.sum())
-            weighted += int((part * place).sum())
+        weights = weights.to(bits.device)
+        place = plain = weighted = 0
+        for begin in range(0, bits.numel(), _BLOCK):
+            sums = torch.zeros(2, dtype=torch.int64, device=bits.device)
+            for part in bits[begin : begin + _BLOCK].split(_PART):
+                first, wide = place % _PERIOD, part.to(torch.int64)
+                sums[0] += wide.sum()
+                sums[1] += (wide * weights[first : first + len(wide)]).sum()
+                place += len(wide)
+            plain, weighted = plain + int(sums[0]), weighted + int(sums[1])
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {plain} {weighted}\n".encode())
     return digest.hexdigest()
 

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from pipelines.sweep.study import Run
 
 StudyFile = Annotated[
-    Path, typer.Argument(help="A study file, or the name of a shipped one, such as chest-strength.")
+    Path | None,
+    typer.Argument(help="A study file, or the name of a shipped one, such as chest-strength."),
 ]
 
 
 def sweep_command(
-    file: StudyFile,
+    *,
+    file: StudyFile = None,
     work: Annotated[Path, typer.Option(help="Folder of the runs and what they share.")],
     results: Annotated[
         Path | None, typer.Option(help="Folder of the finished runs' JSON; default: WORK/results.")
@@ -33,24 +35,38 @@ def sweep_command(
         str | None, typer.Option(help="I/N: every N-th run from the I-th on (job arrays), 0-based.")
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what is missing and how long.")] = False,
+    pack: Annotated[
+        Path | None,
+        typer.Option(help="Write what the runs need into this folder, in pieces of 60 MiB."),
+    ] = None,
+    unpack: Annotated[
+        Path | None, typer.Option(help="A folder of --pack: go on with its study in --work.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Only show what is finished.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Run the runs of a study that have no result yet, then print its table.
 
     Stopped or killed, the same command goes on. `--results` in a repository keeps the study across
-    machines.
+    machines. `--pack DIR` here and `--unpack DIR` there take it to a machine without a network.
     """
+    from pipelines.sweep.packing import pack as write_pack
+    from pipelines.sweep.packing import pack_lines
     from pipelines.sweep.planning import plan_lines, plan_of
     from pipelines.sweep.running import Sweep
-    from pipelines.sweep.study import read_study, recipe_file, runs_of, study_file
+    from pipelines.sweep.study import read_study, recipe_file, runs_of
     from pipelines.sweep.tables import document_of, lines_of, table_of
+    from pipelines.sweep.unpacking import unpack as take_pack
 
-    file = study_file(file)
-    study = read_study(file)
     results = work / "results" if results is None else results
+    _check_asked(file, given, pack, unpack, plan or show)
+    taken = None if unpack is None else take_pack(unpack, work.resolve(), results)
+    file = _study_file(file) if taken is None else taken.study
+    study = read_study(file)
     every = runs_of(study, file)
     runs = _share(_chosen(every, only or []), shard)
+    if taken is not None:
+        runs = [run for run in runs if run.name in taken.runs]
     if plan:
         planned = plan_of(runs, results, jobs)
         report(planned, as_json, plan_lines(planned))
@@ -61,14 +77,39 @@ def sweep_command(
             {part: recipe_file(study, file, part).resolve() for part in study.parts},
             work.resolve(),
             results.resolve(),
-            _pairs(given or []),
+            _pairs(given or []) if taken is None else taken.all_places(study.places),
             jobs,
         )
+        if taken is not None:
+            sweep.adopt_steps(taken.parts)
         with resumable():
             sweep.make_steps(list(dict.fromkeys(run.part for run in runs)))
+            if pack is not None:
+                packed = write_pack(sweep, runs, pack)
+                report(packed, as_json, pack_lines(packed, pack))
+                return
             sweep.run_all(runs)
     table = table_of(study, every, results)
     report(document_of(study, table), as_json, lines_of(study, table))
+
+
+def _check_asked(
+    file: Path | None, given: list[str] | None, pack: Path | None, unpack: Path | None, shown: bool
+) -> None:
+    """Refuse what does not go together."""
+    if (file is None) == (unpack is None):
+        raise UserError("name a study, or give --unpack DIR, whose study it then is")
+    if unpack is not None and (given or pack is not None):
+        raise UserError("--unpack brings its places along: leave out --set and --pack")
+    if pack is not None and shown:
+        raise UserError("--pack goes neither with --plan nor with --show; leave one of them out")
+
+
+def _study_file(name: Path | None) -> Path:
+    from pipelines.sweep.study import study_file
+
+    assert name is not None  # `_check_asked`
+    return study_file(name)
 
 
 def _pairs(given: list[str]) -> dict[str, str]:

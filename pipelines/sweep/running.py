@@ -70,20 +70,37 @@ class Sweep:
 
     def make_steps(self, parts: Sequence[str]) -> None:
         """Make what the runs share and is not there yet."""
+        for diary, stage in self._steps(parts):
+            if diary.lacks(stage):
+                note(f"makes: {stage.result}")
+            diary.run(stage)
+
+    def adopt_steps(self, parts: Sequence[str]) -> None:
+        """Take what the runs share as made: it has come from another machine."""
+        for diary, stage in self._steps(parts):
+            diary.adopt(stage)
+
+    def made(self, parts: Sequence[str]) -> list[Path]:
+        """Return the files and folders that the steps make for some parts."""
+        return [made for made, _ in self._makings(parts)]
+
+    def _steps(self, parts: Sequence[str]) -> Iterator[tuple[Diary, Stage]]:
+        for made, command in self._makings(parts):
+            # Its own place below: two steps may end in the same name, as MEAN/PART, START/PART.
+            inside = made.is_relative_to(self.work)
+            place = made.relative_to(self.work if inside else made.anchor)
+            folder = self.work / "steps" / place
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            diary = Diary(folder, "sweep", folder.parent / f"{folder.name}.log")
+            yield diary, Stage("make", command, made)
+
+    def _makings(self, parts: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
+        """Yield what each step makes, and how."""
         for step in self.study.steps:
             for part in parts if "{part}" in step.makes else parts[:1]:
                 places = self.places("", part)
                 made = Path(str(fill(step.makes, places, "steps")))
-                # Its own place below: two steps may end in the same name, as MEAN/PART, START/PART.
-                inside = made.is_relative_to(self.work)
-                place = made.relative_to(self.work if inside else made.anchor)
-                folder = self.work / "steps" / place
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                diary = Diary(folder, "sweep", folder.parent / f"{folder.name}.log")
-                stage = Stage("make", command_of(step.command, places, "steps"), made)
-                if diary.lacks(stage):
-                    note(f"makes: {made}")
-                diary.run(stage)
+                yield made, command_of(step.command, places, "steps")
 
     def run_all(self, runs: Sequence[Run]) -> int:
         """Run the missing ones of `runs`; return how many were run here.
@@ -131,11 +148,16 @@ class Sweep:
             note(f"done: {run.name} in {total / 60:.1f} minutes")
             return True
 
-    def _stages(self, run: Run, places: Mapping[str, str], output: Path) -> list[Stage]:
+    def overrides(self, run: Run) -> list[str]:
+        """Return a run's overrides of its part's recipe, every place filled in."""
+        places = self.places(run.arm, run.part)
         values = {
             key: fill(value, places, f"{run.name}: {key}") for key, value in run.values.items()
         }
-        overrides = [f"{key}={written(value)}" for key, value in values.items()]
+        return [f"{key}={written(value)}" for key, value in values.items()]
+
+    def _stages(self, run: Run, places: Mapping[str, str], output: Path) -> list[Stage]:
+        overrides = self.overrides(run)
         train = ["student", "train", str(self.recipes[run.part]), f"output={output}", *overrides]
         evaluate = ["medalign", "evaluate", "--run", str(output)]
         if self.study.unit is not None:

@@ -10,40 +10,17 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.statistics import holm, paired_test
-from pipelines.sweep.ledger import Item, RunResult, read_run, result_file, write_run
+from pipelines.sweep.ledger import Item, read_run, result_file, write_run
 from pipelines.sweep.planning import plan_of
 from pipelines.sweep.running import Sweep, written
-from pipelines.sweep.study import STUDIES, Study, fill, read_study, recipe_file, runs_of
+from pipelines.sweep.study import STUDIES, fill, read_study, recipe_file, runs_of
 from pipelines.sweep.tables import lines_of, table_of
 from shared.errors import UserError
-from tests.fixtures.runs import write_test_set
-from tests.fixtures.student_runs import write_store, write_train_file
-from tests.fixtures.students import write_tiny_student
-
-STUDY: dict[str, Any] = {
-    "name": "small",
-    "title": "A small study",
-    "recipe": "recipe.yaml",
-    "places": {"base": "the model"},
-    "values": {"model.name": "{base}"},
-    "parts": ["one", "two"],
-    "arms": {
-        "LoRA": {"losses.alpha": 0, "losses.beta": 0, "rotation.kind": "none"},
-        "full": {"losses.alpha": 3},
-    },
-}
-
-
-def write_study(folder: Path, **changes: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text("train: {max_steps: 2}\n")
-    (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
-    return folder / "study.yaml"
+from tests.fixtures.studies import STUDY, made_up, sweep_command, tiny_study, write_study
 
 
 @pytest.mark.unit
@@ -116,26 +93,6 @@ def test_a_run_is_known_by_what_decides_it_and_not_by_the_machine(tmp_path: Path
     (tmp_path / "a" / "recipe.yaml").write_text("train: {max_steps: 3}\n")
     file = tmp_path / "a" / "study.yaml"
     assert not {run.identity for run in runs_of(read_study(file), file)} & set(first.values())
-
-
-def made_up(
-    run: Any, study: Study, items: list[Item], seconds: float = 60.0, **after: Any
-) -> RunResult:
-    return {
-        "schema": 1,
-        "study": study.name,
-        "arm": run.arm,
-        "part": run.part,
-        "identity": run.identity,
-        "values": run.values,
-        "items": items,
-        "losses": {},
-        "steps": 2,
-        "after": after,
-        "seconds": {"train": seconds},
-        "machine": "",
-        "software": {},
-    }
 
 
 def items(values: list[int], unit: str, kind: str = "") -> list[Item]:
@@ -268,48 +225,6 @@ def test_the_plan_times_the_rest_by_what_is_finished(tmp_path: Path) -> None:
 
 
 # --- with a tiny student
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A base model, records and targets for them."""
-    folder = tmp_path_factory.mktemp("inputs")
-    base = write_tiny_student(folder / "base")
-    test = write_test_set(folder / "data", 3)
-    names = ["0.png", "1.png", "2.png"]
-    write_train_file(folder / "data" / "train.json", names, 8)
-    write_store(folder / "store", folder / "data", names)
-    return {"base": str(base), "data": str(test.parent), "store": str(folder / "store")}
-
-
-def tiny_study(folder: Path, **changes: Any) -> Path:
-    values = {
-        "model.name": "{base}",
-        "model.template": "vicuna_v1",
-        "data.train": "{data}/train.json",
-        "data.workers": 0,
-        "targets.store": "{store}",
-        "evaluation.data": "{data}/test.json",
-        "evaluation.methods": ["greedy"],
-        "evaluation.max_new_tokens": 2,
-        "losses.layer": 2,
-        "lora.r": 2,
-        "deepspeed": "none",
-        "train.max_steps": 4,
-        "train.batch_size": 1,
-        "train.accumulation": 1,
-        "train.precision": "fp32",
-        "train.save_steps": 1,
-    }
-    after = {"alignment": "medalign alignment --run {run} --store {store} --json"}
-    places = {name: name for name in ("base", "data", "store")}
-    fields = {"places": places, "values": values, "parts": ["one"], "after": after}
-    return write_study(folder, **fields | changes)
-
-
-def sweep_command(file: Path, inputs: dict[str, str], *more: str) -> list[str]:
-    given = [word for name, value in inputs.items() for word in ("--set", f"{name}={value}")]
-    return ["sweep", str(file), "--work", str(file.parent / "work"), *given, *more]
 
 
 @pytest.mark.integration
