@@ -117,14 +117,15 @@ def weights_digest(model: "Model") -> str:
     for name, tensor in sorted(model.state_dict().items()):
         bits = tensor.detach().contiguous().view(-1).view(kinds[tensor.element_size()])
         weights = weights.to(bits.device)
-        place = plain = weighted = 0
+        plain = weighted = 0
         for begin in range(0, bits.numel(), _BLOCK):
+            end = min(begin + _BLOCK, bits.numel())
             sums = torch.zeros(2, dtype=torch.int64, device=bits.device)
-            for part in bits[begin : begin + _BLOCK].split(_PART):
-                first, wide = place % _PERIOD, part.to(torch.int64)
+            for place in range(begin, end, _PART):
+                wide = bits[place : min(place + _PART, end)].to(torch.int64)
+                first = place % _PERIOD
                 sums[0] += wide.sum()
                 sums[1] += (wide * weights[first : first + len(wide)]).sum()
-                place += len(wide)
             plain, weighted = plain + int(sums[0]), weighted + int(sums[1])
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {plain} {weighted}\n".encode())
     return digest.hexdigest()
