@@ -194,6 +194,8 @@ def _files(recipe: Recipe) -> Iterator[tuple[str, Path]]:
                     yield f"{key}, record {record.id}", reference.path
     if recipe.losses.aligned and recipe.targets.store is not None:
         yield "targets.store", Path(recipe.targets.store)
+    if recipe.targets.maps is not None:
+        yield "targets.maps", Path(recipe.targets.maps)
     if recipe.deepspeed is not None and recipe.deepspeed.endswith(".json"):
         yield "deepspeed", Path(recipe.deepspeed)
 
