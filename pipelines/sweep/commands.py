@@ -64,9 +64,8 @@ def sweep_command(
     file = _study_file(file) if taken is None else taken.study
     study = read_study(file)
     every = runs_of(study, file)
-    runs = _share(_chosen(every, only or []), shard)
-    if taken is not None:
-        runs = [run for run in runs if run.name in taken.runs]
+    there = [run for run in every if taken is None or run.name in taken.runs]
+    runs = _share(_chosen(there, only or []), shard)
     if plan:
         planned = plan_of(runs, results, jobs)
         report(planned, as_json, plan_lines(planned))
