@@ -17,7 +17,7 @@ import numpy as np
 from shared.console import track, warn
 from shared.errors import UserError
 from shared.files import refused_as
-from shared.imaging.images import ImageReference
+from shared.imaging.contained import AnyReference
 from shared.processes import choose_device
 from shared.targets import DamagedSegment, TargetStore, TargetWriter
 from shared.targets.catalogue import publish_catalogue
@@ -82,7 +82,7 @@ class BuildResult(NamedTuple):
 
 def build(
     teacher: str,
-    images: Iterable[ImageReference],
+    images: Iterable[AnyReference],
     store: str | Path,
     *,
     weights: str | None = None,
@@ -262,7 +262,7 @@ def _elsewhere(ranks: Ranks, namespace: Namespace, others: set[bytes]) -> int:
 
 
 def _release(
-    namespace: Namespace, known: Mapping[bytes, str], by_key: Mapping[bytes, ImageReference]
+    namespace: Namespace, known: Mapping[bytes, str], by_key: Mapping[bytes, AnyReference]
 ) -> None:
     """Remove the quarantine records of images that have a target by now."""
     asked = [key for key in known if key in by_key]

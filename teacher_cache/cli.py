@@ -19,6 +19,7 @@ from teacher_cache.options import (
     GridOption,
     ImagesOption,
     InterpolationOption,
+    LimitOption,
     MeanOption,
     PrecisionOption,
     QuickGeluOption,
@@ -95,6 +96,7 @@ def plan_command(
         str | None, typer.Option("--store", help="The store that the build is meant for.")
     ] = None,
     image_root: RootOption = None,
+    limit: LimitOption = None,
     weights: WeightsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -131,7 +133,7 @@ def plan_command(
     )
     found = plan(
         teacher,
-        find_images(images, image_root),
+        find_images(images, image_root, limit),
         store,
         weights=weights,
         settings=settings,
@@ -167,6 +169,7 @@ def build_command(
     images: ImagesOption,
     store: StoreOption,
     image_root: RootOption = None,
+    limit: LimitOption = None,
     weights: WeightsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -210,7 +213,7 @@ def build_command(
     with resumable():
         result = build(
             teacher,
-            find_images(images, image_root),
+            find_images(images, image_root, limit),
             store,
             weights=weights,
             settings=settings,

@@ -5,7 +5,6 @@ Every file named by its content, by all ranks of a build together.
 
 import errno
 import hashlib
-import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 
 from shared.console import track
 from shared.errors import UserError
-from shared.imaging.images import ImageReference
+from shared.imaging.contained import AnyReference
 from shared.imaging.keys import content_keys
 from shared.targets.segment.layout import KEY_BYTES
+from teacher_cache.containers.faults import reason_of
 from teacher_cache.ranks import Ranks
 
 ALONE = Ranks(0, 1, 0)
@@ -28,13 +28,13 @@ class Distinct(NamedTuple):
     Files that cannot be opened.
     """
 
-    by_key: dict[bytes, ImageReference]
-    repeated: list[tuple[ImageReference, bytes]]
-    unopened: list[tuple[ImageReference, str]]
+    by_key: dict[bytes, AnyReference]
+    repeated: list[tuple[AnyReference, bytes]]
+    unopened: list[tuple[AnyReference, str]]
 
 
 def distinct_images(
-    references: Iterable[ImageReference], workers: int, ranks: Ranks = ALONE
+    references: Iterable[AnyReference], workers: int, ranks: Ranks = ALONE
 ) -> Distinct:
     """Name every image by its content key.
 
@@ -54,13 +54,13 @@ def distinct_images(
     for reference, row in zip(wanted, rows, strict=True):
         key, code = row[:KEY_BYTES].tobytes(), int(row[KEY_BYTES])
         if code:
-            found.unopened.append((reference, f"the file cannot be read: {os.strerror(code)}"))
+            found.unopened.append((reference, f"the file cannot be read: {reason_of(code)}"))
         elif found.by_key.setdefault(key, reference) != reference:
             found.repeated.append((reference, key))
     return found
 
 
-def _check_same(wanted: list[ImageReference], ranks: Ranks) -> None:
+def _check_same(wanted: list[AnyReference], ranks: Ranks) -> None:
     """Hold the ranks to one list: with two, a key would go to another's image."""
     digest = hashlib.sha256("\0".join(map(str, wanted)).encode("utf-8", "surrogateescape")).digest()
     words = np.frombuffer(digest, np.uint32).astype(np.int64)
@@ -72,7 +72,7 @@ def _check_same(wanted: list[ImageReference], ranks: Ranks) -> None:
         )
 
 
-def _rows_of(wanted: list[ImageReference], workers: int, ranks: Ranks) -> NDArray[np.uint8]:
+def _rows_of(wanted: list[AnyReference], workers: int, ranks: Ranks) -> NDArray[np.uint8]:
     """Key and error number of each file of this rank's share, (files, 33).
 
     Zeros for the others'.

@@ -24,9 +24,12 @@ ImagesOption = Annotated[
     str,
     typer.Option(
         "--images",
-        help="What to encode: a folder (searched through), a file, a quoted glob, or a data set "
-        "file (.json .jsonl .parquet).",
+        help="What to encode: a folder (searched through), a file, a quoted glob, a data set file "
+        "(.json .jsonl .parquet), a tar or parquet file of images, or s3://bucket/folder.",
     ),
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", help="Take only the first so many images.", min=1)
 ]
 StoreOption = Annotated[
     str, typer.Option("--store", help="The store: a folder, or s3://bucket/prefix.")

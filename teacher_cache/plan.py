@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from shared.imaging.images import ImageReference
+from shared.imaging.contained import AnyReference
 from shared.processes import choose_device
 from shared.targets.namespace import Namespace, find_namespace
 from shared.targets.numbers.arrays import Arrays
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     found: int
     missing: int
     quarantined: int
-    duplicates: list[tuple[ImageReference, ImageReference]]
+    duplicates: list[tuple[AnyReference, AnyReference]]
     left_out: LeftOut
     probed: int
     images_per_second: float | None
@@ -77,7 +77,7 @@ class Plan(NamedTuple):
 
 def plan(
     teacher: str,
-    images: Iterable[ImageReference],
+    images: Iterable[AnyReference],
     store: str | Path | None = None,
     *,
     weights: str | None = None,

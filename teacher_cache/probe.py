@@ -10,11 +10,13 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from shared.console import track
+from shared.imaging.contained import AnyReference
 from shared.imaging.images import ImageReference
 from shared.targets import Identity, TargetWriter
 from shared.targets.namespace import Namespace
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.segment.manifest import read_manifest
+from teacher_cache.containers.tables import RowImage
 from teacher_cache.stream import READ_AHEAD, WRITE_BEHIND, Outcome
 
 WARM = READ_AHEAD + WRITE_BEHIND + 1  # batches: the first pass, and those that fill the pipeline
@@ -53,7 +55,7 @@ class Probe(NamedTuple):
 
 def probe(
     keys: Sequence[bytes],
-    by_key: Mapping[bytes, ImageReference],
+    by_key: Mapping[bytes, AnyReference],
     identity: Identity,
     batch_size: int,
     flow: Flow,
@@ -103,7 +105,7 @@ def probe(
     )
 
 
-def _spread(keys: Iterable[bytes], by_key: Mapping[bytes, ImageReference]) -> list[bytes]:
+def _spread(keys: Iterable[bytes], by_key: Mapping[bytes, AnyReference]) -> list[bytes]:
     """Order images so that each beginning of the list holds some of everywhere.
 
     Neighbours are often of one size. The images of one file stay together: a build reads a volume
@@ -111,10 +113,17 @@ def _spread(keys: Iterable[bytes], by_key: Mapping[bytes, ImageReference]) -> li
     """
     files: dict[object, list[bytes]] = {}
     for key in keys:
-        files.setdefault(by_key[key].path, []).append(key)
+        files.setdefault(_read_together(by_key[key]), []).append(key)
     groups = list(files.values())
     order = sorted(range(len(groups)), key=lambda number: number * _GOLDEN % 1)
     return [key for number in order for key in groups[number]]
+
+
+def _read_together(reference: AnyReference) -> object:
+    """Return what the images have in common that are read fastest one after another."""
+    if isinstance(reference, RowImage):
+        return reference.table
+    return reference.path if isinstance(reference, ImageReference) else reference
 
 
 def _enough(ends: Sequence[float]) -> bool:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shared.imaging.contained import AnyReference, open_reference
 from shared.imaging.geometry import Box, content_box
 from shared.imaging.grid import Grid
-from shared.imaging.images import ImageReference, open_image
 from shared.imaging.pixels import UnreadableImage
 from shared.imaging.squares import ImageReader
 from shared.targets import Identity, Preprocessing
@@ -33,7 +33,7 @@ READ_AHEAD, WRITE_BEHIND = 2, 1  # batches in memory before and after the teache
 # Of the image for good, or (the last) of its file just now.
 Failure = UnreadableImage | InaccurateFactors | NotFinite | OSError
 Outcome = tuple[bytes, Failure | None]
-LeftOut = list[tuple[ImageReference, str]]  # images without a target, and why
+LeftOut = list[tuple[AnyReference, str]]  # images without a target, and why
 
 
 def named(left_out: LeftOut) -> list[dict[str, str]]:
@@ -54,7 +54,7 @@ def stream(
     teacher: Teacher,
     identity: Identity,
     keys: list[bytes],
-    by_key: Mapping[bytes, ImageReference],
+    by_key: Mapping[bytes, AnyReference],
     add: Callable[[bytes, Arrays], None],
     *,
     batch_size: int,
@@ -157,7 +157,7 @@ def _parts(count: int, identity: Identity) -> list[slice]:
 
 
 def prepare(
-    reference: ImageReference, preprocessing: Preprocessing, geometry: Geometry
+    reference: AnyReference, preprocessing: Preprocessing, geometry: Geometry
 ) -> tuple[Tensor, Box]:
     """Open an image and return the teacher's pixels, and where in the square it lies.
 
@@ -166,7 +166,7 @@ def prepare(
     The padding is the teacher's mean colour, which is the student's: both are trained on CLIP's (or
     ImageNet's) mean.
     """
-    image = open_image(reference)
+    image = open_reference(reference)
     reader = reader_of(preprocessing, geometry)
     return reader.pixels(image), content_box(image.width, image.height, geometry)
 
@@ -184,7 +184,7 @@ def reader_of(preprocessing: Preprocessing, geometry: Geometry) -> ImageReader:
 
 def _read(
     keys: list[bytes],
-    by_key: Mapping[bytes, ImageReference],
+    by_key: Mapping[bytes, AnyReference],
     preprocessing: Preprocessing,
     geometry: Geometry,
     batch_size: int,

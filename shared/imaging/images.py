@@ -6,6 +6,7 @@ faithfully raises `UnreadableImage` with a reason that names no path, so that it
 quarantine list that others read.
 """
 
+import io
 import warnings
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -68,23 +69,43 @@ def open_image(
     OSError
         The file itself cannot be opened or read.
     """
-    from shared.imaging.dicom import is_dicom, open_dicom
-    from shared.imaging.nifti import is_nifti, open_nifti
-
     if not isinstance(reference, ImageReference):
         reference = ImageReference(Path(reference))
     path, part = reference
     with path.open("rb") as file:
-        head = file.read(352)
-        if not head:
-            raise UnreadableImage("the file is empty")
-        file.seek(0)
-        if is_dicom(head):
-            image = open_dicom(file, part, max_pixels)
-        elif is_nifti(path, head):
-            image = open_nifti(path, part, max_pixels)
-        else:
-            image = _open_with_pillow(file, part, max_pixels)
+        return _open(file, part, max_pixels, path)
+
+
+def open_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image that is no file of its own, from its bytes; as `open_image` of a whole file.
+
+    Raises
+    ------
+    UnreadableImage
+        As `open_image`, and for a NIfTI volume, of which no slice can be named.
+    """
+    return _open(io.BytesIO(data), None, max_pixels, None)
+
+
+def _open(file: BinaryIO, part: str | None, max_pixels: int, path: Path | None) -> Image.Image:
+    from shared.imaging.dicom import is_dicom, open_dicom
+    from shared.imaging.nifti import is_nifti, open_nifti
+
+    head = file.read(352)
+    if not head:
+        raise UnreadableImage("the file is empty")
+    file.seek(0)
+    if is_dicom(head):
+        image = open_dicom(file, part, max_pixels)
+    elif is_nifti(file, head):
+        if path is None:
+            raise UnreadableImage(
+                "a NIfTI volume inside another file or a bucket: make it a file, and name its "
+                "slices"
+            )
+        image = open_nifti(path, part, max_pixels)
+    else:
+        image = _open_with_pillow(file, part, max_pixels)
     return _of_several_values(image)
 
 

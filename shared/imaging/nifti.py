@@ -35,14 +35,19 @@ _PIECE = 1 << 20
 _loading = threading.Lock()
 
 
-def is_nifti(path: Path, head: bytes) -> bool:
-    """Whether a file, or the gzip stream in it, is NIfTI-1 or -2 by its magic."""
+def is_nifti(file: BinaryIO, head: bytes) -> bool:
+    """Whether a file, or the gzip stream in it, is NIfTI-1 or -2 by its magic.
+
+    `head` is its beginning; the file is left where it begins.
+    """
     if head[:2] == b"\x1f\x8b":
         try:
-            with gzip.open(path) as stream:
+            with gzip.GzipFile(fileobj=file) as stream:
                 head = stream.read(_HEADER)
         except (OSError, EOFError):
             return False
+        finally:
+            file.seek(0)
     return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from shared.console import track
 from shared.errors import UserError
+from shared.imaging.contained import AnyReference
 from shared.imaging.grid import Grid
-from shared.imaging.images import ImageReference
 from shared.processes import choose_device
 from shared.targets import Identity, Target, TargetStore, first_difference
 from shared.targets.numbers.arrays import Arrays
@@ -43,7 +43,7 @@ class Deviation(NamedTuple):
     similarity: float
     attention: float
     coverage_differs: int
-    worst: ImageReference | None
+    worst: AnyReference | None
     allowed: float
     allowed_attention: float
     left_out: LeftOut
@@ -71,7 +71,7 @@ class _Difference(NamedTuple):
 
 def resample(
     store: str | Path,
-    images: Iterable[ImageReference],
+    images: Iterable[AnyReference],
     count: int,
     *,
     teacher: str | None = None,
@@ -147,7 +147,7 @@ def resample(
 
 
 def _drawn(opened: TargetStore, keys: list[bytes], count: int) -> list[bytes]:
-    """Draw `count` of those of `keys` that the store has."""
+    """Draw `count` of those of `keys` that the store has, in their order: a container's own."""
     absent = set(opened.missing(keys))
     held = [key for key in keys if key not in absent]
     if not held:
@@ -155,7 +155,8 @@ def _drawn(opened: TargetStore, keys: list[bytes], count: int) -> list[bytes]:
             f"none of these {len(keys)} images is in {opened.namespace.name}: pass those it was "
             "built from"
         )
-    return [held[number] for number in np.random.default_rng().permutation(len(held))[:count]]
+    drawn = np.random.default_rng().permutation(len(held))[:count]
+    return [held[number] for number in sorted(drawn.tolist())]
 
 
 def _difference(key: bytes, stored: Target, fresh: Target) -> _Difference:

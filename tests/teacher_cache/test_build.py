@@ -174,14 +174,14 @@ def test_a_file_that_vanishes_after_it_was_named_does_not_end_the_build(
     tmp_path, weights, monkeypatch
 ):
     paths = image_folder(tmp_path / "images", 3)
-    opened = stream.open_image
+    opened = stream.open_reference
 
     def vanishing(reference):
         if reference.path == paths[1]:
             raise FileNotFoundError(2, "No such file or directory")
         return opened(reference)
 
-    monkeypatch.setattr(stream, "open_image", vanishing)
+    monkeypatch.setattr(stream, "open_reference", vanishing)
     result = run(tmp_path / "images", tmp_path / "store", weights, batch_size=3)
     assert (result.encoded, result.failed) == (2, 1)
 

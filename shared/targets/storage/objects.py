@@ -74,7 +74,7 @@ class ObjectStorage:
         scheme, mark, path = location.partition("://")
         self.location = f"{scheme}{mark}{path.rstrip('/')}"
         self._process = os.getpid()
-        self._store = _connect(self.location)
+        self._store = _zarr_store(connect(self.location))
 
     def names(self, folder: str, begin: str = "") -> list[str]:
         """Name the visible folders directly under `folder`: those that have their `zarr.json`.
@@ -293,14 +293,18 @@ class ObjectStorage:
             raise OSError(f"{self.location}: {_first_line(error)}") from error
 
 
-def _connect(location: str) -> ZarrStore:
-    """Open zarr's store over the bucket and prefix of a URL."""
+def connect(location: str) -> "ObjectStore":
+    """Open the bucket and prefix of a URL.
+
+    Raises
+    ------
+    UserError
+        The library for it is not installed, or it is no URL of a bucket.
+    """
     try:
         import obstore.store
     except ImportError:
         raise UserError(f"{location} needs the extra `s3`: pip install 'medalign[s3]'") from None
-    from zarr.storage import ObjectStore
-
     if not location.startswith(_SCHEMES):
         raise UserError(
             f"cannot open a store at {location}: use a folder or one of {', '.join(_SCHEMES)}"
@@ -311,11 +315,16 @@ def _connect(location: str) -> ZarrStore:
     if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         options["client_options"] = {"allow_http": True}
     try:
-        make: Callable[..., object] = obstore.store.from_url
-        place = make(location, **({} if location.startswith("memory://") else options))
-        store: ZarrStore = ObjectStore(place)
+        make: Callable[..., ObjectStore] = obstore.store.from_url
+        return make(location, **({} if location.startswith("memory://") else options))
     except obstore.exceptions.BaseError as error:
         raise UserError(f"cannot open a store at {location}: {_first_line(error)}") from error
+
+
+def _zarr_store(place: "ObjectStore") -> ZarrStore:
+    from zarr.storage import ObjectStore
+
+    store: ZarrStore = ObjectStore(place)
     return store
 
 

@@ -73,9 +73,9 @@ def test_a_wrong_record_is_found_and_named(tmp_path, images, weights, array):
     assert found.records == 7
     assert not found.sound
     if array == "similarity":
-        from shared.imaging import content_key
+        from shared.imaging import ImageReference, content_key
 
-        assert found.worst is not None
+        assert isinstance(found.worst, ImageReference)
         assert content_key(*found.worst) == wrong_key
 
 
