@@ -20,6 +20,7 @@ Precision = Literal["f16", "u8"]  # of what is stored
 Features = Literal["block", "projected"]  # patches of the last block, or normed and projected
 Dtype = Literal["fp32", "bf16", "fp16"]  # the teacher's compute type
 ExportForm = Literal["safetensors", "npz"]  # files that `cache export` writes
+Notebook = Literal["unimed-l", "unimed-b", "biomedclip"]  # of the authors, one a teacher
 Control = Literal["shuffled", "mean"]  # of a store: targets that are wrong on purpose
 
 # of runs

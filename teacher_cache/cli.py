@@ -9,6 +9,7 @@ import typer
 from shared.console import JsonOption, report, resumable, run, size, warn
 from shared.errors import UserError
 from teacher_cache.keeping import commands as store_commands
+from teacher_cache.keeping import outside
 from teacher_cache.options import (
     BatchOption,
     DeviceOption,
@@ -280,6 +281,7 @@ def duration(hours: float) -> str:
 
 
 store_commands.register(app)
+outside.register(app)
 
 
 def main() -> None:

@@ -6,10 +6,12 @@ A new command with the flag needs a case here.
 import contextlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 import yaml
@@ -55,6 +57,8 @@ CASES = {
     " --out {new}",
     "cache query maps": "--store {run}/store --regions {regions} --data {run}/data/test.json"
     " --image-root {run}/data --to {new}",
+    "cache import": "--authors {pickles}/s.pkl {pickles}/a.pkl --images {run}/data --store {new} "
+    "--teacher unimed-l",
     "cache gc": "--store {run}/store",
     "cache export": "--store {run}/store --out {new}",
     "cache view": "--store {run}/store --image {run}/data/0.png --out {new}.png",
@@ -98,6 +102,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "answers.json").write_text(json.dumps({row["id"]: "yes" for row in asked}))
     rows = [{"id": str(i), "reference": "no focal opacity", "prediction": "clear"} for i in "ab"]
     (folder / "reports.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, array in (("s", np.eye(4)), ("a", np.ones(4))):
+        (folder / f"{name}.pkl").write_bytes(pickle.dumps(dict.fromkeys(names, array)))
     study = {"name": "s", "title": "S", "recipe": "demo.yaml", "places": {"base": "b"}}
     study |= {"parts": ["one"], "arms": {"LoRA": {}}}
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
@@ -122,6 +128,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "regions": str(folder / "regions.json"),
         "predictions": str(folder / "answers.json"),
         "reports": str(folder / "reports.jsonl"),
+        "pickles": str(folder),
         "study": str(folder / "study.yaml"),
         "recipe": str(folder / "recipe.yaml"),
     }

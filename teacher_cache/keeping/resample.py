@@ -100,6 +100,7 @@ def resample(
     """
     opened = TargetStore.open(store, teacher, fingerprint)
     identity = opened.identity
+    _check_encoded(opened)
     place = choose_device(device)
     loaded, found = load_for(identity.teacher, weights, settings_of(identity), place)
     difference = first_difference(identity, found)
@@ -144,6 +145,17 @@ def resample(
         allowed_attention=ROUNDING[identity.dtype],
         left_out=failures,
     )
+
+
+def _check_encoded(opened: TargetStore) -> None:
+    """Refuse targets that no teacher here made: imported ones, and controls."""
+    for how in ("imported", "control"):
+        if how in opened.namespace.provenance:
+            raise UserError(
+                f"no teacher can make the targets of {opened.namespace.name} again: they are "
+                f"{'imported' if how == 'imported' else 'a control'} "
+                f"({opened.namespace.provenance[how]}); leave --resample out"
+            )
 
 
 def _drawn(opened: TargetStore, keys: list[bytes], count: int) -> list[bytes]:
