@@ -59,6 +59,8 @@ CASES = {
     " --image-root {run}/data --to {new}",
     "cache import": "--authors {pickles}/s.pkl {pickles}/a.pkl --images {run}/data --store {new} "
     "--teacher unimed-l",
+    "cache push": "{new} --store {run}/store",
+    "cache pull": "{run}/store --store {new}",
     "cache gc": "--store {run}/store",
     "cache export": "--store {run}/store --out {new}",
     "cache view": "--store {run}/store --image {run}/data/0.png --out {new}.png",

@@ -12,6 +12,7 @@ import torch
 from shared.console import say, warn
 from shared.errors import UserError
 from shared.files import check_writable, whole_file
+from shared.hub import NotUploadedError, upload
 from shared.processes import no_gpu_for_deepspeed
 from shared.recipe import save_recipe
 from student_train.adapter.card import merged_card
@@ -76,30 +77,13 @@ def export(
 
 def push(folder: Path, repository: str) -> None:
     """Upload a finished folder as a private repository of the hub, without checkpoints and logs."""
-    from huggingface_hub import HfApi
-
-    # Of the hub library's own HTTP client.
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
     warn("weights trained on patient data may reveal it; upload only what your data's terms allow")
-    api = HfApi()
     try:
-        whole_id = api.create_repo(
-            repository, private=True, exist_ok=True
-        ).repo_id  # a bare name gets its owner
-        api.upload_folder(
-            folder_path=folder,
-            repo_id=whole_id,
-            ignore_patterns=["checkpoint-*", "runs/*", "samples.jsonl", ".*"],
+        whole_id = upload(
+            folder, repository, unwanted=["checkpoint-*", "runs/*", "samples.jsonl", ".*"]
         )
-    except (
-        HTTPError,
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # the last two: a refused card, a file cut short
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
+    except NotUploadedError as error:
         raise UserError(
-            f"upload of {folder} to {repository} failed ({reason}); the folder itself is complete"
+            f"upload of {folder} to {repository} failed ({error}); the folder itself is complete"
         ) from None
     say(f"uploaded: {whole_id} (private)")

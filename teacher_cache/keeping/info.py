@@ -107,10 +107,11 @@ def _counts(namespace: Namespace) -> _Counts:
 
 def info(root: str | Path | Storage) -> list[Description]:
     """Describe every namespace: teacher, identity, records, bytes, age, errors of `factors`."""
-    return [_describe(namespace) for namespace in list_namespaces(root)]
+    return [describe(namespace) for namespace in list_namespaces(root)]
 
 
-def _describe(namespace: Namespace) -> Description:
+def describe(namespace: Namespace) -> Description:
+    """Describe one namespace; as `info`."""
     found = _counts(namespace)
     left_out = 0
     try:

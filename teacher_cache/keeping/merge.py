@@ -45,13 +45,14 @@ def merge(sources: Iterable[str | Path | Storage], target: str | Path | Storage)
         written.
     """
     return [
-        _merge_namespace(namespace, target)
+        merge_namespace(namespace, target)
         for source in sources
         for namespace in list_namespaces(source)
     ]
 
 
-def _merge_namespace(source: Namespace, target: str | Path | Storage) -> Merged:
+def merge_namespace(source: Namespace, target: str | Path | Storage) -> Merged:
+    """Copy one namespace; as `merge`."""
     into = create_namespace(target, source.identity, source.provenance)
     present, _ = keys_present(into)
     before = frozenset(present)
