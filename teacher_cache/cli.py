@@ -52,16 +52,12 @@ app = typer.Typer(
 
 @app.command("teachers")
 def teachers_command(json: JsonOption = False) -> None:
-    """List the built-in teachers and where their weights come from."""
+    """List the built-in teachers: grid, width, text tower, licence, and where the weights are."""
+    from teacher_cache.teachers.listing import lines
     from teacher_cache.teachers.registry import OPEN_FAMILIES, TEACHERS
 
     known = [*TEACHERS.values(), *OPEN_FAMILIES]
-    rows = [info._asdict() for info in known]
-    report(
-        {"teachers": rows},
-        json,
-        [f"{i.name:22} {i.architecture:32} {i.licence:44} {i.source}" for i in known],
-    )
+    report({"teachers": [info._asdict() for info in known]}, json, lines())
 
 
 @app.command("tower")

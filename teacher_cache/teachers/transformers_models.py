@@ -41,24 +41,45 @@ HF = TeacherInfo(
     "a folder or hub id with config.json and preprocessor_config.json",
     "see the weights",
 )
-RAD_DINO = TeacherInfo("rad-dino", "Dinov2Model, 37x37 @ 518", "hub microsoft/rad-dino", "MIT")
+RAD_DINO = TeacherInfo(
+    "rad-dino",
+    "Dinov2Model",
+    "hub microsoft/rad-dino",
+    "MIT",
+    "37x37 @ 518",
+    768,
+    "no",
+    gated=False,
+)
 MEDSIGLIP = TeacherInfo(
     "medsiglip",
-    "SiglipVisionModel, 32x32 @ 448",
-    "hub google/medsiglip-448 (gated)",
+    "SiglipVisionModel",
+    "hub google/medsiglip-448",
     "Health AI Developer Foundations terms",
+    "32x32 @ 448",
+    1152,
+    "SigLIP",
+    gated=True,
 )
 DINOV3 = TeacherInfo(
     "dinov3",
-    "DINOv3ViTModel, patches of 16",
-    "hub facebook/dinov3-vitl16-pretrain-lvd1689m (gated), or another of its family",
+    "DINOv3ViTModel",
+    "hub facebook/dinov3-vitl16-pretrain-lvd1689m, or another of its family",
     "DINOv3 licence",
+    "14x14 @ 224",
+    1024,
+    "no",
+    gated=True,
 )
 C_RADIO = TeacherInfo(
     "c-radio-v4",
-    "RadioModel, 32x32 @ 512",
+    "RadioModel",
     "hub nvidia/C-RADIOv4-SO400M, in transformers' format",
     "NVIDIA open model licence",
+    "32x32 @ 512",
+    1152,
+    "no",
+    gated=False,
 )
 
 CLASSES = {
@@ -71,10 +92,6 @@ CLASSES = {
     "siglip": "SiglipVisionModel",
     "siglip_vision_model": "SiglipVisionModel",
     "vit": "ViTModel",
-}
-ARCHITECTURES = {
-    info.name: info.architecture.partition(",")[0]
-    for info in (RAD_DINO, MEDSIGLIP, DINOV3, C_RADIO)
 }
 KERNEL = "medalign-teacher"  # the name under which transformers finds the kernel below
 _ROW = "medalign_cls_row"
@@ -155,10 +172,10 @@ def load_named(info: TeacherInfo, weights: str | None, grid: Grid | None = None)
     """Load a named one from its published folder or hub id; its grid is its own."""
     teacher = load_transformers(info.name, need_weights(info, weights), None, Trained())
     found = teacher.architecture.partition(",")[0]
-    if found != ARCHITECTURES[info.name]:
+    if found != info.architecture:
         raise UserError(
-            f"the weights are a {found}, and {info.name} is a {ARCHITECTURES[info.name]}; name "
-            f"them as hf:{weights}"
+            f"the weights are a {found}, and {info.name} is a {info.architecture}; name them as "
+            f"hf:{weights}"
         )
     return teacher._replace(licence=info.licence)
 

@@ -11,12 +11,20 @@ LARGE = TeacherInfo(
     "ViT-L-14-336-quickgelu",
     "unimed_clip_vit_l14_base_text_encoder.pt from github.com/mbzuai-oryx/UniMed-CLIP",
     "CC BY-NC 4.0: no commercial use",
+    "24x24 @ 336",
+    1024,
+    "BiomedBERT",
+    gated=False,
 )
 BASE = TeacherInfo(
     "unimed-b",
     "ViT-B-16-quickgelu",
     "unimed_clip_vit_b16.pt from github.com/mbzuai-oryx/UniMed-CLIP",
     "CC BY-NC 4.0: no commercial use",
+    "14x14 @ 224",
+    768,
+    "BiomedBERT",
+    gated=False,
 )
 
 

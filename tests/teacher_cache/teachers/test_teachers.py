@@ -3,15 +3,18 @@
 What is missing, foreign, broken or dangerous is one clear line.
 """
 
+import json
 import pickle
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from shared.errors import UserError
+from teacher_cache.cli import app
+from teacher_cache.teachers import listing
 from teacher_cache.teachers.checkpoints import find_weights, read_weights, weights_hash
 from teacher_cache.teachers.registry import OPEN_FAMILIES, TEACHERS, load_teacher
 from tests.fixtures.teacher_checkpoints import (
@@ -263,18 +266,57 @@ def test_a_registry_that_cannot_be_reached_is_one_line(hub, name, monkeypatch):
 
 def test_every_built_in_teacher_says_its_source_and_licence():
     for info in (*TEACHERS.values(), *OPEN_FAMILIES):
-        assert all(info)
+        assert all(info[:4])
+    for info in TEACHERS.values():
+        assert None not in info
     named = {"unimed-l", "unimed-b", "biomedclip", "dinov2-small"}
     assert set(TEACHERS) == named | {"rad-dino", "medsiglip", "dinov3", "c-radio-v4"}
 
 
 def test_the_page_lists_the_registry():
     page = (Path(__file__).parents[3] / "docs" / "teachers.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^- \*\*`(.+?)`\*\*: (.+)\n  - (.+)\n  - (.+)$", page, re.MULTILINE)
-    assert rows == [
-        (info.name, info.architecture, info.source, info.licence)
-        for info in (*TEACHERS.values(), *OPEN_FAMILIES)
-    ]
+    assert listing.page() in page, "paste what python -m teacher_cache.teachers.listing prints"
+    rows = [line.strip("| ").split(" | ") for line in page.split("\n") if line.startswith("| ")]
+    named = {row[0]: row[1:] for row in rows}
+    assert named["medsiglip"] == [
+        "32x32 @ 448", "1152", "SigLIP", "yes", TEACHERS["medsiglip"].licence
+    ]  # fmt: skip
+    assert set(TEACHERS) <= set(named)
+
+
+def test_grids_and_widths_are_those_of_the_libraries_own_models():
+    """What the list says, against open_clip's configurations and timm's models."""
+    import open_clip
+    import timm
+
+    for name in ("unimed-l", "unimed-b"):
+        info = TEACHERS[name]
+        vision = open_clip.get_model_config(info.architecture)["vision_cfg"]
+        side = vision["image_size"] // vision["patch_size"]
+        assert info.grid == f"{side}x{side} @ {vision['image_size']}"
+        assert info.width == vision["width"]
+    for name in ("biomedclip", "dinov2-small"):
+        info = TEACHERS[name]
+        with torch.device("meta"):
+            model = timm.create_model(info.architecture)
+        assert info.width == model.num_features
+        rows, columns = model.patch_embed.grid_size
+        size = model.patch_embed.img_size[0]
+        assert info.grid in ("any square", f"{rows}x{columns} @ {size}")
+
+
+def test_the_list_by_command():
+    printed = CliRunner().invoke(app, ["teachers"]).output.split("\n")
+    assert printed[0].split()[:5] == ["teacher", "grid", "width", "text", "tower"]
+    (line,) = [line for line in printed if line.startswith("dinov3 ")]
+    assert line.split()[1:9] == ["14x14", "@", "224", "1024", "no", "yes", "DINOv3", "licence"]
+    rows = json.loads(CliRunner().invoke(app, ["teachers", "--json"]).output)["teachers"]
+    (row,) = [row for row in rows if row["name"] == "biomedclip"]
+    assert (row["grid"], row["width"], row["text_tower"], row["gated"]) == (
+        "14x14 @ 224", 768, "PubMedBERT", False
+    )  # fmt: skip
+    (family,) = [row for row in rows if row["name"] == "timm:NAME"]
+    assert family["grid"] is family["width"] is family["gated"] is None
 
 
 def test_training_checkpoints_keep_only_their_state_dict(tiny, tmp_path):
