@@ -18,6 +18,7 @@ AttentionTarget = Literal["image", "question", "mixed"]  # what L_att teaches: E
 Rotation = Literal["hadamard"]  # of the channels of `patches`, before they become int8
 Precision = Literal["f16", "u8"]  # of what is stored
 Features = Literal["block", "projected"]  # patches of the last block, or normed and projected
+PoolingAttention = Literal["pooled", "none"]  # E_a: what pools the image attends to; or no E_a
 Dtype = Literal["fp32", "bf16", "fp16"]  # the teacher's compute type
 ExportForm = Literal["safetensors", "npz"]  # files that `cache export` writes
 Notebook = Literal["unimed-l", "unimed-b", "biomedclip"]  # of the authors, one a teacher

@@ -11,6 +11,7 @@ from shared.errors import UserError
 from teacher_cache.keeping import commands as store_commands
 from teacher_cache.keeping import outside
 from teacher_cache.options import (
+    AttentionOption,
     BatchOption,
     DeviceOption,
     DtypeOption,
@@ -104,6 +105,7 @@ def plan_command(
     encoding: EncodingOption = "matrix",
     precision: PrecisionOption = None,
     features: FeaturesOption = "block",
+    attention: AttentionOption = "pooled",
     tolerance: ToleranceOption = 0.01,
     dtype: DtypeOption = "fp32",
     batch_size: BatchOption = 8,
@@ -126,7 +128,15 @@ def plan_command(
 
     trained = stated(mean, std, interpolation, quick_gelu)
     settings = Settings(
-        geometry, Grid.parse(grid), encoding, precision, features, tolerance, dtype, trained
+        geometry,
+        Grid.parse(grid),
+        encoding,
+        precision,
+        features,
+        tolerance,
+        dtype,
+        trained,
+        attention,
     )
     found = plan(
         teacher,
@@ -177,6 +187,7 @@ def build_command(
     encoding: EncodingOption = "matrix",
     precision: PrecisionOption = None,
     features: FeaturesOption = "block",
+    attention: AttentionOption = "pooled",
     tolerance: ToleranceOption = 0.01,
     dtype: DtypeOption = "fp32",
     batch_size: BatchOption = 8,
@@ -205,7 +216,15 @@ def build_command(
 
     trained = stated(mean, std, interpolation, quick_gelu)
     settings = Settings(
-        geometry, Grid.parse(grid), encoding, precision, features, tolerance, dtype, trained
+        geometry,
+        Grid.parse(grid),
+        encoding,
+        precision,
+        features,
+        tolerance,
+        dtype,
+        trained,
+        attention,
     )
     with resumable():
         result = build(

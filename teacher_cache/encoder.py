@@ -22,11 +22,11 @@ from teacher_cache.teachers.transformers_models import TransformersViT
 class Encoded(NamedTuple):
     """E_v (B, M, b), the last block's patch tokens before the final norm.
 
-    E_a (B, M), its CLS attention, head mean.
+    E_a (B, M), its CLS attention, head mean; None of a teacher whose `attention` is `none`.
     """
 
     tokens: Tensor
-    attention: Tensor
+    attention: Tensor | None
 
 
 @torch.inference_mode()
@@ -58,6 +58,8 @@ def encode(
         if teacher.project is None:
             raise ValueError(f"teacher {teacher.name} has no projection")
         tokens = teacher.project(tokens)
+    if teacher.attention == "none":
+        return Encoded(tokens, None)
     return Encoded(tokens, weights[:, -teacher.grid.size :])
 
 

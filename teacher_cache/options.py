@@ -11,6 +11,7 @@ from shared.vocabulary import (
     Features,
     Geometry,
     Interpolation,
+    PoolingAttention,
     Precision,
 )
 
@@ -97,6 +98,13 @@ FeaturesOption = Annotated[
     typer.Option(
         "--features",
         help="block: the last block's patches, as in the paper; projected: as for BiomedCLIP.",
+    ),
+]
+AttentionOption = Annotated[
+    PoolingAttention,
+    typer.Option(
+        "--attention",
+        help="pooled: S_e and E_a; none: S_e alone, also of towers that pool by no attention.",
     ),
 ]
 ToleranceOption = Annotated[

@@ -10,7 +10,14 @@ from shared.imaging.grid import Grid
 from shared.targets import Identity, first_difference
 from shared.targets.identity import default_precision
 from shared.targets.numbers.triangle import triangle_length
-from shared.vocabulary import Dtype, Encoding, Features, Geometry, Precision
+from shared.vocabulary import (
+    Dtype,
+    Encoding,
+    Features,
+    Geometry,
+    PoolingAttention,
+    Precision,
+)
 from teacher_cache.encoder import encode
 from teacher_cache.teachers.base import Teacher
 from teacher_cache.teachers.registry import load_teacher
@@ -40,6 +47,7 @@ class Settings(NamedTuple):
     tolerance: float = 0.01
     dtype: Dtype = "fp32"
     trained: Trained = NOT_SAID
+    attention: PoolingAttention = "pooled"
 
 
 def identity_of(teacher: Teacher, settings: Settings) -> Identity:
@@ -59,6 +67,7 @@ def identity_of(teacher: Teacher, settings: Settings) -> Identity:
         tolerance=settings.tolerance if settings.encoding == "factors" else None,
         width=_width(teacher, settings.features) if patches else None,
         rotation="hadamard" if patches else None,
+        attention=settings.attention,
     )
 
 
@@ -89,6 +98,7 @@ def settings_of(identity: Identity) -> Settings:
         features=identity.features,
         tolerance=Settings().tolerance if identity.tolerance is None else identity.tolerance,
         dtype=identity.dtype,
+        attention=identity.attention,
     )
 
 
@@ -106,7 +116,7 @@ def load_for(
         teacher without a projection.
     """
     _check_grid(settings)
-    loaded = load_teacher(teacher, weights, settings.grid, settings.trained)
+    loaded = load_teacher(teacher, weights, settings.grid, settings.trained, settings.attention)
     if settings.features == "projected" and loaded.project is None:
         raise UserError(f"teacher {teacher} has no projection: use --features block")
     loaded.model.to(device=device, dtype=DTYPES[settings.dtype])

@@ -110,7 +110,8 @@ def _write(
     """Turn the teacher's output for a batch into targets and add them; one outcome an image."""
     batch, encoded, outcomes = _finite(batch, encoded, identity)
     for part in _parts(len(batch.keys), identity):
-        tokens, attention = encoded.tokens[part], encoded.attention[part]
+        tokens = encoded.tokens[part]
+        attention = None if encoded.attention is None else encoded.attention[part]
         try:
             made = encode_targets(tokens, attention, batch.boxes[part], native, identity)
         except InaccurateFactors as error:
@@ -131,7 +132,8 @@ def _finite(
 ) -> tuple[_Batch, Encoded, list[Outcome]]:
     """Keep the images for which the teacher's values are finite; the others fail, each alone."""
     sound = torch.isfinite(encoded.tokens).flatten(1).all(1)
-    sound &= torch.isfinite(encoded.attention).flatten(1).all(1)
+    if encoded.attention is not None:
+        sound &= torch.isfinite(encoded.attention).flatten(1).all(1)
     rows = [row for row, good in enumerate(sound.tolist()) if good]
     if len(rows) == len(batch.keys):
         return batch, encoded, []
@@ -144,7 +146,8 @@ def _finite(
     left = batch._replace(
         keys=[batch.keys[row] for row in rows], boxes=[batch.boxes[row] for row in rows]
     )
-    return left, Encoded(encoded.tokens[rows], encoded.attention[rows]), outcomes
+    attention = None if encoded.attention is None else encoded.attention[rows]
+    return left, Encoded(encoded.tokens[rows], attention), outcomes
 
 
 def _parts(count: int, identity: Identity) -> list[slice]:

@@ -87,8 +87,10 @@ def _picture(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _share(weights: NDArray[np.generic], visible: NDArray[np.bool_]) -> list[float]:
+def _share(weights: NDArray[np.generic] | None, visible: NDArray[np.bool_]) -> list[float]:
     """Attention over the visible patches, brought to a sum of one."""
+    if weights is None:
+        raise ValueError("the quickstart's own store holds E_a")
     kept = np.where(visible, np.asarray(weights, dtype=np.float64), 0.0)
     return [round(float(value), 6) for value in kept / max(kept.sum(), 1e-12)]
 

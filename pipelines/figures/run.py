@@ -170,7 +170,9 @@ def looked_at(observed: Observed) -> list[Looked]:
                 name: np.mean(list(maps.values()), axis=0) for name, maps in every.items()
             },
         }
-        beside = {f"expert, {observed.store.identity.teacher}": np.asarray(one.attention)}
+        beside = {}
+        if one.attention is not None:
+            beside[f"expert, {observed.store.identity.teacher}"] = np.asarray(one.attention)
         if one.record.id in prior:
             beside["prior"] = prior[one.record.id]
         places = [region.place for region in one.asked]

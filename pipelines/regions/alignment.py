@@ -90,16 +90,16 @@ def scores_of(observed: Observed, held: Sequence[Held], recipe: "Recipe", grid: 
         similarity = torch.from_numpy(np.asarray(one.similarity))[None]
         scores[one.record.id] = {
             "loss_vis": float(visual_alignment_terms(patches, similarity, seen)[0]),
-            "loss_att": float(
-                attention_alignment_terms(
-                    torch.from_numpy(attention)[None],
-                    torch.from_numpy(np.asarray(one.attention))[None],
-                    recipe.losses.attention_normalization,
-                    seen,
-                )[0]
-            ),
             "similarity": _correlation(tokens, np.asarray(one.similarity), one.visible),
         }
+        if one.attention is not None:
+            terms = attention_alignment_terms(
+                torch.from_numpy(attention)[None],
+                torch.from_numpy(np.asarray(one.attention))[None],
+                recipe.losses.attention_normalization,
+                seen,
+            )
+            scores[one.record.id]["loss_att"] = float(terms[0])
         if one.asked:
             scores[one.record.id] |= grounding(attention, *one.asked_places(grid), one.visible)
     for name, value in _separable(observed.tokens, held, grid).hits.items():
@@ -108,21 +108,26 @@ def scores_of(observed: Observed, held: Sequence[Held], recipe: "Recipe", grid: 
 
 
 def references_of(held: Sequence[Held], grid: Grid) -> dict[str, Scores]:
-    """Grounding of what a map is worth beside: the teacher's E_a, chance, the prior."""
+    """Grounding of what a map is worth beside: the teacher's E_a (if stored), chance, the prior."""
     with_regions = [one for one in held if one.asked]
     patients = {one.record.id: one.patient for one in with_regions}
     prior = priors_of(held, held, grid)
     swapped = partners(list(patients), patients)
-    maps = {one.record.id: np.asarray(one.attention) for one in with_regions}
+    maps = {
+        one.record.id: np.asarray(one.attention)
+        for one in with_regions
+        if one.attention is not None
+    }
     found: dict[str, Scores] = {"teacher": {}, "teacher, other patient": {}, "prior": {}}
     found["chance"] = {}
     for one in with_regions:
         name, region = one.record.id, one.asked_places(grid)
-        found["teacher"][name] = grounding(maps[name], *region, one.visible)
+        if name in maps:
+            found["teacher"][name] = grounding(maps[name], *region, one.visible)
         found["chance"][name] = chance(*region, one.visible)
         if name in prior:
             found["prior"][name] = grounding(prior[name], *region, one.visible)
-        if name in swapped:
+        if swapped.get(name) in maps:
             other = maps[swapped[name]]
             found["teacher, other patient"][name] = grounding(other, *region, one.visible)
     same = [np.ones((grid.size, 1), dtype=np.float32)] * len(held)  # chance is the labels' alone

@@ -55,7 +55,7 @@ class Case(NamedTuple):
     reference: ImageReference | None
     key: bytes
     similarity: NDArray[np.generic]  # (pairs,)
-    attention: NDArray[np.generic]  # (N,)
+    attention: NDArray[np.generic] | None  # (N,); None where the store holds S_e alone
     visible: NDArray[np.bool_]  # (N,)
     shares: Shares  # (N,)
     centres: NDArray[np.bool_]  # (N,)
@@ -104,7 +104,10 @@ def _look(reference: ImageReference) -> Seen:
 
 
 def store_rows(cases: Sequence[Case]) -> dict[str, Scores]:
-    """Return the rows that the stored targets give; prior and partners are of the same label."""
+    """Return the rows that the stored targets give; prior and partners are of the same label.
+
+    A store of S_e alone gives none of E_a.
+    """
     rows: dict[str, Scores] = {row: {} for row in (OWN, OTHER, PRIOR, CHANCE, SIMILARITY, SWAPPED)}
     for group in _groups(cases, by_view=True):
         by_name = {case.name: case for case in group}
@@ -113,14 +116,16 @@ def store_rows(cases: Sequence[Case]) -> dict[str, Scores]:
         other = partners(list(by_name), patients)
         for name, case in by_name.items():
             region = (case.shares, case.centres, case.visible)
-            rows[OWN][name] = grounding(case.attention.astype(np.float64), *region)
+            if case.attention is not None:
+                rows[OWN][name] = grounding(case.attention.astype(np.float64), *region)
             rows[CHANCE][name] = chance(*region)
             if name in prior:
                 rows[PRIOR][name] = grounding(prior[name], *region)
             rows[SIMILARITY][name] = together(case.similarity, case.centres, case.visible)
             if name in other:
                 partner = by_name[other[name]]
-                rows[OTHER][name] = grounding(partner.attention.astype(np.float64), *region)
+                if partner.attention is not None:
+                    rows[OTHER][name] = grounding(partner.attention.astype(np.float64), *region)
                 rows[SWAPPED][name] = together(partner.similarity, case.centres, case.visible)
     return {row: scores for row, scores in rows.items() if any(scores.values())}
 

@@ -30,7 +30,7 @@ class Held(NamedTuple):
     reference: ImageReference
     patient: str
     similarity: NDArray[np.generic]  # (pairs,)
-    attention: NDArray[np.generic]  # (N,)
+    attention: NDArray[np.generic] | None  # (N,); None where the store holds S_e alone
     coverage: NDArray[np.uint8]  # (N,)
     width: int
     height: int

@@ -6,7 +6,8 @@ If these do not help answers, no expert can. An image with regions gets
 - as S_e the cosine of the patches' memberships (inside, outside): 1 within a region and within the
   rest, 0 between them.
 
-An image without a region keeps the teacher's own targets.
+An image without a region keeps the teacher's own targets. Where those are S_e alone, so is the
+oracle's.
 """
 
 import hashlib
@@ -89,13 +90,10 @@ def write_oracle(
     with TargetWriter(to, identity, {"control": f"oracle of {opened.namespace.name}"}) as writer:
         for key in track(keys, len(keys), "oracle", "images"):
             own = opened[key]
-            arrays: Arrays = {
-                "similarity": own.similarity,
-                "attention": own.attention,
-                "coverage": own.coverage,
-            }
+            arrays: Arrays = own.arrays()
             if key in shares:
-                arrays = oracle_arrays(shares[key], own.coverage)
+                made = oracle_arrays(shares[key], own.coverage)
+                arrays = {name: made[name] for name in arrays}
             writer.add(key, arrays)
     return Oracle(identity.namespace(), len(keys), len(shares))
 

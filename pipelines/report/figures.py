@@ -28,7 +28,7 @@ Picture = NDArray[np.uint8]
 class AttentionRow(NamedTuple):
     """One image with the attention over its patches by who looks.
 
-    Teacher first, then the students.
+    Teacher first, where its store holds E_a, then the students.
     """
 
     title: str

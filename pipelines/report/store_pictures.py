@@ -154,19 +154,20 @@ def _attention(
     rows = []
     for i, one in enumerate(shown):
         visible = np.asarray(targets.coverage[i]) > 0
-        teacher = renormalized(np.asarray(targets.attention[i], dtype=np.float64), visible)
         students = {
             name: renormalized(maps[i].astype(np.float64), visible) for name, maps in found.items()
         }
+        maps, apart = students, {}
+        if targets.attention is not None:
+            teacher = renormalized(np.asarray(targets.attention[i], dtype=np.float64), visible)
+            maps = {"teacher": teacher, **students}
+            apart = {name: divergence(teacher, seen) for name, seen in students.items()}
         rows.append(
             AttentionRow(
                 str(one.record.extra.get("slice", Path(one.record.images[0]).stem)),
                 one.picture,
-                {
-                    name: seen.reshape(grid)
-                    for name, seen in {"teacher": teacher, **students}.items()
-                },
-                {name: divergence(teacher, seen) for name, seen in students.items()},
+                {name: seen.reshape(grid) for name, seen in maps.items()},
+                apart,
             )
         )
     return attention_figure(rows)
@@ -176,7 +177,7 @@ def _maps(
     student: Loaded, shown: Sequence[Shown], layer: int, targets: Target
 ) -> list[NDArray[np.float32]]:
     """Observe each image's own question at a layer; of several images, the first one's patches."""
-    patches = targets.attention.shape[-1]
+    patches = targets.coverage.shape[-1]
     return [
         observe(student, one.record.question, one.images, [layer]).attention[layer][:patches]
         for one in shown
@@ -184,11 +185,13 @@ def _maps(
 
 
 def _similarity(one: Shown, targets: Target, grid: tuple[int, int]) -> str:
-    """Draw the first target, at the patch that the teacher looks at most."""
+    """Draw the first target, at the patch that the teacher looks at most, or in the middle."""
     patches = grid[0] * grid[1]
     matrix = full_matrix(np.asarray(targets.similarity[0], dtype=np.float64), patches)
     visible = np.asarray(targets.coverage[0]) > 0
-    patch = int(np.argmax(np.where(visible, targets.attention[0], -1)))
+    patch = grid[0] // 2 * grid[1] + grid[1] // 2
+    if targets.attention is not None:
+        patch = int(np.argmax(np.where(visible, targets.attention[0], -1)))
     return similarity_figure(one.picture, matrix, grid, patch, visible)
 
 
@@ -213,15 +216,14 @@ def full_matrix(triangle: NDArray[np.float64], patches: int) -> NDArray[np.float
 
 
 def store_sizes(folder: Path, store: TargetStore) -> StoreSizes:
-    """Measure the store's namespace, and a float32 matrix and vector an image as pickles."""
+    """Measure the store's namespace, and the same an image as float32 pickles, the matrix whole."""
     namespace = folder / store.identity.namespace()
     files = namespace.rglob("*") if namespace.is_dir() else ()
     size = sum(file.stat().st_size for file in files if file.is_file())
-    patches = store[next(iter(store.keys()))].attention.shape[-1]
-    one = {
-        "similarity": np.zeros((patches, patches), np.float32),
-        "attention": np.zeros(patches, np.float32),
-    }
+    patches = store.grid[0] * store.grid[1]
+    one: dict[str, NDArray[np.float32]] = {"similarity": np.zeros((patches, patches), np.float32)}
+    if store.identity.attention == "pooled":
+        one["attention"] = np.zeros(patches, np.float32)
     return {
         "images": len(store),
         "bytes": size,

@@ -74,7 +74,7 @@ def _load(
         batch = pixels.unsqueeze(0).to(device=place, dtype=DTYPES[identity.dtype])
         encoded = encode(loaded, batch, identity.features)
         [record] = encode_targets(encoded.tokens, encoded.attention, [box], loaded.grid, identity)
-        return Target(record["similarity"], record["attention"], record["coverage"])
+        return Target(record["similarity"], record.get("attention"), record["coverage"])
 
     return compute
 

@@ -14,6 +14,7 @@ from shared.vocabulary import (
     Features,
     Geometry,
     Interpolation,
+    PoolingAttention,
     Precision,
     Rotation,
     Stored,
@@ -22,7 +23,7 @@ from shared.vocabulary import (
 FORMAT: Final = 2  # of the store's files; format 1 is read too (docs/store-format.md)
 # Fields that format 1 does not have; left out where they say nothing, so that one more of them
 # leaves the fingerprints of the stores without it.
-SINCE_FORMAT_2: Final = ("width", "rotation")
+SINCE_FORMAT_2: Final = ("width", "rotation", "attention")
 # Of the targets: how an image file becomes pixels, and how S_e and E_a are computed from them
 # (docs/store-format.md lists the versions). Another one is another namespace.
 DEFINITION: Final = 2
@@ -75,6 +76,7 @@ class IdentityDocument(TypedDict):
     definition: int
     width: NotRequired[int]
     rotation: NotRequired[Rotation]
+    attention: NotRequired[PoolingAttention]
 
 
 class Identity(BaseModel):
@@ -85,6 +87,7 @@ class Identity(BaseModel):
     `grid` is (rows, columns): the student's for the `matrix` encoding, the teacher's own for
     `factors` and `patches`, that of the maps for `maps`. `precision` is that of S (`matrix`), of
     the factors or of the patches; left out, it is u8 (int8) for the last two, f16 else.
+    `attention` is `none` where the targets are S_e alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,6 +111,7 @@ class Identity(BaseModel):
     definition: Literal[1, 2] = DEFINITION  # stores of the older ones stay readable
     width: int | None = Field(default=None, gt=0)  # of `patches`: b, the channels of E_v
     rotation: Rotation | None = None  # of `patches`: what their channels were turned by
+    attention: PoolingAttention = "pooled"
 
     @model_validator(mode="after")
     def _consistent(self) -> "Identity":
@@ -120,6 +124,8 @@ class Identity(BaseModel):
             raise ValueError("`maps` are stored since format 2")
         if patches and (self.precision != "u8" or self.format == 1):
             raise ValueError("`patches` are stored as int8 (precision u8), since format 2")
+        if self.attention == "none" and (self.format == 1 or self.encoding == "maps"):
+            raise ValueError("only targets lack their attention, since format 2")
         if min(self.grid) < 1:
             raise ValueError("`grid` needs at least one row and one column")
         return self
@@ -131,7 +137,8 @@ class Identity(BaseModel):
 
     def document(self) -> IdentityDocument:
         """Return the identity as plain JSON values."""
-        absent = {name for name in SINCE_FORMAT_2 if getattr(self, name) is None}
+        fields = type(self).model_fields
+        absent = {name for name in SINCE_FORMAT_2 if getattr(self, name) == fields[name].default}
         return cast("IdentityDocument", self.model_dump(mode="json", exclude=absent))
 
     def fingerprint(self) -> str:
@@ -160,7 +167,7 @@ def first_difference(first: Identity, second: Identity) -> Difference | None:
 
     A field of a field is named with its path: `preprocessing.size`.
     """
-    return _difference(first.document(), second.document(), "")
+    return _difference(first.model_dump(mode="json"), second.model_dump(mode="json"), "")
 
 
 def _difference(

@@ -33,14 +33,19 @@ class Target(NamedTuple):
     similarity
         Strict upper triangle of S_e, row-major, float16 (`matrix`) or float32 (the others).
     attention
-        CLS attention per patch, float32, raw: not normalised.
+        Attention that pools the image, per patch, float32, raw: not normalised. None where the
+        namespace's identity says `none`.
     coverage
         255 times the share of each patch that shows image rather than padding, uint8.
     """
 
     similarity: Float[np.ndarray, "*B pairs"]
-    attention: Float[np.ndarray, "*B N"]
+    attention: Float[np.ndarray, "*B N"] | None
     coverage: UInt8[np.ndarray, "*B N"]
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return the arrays that are there, by name."""
+        return {name: values for name, values in self._asdict().items() if values is not None}
 
 
 class TargetStore:
@@ -137,7 +142,8 @@ class TargetStore:
             If the bytes are not those that were written (a `UserError`).
         """
         batch = self.batch([key])
-        return Target(batch.similarity[0], batch.attention[0], batch.coverage[0])
+        attention = None if batch.attention is None else batch.attention[0]
+        return Target(batch.similarity[0], attention, batch.coverage[0])
 
     def batch(self, keys: Sequence[bytes]) -> Target:
         """Read many targets in the order of `keys` (repeats allowed), grouped by segment.
@@ -146,7 +152,7 @@ class TargetStore:
         """
         arrays = self.arrays(keys)
         if self.identity.encoding == "matrix":
-            return Target(arrays["similarity"], arrays["attention"], arrays["coverage"])
+            return Target(arrays["similarity"], arrays.get("attention"), arrays["coverage"])
         from shared.targets.numbers.restore import targets_on
 
         return Target(*targets_on(arrays, self.identity.grid, self.grid))

@@ -38,7 +38,7 @@ class Batch(TypedDict):
     span_rows: NotRequired[Tensor]
     span_lengths: NotRequired[Tensor]
     similarity: NotRequired[Tensor]  # (K, P, pairs)
-    attention: NotRequired[Tensor]  # (K, P, N)
+    attention: NotRequired[Tensor]  # (K, P, N); not of stores that hold S_e alone
     coverage: NotRequired[Tensor]  # (K, P, N) uint8
     maps: NotRequired[Tensor]  # (I, N) of the spans' questions, where `mapped` (I,) is true
     mapped: NotRequired[Tensor]
@@ -151,7 +151,9 @@ class Collator:
         batch["span_image"], batch["span_rows"] = request.span_image, request.span_rows
         batch["span_lengths"] = request.span_lengths
         batch["similarity"] = _stacked([target.similarity for target in targets])
-        batch["attention"] = _stacked([target.attention for target in targets])
+        attention = [one.attention for one in targets if one.attention is not None]
+        if len(attention) == len(targets):
+            batch["attention"] = _stacked(attention)
         if any(one is not None for one in asked.maps):
             nothing = np.zeros(self.patches, dtype=np.float32)
             rows = [nothing if one is None else one for one in asked.maps]

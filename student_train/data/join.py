@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.console import track, warn
+from shared.console import note, track, warn
 from shared.errors import UserError
 from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference
@@ -33,7 +33,7 @@ class Targets(NamedTuple):
     """One image's targets of every teacher, K of them."""
 
     similarity: Array  # (K, N(N-1)/2)
-    attention: Array  # (K, N)
+    attention: Array | None  # (K, N); None where one of the stores holds S_e alone
     coverage: Array  # (K, N) uint8
 
 
@@ -80,9 +80,10 @@ class Join:
 
 def stack(targets: Sequence[Target]) -> Targets:
     """Put the targets of several teachers on a leading axis K."""
+    attention = [target.attention for target in targets if target.attention is not None]
     return Targets(
         np.stack([target.similarity for target in targets]),
-        np.stack([target.attention for target in targets]),
+        np.stack(attention) if len(attention) == len(targets) else None,
         np.stack([target.coverage for target in targets]),
     )
 
@@ -123,7 +124,8 @@ def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
     Raises
     ------
     UserError
-        No store named, no namespace that fits, or fingerprints that are not one a teacher.
+        No store named, no namespace that fits, fingerprints that are not one a teacher, or
+        losses.beta above 0 for a store of S_e alone.
     """
     wanted = wanted_targets(recipe)
     stores = [
@@ -131,6 +133,8 @@ def open_stores(recipe: Recipe, grid: Grid) -> list[TargetStore]:
         for teacher, fingerprint in wanted
     ]
     for store in stores:
+        if not _has_attention(store, recipe) and is_main_process():
+            note(f"L_att is off: {store.namespace.name} holds S_e alone")
         if store.identity.geometry != recipe.data.geometry:
             warn(
                 f"teacher {store.identity.teacher} saw images with geometry "
@@ -154,6 +158,19 @@ def open_maps(recipe: Recipe, grid: Grid) -> TargetStore | None:
     return TargetStore.open(str(recipe.targets.maps), grid=grid, maps=True)
 
 
+def _has_attention(store: TargetStore, recipe: Recipe) -> bool:
+    """Whether a store holds E_a; one of S_e alone is refused to a recipe that trains L_att."""
+    if store.identity.attention == "pooled":
+        return True
+    if recipe.losses.beta:
+        raise UserError(
+            f"{store.namespace.name} holds S_e alone (it was built with --attention none), and "
+            f"losses.beta={recipe.losses.beta:g} trains L_att: set losses.beta=0, or name a store "
+            "with E_a, such as of unimed-l"
+        )
+    return False
+
+
 def check_targets(
     keys: Mapping[ImageReference, bytes],
     data: str | Path,
@@ -174,7 +191,7 @@ def check_targets(
     ------
     UserError
         No namespace of a teacher fits; where one alone does, images that it lacks beyond what
-        `targets.on_missing` allows.
+        `targets.on_missing` allows, or losses.beta above 0 where it holds S_e alone.
     """
     stores = []
     for teacher, fingerprint in wanted_targets(recipe):
@@ -182,6 +199,7 @@ def check_targets(
         if len(fitting) > 1:
             return
         stores.append(TargetStore.open(str(recipe.targets.store), identity=fitting[0].identity))
+        _has_attention(stores[-1], recipe)
     missing = [
         reference for reference, key in keys.items() if not all(key in store for store in stores)
     ]
@@ -321,6 +339,8 @@ def build_line(recipe: Recipe, store: TargetStore, data: str | Path, image_root:
         "features": identity.features,
         "dtype": identity.dtype,
     }
+    if identity.attention == "none":
+        flags["attention"] = "none"
     if identity.tolerance is not None:
         flags["tolerance"] = identity.tolerance
     return "cache build " + " ".join(

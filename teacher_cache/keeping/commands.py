@@ -74,7 +74,8 @@ def _described(row: "Description") -> Iterator[str]:
     stored = f"{identity['encoding']} {identity['precision']}"
     kind = f"{stored}, {identity['geometry']}, {identity['dtype']}"
     yield row["namespace"]
-    yield f"  targets      {grid} patches, {kind}, features {identity['features']}"
+    alone = ", S_e alone" if identity.get("attention") == "none" else ""
+    yield f"  targets      {grid} patches, {kind}, features {identity['features']}{alone}"
     each = f", {size(row['bytes_per_record'])} each" if row["bytes_per_record"] else ""
     extra = f" (and {row['superseded']} superseded)" if row["superseded"] else ""
     count = f"{row['records']}{extra} in {row['segments']} segments"
@@ -380,7 +381,8 @@ def view_command(
         str | None,
         typer.Option(
             "--patch",
-            help="ROW,COLUMN from 0 whose similarities are shown; default the most attended.",
+            help="ROW,COLUMN from 0 whose similarities are shown; default the most attended, "
+            "or without attention the middle.",
         ),
     ] = None,
     teacher: OfTeacherOption = None,
@@ -413,7 +415,7 @@ def view_command(
     report(
         {"out": out, "patch": chosen},
         json,
-        [f"{out}: image, attention, similarity to patch {chosen[0]},{chosen[1]}"],
+        [f"{out}: image, attention if stored, similarity to patch {chosen[0]},{chosen[1]}"],
     )
 
 

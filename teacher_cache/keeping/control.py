@@ -23,6 +23,7 @@ from shared.errors import UserError
 from shared.imaging.keys import content_key
 from shared.records import image_root_of, load_records
 from shared.targets import Identity, TargetStore, TargetWriter
+from shared.targets.numbers.arrays import Arrays
 from shared.vocabulary import Control as ControlKind
 
 PATIENT = ("patient", "patient_id", "subject", "subject_id")
@@ -78,13 +79,8 @@ def make_control(
         mean = _mean(opened, [key for key in keys if key in patients]) if kind == "mean" else None
         source = shuffled(keys, patients, seed) if kind == "shuffled" else {}
         for key in track(keys, len(keys), kind, "images"):
-            own = opened[key]
-            if mean is not None:
-                similarity, attention = mean
-            else:
-                similarity, attention, _ = opened[source[key]]
-            arrays = {"similarity": similarity, "attention": attention, "coverage": own.coverage}
-            writer.add(key, arrays)
+            wrong = opened[source[key]].arrays() if mean is None else mean
+            writer.add(key, {**wrong, "coverage": opened[key].coverage})
     return Control(identity.namespace(), len(keys), len(set(patients.values())))
 
 
@@ -130,25 +126,26 @@ def _patients(data: Path | None, image_root: Path | None, keys: list[bytes]) -> 
     return found
 
 
-def _mean(
-    opened: TargetStore, keys: list[bytes]
-) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    """Mean of similarity and of attention, each image's attention of sum 1."""
+def _mean(opened: TargetStore, keys: list[bytes]) -> Arrays:
+    """Mean of similarity and, where the store has it, of attention, each image's of sum 1."""
     similarity: NDArray[np.float64] | None = None
     attention: NDArray[np.float64] | None = None
     for key in track(keys, len(keys), "mean", "images"):
         one = opened[key]
-        share = one.attention.astype(np.float64)
-        share /= share.sum()
         own = one.similarity.astype(np.float64)
         similarity = own if similarity is None else similarity + own
-        attention = share if attention is None else attention + share
-    if similarity is None or attention is None:
+        if one.attention is not None:
+            share = one.attention.astype(np.float64)
+            share /= share.sum()
+            attention = share if attention is None else attention + share
+    if similarity is None:
         raise UserError("no image to take the mean of")
-    return (
-        (similarity / len(keys)).astype(np.float16),
-        (attention / len(keys)).astype(np.float32),
-    )
+    mean: dict[str, NDArray[np.generic]] = {
+        "similarity": (similarity / len(keys)).astype(np.float16)
+    }
+    if attention is not None:
+        mean["attention"] = (attention / len(keys)).astype(np.float32)
+    return mean
 
 
 def _identity(identity: Identity, kind: ControlKind, seed: int) -> Identity:

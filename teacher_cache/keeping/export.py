@@ -21,7 +21,8 @@ def export(
 ) -> Iterator[Path]:
     """Write one file per image, named by its content key; yield each.
 
-    It holds `similarity`, `attention`, `coverage`. `identity.json` beside them says what they are.
+    It holds `similarity`, `attention` (where the store has it), `coverage`. `identity.json` beside
+    them says what they are.
     Files that are there already are not written again.
 
     Raises
@@ -61,10 +62,10 @@ def _export(
 
 
 def _write(path: Path, target: Target, form: ExportForm, fingerprint: str) -> None:
-    arrays = target._asdict()
+    arrays = target.arrays()
     with path.open("wb") as file:
         if form == "npz":
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, allow_pickle=False, **arrays)
         else:
             from safetensors.numpy import save
 

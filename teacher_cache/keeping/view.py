@@ -30,10 +30,13 @@ def draw_view(
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Draw three panels side by side: the square, E_a over it, and row `patch` of S_e over it.
 
+    Without E_a in the store there are two.
+
     Parameters
     ----------
     patch
-        (row, column), from 0; None takes the patch with the largest attention weight.
+        (row, column), from 0; None takes the patch with the largest attention weight, or the one
+        in the middle.
     teacher, fingerprint, grid
         As in `TargetStore.open`.
 
@@ -55,7 +58,12 @@ def draw_view(
             f"cache build --teacher {opened.identity.teacher} --images {image} --store {store}"
         )
     target, (rows, columns) = opened[key], opened.grid
-    chosen = divmod(int(target.attention.argmax()), columns) if patch is None else patch
+    if patch is not None:
+        chosen = patch
+    elif target.attention is not None:
+        chosen = divmod(int(target.attention.argmax()), columns)
+    else:
+        chosen = rows // 2, columns // 2
     if not (0 <= chosen[0] < rows and 0 <= chosen[1] < columns):
         raise UserError(
             f"the grid has rows 0 to {rows - 1} and columns 0 to {columns - 1}, not patch {chosen}"
@@ -63,7 +71,9 @@ def draw_view(
     reader = reader_of(opened.identity.preprocessing, opened.identity.geometry)
     base = reader.square(open_image(image), SIDE)
     similar = triangle_row(target.similarity, chosen[0] * columns + chosen[1]).astype(np.float32)
-    maps = [target.attention / target.attention.max(initial=1e-30), np.clip(similar, 0, 1)]
+    maps = [np.clip(similar, 0, 1)]
+    if target.attention is not None:
+        maps.insert(0, target.attention / target.attention.max(initial=1e-30))
     panels = [base, *(heat(base, values.reshape(rows, columns)) for values in maps)]
     picture = Image.new("RGB", (SIDE * len(panels), SIDE))
     for number, panel in enumerate(panels):

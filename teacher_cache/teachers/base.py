@@ -10,6 +10,7 @@ from shared.errors import UserError
 from shared.hub import offline_if_unreachable
 from shared.imaging.grid import Grid
 from shared.targets import Preprocessing
+from shared.vocabulary import PoolingAttention
 from teacher_cache.teachers.trained import Trained
 
 
@@ -52,6 +53,8 @@ class Teacher(NamedTuple):
     project
         Final norm and projection of patch tokens, (B, M, b) -> (B, M, c), for `--features
         projected`; None without one.
+    attention
+        `none`: only its tokens are wanted.
     """
 
     name: str
@@ -62,12 +65,14 @@ class Teacher(NamedTuple):
     weights: str
     licence: str
     project: Callable[[Tensor], Tensor] | None = None
+    attention: PoolingAttention = "pooled"
 
 
 # How a named teacher is loaded (its line, --weights, the targets' grid), and one of an open family
-# (the full name, what follows the colon, --weights, what the command line says of them).
+# (the full name, what follows the colon, --weights, what the command line says of them, whether
+# E_a is wanted).
 Loader = Callable[[TeacherInfo, str | None, Grid | None], Teacher]
-FamilyLoader = Callable[[str, str, str | None, Trained], Teacher]
+FamilyLoader = Callable[[str, str, str | None, Trained, PoolingAttention], Teacher]
 
 
 def need_weights(info: TeacherInfo, weights: str | None) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.imaging.grid import Grid
+from shared.vocabulary import PoolingAttention
 from teacher_cache.teachers.base import Teacher, TeacherInfo, downloaded
 from teacher_cache.teachers.checkpoints import (
     find_weights,
@@ -73,7 +74,13 @@ class ModelConfig(TypedDict):
     quick_gelu: NotRequired[bool]
 
 
-def load_open_clip(name: str, rest: str, weights: str | None, said: Trained) -> Teacher:
+def load_open_clip(
+    name: str,
+    rest: str,
+    weights: str | None,
+    said: Trained,
+    attention: PoolingAttention = "pooled",
+) -> Teacher:
     """Load open_clip's NAME, or NAME/TAG with the registry's weights of that tag.
 
     The tag says what its weights were trained with, also where `weights` is a local copy of them;

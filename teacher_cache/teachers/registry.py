@@ -19,6 +19,7 @@ A new teacher is a file beside this one and a line in `TEACHERS` and `LOADERS`.
 
 from shared.errors import UserError, did_you_mean
 from shared.imaging.grid import Grid
+from shared.vocabulary import PoolingAttention
 from teacher_cache.teachers.base import FamilyLoader, Loader, Teacher
 from teacher_cache.teachers.biomedclip import BIOMEDCLIP, load_biomedclip
 from teacher_cache.teachers.dinov2_small import DINOV2_SMALL, load_dinov2_small
@@ -55,7 +56,11 @@ FAMILIES: dict[str, FamilyLoader] = {
 
 
 def load_teacher(
-    name: str, weights: str | None = None, grid: Grid | None = None, said: Trained = NOT_SAID
+    name: str,
+    weights: str | None = None,
+    grid: Grid | None = None,
+    said: Trained = NOT_SAID,
+    attention: PoolingAttention = "pooled",
 ) -> Teacher:
     """Build the teacher `name` and load its weights.
 
@@ -70,6 +75,8 @@ def load_teacher(
         below 16 x 16, since a patch of few pixels' context says little.
     said
         What bare weights were trained with; the files and registries that name it must agree.
+    attention
+        `none`: S_e alone is wanted, so that a tower needs no attention that pools the image.
 
     Raises
     ------
@@ -81,9 +88,10 @@ def load_teacher(
         teacher = LOADERS[name](TEACHERS[name], weights, grid)
         quick = teacher.architecture.endswith("-quickgelu")
         check_stated(name, said, teacher.preprocessing, quick)
-        return teacher
+        return teacher._replace(attention=attention)
     family, _, rest = name.partition(":")
     if family in FAMILIES and rest:
-        return FAMILIES[family](name, rest, weights, said)
+        found = FAMILIES[family](name, rest, weights, said, attention)
+        return found._replace(attention=attention)
     hint = did_you_mean(name, TEACHERS, "`cache teachers` lists them")
     raise UserError(f"no teacher is named {name!r}; {hint}")

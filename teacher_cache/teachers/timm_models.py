@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.imaging.grid import Grid
+from shared.vocabulary import PoolingAttention
 from teacher_cache.teachers.base import Teacher, TeacherInfo, downloaded
 from teacher_cache.teachers.checkpoints import (
     find_weights,
@@ -57,7 +58,13 @@ class TimmViT(Protocol):
     pretrained_cfg: Mapping[str, object]
 
 
-def load_timm(name: str, architecture: str, weights: str | None, said: Trained) -> Teacher:
+def load_timm(
+    name: str,
+    architecture: str,
+    weights: str | None,
+    said: Trained,
+    attention: PoolingAttention = "pooled",
+) -> Teacher:
     """Load timm's `architecture`, with its registry's weights where none are given.
 
     `NAME.TAG` names what a file was trained with; otherwise a `config.json` or

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from shared.errors import UserError
 from shared.hub import NotFetchedError, snapshot
 from shared.imaging.grid import Grid
-from shared.vocabulary import Interpolation
+from shared.vocabulary import Interpolation, PoolingAttention
 from teacher_cache.teachers.base import Teacher, TeacherInfo, need_weights
 from teacher_cache.teachers.checkpoints import weights_hash
 from teacher_cache.teachers.trained import (
@@ -180,8 +180,14 @@ def load_named(info: TeacherInfo, weights: str | None, grid: Grid | None = None)
     return teacher._replace(licence=info.licence)
 
 
-def load_transformers(name: str, place: str, weights: str | None, said: Trained) -> Teacher:
-    """Load the vision tower of a folder or hub id.
+def load_transformers(
+    name: str,
+    place: str,
+    weights: str | None,
+    said: Trained,
+    attention: PoolingAttention = "pooled",
+) -> Teacher:
+    """Load the vision tower of a folder or hub id; for E_a it needs an attention that pools.
 
     Raises
     ------
@@ -191,7 +197,7 @@ def load_transformers(name: str, place: str, weights: str | None, said: Trained)
     """
     folder = _folder(weights or place)
     config = _document(folder / "config.json")
-    tower = _tower(folder, config)
+    tower = _tower(folder, config, attention)
     own = getattr(tower, "config")  # noqa: B009 - of every transformers model
     document = _document(folder / "preprocessor_config.json", needed=False)
     trained = agreed(
@@ -227,7 +233,7 @@ class _TowerClass(Protocol):
     ) -> tuple[nn.Module, Mapping[str, list[str]]]: ...
 
 
-def _tower(folder: Path, config: Mapping[str, object]) -> nn.Module:
+def _tower(folder: Path, config: Mapping[str, object], attention: PoolingAttention) -> nn.Module:
     import transformers
 
     layout = str(config.get("model_type"))
@@ -258,8 +264,12 @@ def _tower(folder: Path, config: Mapping[str, object]) -> nn.Module:
             f"{folder}: {len(faults)} weights of {CLASSES[layout]} are missing or misshapen, first "
             f"{min(map(str, faults))}; copy the folder again"
         )
-    if CLASSES[layout] == "SiglipVisionModel" and not hasattr(model, "head"):
-        raise UserError(f"{folder}: this SigLIP has no pooling head, from which E_a is read")
+    headless = CLASSES[layout] == "SiglipVisionModel" and not hasattr(model, "head")
+    if headless and attention != "none":
+        raise UserError(
+            f"{folder}: this SigLIP has no pooling head, from which E_a is read: --attention none "
+            "takes S_e alone, and medsiglip has the head"
+        )
     return model
 
 

@@ -172,5 +172,6 @@ def _identity(store: TargetStore, source: Path, kind: str) -> Identity:
         "tolerance": None,
         "width": None,
         "rotation": None,
+        "attention": "pooled",
     }
     return Identity.model_validate({**store.identity.model_dump(), **changed})

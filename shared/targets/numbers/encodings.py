@@ -24,7 +24,7 @@ from shared.targets.numbers.similarity import cosine_similarity_triangle
 
 def encode_targets(
     tokens: Float[Tensor, "B M b"],
-    attention: Float[Tensor, "B M"],
+    attention: Float[Tensor, "B M"] | None,
     boxes: Sequence[Box],
     native: tuple[int, int],
     identity: Identity,
@@ -36,7 +36,7 @@ def encode_targets(
     tokens
         E_v (B, M, b), last block, on any device.
     attention
-        E_a (B, M), raw.
+        E_a (B, M), raw; None where the identity's `attention` is `none`.
     boxes
         The content box of each image, in fractions of the square.
     native
@@ -48,11 +48,15 @@ def encode_targets(
     Raises
     ------
     ValueError
-        If a feature or weight is not finite: a target must never be wrong in silence.
+        If a feature or weight is not finite, or E_a is missing or too much: a target must never be
+        wrong in silence.
     InaccurateFactors
         If `factors` cannot keep the tolerance for one of the images.
     """
-    if not (torch.isfinite(tokens).all() and torch.isfinite(attention).all()):
+    if (attention is None) != (identity.attention == "none"):
+        raise ValueError(f"E_a does not fit the identity, whose attention is {identity.attention}")
+    given = [tokens] if attention is None else [tokens, attention]
+    if not all(torch.isfinite(one).all() for one in given):
         raise ValueError("the teacher returned values that are not finite; try --dtype fp32")
     if identity.encoding == "matrix":
         return _matrix_arrays(tokens, attention, boxes, Grid(*native), identity)
@@ -61,13 +65,13 @@ def encode_targets(
             f"{identity.encoding} are stored on the teacher's grid {native}, the identity says "
             f"{identity.grid}"
         )
-    weights = attention.float().cpu().numpy()
+    weights = None if attention is None else attention.float().cpu().numpy()
     return [
         {
             **_features(tokens[row].float(), native, identity),
             "box": np.array(box, dtype=np.float64),
-            "attention": weights[row],
             "coverage": coverage(box, Grid(*native)),
+            **({} if weights is None else {"attention": weights[row]}),
         }
         for row, box in enumerate(boxes)
     ]
@@ -94,15 +98,20 @@ def _features(
 
 
 def _matrix_arrays(
-    tokens: Tensor, attention: Tensor, boxes: Sequence[Box], native: Grid, identity: Identity
+    tokens: Tensor,
+    attention: Tensor | None,
+    boxes: Sequence[Box],
+    native: Grid,
+    identity: Identity,
 ) -> list[Arrays]:
     grid = Grid(*identity.grid)
     matrix = torch.from_numpy(interpolation_matrix(native, grid)).to(tokens.device)
     interpolated = tokens.float() if native == grid else matrix @ tokens.float()
     similarity = cosine_similarity_triangle(interpolated)
     stored = (similarity.half() if identity.precision == "f16" else similarity).cpu().numpy()
-    weights = (attention.float() @ matrix.T).cpu().numpy()
+    weights = None if attention is None else (attention.float() @ matrix.T).cpu().numpy()
     return [
-        {"similarity": stored[row], "attention": weights[row], "coverage": coverage(box, grid)}
+        {"similarity": stored[row], "coverage": coverage(box, grid)}
+        | ({} if weights is None else {"attention": weights[row]})
         for row, box in enumerate(boxes)
     ]

@@ -18,8 +18,13 @@ from shared.targets.numbers.triangle import places_of
 
 def targets_on(
     arrays: Mapping[str, NDArray[np.generic]], native: tuple[int, int], grid: tuple[int, int]
-) -> tuple[Float32[np.ndarray, "B pairs"], Float32[np.ndarray, "B N"], UInt8[np.ndarray, "B N"]]:
-    """Compute (similarity, attention, coverage) on any grid from a batch of stored arrays."""
+) -> tuple[
+    Float32[np.ndarray, "B pairs"], Float32[np.ndarray, "B N"] | None, UInt8[np.ndarray, "B N"]
+]:
+    """Compute (similarity, attention, coverage) on any grid from a batch of stored arrays.
+
+    Attention is None where the arrays hold none.
+    """
     count = len(arrays["scale"])
     source, target = Grid(*native), Grid(*grid)
     places = places_of(target.size)
@@ -35,9 +40,11 @@ def targets_on(
         np.take(square.ravel(), places, out=similarity[row], mode="clip")
     np.clip(similarity, -1, 1, out=similarity)
     if matrix is None:
-        return similarity, arrays["attention"], arrays["coverage"]
+        return similarity, arrays.get("attention"), arrays["coverage"]
     cover = [coverage(Box(*(float(edge) for edge in box)), target) for box in arrays["box"]]
     stacked = np.stack(cover) if cover else np.empty((0, target.size), dtype=np.uint8)
+    if "attention" not in arrays:
+        return similarity, None, stacked
     attention = np.asarray(arrays["attention"], dtype=np.float32)
     return similarity, attention @ matrix.T, stacked
 

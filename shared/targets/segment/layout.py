@@ -79,9 +79,10 @@ def _spec(
 def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
     """List the arrays of a segment written under `identity`, `key` first."""
     patches = identity.patches
+    pooled = _spec("attention", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C))
     common = (
         _spec("key", "|u1", (KEY_BYTES,), ("byte",)),
-        _spec("attention", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C)),
+        *((pooled,) if identity.attention == "pooled" else ()),
         _spec("coverage", "|u1", (patches,), ("patch",), (BYTES, ZSTD, CRC32C)),
     )
     if identity.encoding == "maps":

@@ -11,6 +11,7 @@ from pipelines.report.store_pictures import full_matrix, store_pictures
 from shared.recipe import load_recipe
 from shared.records import load_records
 from shared.targets import TargetStore
+from tests.fixtures.present import present
 from tests.fixtures.runs import write_run
 from tests.fixtures.student_runs import write_store
 
@@ -63,7 +64,7 @@ def test_the_figures_are_given_the_stores_targets(
     assert grid == (4, 4)
     assert any(
         np.array_equal(full_matrix(np.asarray(one.similarity, np.float64), 16), np.asarray(matrix))
-        and patch == int(np.argmax(np.where(one.coverage > 0, one.attention, -1)))
+        and patch == int(np.argmax(np.where(one.coverage > 0, present(one.attention), -1)))
         and np.array_equal(one.coverage > 0, np.asarray(visible))
         for one in map(store.__getitem__, store.keys())
     )

@@ -22,6 +22,7 @@ from shared.records import Record, Turn
 from shared.targets import Target, TargetStore
 from teacher_cache.building import build
 from teacher_cache.settings import Settings
+from tests.fixtures.present import present
 from tests.fixtures.student_checkpoints import llava_hf
 from tests.fixtures.student_runs import write_images, write_train_file
 
@@ -76,8 +77,25 @@ def test_computed_targets_equal_the_built_ones(run: dict[str, Any]) -> None:
         np.testing.assert_allclose(
             np.float32(computed.similarity), np.float32(built.similarity), atol=2e-3
         )
-        np.testing.assert_allclose(computed.attention, built.attention, atol=1e-6)
+        found, stored = present(computed.attention), present(built.attention)
+        np.testing.assert_allclose(found, stored, atol=1e-6)
         np.testing.assert_array_equal(computed.coverage, built.coverage)
+
+
+@pytest.mark.integration
+def test_for_a_store_of_similarities_alone_so_are_the_computed_ones(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = Settings(grid=Grid(4, 4), attention="none")
+    build("dinov2-small", run["references"][:1], tmp_path, settings=settings, device="cpu")
+    compute = present(target_computer(recipe_of(run, "unused", store=str(tmp_path))))
+    whole = TargetStore.open(run["folder"] / "full", grid=(4, 4))
+    [computed] = compute(run["references"][1:2])
+    assert computed.attention is None
+    built = whole[content_key(*run["references"][1])]
+    np.testing.assert_allclose(
+        np.float32(computed.similarity), np.float32(built.similarity), atol=2e-3
+    )
 
 
 @pytest.mark.integration

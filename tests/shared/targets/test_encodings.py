@@ -19,6 +19,7 @@ from shared.targets.numbers.encodings import encode_targets
 from shared.targets.numbers.factors import InaccurateFactors, factorise
 from shared.targets.numbers.similarity import cosine_similarity_triangle, square_from_triangle
 from shared.targets.numbers.triangle import patches_of_triangle, triangle_length
+from tests.fixtures.present import present
 from tests.fixtures.targets import identity, key
 
 pytestmark = pytest.mark.unit
@@ -95,7 +96,7 @@ def test_matrix_keeps_the_interpolated_similarity(tmp_path, precision, bound):
     rows, columns = np.triu_indices(48, 1)
     assert np.abs(batch.similarity - wanted[:, rows, columns]).max() <= bound
     operator = interpolation_matrix(Grid(*native), Grid(*grid))
-    np.testing.assert_allclose(batch.attention, attention.numpy() @ operator.T, atol=1e-7)
+    np.testing.assert_allclose(present(batch.attention), attention.numpy() @ operator.T, atol=1e-7)
     np.testing.assert_array_equal(batch.coverage, [coverage(box, Grid(*grid)) for box in boxes])
 
 
@@ -115,7 +116,8 @@ def test_factors_serve_any_grid_within_their_error(tmp_path, precision, grid):
     assert (
         np.abs(batch.similarity - wanted).max() <= 0.03
     )  # 0.02 is kept at the native grid and at 24x24
-    np.testing.assert_allclose(batch.attention, (attention[order] @ operator.T).numpy(), atol=1e-7)
+    weights = (attention[order] @ operator.T).numpy()
+    np.testing.assert_allclose(present(batch.attention), weights, atol=1e-7)
     np.testing.assert_array_equal(
         batch.coverage, [coverage(boxes[number], Grid(*grid)) for number in order]
     )
