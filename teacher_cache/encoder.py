@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from teacher_cache.teachers.base import Teacher
 from teacher_cache.teachers.open_clip_models import OpenClipViT
+from teacher_cache.teachers.timm_maps import TimmMap
 from teacher_cache.teachers.timm_models import TimmViT
 from teacher_cache.teachers.transformers_models import TransformersViT
 
@@ -49,7 +50,10 @@ def encode(
         Tokens in the model's dtype, attention in float32; raw weights, not renormalised over the
         patches.
     """
-    if isinstance(teacher.model, TransformersViT):
+    weights: Tensor | None = None
+    if isinstance(teacher.model, TimmMap):
+        tokens = teacher.model(pixels)
+    elif isinstance(teacher.model, TransformersViT):
         tokens, weights = teacher.model(pixels)
     else:
         tokens, weights = _observed(teacher.model, pixels)
@@ -58,7 +62,7 @@ def encode(
         if teacher.project is None:
             raise ValueError(f"teacher {teacher.name} has no projection")
         tokens = teacher.project(tokens)
-    if teacher.attention == "none":
+    if weights is None or teacher.attention == "none":
         return Encoded(tokens, None)
     return Encoded(tokens, weights[:, -teacher.grid.size :])
 

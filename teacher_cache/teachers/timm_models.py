@@ -18,6 +18,7 @@ from teacher_cache.teachers.checkpoints import (
     read_weights,
     weights_hash,
 )
+from teacher_cache.teachers.timm_maps import TimmMap, map_of
 from teacher_cache.teachers.trained import (
     Configs,
     Source,
@@ -32,11 +33,13 @@ from teacher_cache.teachers.trained import (
     tag_hint,
 )
 
+WITH_GRID = "choose another, such as timm:vit_base_patch16_224"
+S_E_ALONE = "--attention none takes S_e alone, and timm:vit_base_patch16_224 has both"
 Filter = Callable[..., dict[str, Tensor]]  # (tensors by name, the model to be filled)
 
 TIMM = TeacherInfo(
     "timm:NAME",
-    "any timm ViT with a CLS token",
+    "any timm ViT with a CLS token, or for S_e alone any square map",
     "timm's registry, or --weights",
     "see the weights",
 )
@@ -79,9 +82,12 @@ def load_timm(
         raise UserError(
             f"timm has no weights {tag!r} of {base}; it has {', '.join(registry) or 'none'}"
         )
-    reason = refusal(architecture)
+    reason = "" if attention == "none" else refusal(architecture)
     if reason:
         raise UserError(f"timm's {architecture} {reason}")
+    found = map_of(_without_values(architecture)) if attention == "none" else None
+    if isinstance(found, str):
+        raise UserError(f"timm's {architecture} {found}; {WITH_GRID}")
     own = Source(f"timm's {base}", Trained(quick_gelu=_quick_gelu(architecture)))
 
     def registered() -> Source | None:
@@ -104,7 +110,14 @@ def load_timm(
         model, tensors = _filled(architecture, read_weights(file))
     trained = complete(name, trained, ("mean", "std", "interpolation"), hint if weights else "")
     info = TeacherInfo(name, architecture, "", TIMM.licence)
-    return timm_teacher(info, model, trained, weights_hash(tensors))
+    hashed = weights_hash(tensors)
+    if found is None:
+        return timm_teacher(info, model, trained, hashed)
+    preprocessing = preprocessing_of(found.size, trained)
+    model.eval().requires_grad_(False)
+    return Teacher(
+        name, architecture, TimmMap(model), found.grid, preprocessing, hashed, info.licence
+    )
 
 
 def _registered(architecture: str) -> dict[str, Trained]:
@@ -131,27 +144,32 @@ def _filled(architecture: str, source: dict[str, Tensor]) -> tuple[nn.Module, di
     model: nn.Module = timm.create_model(architecture, num_classes=0, pretrained=False)
     expected = model.state_dict()
     try:
-        tensors = _filter_of(architecture)(dict(source), model)
+        tensors = _filter_of(architecture, model)(dict(source), model)
     except Exception as error:  # a foreign file fails wherever the filter first looks
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"the weights are not those of timm's {architecture} ({type(error).__name__}: {reason})"
         ) from None
+    classifier = cast("TimmViT", model).pretrained_cfg.get("classifier") or ()
+    names = [classifier] if isinstance(classifier, str) else cast("Sequence[str]", classifier)
+    left_out = ("head.", "head_dist.", "fc_norm.", *(f"{name}." for name in names))
     tensors = {
         name: tensor
         for name, tensor in tensors.items()
-        if name in expected or not name.startswith(("head.", "head_dist.", "fc_norm."))
+        if name in expected or not name.startswith(left_out)
     }
     load_strictly(model, tensors, f"timm's {architecture}")
     return model, tensors
 
 
-def _filter_of(architecture: str) -> Filter:
+def _filter_of(architecture: str, model: nn.Module) -> Filter:
     """Return the filter that timm itself puts a checkpoint of `architecture` through."""
     from timm.models import deit, model_entrypoint, vision_transformer
 
     module = sys.modules[model_entrypoint(architecture.partition(".")[0]).__module__]
-    own: Filter = getattr(module, "checkpoint_filter_fn", vision_transformer.checkpoint_filter_fn)
+    plain = isinstance(model, vision_transformer.VisionTransformer)
+    usual = vision_transformer.checkpoint_filter_fn if plain else _as_it_is
+    own: Filter = getattr(module, "checkpoint_filter_fn", usual)
     if module is deit:
         return partial(own, adapt_layer_scale=True)
     if module is vision_transformer and "flexi" in architecture:
@@ -162,6 +180,11 @@ def _filter_of(architecture: str) -> Filter:
         )
         return partial(own, interpolation="bilinear", antialias=False, align_corners=corners)
     return own
+
+
+def _as_it_is(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Keep a checkpoint of a family that has no filter."""
+    return tensors
 
 
 def filled_timm(architecture: str, tensors: dict[str, Tensor]) -> nn.Module:
@@ -202,8 +225,8 @@ def _without_values(architecture: str) -> nn.Module:
 def _quick_gelu(architecture: str) -> bool:
     from timm.layers import QuickGELU
 
-    block = cast("TimmViT", _without_values(architecture)).blocks[0]
-    return any(isinstance(module, QuickGELU) for module in block.modules())
+    modules = _without_values(architecture).modules()
+    return any(isinstance(module, QuickGELU) for module in modules)
 
 
 def refusal(architecture: str) -> str:
@@ -219,15 +242,18 @@ def refusal(architecture: str) -> str:
         return "timm does not know: choose another"
     model = _without_values(architecture)
     if type(model) is not VisionTransformer:
-        return f"is a {type(model).__name__}, not a plain ViT with a CLS token: choose another"
+        return (
+            f"is a {type(model).__name__}, not a plain ViT with a CLS token, from whose attention "
+            f"E_a is read: {S_E_ALONE}"
+        )
     vit = cast("TimmViT", model)
     if vit.cls_token is None:
         return (
             "has no CLS token, from which the teacher's attention is read, and so is not a plain "
-            "ViT with a CLS token: choose another"
+            f"ViT with a CLS token: {S_E_ALONE}"
         )
     if not all(type(block.attn) is Attention for block in vit.blocks):
-        return "has an attention of another kind, not a plain ViT with a CLS token: choose another"
+        return "has an attention of another kind, not a plain ViT with a CLS token: " + S_E_ALONE
     if len(set(vit.patch_embed.img_size)) != 1:
-        return "does not see squares: choose another"
+        return f"does not see squares: {WITH_GRID}"
     return ""
