@@ -64,7 +64,8 @@ def dinov2_small(
 
     if native.rows != native.columns:
         raise UserError(
-            f"teacher {info.name} sees squares: its grid {native} must have as many rows as columns"
+            f"teacher {info.name} sees squares: its grid {native} must have as many rows as "
+            "columns; unimed-l and the others with a grid of their own serve any"
         )
     if weights is not None and not Path(weights).is_file():
         raise UserError(

@@ -39,6 +39,7 @@ OPEN_CLIP = TeacherInfo(
     "open_clip's registry for TAG, or --weights",
     "see the weights",
 )
+WITH_CLS = "take open_clip:ViT-B-16, or by its name unimed-b or biomedclip"
 
 
 class Transformer(Protocol):
@@ -239,8 +240,8 @@ def open_clip_config(architecture: str) -> ModelConfig:
         if isinstance(vision.get("layers"), int):
             return config
         raise UserError(
-            f"open_clip's {architecture} is not a plain ViT with a CLS token, from which the "
-            "teacher's attention is read: choose one of its ViTs"
+            f"open_clip's {architecture} is not a plain ViT with a CLS token, from whose attention "
+            f"E_a is read: {WITH_CLS}"
         )
     wrapped = vision.get("timm_model_name", "")
     reason = refusal(wrapped)
@@ -264,7 +265,8 @@ def empty_tower(config: ModelConfig, architecture: str, quick_gelu: bool) -> nn.
     plain = isinstance(model, VisionTransformer) and vit.attn_pool is None
     if not plain or not all(isinstance(one, nn.MultiheadAttention) for one in _attentions(vit)):
         raise UserError(
-            f"open_clip's {architecture} is not a plain ViT with a CLS token; choose one that is"
+            f"open_clip's {architecture} is not a plain ViT with a CLS token, but pools by queries "
+            f"or attends in another way: {WITH_CLS}"
         )
     return model
 

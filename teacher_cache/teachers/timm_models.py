@@ -34,7 +34,6 @@ from teacher_cache.teachers.trained import (
 )
 
 WITH_GRID = "choose another, such as timm:vit_base_patch16_224"
-S_E_ALONE = "--attention none takes S_e alone, and timm:vit_base_patch16_224 has both"
 Filter = Callable[..., dict[str, Tensor]]  # (tensors by name, the model to be filled)
 
 TIMM = TeacherInfo(
@@ -85,7 +84,7 @@ def load_timm(
     reason = "" if attention == "none" else refusal(architecture)
     if reason:
         raise UserError(f"timm's {architecture} {reason}")
-    found = map_of(_without_values(architecture)) if attention == "none" else None
+    found = map_of(without_values(architecture)) if attention == "none" else None
     if isinstance(found, str):
         raise UserError(f"timm's {architecture} {found}; {WITH_GRID}")
     own = Source(f"timm's {base}", Trained(quick_gelu=_quick_gelu(architecture)))
@@ -213,7 +212,7 @@ def timm_teacher(
     )
 
 
-def _without_values(architecture: str) -> nn.Module:
+def without_values(architecture: str) -> nn.Module:
     """Make timm's `architecture` on torch's meta device: its parts, and no memory."""
     import timm
 
@@ -225,7 +224,7 @@ def _without_values(architecture: str) -> nn.Module:
 def _quick_gelu(architecture: str) -> bool:
     from timm.layers import QuickGELU
 
-    modules = _without_values(architecture).modules()
+    modules = without_values(architecture).modules()
     return any(isinstance(module, QuickGELU) for module in modules)
 
 
@@ -239,21 +238,23 @@ def refusal(architecture: str) -> str:
     from timm.models.vision_transformer import VisionTransformer
 
     if not timm.is_model(architecture):
-        return "timm does not know: choose another"
-    model = _without_values(architecture)
+        return f"timm does not know: {WITH_GRID}"
+    model = without_values(architecture)
+    alone = f"timm:{architecture} --attention none takes S_e alone"
+    whole = f"{alone}, and timm:vit_base_patch16_224 has E_a too"
     if type(model) is not VisionTransformer:
         return (
             f"is a {type(model).__name__}, not a plain ViT with a CLS token, from whose attention "
-            f"E_a is read: {S_E_ALONE}"
+            f"E_a is read: {whole}"
         )
     vit = cast("TimmViT", model)
     if vit.cls_token is None:
         return (
-            "has no CLS token, from which the teacher's attention is read, and so is not a plain "
-            f"ViT with a CLS token: {S_E_ALONE}"
+            "has no CLS token, from whose attention E_a is read, and so is not a plain ViT with a "
+            f"CLS token: {whole}"
         )
     if not all(type(block.attn) is Attention for block in vit.blocks):
-        return "has an attention of another kind, not a plain ViT with a CLS token: " + S_E_ALONE
+        return f"has an attention of another kind, not a plain ViT with a CLS token: {whole}"
     if len(set(vit.patch_embed.img_size)) != 1:
         return f"does not see squares: {WITH_GRID}"
     return ""

@@ -93,6 +93,8 @@ CLASSES = {
     "siglip_vision_model": "SiglipVisionModel",
     "vit": "ViTModel",
 }
+# Windows and convolutions.
+POOLED_BY_MEAN = ("convnext", "convnextv2", "efficientnet", "resnet", "swin", "swinv2")
 KERNEL = "medalign-teacher"  # the name under which transformers finds the kernel below
 _ROW = "medalign_cls_row"
 _RESIZES: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
@@ -212,7 +214,10 @@ def load_transformers(
     size = _size(document) or _side(own.image_size)
     patch = _side(own.patch_size)
     if size % patch:
-        raise UserError(f"{folder}: images of {size} pixels do not divide into patches of {patch}")
+        raise UserError(
+            f"{folder}: images of {size} pixels do not divide into patches of {patch}: its "
+            "preprocessor_config.json must say a multiple, as rad-dino's 518 of 14"
+        )
     tower.eval().requires_grad_(False)
     # A store names no path of this machine.
     local = name.startswith("hf:") and Path(place).expanduser().is_dir()
@@ -237,10 +242,16 @@ def _tower(folder: Path, config: Mapping[str, object], attention: PoolingAttenti
     import transformers
 
     layout = str(config.get("model_type"))
+    if layout in POOLED_BY_MEAN:
+        raise UserError(
+            f"{folder}: a {layout} has no attention that pools its patches, but a mean of them: "
+            "timm's model of its kind gives S_e alone (timm:NAME --attention none), and rad-dino "
+            "has E_a too"
+        )
     if layout not in CLASSES:
         raise UserError(
-            f"{folder}: a {layout} has no patch grid with an attention that pools it, or is not "
-            f"known; there are {', '.join(sorted(CLASSES))}"
+            f"{folder}: no reader for the layout {layout}; there are {', '.join(sorted(CLASSES))}, "
+            "and rad-dino is a teacher of one"
         )
     transformers.AttentionInterface.register(KERNEL, _kernel)
     chosen: _TowerClass = getattr(transformers, CLASSES[layout])

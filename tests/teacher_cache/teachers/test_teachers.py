@@ -16,7 +16,10 @@ from shared.errors import UserError
 from teacher_cache.cli import app
 from teacher_cache.teachers import listing
 from teacher_cache.teachers.checkpoints import find_weights, read_weights, weights_hash
+from teacher_cache.teachers.open_clip_models import open_clip_config
 from teacher_cache.teachers.registry import OPEN_FAMILIES, TEACHERS, load_teacher
+from teacher_cache.teachers.timm_maps import Map, map_of
+from teacher_cache.teachers.timm_models import refusal, without_values
 from tests.fixtures.teacher_checkpoints import (
     TINY_TIMM,
     biomedclip_state,
@@ -233,6 +236,65 @@ def test_open_clip_models_without_a_plain_vit_are_refused(tmp_path, architecture
     torch.save({"visual.x": torch.zeros(1)}, tmp_path / "model.pt")
     with pytest.raises(UserError, match="not a plain ViT"):
         load_teacher(f"open_clip:{architecture}", str(tmp_path / "model.pt"))
+
+
+REFUSED = {  # what is refused: a part of the reason, and the teachers that are named instead
+    "timm:swin_tiny_patch4_window7_224": (
+        "is a SwinTransformer, not a plain ViT",
+        ["timm:swin_tiny_patch4_window7_224 --attention none", "timm:vit_base_patch16_224"],
+    ),
+    "timm:eva02_tiny_patch14_224": (
+        "is a Eva, not a plain ViT",
+        ["timm:eva02_tiny_patch14_224 --attention none", "timm:vit_base_patch16_224"],
+    ),
+    "timm:vit_base_patch16_siglip_224": (
+        "has no CLS token, from whose attention E_a is read",
+        ["timm:vit_base_patch16_siglip_224 --attention none", "timm:vit_base_patch16_224"],
+    ),
+    "open_clip:RN50": (
+        "not a plain ViT with a CLS token, from whose attention",
+        ["open_clip:ViT-B-16", "unimed-b", "biomedclip"],
+    ),
+    "open_clip:coca_ViT-B-32": (
+        "pools by queries or attends in another way",
+        ["open_clip:ViT-B-16", "unimed-b", "biomedclip"],
+    ),
+    "open_clip:ViT-B-16-SigLIP": (
+        "wraps timm's vit_base_patch16_siglip_224, which has no CLS token",
+        ["timm:vit_base_patch16_siglip_224 --attention none", "timm:vit_base_patch16_224"],
+    ),
+    "open_clip:convnext_base": (
+        "wraps timm's convnext_base, which is a ConvNeXt",
+        ["timm:convnext_base --attention none", "timm:vit_base_patch16_224"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_names_its_reason_and_teachers_that_would_do(name, tmp_path):
+    reason, instead = REFUSED[name]
+    torch.save({"visual.x": torch.zeros(1)}, tmp_path / "model.pt")
+    with pytest.raises(UserError) as caught:
+        load_teacher(name, str(tmp_path / "model.pt"))
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    for teacher in instead:
+        assert teacher in str(caught.value)
+        _would_do(teacher)
+
+
+def _would_do(teacher):
+    """Hold a suggestion to what loading accepts, without any weights."""
+    name, alone, _ = teacher.partition(" --attention none")
+    family, _, architecture = name.partition(":")
+    if family == "open_clip":
+        assert open_clip_config(architecture)
+    elif family == "timm" and alone:
+        assert isinstance(map_of(without_values(architecture)), Map)
+    elif family == "timm":
+        assert refusal(architecture) == ""
+    else:
+        assert name in TEACHERS
 
 
 @pytest.mark.parametrize(

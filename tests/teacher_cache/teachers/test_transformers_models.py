@@ -140,10 +140,11 @@ def test_a_store_by_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "change", "said"),
     [
-        ("dinov2", {"model_type": "swin"}, "a swin has no patch grid with an attention that"),
+        ("dinov2", {"model_type": "swin"}, "a swin has no attention that pools its patches.*dino"),
+        ("dinov2", {"model_type": "owlvit"}, "no reader for the layout owlvit; there .* rad-dino"),
         ("dinov2", {"num_hidden_layers": 4}, "weights of Dinov2Model are missing or misshapen"),
         ("dinov2", {"hidden_size": 16}, "weights of Dinov2Model are missing or misshapen|usable"),
-        ("siglip_vision_model", {"vision_use_head": False}, "no pooling head"),
+        ("siglip_vision_model", {"vision_use_head": False}, "no pooling head.*none.*medsiglip has"),
     ],
 )
 def test_what_is_no_teacher(layout: str, change: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -152,6 +153,17 @@ def test_what_is_no_teacher(layout: str, change: dict[str, Any], said: str, tmp_
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=said):
         load_teacher(f"hf:{tmp_path / 'tower'}")
+
+
+def test_a_siglip_without_head_gives_similarities_alone(tmp_path: Path) -> None:
+    model = write_tower(tmp_path / "tower", "siglip_vision_model", vision_use_head=False)
+    teacher = load_teacher(f"hf:{tmp_path / 'tower'}", attention="none")
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        whole = model(pixels, output_hidden_states=True)
+    found = encode(teacher, pixels)
+    assert found.attention is None
+    torch.testing.assert_close(found.tokens, whole.hidden_states[-1], atol=1e-4, rtol=0)
 
 
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
