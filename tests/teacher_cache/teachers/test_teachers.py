@@ -331,7 +331,7 @@ def test_every_built_in_teacher_says_its_source_and_licence():
         assert all(info[:4])
     for info in TEACHERS.values():
         assert None not in info
-    named = {"unimed-l", "unimed-b", "biomedclip", "dinov2-small"}
+    named = {"unimed-l", "unimed-b", "biomedclip", "bmc-clip", "dinov2-small"}
     assert set(TEACHERS) == named | {"rad-dino", "medsiglip", "dinov3", "c-radio-v4"}
 
 
