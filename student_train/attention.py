@@ -25,10 +25,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from shared.errors import UserError
-from student_train.imagetext import ImageTextModel, Inputs, Multimodal, entering
+from student_train.imagetext import ImageTextModel, Inputs, Multimodal, cached, entering
 from student_train.kernel import AttentionCall, tap
 
 
@@ -154,6 +153,13 @@ def image_positions(channel: Channel, mask: Tensor | None) -> Iterator[None]:
 def question_attention(call: AttentionCall, request: Request) -> Tensor:
     """Attention of question spans over image patches, mean over heads and rows, (I, N), float32."""
     sample, rows = request.image_sample[request.span_image], request.span_rows
+    columns = request.image_columns[request.span_image]
+    if call.window is not None and bool((rows.amax(1) - columns[:, 0] >= call.window).any()):
+        raise UserError(
+            f"a question sees only a part of its image, or nothing: layer losses.layer sees "
+            f"{call.window} tokens back; choose a losses.layer with full attention, or shorter "
+            "questions"
+        )
     heads = call.query.shape[1]
     with torch.autocast(call.query.device.type, enabled=False):
         weights = call.weights(call.logits_of(sample, rows)).flatten(1, 2)  # (I, H R, T)
@@ -163,13 +169,7 @@ def question_attention(call: AttentionCall, request: Request) -> Tensor:
         # Mean first, columns afterwards: picking N of T numbers is then done once instead of H R
         # times.
         mean = torch.bmm(share.unsqueeze(1), weights).squeeze(1)  # (I, T)
-        found = mean.gather(1, request.image_columns[request.span_image])
-    if bool((found.sum(1) == 0).any()):
-        raise UserError(
-            "a question sees nothing of its image: the attention window of layer losses.layer "
-            "ends before it; choose a losses.layer with full attention, or shorter questions"
-        )
-    return found
+        return mean.gather(1, columns)
 
 
 class _Locate:
@@ -197,7 +197,7 @@ class _Locate:
         without = kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs")
         prompt = isinstance(ids, Tensor) and ids.shape[1] > 1
         # Cached keys hold the image already.
-        begins = channel.given_mask is None and not _cached(kwargs)
+        begins = channel.given_mask is None and not cached(kwargs)
         places = channel.image_mask if begins and without and prompt else None
         if places is not None and bool(places.any()):
             channel.inside = False
@@ -212,12 +212,6 @@ def _places(kwargs: Inputs) -> int:
     """Count the positions of embeddings (B, T, d) that are given instead of token ids."""
     embeddings = kwargs.get("inputs_embeds")
     return embeddings.shape[1] if isinstance(embeddings, Tensor) else 0
-
-
-def _cached(kwargs: Inputs) -> bool:
-    """Whether keys of earlier tokens come with the forward."""
-    past = kwargs.get("past_key_values")
-    return isinstance(past, Cache) and past.get_seq_length() > 0
 
 
 def _encode_nothing(module: Multimodal, side: int, device: torch.device) -> None:

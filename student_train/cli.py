@@ -97,15 +97,24 @@ def run_training(
 
 @app.command("inspect")
 def inspect_command(
-    folder: Annotated[
-        Path, typer.Argument(help="Output folder of `student train`, or a checkpoint in it.")
+    of: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|MODEL",
+            help="Output folder of `student train`, a checkpoint in it, or a model: its name, "
+            "folder or hub id.",
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show what an adapter folder holds: sizes, ranks, norms of W, losses."""
-    from student_train.run.inspect import inspect
+    """Show what an adapter folder holds, or what a model is.
 
-    found = inspect(folder)
+    Of an adapter: sizes, ranks, norms of W, losses. Of a model: image, grid, layers, width, and
+    the `cache build` line of its targets.
+    """
+    from student_train.run.inspect import inspect, inspect_model, is_model
+
+    found = inspect_model(of) if is_model(of) else inspect(Path(of))
     report(found, as_json, [f"{name}: {value}" for name, value in found.items()])
 
 

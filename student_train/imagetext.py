@@ -308,3 +308,11 @@ def entering(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor:
     if not isinstance(hidden, Tensor):
         raise TypeError(f"a decoder layer was given {type(hidden).__name__} as hidden states")
     return hidden
+
+
+def cached(kwargs: Inputs) -> bool:
+    """Whether keys of earlier tokens come with a forward of these inputs."""
+    from transformers import Cache
+
+    past = kwargs.get("past_key_values")
+    return isinstance(past, Cache) and past.get_seq_length() > 0

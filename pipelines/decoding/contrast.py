@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipelines.decoding.attention import undisturbed
 from pipelines.decoding.generation import Processor
+from pipelines.decoding.prefix import new_cache
 from pipelines.decoding.prompts import Model, Prompts
 
 
@@ -24,11 +25,9 @@ class ContrastPass:
     """
 
     def __init__(self, model: Model, prompts: Prompts) -> None:
-        from transformers import DynamicCache
-
         self._model, self._prompts = model, prompts
         self._mask = prompts.mask
-        self._cache = DynamicCache(config=model.config.get_text_config())
+        self._cache = new_cache()
         self._seen = 0
 
     def logits(self, generated: Tensor) -> Tensor:

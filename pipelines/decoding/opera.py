@@ -120,6 +120,8 @@ def decode(
             "eager"
         )
 
+    _check_window(model, prompts, limits)
+
     def search(model: Model, input_ids: Tensor, **unused: object) -> Tensor:
         answers = _answers(model, prompts, limits, settings)
         longest = max(map(len, answers))  # a shorter one ends in an end token
@@ -127,6 +129,20 @@ def decode(
         return torch.cat([input_ids, input_ids.new_tensor(rows)], dim=1)
 
     return generate(model, prompts, limits, custom=search)
+
+
+def _check_window(model: Model, prompts: Prompts, limits: Limits) -> None:
+    """Refuse answers beyond a sliding window: OPERA's own mask of its places shows all of them."""
+    config = model.get_decoder().config
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None) if slides else None
+    longest = int(prompts.mask.sum(1).max())
+    if window is not None and longest + limits.max_new_tokens > int(window):
+        raise UserError(
+            f"OPERA needs prompt and answer within this model's sliding window of {window} tokens, "
+            f"but a prompt has {longest} and its answer may have {limits.max_new_tokens}; lower "
+            "--max-new-tokens or leave opera out"
+        )
 
 
 def _answers(model: Model, prompts: Prompts, limits: Limits, settings: Settings) -> list[list[int]]:

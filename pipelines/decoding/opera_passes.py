@@ -113,7 +113,7 @@ class Passes:
         count, step = tokens.shape
         start = self._prompts.ids.shape[1]
         rows = slice(first, first + count)
-        fresh = new_cache(self._model)
+        fresh = new_cache()
         for number, layer in enumerate(self._cache.layers):
             fresh.update(layer.keys[rows, :, :start], layer.values[rows, :, :start], number)
         prompt = self._prompts.mask[item]

@@ -60,7 +60,9 @@ def decode(
             return None
         logits = call.logits()  # (B, H, 1, T)
         columns = functional.pad(image, (0, logits.shape[3] - image.shape[1]))[:, None, None, :]
-        return torch.where(columns, logits + settings.alpha * logits.abs(), logits)
+        # what a sliding window hides stays hidden
+        grown = columns & logits.isfinite()
+        return torch.where(grown, logits + settings.alpha * logits.abs(), logits)
 
     def combine(logits: Tensor, text: Tensor, step: int) -> Tensor:
         main, bare = torch.log_softmax(logits, dim=-1), torch.log_softmax(text, dim=-1)

@@ -49,7 +49,7 @@ def prefilled(model: Model, prompts: Prompts) -> Prompts:
     """
     if prompts.prefix is not None:
         return prompts
-    cache = new_cache(model)
+    cache = new_cache()
     mask = prompts.mask[:, :-1]
     with torch.no_grad(), undisturbed():
         model.model(
@@ -65,7 +65,7 @@ def prefix_cache(model: Model, prompts: Prompts, copies: int = 1) -> Cache:
     """Return a fresh cache of the prompts' prefix, each row `copies` times in succession."""
     ready = prefilled(model, prompts)
     assert ready.prefix is not None
-    cache = new_cache(model)
+    cache = new_cache()
     for layer, (keys, values) in enumerate(ready.prefix):
         cache.update(keys, values, layer)  # concatenates, so that the prefix itself never changes
     if copies > 1:
@@ -73,9 +73,13 @@ def prefix_cache(model: Model, prompts: Prompts, copies: int = 1) -> Cache:
     return cache
 
 
-def new_cache(model: Model) -> Cache:
-    """Return an empty cache for the language model."""
+def new_cache() -> Cache:
+    """Return an empty cache that keeps every token of every layer.
+
+    Layers with a sliding window mask what lies before it: the prompt is then in the cache whole,
+    for every method, beam and copy.
+    """
     from transformers import DynamicCache
 
-    cache: Cache = DynamicCache(config=model.config.get_text_config())
+    cache: Cache = DynamicCache()
     return cache

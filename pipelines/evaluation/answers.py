@@ -46,7 +46,9 @@ def computed_by(student: Loaded) -> dict[str, object]:
     """
     processor = student.processor
     images = processor.image_processor
-    return {
+    # only where it is another than the mean colour: older answers stay valid
+    padded = {} if processor.padding is None else {"padding": list(processor.padding)}
+    return padded | {
         "medalign": version("medalign"),
         "decoding": DEFINITION,
         "torch": version("torch").partition("+")[0],

@@ -85,7 +85,8 @@ def load_base_student(
     model = plain_model(began.model)
     model.to(device)
     model.eval()
-    return Loaded(model, began.processor(recipe.data.geometry), "", "")
+    processor = began.processor(recipe.data.geometry, recipe.data.padding)
+    return Loaded(model, processor, "", "")
 
 
 def pad_id(processor: "Processor") -> int:

@@ -44,6 +44,8 @@ class ImageReader(NamedTuple):
         `pad` keeps the whole image on a square of the mean colour; `crop` keeps its centre.
     interpolation
         Of the resize: the one that the encoder was trained with.
+    padding
+        Levels 0 to 255 of the square around the image; None is the mean colour.
     """
 
     size: int
@@ -51,6 +53,7 @@ class ImageReader(NamedTuple):
     deviation: Colours
     geometry: Geometry = "pad"
     interpolation: Interpolation = "bicubic"
+    padding: Fill | None = None
 
     def __call__(self, reference: ImageReference) -> Float[Tensor, "3 size size"]:
         """Open an image and return its pixels; `UnreadableImage` where that fails."""
@@ -66,9 +69,15 @@ class ImageReader(NamedTuple):
 
     def square(self, image: Image.Image, size: int) -> Image.Image:
         """Return what the encoder sees of an open image, as a `size` x `size` picture."""
-        red, green, blue = (int(255 * level) for level in self.mean)
+        fill = mean_colour(self.mean) if self.padding is None else self.padding
         colours = image if image.mode == "RGB" else image.convert("RGB")
-        return square(colours, size, self.geometry, (red, green, blue), self.interpolation)
+        return square(colours, size, self.geometry, fill, self.interpolation)
+
+
+def mean_colour(mean: Colours) -> Fill:
+    """Return the levels that LLaVA's `expand2square` pads with: `int(255 * mean)`."""
+    red, green, blue = (int(255 * level) for level in mean)
+    return red, green, blue
 
 
 @runtime_checkable
@@ -80,11 +89,19 @@ class ImageProcessor(Protocol):
 
 
 def image_reader(
-    image_processor: ImageProcessor, image_size: int, geometry: Geometry = "pad"
+    image_processor: ImageProcessor,
+    image_size: int,
+    geometry: Geometry = "pad",
+    padding: Fill | None = None,
 ) -> ImageReader:
-    """Return the reader of a transformers image processor, whose mean and deviation it takes."""
+    """Return the reader of a transformers image processor.
+
+    It takes that one's mean and deviation, and its resampling where that is bilinear.
+    """
     (a, b, c), (d, e, f) = image_processor.image_mean, image_processor.image_std
-    return ImageReader(image_size, (a, b, c), (d, e, f), geometry)
+    bilinear = getattr(image_processor, "resample", None) == Image.Resampling.BILINEAR
+    resize: Interpolation = "bilinear" if bilinear else "bicubic"
+    return ImageReader(image_size, (a, b, c), (d, e, f), geometry, resize, padding)
 
 
 def square(
@@ -105,7 +122,7 @@ def square(
     geometry
         `pad` or `crop`.
     fill
-        Colour of the padding, the student's `int(255 * image_mean)`.
+        Colour of the padding.
     interpolation
         `bicubic` or `bilinear`.
     """

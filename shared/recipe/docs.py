@@ -97,6 +97,9 @@ def _values(annotation: object) -> str:
         return " or ".join(dict.fromkeys(_values(one) for one in get_args(annotation)))
     if get_origin(annotation) is list:
         return f"list of {_values(get_args(annotation)[0])}"
+    if get_origin(annotation) is tuple:
+        inside = get_args(annotation)
+        return f"list of {len(inside)} {_values(inside[0])}s"
     return _KINDS[annotation]
 
 

@@ -56,6 +56,8 @@ Positive = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
 Names = Annotated[
     list[str], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_distinct)
 ]
+Level = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0, le=255)]
+Colour = tuple[Level, Level, Level]
 Layers = Annotated[list[Positive], Field(min_length=1), AfterValidator(_distinct)]
 
 # Each normalisation of the attention loss has its own scale, hence its own weight: the authors
@@ -122,6 +124,10 @@ class DataSection(Section):
 
     geometry: Geometry = "pad"
     """How the student makes an image square: pad (LLaVA) or centre crop."""
+
+    padding: Colour | None = None
+    """Colour around an image that pad makes square, three levels from 0 to 255; null: the one
+    that the store's teacher saw, without a store the student's own mean."""
 
     max_length: Positive = 1024
     """Tokens per sample, image tokens included."""

@@ -66,7 +66,7 @@ def load(
     check_base(folder, section)
     loaded = load_base(section, dtype)
     student = load_adapter(loaded.model, loaded.image_token_id, folder, recipe)
-    return student.model, loaded.processor(recipe.data.geometry)
+    return student.model, loaded.processor(recipe.data.geometry, recipe.data.padding)
 
 
 def _load_model_folder(folder: Path, dtype: torch.dtype | None) -> tuple[ImageTextModel, Processor]:
@@ -76,7 +76,10 @@ def _load_model_folder(folder: Path, dtype: torch.dtype | None) -> tuple[ImageTe
     rotated = merged is not None and merged.train.tune == "lora" and merged.rotation.kind != "none"
     if rotated or is_rotated(folder) or (folder / ROTATION_WEIGHTS).is_file():
         load_rotation(loaded.model, loaded.image_token_id, folder, merged or adapter_recipe(folder))
-    return loaded.model, loaded.processor("pad" if merged is None else merged.data.geometry)
+    data = None if merged is None else merged.data
+    return loaded.model, loaded.processor() if data is None else loaded.processor(
+        data.geometry, data.padding
+    )
 
 
 def base_section(folder: Path, recipe: Recipe, base: str | None = None) -> ModelSection:

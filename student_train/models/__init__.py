@@ -27,6 +27,7 @@ class Family(NamedTuple):
 FAMILIES = {
     "llava-med-1.5": Family("microsoft/llava-med-v1.5-mistral-7b", "vicuna_v1"),
     "huatuogpt-vision-7b": Family("FreedomIntelligence/HuatuoGPT-Vision-7B", "huatuo_v1"),
+    "medgemma-1.5-4b": Family("google/medgemma-1.5-4b-it", "gemma3"),
 }
 
 
@@ -91,6 +92,25 @@ def checkpoint_of(section: ModelSection) -> Path:
     return checkpoint_folder(place, section.revision)
 
 
+def layout_of(section: ModelSection) -> Path:
+    """Return the folder of a model's configuration, of a layout that a loader reads.
+
+    Of a hub id nothing but the configuration is fetched.
+
+    Raises
+    ------
+    UserError
+        Neither a named model, a folder nor a hub id that can be reached; a layout without loader.
+    """
+    from student_train.models.folder import checkpoint_folder, read_config
+
+    family = _family(section)
+    place = section.path or (family.hub_id if family else section.name)
+    folder = checkpoint_folder(place, section.revision, ("*config.json",))
+    _loader(read_config(folder)["model_type"], folder)
+    return folder
+
+
 def check_place(section: ModelSection) -> None:
     """Raise a `UserError` where a recipe's `model` cannot be loaded; fetch and load nothing.
 
@@ -138,7 +158,11 @@ def _loader(layout: object, folder: Path) -> "Loader":
         from student_train.models.smolvlm import load_smolvlm
 
         return load_smolvlm
-    known = ", ".join(("llava", "llava_mistral", "llava_qwen2", "smolvlm"))
+    if layout == "gemma3":
+        from student_train.models.gemma3 import load_gemma3
+
+        return load_gemma3
+    known = ", ".join(("llava", "llava_mistral", "llava_qwen2", "smolvlm", "gemma3"))
     raise UserError(
         f"{folder}: no loader for model_type {layout!r}; there are {known}, each one file in "
         "student_train/models"

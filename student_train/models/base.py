@@ -7,6 +7,7 @@ from torch import nn
 
 from shared.errors import UserError
 from shared.imaging.grid import Grid
+from shared.imaging.squares import Fill
 from shared.vocabulary import Geometry
 from student_train.imagetext import ImageProcessor, ImageTextModel, Tokenizer
 from student_train.models.processor import Processor
@@ -29,10 +30,16 @@ class BaseStudent(Processor):
 
     model: ImageTextModel
 
-    def processor(self, geometry: Geometry = "pad") -> Processor:
-        """Return what turns questions into this model's inputs; `geometry` is `data.geometry`."""
+    def processor(self, geometry: Geometry = "pad", padding: Fill | None = None) -> Processor:
+        """Return what turns questions into this model's inputs.
+
+        Parameters
+        ----------
+        geometry, padding
+            As in training: the recipe's `data.geometry` and `data.padding`.
+        """
         own = {field.name: getattr(self, field.name) for field in fields(Processor)}
-        return Processor(**{**own, "geometry": geometry})
+        return Processor(**{**own, "geometry": geometry, "padding": padding})
 
 
 def assemble(

@@ -5,7 +5,7 @@ From the disk or from the hub, with every shard there and whole before anything 
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ ROTATED = "medalign"
 BASE, BASE_TYPE = "base_config", "base_model_type"
 NEEDED = "this model needs its rotation: load it with medalign's student_train.load"
 # Weights, configuration, tokenizer and the recipe of an export; never code.
-_WANTED = [
+_WANTED = (
     "*.json",
     "recipe.yaml",
     "*.safetensors",
@@ -31,7 +31,7 @@ _WANTED = [
     "merges.txt",
     "vocab.txt",
     "*.jinja",
-]
+)
 
 
 def local_folder(place: str, revision: str | None = None) -> Path | None:
@@ -78,10 +78,13 @@ def _cached(place: str) -> bool:
     return (Path(constants.HF_HUB_CACHE) / f"models--{place.replace('/', '--')}").is_dir()
 
 
-def checkpoint_folder(place: str, revision: str | None = None) -> Path:
+def checkpoint_folder(
+    place: str, revision: str | None = None, wanted: Sequence[str] = _WANTED
+) -> Path:
     """Return the local folder of `place`.
 
-    A folder, or a hub id, which is fetched into the hub library's cache.
+    A folder, or a hub id, whose files of the `wanted` patterns are fetched into the hub library's
+    cache.
 
     Raises
     ------
@@ -93,8 +96,9 @@ def checkpoint_folder(place: str, revision: str | None = None) -> Path:
         return here
     note(f"model: {place} from the hub (kept in its cache)")
     try:
-        folder = snapshot(place, _WANTED, revision)
-        if not any(folder.glob("*.safetensors")):  # a tower in a sub-folder may have some
+        folder = snapshot(place, wanted, revision)
+        # a tower in a sub-folder may have some
+        if wanted is _WANTED and not any(folder.glob("*.safetensors")):
             folder = snapshot(place, [*_WANTED, "*.bin"], revision)
     except NotFetchedError as error:
         raise UserError(

@@ -9,10 +9,10 @@ checkpoint's; here training and inference see the same tower.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.errors import UserError
 from shared.recipe import ModelSection
 from student_train.models.base import BaseStudent
 from student_train.models.original import load_original
+from student_train.models.pretrained import own_tower
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +29,7 @@ def load_huatuo(
     """
     from transformers import Qwen2Config, Qwen2Tokenizer
 
-    if section.vision_weights != "checkpoint":
-        raise UserError(
-            "model.vision_weights=openai applies to LLaVA-Med only; HuatuoGPT-Vision brings its "
-            "own tower"
-        )
+    own_tower(section, "HuatuoGPT-Vision")
     return load_original(
         folder,
         section,

@@ -78,6 +78,14 @@ def from_pretrained(
     return model.eval()
 
 
+def own_tower(section: ModelSection, model: str) -> None:
+    """Raise a `UserError` where a recipe wants OpenAI's vision tower for a model with its own."""
+    if section.vision_weights != "checkpoint":
+        raise UserError(
+            f"model.vision_weights=openai applies to LLaVA-Med only; {model} brings its own tower"
+        )
+
+
 def load_part(
     auto_class: PartClass[Part_co], folder: Path, what: str, **options: object
 ) -> Part_co:

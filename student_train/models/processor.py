@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shared.imaging.grid import Grid
 from shared.imaging.images import ImageReference, parse_reference
-from shared.imaging.squares import ImageReader, image_reader
+from shared.imaging.squares import Fill, ImageReader, image_reader
 from shared.records import Turn
 from shared.vocabulary import Geometry, Truncation
 from student_train.imagetext import ImageProcessor, Tokenizer
@@ -45,6 +45,8 @@ class Processor:
         Side of the square that the vision tower sees, in pixels.
     geometry
         How images are made square, as in training: the recipe's `data.geometry`.
+    padding
+        Colour of the square around an image, as in training: the recipe's `data.padding`.
     """
 
     tokenizer: Tokenizer
@@ -54,6 +56,7 @@ class Processor:
     grid: Grid
     image_size: int
     geometry: Geometry = "pad"
+    padding: Fill | None = None
 
     @property
     def image_tokens(self) -> int:
@@ -63,7 +66,7 @@ class Processor:
     @cached_property
     def reader(self) -> ImageReader:
         """Pads (or crops), resizes and normalises images."""
-        return image_reader(self.image_processor, self.image_size, self.geometry)
+        return image_reader(self.image_processor, self.image_size, self.geometry, self.padding)
 
     def encode_conversation(
         self, turns: Sequence[Turn], max_length: int | None, truncation: Truncation

@@ -164,7 +164,7 @@ def _pieces(turns: Sequence[Turn], template: Template) -> list[_Piece]:
 
 def _question(text: str, images: int, template: Template) -> str:
     form = template.human if images or template.plain is None else template.plain
-    return form.replace("{}", (template.image * images + text).strip(), 1) + template.opening
+    return form.replace("{}", (template.image * images + text).rstrip(), 1) + template.opening
 
 
 def _chunks(pieces: Sequence[_Piece]) -> list[list[_Piece]]:

@@ -29,7 +29,7 @@ _MESSAGES = """\
 {%- elif message.role == 'user' -%}
 {{- '' if loop.first else BETWEEN -}}
 {{- BEFORE if turn.images else PLAIN_BEFORE -}}
-{{- (turn.images + (turn.text | trim)) | trim -}}
+{{- (turn.images + (turn.text | trim)).rstrip() -}}
 {{- AFTER if turn.images else PLAIN_AFTER -}}
 {{- OPENING if add_generation_prompt or not loop.last else '' -}}
 {%- else -%}{{- GAP + (turn.text | trim) + END -}}{%- endif -%}
@@ -49,8 +49,11 @@ def save_base(base: BaseStudent, folder: str | Path) -> None:
     pixels are within a level or two of 255 of `ImageReader`'s.
     """
     base.model.save_pretrained(folder)
-    if base.model.config.model_type == "llava":
+    layout = base.model.config.model_type
+    if layout == "llava":
         llava_processor(base).save_pretrained(folder)
+    elif layout == "gemma3":
+        gemma3_processor(base).save_pretrained(folder)
     else:  # a SmolVLM's own processor cuts tiles, and students here see one square
         base.tokenizer.save_pretrained(folder)
         base.image_processor.save_pretrained(folder)
@@ -79,6 +82,25 @@ def llava_processor(base: BaseStudent) -> _Saved:
         num_additional_image_tokens=1,
         image_token=token,
         chat_template=chat_template(base.template, token),
+    )
+    return processor
+
+
+def gemma3_processor(base: BaseStudent) -> _Saved:
+    """Return transformers' own processor of a Gemma 3 student, with its template.
+
+    It stretches an image to a square, where `ImageReader` pads: it wants squares.
+    """
+    from transformers import Gemma3Processor
+
+    begin = cast(str, base.tokenizer.convert_ids_to_tokens(cast(int, base.tokenizer.bos_token_id)))
+    # the processor writes the image's tokens, their borders and blank lines for this one
+    template = base.template._replace(start=begin, image="<start_of_image>")
+    processor: _Saved = Gemma3Processor(
+        image_processor=base.image_processor,
+        tokenizer=base.tokenizer,
+        chat_template=chat_template(template),
+        image_seq_length=base.image_tokens,
     )
     return processor
 

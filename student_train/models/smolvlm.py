@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared.errors import UserError
 from shared.recipe import ModelSection
 from student_train.imagetext import ImageFeatures, ImageProcessor, Multimodal, Tokenizer
 from student_train.models.base import BaseStudent, assemble
 from student_train.models.folder import read_config, weight_files
-from student_train.models.pretrained import from_pretrained, load_part
+from student_train.models.pretrained import from_pretrained, load_part, own_tower
 
 MODEL_TYPE = "smolvlm"
 
@@ -33,10 +32,7 @@ def load_smolvlm(
     )
 
     weight_files(folder)
-    if section.vision_weights != "checkpoint":
-        raise UserError(
-            "model.vision_weights=openai applies to LLaVA-Med only; SmolVLM brings its own tower"
-        )
+    own_tower(section, "SmolVLM")
     config = SmolVLMConfig.from_dict(read_config(folder))
     model = from_pretrained(SmolVLMForConditionalGeneration, section, dtype, folder, config=config)
     _accept_flat_images(model.model)

@@ -80,6 +80,17 @@ TEMPLATES = {
             "<fake_token_around_image><global-img><image><fake_token_around_image>",
             "User: {}<end_of_utterance>\n",
         ),
+        # Gemma 3's chat template; its tokenizer puts <bos> in front.
+        Template(
+            "gemma3",
+            "",
+            "<start_of_turn>user\n{}<end_of_turn>\n",
+            "<start_of_turn>model\n",
+            "",
+            "<end_of_turn>",
+            "\n",
+            "\n\n<start_of_image><image><end_of_image>\n\n",
+        ),
     )
 }
 

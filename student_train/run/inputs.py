@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from shared.console import note
+from shared.console import note, warn
 from shared.errors import UserError
+from shared.imaging.squares import Fill, mean_colour
 from shared.processes import is_main_process
 from shared.recipe import Recipe
 from shared.records import Record, image_root_of, load_records
+from shared.targets import TargetStore
 from student_train.adapter.provenance import Teacher
 from student_train.data.batches import Collator
 from student_train.data.join import ComputeTargets, Join, join, open_maps, open_stores
@@ -42,10 +44,10 @@ def prepare_data(
         Everything that `AlignmentData` and `join` refuse.
     """
     train = str(recipe.data.train)  # checked to be there when the run began
-    processor = base.processor(recipe.data.geometry)
     aligned = recipe.train.tune == "lora" and recipe.losses.aligned
     stores = open_stores(recipe, base.grid) if aligned else []
     maps = open_maps(recipe, base.grid) if aligned else None
+    processor = base.processor(recipe.data.geometry, _colour(recipe, stores))
 
     def make(path: str, limit: int = 0) -> AlignmentData:
         root = image_root_of(path, recipe.data.image_root)
@@ -90,6 +92,26 @@ def _say_maps(data: AlignmentData, path: str) -> None:
         )
     if is_main_process():
         note(f"{path}: {mapped} of {asked} questions have a map of their own, the others keep E_a")
+
+
+def padded(recipe: Recipe, colour: Fill | None) -> Recipe:
+    """Return the recipe with the colour around images that a run takes."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"padding": colour})})
+
+
+def _colour(recipe: Recipe, stores: Sequence[TargetStore]) -> Fill | None:
+    """Return the colour that the stores' teacher saw around the images.
+
+    Only so do both see the same picture. What the recipe itself says goes before; of several
+    teachers the first counts.
+    """
+    if recipe.data.padding is not None or recipe.data.geometry != "pad" or not stores:
+        return recipe.data.padding
+    colours = [mean_colour(store.identity.preprocessing.mean) for store in stores]
+    if len(set(colours)) > 1:
+        shown = ", ".join(map(str, colours))
+        warn(f"the teachers saw images on squares of other colours ({shown}); the first is taken")
+    return colours[0]
 
 
 def teachers_of(joined: Join | None) -> list[Teacher]:

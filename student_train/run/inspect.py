@@ -1,4 +1,4 @@
-"""`student inspect`: what an adapter folder holds, read from its files alone."""
+"""`student inspect`: what an adapter folder holds, or what a model is, from files alone."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,36 @@ from student_train.adapter.files import (
     read_tensors,
 )
 from student_train.run.outputs import TRAINER_STATE, last_checkpoint
+
+
+def inspect_model(name: str) -> dict[str, object]:
+    """Describe a model: a named one, a hub id or a folder.
+
+    Returns
+    -------
+    dict
+        Its image's size and grid, the decoder's layers and width, and the `cache build` line of its
+        targets. No weights are read.
+
+    Raises
+    ------
+    UserError
+        No such model, or a layout that no loader reads.
+    """
+    from shared.recipe import ModelSection
+    from student_train.models.outline import described, outline
+
+    return {"model": name} | described(outline(ModelSection(name=name)))
+
+
+def is_model(name: str) -> bool:
+    """Whether `name` is a model for `inspect_model`, and no adapter folder or checkpoint."""
+    from student_train.models import FAMILIES
+
+    folder = Path(name)
+    if folder.is_dir():
+        return (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file()
+    return name in FAMILIES or (name.count("/") == 1 and not folder.parent.is_dir())
 
 
 def inspect(folder: Path) -> dict[str, object]:
@@ -56,10 +86,6 @@ def _check_adapter(folder: Path) -> None:
         if not (folder / name).is_file():
             unfinished = last_checkpoint(folder)
             hint = f"; its run is not finished, see {unfinished}" if unfinished else ""
-            if (folder / "config.json").is_file():
-                hint = (
-                    ", it is a merged model; inspect the adapter that `student export` made it from"
-                )
             raise UserError(f"{folder} holds no {name}{hint}")
 
 

@@ -122,6 +122,8 @@ def changed_keys(
             for part in key.split("."):
                 value = getattr(value, part)
             values.append(value)
+        if key == "data.padding" and values[1] is None:
+            continue  # the store's colour again
         if values[0] != values[1]:
             found.append((key, values[0], values[1]))
     return found

@@ -96,14 +96,20 @@ def _train(run: Beginning, compute_targets: "ComputeTargets | None", score: "Sco
     from transformers import set_seed
 
     from student_train.run.callbacks import Interrupt
-    from student_train.run.inputs import load_student_base, prepare_data, teachers_of
+    from student_train.run.inputs import (
+        load_student_base,
+        padded,
+        prepare_data,
+        teachers_of,
+    )
 
     recipe, output = run.recipe, run.output
     set_seed(recipe.train.seed)
     weights = checked_weights(run.origin, recipe) if is_main_process() else ""
     base = load_student_base(recipe)
     data = prepare_data(recipe, base, compute_targets)
-    teachers = teachers_of(data[0].targets)
+    recipe = padded(recipe, data[0].processor.padding)
+    run, teachers = run._replace(recipe=recipe), teachers_of(data[0].targets)
     check_teachers(run.origin, teachers)
     provenance = describe(recipe, weights, teachers)
     set_seed(recipe.train.seed)  # whatever loading drew, the adapter starts the same
@@ -161,7 +167,7 @@ def _trainer(
     arguments = training_arguments(recipe, run.output, run.cpu, run.config)
     evaluation = None
     if validation is not None:
-        processor = base.processor(recipe.data.geometry)
+        processor = base.processor(recipe.data.geometry, recipe.data.padding)
         evaluation = make_evaluation(recipe, validation, processor, score)
     order = make_order(train_data, recipe, arguments)
     trainer = AlignmentTrainer(

@@ -50,10 +50,11 @@ def test_attention_is_of_the_models_own_distribution(softcap, sinks):
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_a_window_that_ends_before_the_image_is_an_error():
-    assert question_attention(call(window=4), request([1, 2], [5])).shape == (1, 2)
-    with pytest.raises(UserError, match=r"sees nothing of its image.*losses.layer"):
-        question_attention(call(window=3), request([1, 2], [5]))
+def test_a_window_that_ends_before_the_images_begin_is_an_error():
+    assert question_attention(call(window=5), request([1, 2], [5])).shape == (1, 2)
+    for window in (3, 4):  # nothing of the image, and its second patch alone
+        with pytest.raises(UserError, match=r"a part of its image, or nothing.*losses.layer"):
+            question_attention(call(window=window), request([1, 2], [5]))
 
 
 class Attention(torch.nn.Module):

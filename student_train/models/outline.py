@@ -1,0 +1,142 @@
+"""What a student is, read from its configuration alone: no weights are fetched or loaded.
+
+d student width, L decoder layers, l the distillation layer.
+"""
+
+from collections.abc import Callable, Mapping
+from math import isqrt
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from shared.imaging.grid import Grid
+from shared.recipe import ModelSection
+from student_train.imagetext import ImageTextConfig
+from student_train.models import layout_of
+
+Fields = Mapping[str, object]
+
+
+class Outline(NamedTuple):
+    """A student's shape.
+
+    Attributes
+    ----------
+    layout
+        Its `model_type`.
+    image_size
+        Side of the square that it sees, in pixels.
+    grid
+        Image tokens of one image, (rows, columns).
+    layers, width
+        L and d of the decoder.
+    window
+        Tokens that a layer with a sliding window sees; None where no layer has one.
+    whole
+        The layers that see everything, in which a long question may be aligned.
+    """
+
+    layout: str
+    image_size: int
+    grid: Grid
+    layers: int
+    width: int
+    window: int | None
+    whole: tuple[int, ...]
+
+
+def outline(section: ModelSection) -> Outline:
+    """Return the outline of the model that a recipe's `model` names.
+
+    Raises
+    ------
+    UserError
+        No such model, or a layout that no loader reads.
+    """
+    from student_train.models.folder import read_config
+
+    folder = layout_of(section)
+    fields = read_config(folder)
+    layout = str(fields["model_type"])
+    config, side = _READERS[layout](fields, folder)
+    text = config.get_text_config()
+    layers = int(_of(text, "num_hidden_layers"))
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
+    whole = tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention")
+    return Outline(
+        layout,
+        _side(config.vision_config.image_size),
+        Grid(side, side),
+        layers,
+        text.hidden_size,
+        None if len(whole) == layers else int(_of(text, "sliding_window")),
+        whole,
+    )
+
+
+def described(found: Outline) -> dict[str, object]:
+    """Say an outline in words, with the line that builds its targets."""
+    layers = f"{found.layers}, so losses.layer is in 1..{found.layers - 1}"
+    if found.window is not None:
+        seen = ", ".join(map(str, found.whole))
+        layers += f"; {seen} see everything, the others {found.window} tokens back"
+    return {
+        "layout": found.layout,
+        "images": f"one square of {found.image_size} pixels",
+        "grid": f"{found.grid}, {found.grid.size} tokens an image",
+        "layers": layers,
+        "width": found.width,
+        "targets": "cache build --teacher unimed-l --images train.json --store store --grid "
+        f"{found.grid}",
+    }
+
+
+def _of(config: object, name: str) -> int:
+    return cast(int, getattr(config, name))
+
+
+def _side(size: object) -> int:
+    """Return the side of a square that is given as one number or as two."""
+    return int(cast(int, size[0] if isinstance(size, list | tuple) else size))
+
+
+def _llava(fields: Fields, folder: Path) -> tuple[ImageTextConfig, int]:
+    from transformers import LlavaConfig
+
+    config: ImageTextConfig = LlavaConfig.from_dict(dict(fields))
+    return config, config.vision_config.image_size // config.vision_config.patch_size
+
+
+def _original(name: str) -> Callable[[Fields, Path], tuple[ImageTextConfig, int]]:
+    def read(fields: Fields, folder: Path) -> tuple[ImageTextConfig, int]:
+        import transformers
+
+        from student_train.models.original import llava_config
+
+        config = llava_config(fields, getattr(transformers, name), folder)
+        return config, config.vision_config.image_size // config.vision_config.patch_size
+
+    return read
+
+
+def _smolvlm(fields: Fields, folder: Path) -> tuple[ImageTextConfig, int]:
+    from transformers import SmolVLMConfig
+
+    config: ImageTextConfig = SmolVLMConfig.from_dict(dict(fields))
+    pixels = config.vision_config.patch_size * _of(config, "scale_factor")
+    return config, config.vision_config.image_size // pixels
+
+
+def _gemma3(fields: Fields, folder: Path) -> tuple[ImageTextConfig, int]:
+    from transformers import Gemma3Config
+
+    config: ImageTextConfig = Gemma3Config.from_dict(dict(fields))
+    return config, isqrt(_of(config, "mm_tokens_per_image"))
+
+
+_READERS: dict[str, Callable[[Fields, Path], tuple[ImageTextConfig, int]]] = {
+    "llava": _llava,
+    "llava_mistral": _original("MistralConfig"),
+    "llava_qwen2": _original("Qwen2Config"),
+    "smolvlm": _smolvlm,
+    "gemma3": _gemma3,
+}
