@@ -77,8 +77,9 @@ def outliers(
     An image has `tokens` tokens; with fewer patches than `top_k` all are named.
 
     Raises UserError where the vision encoder has no CLS token or no plain query and key
-    projections.
+    projections, or several of its patches make one token.
     """
+    check(model)
     layer = _feature_layer(model, attention)
     found: dict[str, Tensor] = {}
     handles = [
@@ -109,6 +110,22 @@ def outliers(
     weights = logits.softmax(dim=-1).mean(1)[:, 1:]
     best: Tensor = weights.topk(min(top_k, patches), dim=1).indices
     return best + (tokens - patches)
+
+
+def check(model: Model) -> None:
+    """Raise a `UserError` where the student's image tokens are no patches that a CLS token sees."""
+    tower: nn.Module | None = getattr(model.model, "vision_tower", None)
+    names = [name for name, _ in tower.named_parameters()] if tower is not None else []
+    if not any(name.endswith(("class_embedding", "cls_token")) for name in names):
+        raise UserError(
+            "DAMRO needs a vision encoder with a CLS token, as CLIP and DINOv2 have; leave damro "
+            "out for this student"
+        )
+    if getattr(model.config, "downsample_ratio", 1) != 1:
+        raise UserError(
+            "DAMRO needs an image token for each patch of the vision encoder, and this student "
+            "joins several in one; leave damro out for it"
+        )
 
 
 def _heads(attention: nn.Module) -> int:

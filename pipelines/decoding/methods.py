@@ -37,7 +37,17 @@ class Decoding(NamedTuple):
         return f"{self.name}@{self.variant}" if self.variant else self.name
 
     def settled(self, model: "Model") -> "Decoding":
-        """Return the method with what its settings leave to the model's checkpoint."""
+        """Return the method with what its settings leave to the model's checkpoint.
+
+        Raises
+        ------
+        UserError
+            The method cannot decode with this model.
+        """
+        if self.name == "damro":
+            from pipelines.decoding import damro
+
+            damro.check(model)
         if self.name != "nucleus":
             return self
         from pipelines.decoding import nucleus
