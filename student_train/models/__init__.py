@@ -162,7 +162,11 @@ def _loader(layout: object, folder: Path) -> "Loader":
         from student_train.models.gemma3 import load_gemma3
 
         return load_gemma3
-    known = ", ".join(("llava", "llava_mistral", "llava_qwen2", "smolvlm", "gemma3"))
+    if layout == "internvl":
+        from student_train.models.internvl import load_internvl
+
+        return load_internvl
+    known = ", ".join(("llava", "llava_mistral", "llava_qwen2", "smolvlm", "gemma3", "internvl"))
     raise UserError(
         f"{folder}: no loader for model_type {layout!r}; there are {known}, each one file in "
         "student_train/models"

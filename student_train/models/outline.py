@@ -133,10 +133,18 @@ def _gemma3(fields: Fields, folder: Path) -> tuple[ImageTextConfig, int]:
     return config, isqrt(_of(config, "mm_tokens_per_image"))
 
 
+def _internvl(fields: Fields, folder: Path) -> tuple[ImageTextConfig, int]:
+    from transformers import InternVLConfig
+
+    config: ImageTextConfig = InternVLConfig.from_dict(dict(fields))
+    return config, isqrt(config.image_seq_length)
+
+
 _READERS: dict[str, Callable[[Fields, Path], tuple[ImageTextConfig, int]]] = {
     "llava": _llava,
     "llava_mistral": _original("MistralConfig"),
     "llava_qwen2": _original("Qwen2Config"),
     "smolvlm": _smolvlm,
     "gemma3": _gemma3,
+    "internvl": _internvl,
 }

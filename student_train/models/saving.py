@@ -5,6 +5,7 @@ image what `Processor` does: the template as a chat template, the geometry as pa
 """
 
 import json
+from copy import copy
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
@@ -54,6 +55,8 @@ def save_base(base: BaseStudent, folder: str | Path) -> None:
         llava_processor(base).save_pretrained(folder)
     elif layout == "gemma3":
         gemma3_processor(base).save_pretrained(folder)
+    elif layout == "internvl":
+        internvl_processor(base).save_pretrained(folder)
     else:  # a SmolVLM's own processor cuts tiles, and students here see one square
         base.tokenizer.save_pretrained(folder)
         base.image_processor.save_pretrained(folder)
@@ -101,6 +104,27 @@ def gemma3_processor(base: BaseStudent) -> _Saved:
         tokenizer=base.tokenizer,
         chat_template=chat_template(template),
         image_seq_length=base.image_tokens,
+    )
+    return processor
+
+
+def internvl_processor(base: BaseStudent) -> _Saved:
+    """Return transformers' own processor of an InternVL student, with its template.
+
+    It shows one tile, and stretches an image to a square, where `ImageReader` pads.
+    """
+    from transformers import InternVLProcessor, InternVLVideoProcessor
+
+    pictures = copy(base.image_processor)
+    pictures.max_patches = 1  # type: ignore[attr-defined] - of InternVL's image processor
+    token = cast(str, base.tokenizer.convert_ids_to_tokens(base.image_token_id))
+    template = base.template._replace(image=f"{token}\n")  # which the processor widens
+    processor: _Saved = InternVLProcessor(
+        image_processor=pictures,
+        tokenizer=base.tokenizer,
+        video_processor=InternVLVideoProcessor(),
+        image_seq_length=base.image_tokens,
+        chat_template=chat_template(template),
     )
     return processor
 

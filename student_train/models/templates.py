@@ -91,6 +91,17 @@ TEMPLATES = {
             "\n",
             "\n\n<start_of_image><image><end_of_image>\n\n",
         ),
+        # InternVL's chat template in transformers' format, which has no system turn of its own.
+        Template(
+            "internvl",
+            "",
+            "<|im_start|>user\n{}<|im_end|>\n",
+            "<|im_start|>assistant\n",
+            "",
+            "<|im_end|>",
+            "\n",
+            "<img><image></img>\n",
+        ),
     )
 }
 

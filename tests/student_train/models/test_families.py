@@ -41,7 +41,8 @@ def test_prompt_and_pixels_are_those_of_its_own_processor(made: Made) -> None:
     assert tuple(base.grid) == (family.grid, family.grid)
     assert (base.image_size, base.template.name) == (family.image_size, family.template)
     processor = AutoProcessor.from_pretrained(made.folder)
-    for images in ([picture(1)], [picture(1), picture(2)], []):
+    small = [picture(number, 64, 64) for number in (1, 2)]  # which InternVL shows as one tile
+    for images in (small[:1], small, []):
         question = [message("user", QUESTIONS[0], *images)]
         expected = chat(processor, question, add_generation_prompt=True)
         found = base.encode(QUESTIONS[0], images)
@@ -63,7 +64,7 @@ def test_a_conversation_is_written_as_its_own_template_does(made: Made) -> None:
     ]
     encoded = made.base.encode_conversation(turns, None, "error")
     messages = [
-        message("user", "Is it MRI?", picture()),
+        message("user", "Is it MRI?", picture(0, 64, 64)),
         message("assistant", "Yes, it is."),
         message("user", "Which plane?"),
         message("assistant", "Axial."),
