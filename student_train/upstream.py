@@ -7,7 +7,7 @@ fails with "upstream moved" where one is gone; this file is then the only one to
 import copy
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, runtime_checkable
@@ -74,6 +74,22 @@ def kernel_of(module: nn.Module, config: AttentionConfig) -> Kernel:
     else:
         found = ALL_ATTENTION_FUNCTIONS[name]
     return found
+
+
+Positions = Callable[[Tensor, Mapping[str, object]], Tensor]  # (inputs, model_kwargs) -> positions
+
+
+def text_positions(model: object, inputs: Tensor, given: Mapping[str, object]) -> Tensor:
+    """Return each token's place in the text (B, T), as `generate` counts it."""
+    from transformers import GenerationMixin
+
+    found: Tensor = GenerationMixin._prepare_position_ids_for_generation(model, inputs, given)
+    return found
+
+
+def prepare_positions(model: object, prepare: Positions) -> None:
+    """Let a model's `generate` ask `prepare` for the positions of a prompt."""
+    setattr(model, "_prepare_position_ids_for_generation", prepare)  # noqa: B010 - no public hook
 
 
 # --- DeepSpeed and accelerate

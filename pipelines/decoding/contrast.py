@@ -14,7 +14,7 @@ from torch import Tensor
 from pipelines.decoding.attention import undisturbed
 from pipelines.decoding.generation import Processor
 from pipelines.decoding.prefix import new_cache
-from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.prompts import Model, Prompts, places
 
 
 class ContrastPass:
@@ -27,6 +27,7 @@ class ContrastPass:
     def __init__(self, model: Model, prompts: Prompts) -> None:
         self._model, self._prompts = model, prompts
         self._mask = prompts.mask
+        self._places, self._shift = places(model, prompts.ids, prompts.mask)
         self._cache = new_cache()
         self._seen = 0
 
@@ -40,12 +41,12 @@ class ContrastPass:
                 f"the contrast pass has seen {self._seen} new tokens, the main pass "
                 f"{generated.shape[1]}"
             )
-        inputs, length = self._prompts.model_inputs(), self._prompts.ids.shape[1]
+        inputs, positions = self._prompts.model_inputs(), self._places
         if self._seen:
-            inputs, length = {"input_ids": generated[:, -1:]}, 1
+            inputs = {"input_ids": generated[:, -1:]}
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(generated), 1)], dim=1)
+            positions = self._mask.sum(1, keepdim=True) - 1 + self._shift
         self._seen += 1
-        positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -length:]
         with torch.no_grad(), undisturbed():
             output = self._model(
                 **inputs | {"attention_mask": self._mask},

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.decoding.prefix import new_cache, prefix_cache
-from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.prompts import Model, Prompts, places
 from student_train.kernel import AttentionCall
 
 
@@ -27,6 +27,7 @@ class Passes:
         self._model, self._prompts = model, prompts
         self._cache = prefix_cache(model, prompts)
         self._past = list(prompts.mask.bool())
+        _, self._shift = places(model, prompts.ids, prompts.mask)
         self._call: AttentionCall | None = None
 
     def see(self, layer: int, call: AttentionCall) -> None:
@@ -39,7 +40,7 @@ class Passes:
         output = self._model.model(
             input_ids=self._prompts.ids[:, -1:],
             attention_mask=mask,
-            position_ids=mask.sum(1, keepdim=True) - 1,
+            position_ids=mask.sum(1, keepdim=True) - 1 + self._shift,
             past_key_values=self._cache,
             use_cache=True,
         )
@@ -75,7 +76,7 @@ class Passes:
         output = self._model.model(
             input_ids=ids,
             attention_mask=mask[:, None],
-            position_ids=past.sum(1, keepdim=True).expand(-1, width),
+            position_ids=(past.sum(1, keepdim=True) + self._shift[owners]).expand(-1, width),
             past_key_values=self._cache,
             use_cache=True,
         )
@@ -117,7 +118,7 @@ class Passes:
         for number, layer in enumerate(self._cache.layers):
             fresh.update(layer.keys[rows, :, :start], layer.values[rows, :, :start], number)
         prompt = self._prompts.mask[item]
-        positions = torch.arange(step, device=tokens.device) + prompt.sum()
+        positions = torch.arange(step, device=tokens.device) + prompt.sum() + self._shift[item]
         output = self._model.model(
             input_ids=tokens,
             attention_mask=torch.cat([prompt, prompt.new_ones(step)]).expand(count, -1),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines.decoding.attention import undisturbed
-from pipelines.decoding.prompts import Model, Prompts
+from pipelines.decoding.prompts import Model, Prompts, places
 
 
 @runtime_checkable
@@ -51,10 +51,11 @@ def prefilled(model: Model, prompts: Prompts) -> Prompts:
         return prompts
     cache = new_cache()
     mask = prompts.mask[:, :-1]
+    positions, _ = places(model, prompts.ids, prompts.mask)
     with torch.no_grad(), undisturbed():
         model.model(
             **prompts.model_inputs() | {"input_ids": prompts.ids[:, :-1], "attention_mask": mask},
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            position_ids=positions[..., :-1],
             past_key_values=cache,
             use_cache=True,
         )

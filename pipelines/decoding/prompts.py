@@ -141,6 +141,19 @@ class Prompts:
         return replace(self.keeping(kept), pixels=None)
 
 
+def places(model: Model, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the positions of a batch's tokens, and what later tokens' places move by, (B, 1).
+
+    (B, L), a token's place in the text; (3, B, L) for a model whose images have rows and columns,
+    and then what follows an image stands nearer than its place in the text.
+    """
+    own = getattr(model.model, "places_of", None)
+    if own is not None and bool((ids == model.config.image_token_id).any()):
+        found: tuple[Tensor, Tensor] = own(ids, mask)
+        return found
+    return (mask.cumsum(1) - 1).clamp(min=0), mask.new_zeros(len(mask), 1)
+
+
 def collate(
     encoded: Sequence[Mapping[str, Tensor]], items: Sequence[str], model: Model, pad_token_id: int
 ) -> Prompts:

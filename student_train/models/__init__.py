@@ -1,6 +1,7 @@
 """Med-LVLMs by name, folder or hub id, one file a family; `load_base` is the way in."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +29,18 @@ FAMILIES = {
     "llava-med-1.5": Family("microsoft/llava-med-v1.5-mistral-7b", "vicuna_v1"),
     "huatuogpt-vision-7b": Family("FreedomIntelligence/HuatuoGPT-Vision-7B", "huatuo_v1"),
     "medgemma-1.5-4b": Family("google/medgemma-1.5-4b-it", "gemma3"),
+    "lingshu-7b": Family("lingshu-medical-mllm/Lingshu-7B", "qwen2_5_vl"),
+}
+
+# The `model_type` of a config, and the file with its function `load_<file>`.
+LAYOUTS = {
+    "llava": "llava",
+    "llava_mistral": "llava_med",
+    "llava_qwen2": "huatuo",
+    "smolvlm": "smolvlm",
+    "gemma3": "gemma3",
+    "internvl": "internvl",
+    "qwen2_5_vl": "qwen2_5_vl",
 }
 
 
@@ -142,32 +155,11 @@ def _family(section: ModelSection) -> Family | None:
 
 def _loader(layout: object, folder: Path) -> "Loader":
     """Return the loader of a config's `model_type`."""
-    if layout == "llava":
-        from student_train.models.llava import load_llava
-
-        return load_llava
-    if layout == "llava_mistral":
-        from student_train.models.llava_med import load_llava_med
-
-        return load_llava_med
-    if layout == "llava_qwen2":
-        from student_train.models.huatuo import load_huatuo
-
-        return load_huatuo
-    if layout == "smolvlm":
-        from student_train.models.smolvlm import load_smolvlm
-
-        return load_smolvlm
-    if layout == "gemma3":
-        from student_train.models.gemma3 import load_gemma3
-
-        return load_gemma3
-    if layout == "internvl":
-        from student_train.models.internvl import load_internvl
-
-        return load_internvl
-    known = ", ".join(("llava", "llava_mistral", "llava_qwen2", "smolvlm", "gemma3", "internvl"))
-    raise UserError(
-        f"{folder}: no loader for model_type {layout!r}; there are {known}, each one file in "
-        "student_train/models"
-    )
+    if layout not in LAYOUTS:
+        raise UserError(
+            f"{folder}: no loader for model_type {layout!r}; there are {', '.join(LAYOUTS)}, each "
+            "one file in student_train/models"
+        )
+    module = LAYOUTS[str(layout)]
+    loader: Loader = getattr(import_module(f"student_train.models.{module}"), f"load_{module}")
+    return loader

@@ -125,8 +125,11 @@ def make_base(
 def connector(model: ImageTextModel) -> nn.Module:
     """Return the module between vision tower and language model.
 
-    LLaVA's projector, SmolVLM's connector.
+    LLaVA's projector, SmolVLM's connector, the merger in Qwen's tower.
     """
+    tower = getattr(model.model, "visual", None)
+    if hasattr(tower, "merger"):
+        return cast(nn.Module, getattr(tower, "merger"))  # noqa: B009
     for name in ("multi_modal_projector", "connector"):
         if hasattr(model.model, name):
             return cast(nn.Module, getattr(model.model, name))

@@ -12,8 +12,11 @@ from shared.imaging.grid import Grid
 from shared.recipe import ModelSection
 from student_train.imagetext import ImageTextConfig
 from student_train.models import layout_of
+from student_train.models.qwen_vl import QwenVision, largest_square, square_of
 
 Fields = Mapping[str, object]
+Read = tuple[ImageTextConfig, int, int]  # with the square's side in pixels and in tokens
+Reader = Callable[[Fields, Path], Read]
 
 
 class Outline(NamedTuple):
@@ -57,14 +60,14 @@ def outline(section: ModelSection) -> Outline:
     folder = layout_of(section)
     fields = read_config(folder)
     layout = str(fields["model_type"])
-    config, side = _READERS[layout](fields, folder)
+    config, size, side = _READERS[layout](fields, folder)
     text = config.get_text_config()
     layers = int(_of(text, "num_hidden_layers"))
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
     whole = tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention")
     return Outline(
         layout,
-        _side(config.vision_config.image_size),
+        size,
         Grid(side, side),
         layers,
         text.hidden_size,
@@ -99,52 +102,62 @@ def _side(size: object) -> int:
     return int(cast(int, size[0] if isinstance(size, list | tuple) else size))
 
 
-def _llava(fields: Fields, folder: Path) -> tuple[ImageTextConfig, int]:
+def _llava(fields: Fields, folder: Path) -> Read:
     from transformers import LlavaConfig
 
     config: ImageTextConfig = LlavaConfig.from_dict(dict(fields))
-    return config, config.vision_config.image_size // config.vision_config.patch_size
+    size = config.vision_config.image_size
+    return config, size, size // config.vision_config.patch_size
 
 
-def _original(name: str) -> Callable[[Fields, Path], tuple[ImageTextConfig, int]]:
-    def read(fields: Fields, folder: Path) -> tuple[ImageTextConfig, int]:
+def _original(name: str) -> Reader:
+    def read(fields: Fields, folder: Path) -> Read:
         import transformers
 
         from student_train.models.original import llava_config
 
         config = llava_config(fields, getattr(transformers, name), folder)
-        return config, config.vision_config.image_size // config.vision_config.patch_size
+        size = config.vision_config.image_size
+        return config, size, size // config.vision_config.patch_size
 
     return read
 
 
-def _smolvlm(fields: Fields, folder: Path) -> tuple[ImageTextConfig, int]:
+def _smolvlm(fields: Fields, folder: Path) -> Read:
     from transformers import SmolVLMConfig
 
     config: ImageTextConfig = SmolVLMConfig.from_dict(dict(fields))
     pixels = config.vision_config.patch_size * _of(config, "scale_factor")
-    return config, config.vision_config.image_size // pixels
+    return config, config.vision_config.image_size, config.vision_config.image_size // pixels
 
 
-def _gemma3(fields: Fields, folder: Path) -> tuple[ImageTextConfig, int]:
+def _gemma3(fields: Fields, folder: Path) -> Read:
     from transformers import Gemma3Config
 
     config: ImageTextConfig = Gemma3Config.from_dict(dict(fields))
-    return config, isqrt(_of(config, "mm_tokens_per_image"))
+    return config, config.vision_config.image_size, isqrt(_of(config, "mm_tokens_per_image"))
 
 
-def _internvl(fields: Fields, folder: Path) -> tuple[ImageTextConfig, int]:
+def _internvl(fields: Fields, folder: Path) -> Read:
     from transformers import InternVLConfig
 
     config: ImageTextConfig = InternVLConfig.from_dict(dict(fields))
-    return config, isqrt(config.image_seq_length)
+    return config, _side(config.vision_config.image_size), isqrt(config.image_seq_length)
 
 
-_READERS: dict[str, Callable[[Fields, Path], tuple[ImageTextConfig, int]]] = {
+def _qwen2_5_vl(fields: Fields, folder: Path) -> Read:
+    from transformers import Qwen2_5_VLConfig
+
+    config: ImageTextConfig = Qwen2_5_VLConfig.from_dict(dict(fields))
+    return config, *square_of(cast(QwenVision, config.vision_config), largest_square(folder))
+
+
+_READERS: dict[str, Reader] = {
     "llava": _llava,
     "llava_mistral": _original("MistralConfig"),
     "llava_qwen2": _original("Qwen2Config"),
     "smolvlm": _smolvlm,
     "gemma3": _gemma3,
     "internvl": _internvl,
+    "qwen2_5_vl": _qwen2_5_vl,
 }

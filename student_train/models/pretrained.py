@@ -123,6 +123,6 @@ def quantization(section: ModelSection, dtype: torch.dtype) -> object | None:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["lm_head", "vision_tower", "multi_modal_projector"],
+        llm_int8_skip_modules=["lm_head", "vision_tower", "visual", "multi_modal_projector"],
     )
     return config

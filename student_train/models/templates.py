@@ -102,6 +102,17 @@ TEMPLATES = {
             "\n",
             "<img><image></img>\n",
         ),
+        # Qwen2.5-VL's chat template.
+        Template(
+            "qwen2_5_vl",
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+            "<|im_start|>user\n{}<|im_end|>\n",
+            "<|im_start|>assistant\n",
+            "",
+            "<|im_end|>",
+            "\n",
+            "<|vision_start|><image><|vision_end|>",
+        ),
     )
 }
 

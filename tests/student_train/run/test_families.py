@@ -18,6 +18,7 @@ from tests.fixtures.families import FAMILIES, Family, own_model
 from tests.fixtures.student_runs import recipe, write_images, write_store, write_train_file
 
 pytestmark = pytest.mark.integration
+PROJECTORS = ("model.multi_modal_projector.", "model.visual.merger.")
 
 
 class Trained(NamedTuple):
@@ -143,7 +144,7 @@ def test_without_w_an_export_is_transformers_own_model(trained: Trained, tmp_pat
     model, processor = student_train.load(output)
     inputs = asked(processor, trained.values)
     own = own_model(trained.family, export(output, tmp_path / "merged"))
-    whole = inputs | trained.family.extra(own.config, inputs["input_ids"])
+    whole = inputs | trained.family.extra(own.config, inputs)
     torch.testing.assert_close(logits(own, whole), logits(model, inputs), atol=1e-5, rtol=0)
 
 
@@ -161,4 +162,4 @@ def test_the_projector_warms_up_alone(trained: Trained, tmp_path: Path) -> None:
     after = load_base(str(output)).model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
-    assert all(name.startswith("model.multi_modal_projector.") for name in changed)
+    assert all(name.startswith(PROJECTORS) for name in changed)
