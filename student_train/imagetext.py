@@ -310,6 +310,14 @@ def entering(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor:
     return hidden
 
 
+def first_layer(config: ImageTextConfig) -> int:
+    """Return the lowest distillation layer of a model.
+
+    Layer 1, or above the layers behind which DeepStack adds image features that W would not rotate.
+    """
+    return max(1, len(getattr(config.vision_config, "deepstack_visual_indexes", ())))
+
+
 def cached(kwargs: Inputs) -> bool:
     """Whether keys of earlier tokens come with a forward of these inputs."""
     from transformers import Cache

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from shared.errors import UserError
 from shared.recipe import LoraSection, Recipe
 from student_train.attention import Channel, install
-from student_train.imagetext import AdaptedModel, AdapterConfig, HookedModel, ImageTextModel, Module
+from student_train.imagetext import (
+    AdaptedModel,
+    AdapterConfig,
+    HookedModel,
+    ImageTextModel,
+    Module,
+    first_layer,
+)
 from student_train.rotation import Rotation
 from student_train.upstream import has_master, is_sharded
 
@@ -106,7 +113,13 @@ def add_hooks(model: ImageTextModel, image_token_id: int, recipe: Recipe) -> Cha
 def check_layers(model: ImageTextModel, layers: tuple[int, ...]) -> None:
     """Raise a `UserError` for a distillation layer that this model does not have."""
     count = len(model.get_decoder().layers)
+    deep = first_layer(model.config)
     for layer in layers:
+        if 1 <= layer < deep:
+            raise UserError(
+                f"losses.layer={layer}: behind layers 0..{deep - 1} this model adds image features "
+                f"that W would not rotate (DeepStack); take l in {deep}..{count - 1}"
+            )
         if not 1 <= layer < count:
             raise UserError(
                 f"losses.layer={layer}: this model has {count} decoder layers, so l must be in "

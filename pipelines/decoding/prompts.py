@@ -175,8 +175,15 @@ def collate(
 
 
 def encode_images(model: Model, pixels: Tensor) -> tuple[Tensor, ...]:
-    """Projected features (N, d) of every image in `pixels` (P, 3, S, S)."""
+    """Projected features (N, d) of every image in `pixels` (P, 3, S, S).
+
+    Of a model with DeepStack those that it adds to later layers stand beside them, in one row.
+    """
+    whole = getattr(model.model, "whole_features", None)
     with torch.no_grad():
+        if whole is not None:
+            found: tuple[Tensor, ...] = whole(pixels)
+            return found
         return tuple(model.model.get_image_features(pixels, return_dict=True).pooler_output)
 
 

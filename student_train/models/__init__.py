@@ -41,6 +41,7 @@ LAYOUTS = {
     "gemma3": "gemma3",
     "internvl": "internvl",
     "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
 }
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 from shared.imaging.grid import Grid
 from shared.recipe import ModelSection
-from student_train.imagetext import ImageTextConfig
+from student_train.imagetext import ImageTextConfig, first_layer
 from student_train.models import layout_of
 from student_train.models.qwen_vl import QwenVision, largest_square, square_of
 
@@ -32,6 +32,8 @@ class Outline(NamedTuple):
         Image tokens of one image, (rows, columns).
     layers, width
         L and d of the decoder.
+    first
+        The lowest distillation layer: above DeepStack's.
     window
         Tokens that a layer with a sliding window sees; None where no layer has one.
     whole
@@ -43,6 +45,7 @@ class Outline(NamedTuple):
     grid: Grid
     layers: int
     width: int
+    first: int
     window: int | None
     whole: tuple[int, ...]
 
@@ -71,6 +74,7 @@ def outline(section: ModelSection) -> Outline:
         Grid(side, side),
         layers,
         text.hidden_size,
+        first_layer(config),
         None if len(whole) == layers else int(_of(text, "sliding_window")),
         whole,
     )
@@ -78,7 +82,7 @@ def outline(section: ModelSection) -> Outline:
 
 def described(found: Outline) -> dict[str, object]:
     """Say an outline in words, with the line that builds its targets."""
-    layers = f"{found.layers}, so losses.layer is in 1..{found.layers - 1}"
+    layers = f"{found.layers}, so losses.layer is in {found.first}..{found.layers - 1}"
     if found.window is not None:
         seen = ", ".join(map(str, found.whole))
         layers += f"; {seen} see everything, the others {found.window} tokens back"
@@ -152,6 +156,13 @@ def _qwen2_5_vl(fields: Fields, folder: Path) -> Read:
     return config, *square_of(cast(QwenVision, config.vision_config), largest_square(folder))
 
 
+def _qwen3_vl(fields: Fields, folder: Path) -> Read:
+    from transformers import Qwen3VLConfig
+
+    config: ImageTextConfig = Qwen3VLConfig.from_dict(dict(fields))
+    return config, *square_of(cast(QwenVision, config.vision_config), largest_square(folder))
+
+
 _READERS: dict[str, Reader] = {
     "llava": _llava,
     "llava_mistral": _original("MistralConfig"),
@@ -160,4 +171,5 @@ _READERS: dict[str, Reader] = {
     "gemma3": _gemma3,
     "internvl": _internvl,
     "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
 }

@@ -1,6 +1,7 @@
 """What Qwen's image-text models want beside ids and squares, derived inside their forward.
 
-B rows of a batch, T tokens, P images, S side of an image in pixels, N tokens of one image.
+B rows of a batch, T tokens, P images, S side of an image in pixels, N tokens of one image, d
+student width, K layers of DeepStack.
 
 - Their tower reads flattened patches with the grid of each image: here it takes (P, 3, S, S), as
   the others do.
@@ -13,7 +14,7 @@ B rows of a batch, T tokens, P images, S side of an image in pixels, N tokens of
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
@@ -22,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import UserError
-from student_train.imagetext import ImageFeatures, ImageTextModel, Inputs, cached
+from student_train.imagetext import ImageFeatures, ImageTextModel, Inputs, Multimodal, cached
 from student_train.upstream import Positions, prepare_positions, text_positions
 
 PLACES = "places_of"  # of the multimodal model: (ids, mask) -> places, shift
+WHOLE = "whole_features"  # of the multimodal model: pixels (P, 3, S, S) -> P of (N, d (1 + K))
 
 
 @runtime_checkable
@@ -46,6 +48,14 @@ class QwenModel(Protocol):
     def get_rope_index(self, input_ids: Tensor, **options: object) -> tuple[Tensor, Tensor]:
         """Return positions (3, B, T), and by how much the next one is below T, (B, 1)."""
         ...
+
+
+@runtime_checkable
+class Deep(Protocol):
+    """What a tower with DeepStack makes of P images."""
+
+    pooler_output: Sequence[Tensor]  # P of (N, d)
+    deepstack_features: Sequence[Sequence[Tensor]]  # of each decoder layer P of (N, d)
 
 
 def square_of(tower: QwenVision, largest: int) -> tuple[int, int]:
@@ -102,6 +112,49 @@ def derive_inputs(
         return own(flat_patches(pixel_values, tower), grid, **options)
 
     model.model.get_image_features = get_image_features  # type: ignore[method-assign]
+
+
+def deepen_features(model: Multimodal, width: int) -> None:
+    """Let image features carry what DeepStack adds to later layers, beside their own d = `width`.
+
+    `whole_features` of the model returns them (N, d (1 + K)) for K layers, and as
+    `mm_encoder_outputs` it takes them so.
+    """
+
+    def whole_features(pixels: Tensor) -> tuple[Tensor, ...]:
+        found = cast(Deep, model.get_image_features(pixels, return_dict=True))
+        layers = zip(found.pooler_output, *found.deepstack_features, strict=True)
+        return tuple(torch.cat(list(one), dim=1) for one in layers)
+
+    setattr(model, WHOLE, whole_features)
+    model.register_forward_pre_hook(_Parted(width), with_kwargs=True)
+
+
+class _Parted:
+    """Before the multimodal model: part whole features into an image's own and DeepStack's."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def __call__(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: Inputs
+    ) -> tuple[tuple[object, ...], Inputs] | None:
+        given = kwargs.get("mm_encoder_outputs")
+        if not isinstance(given, dict) or given.get("image") is None:
+            return None
+        images = cast(Deep, given["image"])
+        if getattr(images, "deepstack_features", None) is not None:
+            return None
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+            BaseModelOutputWithDeepstackFeatures,
+        )
+
+        parts = [one.split(self.width, dim=1) for one in images.pooler_output]
+        own, *deep = zip(*parts, strict=True)
+        found = BaseModelOutputWithDeepstackFeatures(
+            pooler_output=list(own), deepstack_features=[list(one) for one in deep]
+        )
+        return args, kwargs | {"mm_encoder_outputs": {**given, "image": found}}
 
 
 def flat_patches(pixels: Tensor, tower: QwenVision) -> Tensor:

@@ -57,7 +57,7 @@ def save_base(base: BaseStudent, folder: str | Path) -> None:
         gemma3_processor(base).save_pretrained(folder)
     elif layout == "internvl":
         internvl_processor(base).save_pretrained(folder)
-    elif layout == "qwen2_5_vl":
+    elif layout in ("qwen2_5_vl", "qwen3_vl"):
         qwen_processor(base).save_pretrained(folder)
     else:  # a SmolVLM's own processor cuts tiles, and students here see one square
         base.tokenizer.save_pretrained(folder)
@@ -132,20 +132,26 @@ def internvl_processor(base: BaseStudent) -> _Saved:
 
 
 def qwen_processor(base: BaseStudent) -> _Saved:
-    """Return transformers' own processor of a Qwen2.5-VL student, with its template.
+    """Return transformers' own processor of a Qwen2.5-VL or Qwen3-VL student, with its template.
 
     It keeps an image's shape, where `ImageReader` pads; a square it shows at the student's size.
     """
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
+    from transformers import (
+        Qwen2_5_VLProcessor,
+        Qwen2VLVideoProcessor,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
 
+    newer = base.model.config.model_type == "qwen3_vl"
     pictures = copy(base.image_processor)
     pixels = base.image_size**2
     pictures.size = {"shortest_edge": pixels, "longest_edge": pixels}
     token = cast(str, base.tokenizer.convert_ids_to_tokens(base.image_token_id))
-    processor: _Saved = Qwen2_5_VLProcessor(
+    processor: _Saved = (Qwen3VLProcessor if newer else Qwen2_5_VLProcessor)(
         image_processor=pictures,
         tokenizer=base.tokenizer,
-        video_processor=Qwen2VLVideoProcessor(),
+        video_processor=(Qwen3VLVideoProcessor if newer else Qwen2VLVideoProcessor)(),
         chat_template=chat_template(base.template, token),
     )
     return processor

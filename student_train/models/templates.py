@@ -113,6 +113,17 @@ TEMPLATES = {
             "\n",
             "<|vision_start|><image><|vision_end|>",
         ),
+        # Qwen3-VL-Instruct's chat template, which has no system turn of its own.
+        Template(
+            "qwen3_vl",
+            "",
+            "<|im_start|>user\n{}<|im_end|>\n",
+            "<|im_start|>assistant\n",
+            "",
+            "<|im_end|>",
+            "\n",
+            "<|vision_start|><image><|vision_end|>",
+        ),
     )
 }
 

@@ -26,6 +26,7 @@ NO_DAMRO = {
     "gemma3": "needs a vision encoder with a CLS token",
     "internvl": "needs an image token for each patch",
     "qwen2_5_vl": "needs a vision encoder with a CLS token",
+    "qwen3_vl": "needs a vision encoder with a CLS token",
 }
 
 
@@ -83,13 +84,20 @@ def test_plain_methods_are_transformers_generate(made: Made, name: str, beams: i
 def fresh(made: Made, ids: Tensor, features: Tensor | None) -> Tensor:
     """Next-token logits (V,) of transformers' own class, without cache or padding."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
     inputs: dict[str, Any] = made.whole({"input_ids": ids[None]})
     if features is None:
         inputs = {"input_ids": ids[None]}
     else:
-        listed = made.family.template == "qwen2_5_vl"  # which wants a list of images
-        found = BaseModelOutputWithPooling(pooler_output=[features] if listed else features[None])
+        found: Any = BaseModelOutputWithPooling(pooler_output=features[None])
+        if made.family.template == "qwen2_5_vl":  # which wants a list of images
+            found = BaseModelOutputWithPooling(pooler_output=[features])
+        if made.family.template == "qwen3_vl":  # and of each layer of DeepStack
+            own, *deep = features.split(32, dim=1)
+            found = BaseModelOutputWithDeepstackFeatures(
+                pooler_output=[own], deepstack_features=[[one] for one in deep]
+            )
         inputs["mm_encoder_outputs"] = {"image": found}
     with torch.no_grad():
         logits: Tensor = made.own(**inputs, use_cache=False).logits[0, -1]
@@ -157,7 +165,9 @@ def test_images_are_encoded_as_its_own_class_does(made: Made) -> None:
     whole = made.whole(inputs)
     named = {name: whole[name] for name in ("pixel_values", "image_grid_thw") if name in whole}
     with torch.no_grad():
-        expected = made.own.model.get_image_features(**named, return_dict=True).pooler_output
-    assert len(found) == len(expected) == 2
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+        output = made.own.model.get_image_features(**named, return_dict=True)
+    layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+    assert len(found) == len(output.pooler_output) == 2
+    for image, one in enumerate(found):
+        expected = torch.cat([layer[image] for layer in layers], dim=1)
+        torch.testing.assert_close(one, expected, atol=1e-5, rtol=0)

@@ -108,22 +108,33 @@ def request_of(made: Made, inputs: dict[str, torch.Tensor]) -> Request:
 
 def test_the_tap_reads_what_its_eager_attention_has(made: Made, tmp_path: Path) -> None:
     inputs = made.inputs()
-    layers = list(range(1, made.family.layers))
+    layers = list(range(made.family.first, made.family.layers))
     recipe = make_recipe({"losses": {"layer": layers}, "lora": {"r": 4}, "output": str(tmp_path)})
     base = load_base(str(made.folder))
     student = make_student(base.model, base.image_token_id, recipe)
     request = request_of(made, inputs)
     with torch.no_grad(), observing(student.channel, request) as seen:
         student.model.eval()(**inputs)
+    entered: dict[int, torch.Tensor] = {}
+    handles = [
+        made.own.get_decoder()
+        .layers[layer]
+        .register_forward_pre_hook(
+            lambda module, args, layer=layer: entered.__setitem__(layer, args[0])
+        )
+        for layer in layers
+    ]
     with torch.no_grad():
-        output = made.own(**made.whole(inputs), output_attentions=True, output_hidden_states=True)
+        output = made.own(**made.whole(inputs), output_attentions=True)
+    for handle in handles:
+        handle.remove()
     for layer in layers:
         for row in range(2):
             rows = request.span_rows[row][: int(request.span_lengths[row])]
             weights = output.attentions[layer][row][:, rows][:, :, request.image_columns[row]]
             expected = weights.mean((0, 1))
             torch.testing.assert_close(seen.attention[layer][row], expected, atol=1e-6, rtol=1e-4)
-            states = output.hidden_states[layer][row][request.image_columns[row]]
+            states = entered[layer][row][request.image_columns[row]]
             torch.testing.assert_close(seen.tokens[layer][row], states, atol=1e-5, rtol=1e-4)
 
 

@@ -13,7 +13,12 @@ from shared.recipe import ModelSection
 from student_train.models import load_base
 from student_train.models.outline import outline
 from student_train.run.inspect import inspect_model, is_model
-from tests.fixtures import gemma3_checkpoint, internvl_checkpoint, qwen2_5_vl_checkpoint
+from tests.fixtures import (
+    gemma3_checkpoint,
+    internvl_checkpoint,
+    qwen2_5_vl_checkpoint,
+    qwen3_vl_checkpoint,
+)
 from tests.fixtures.student_checkpoints import (
     HUATUO,
     LLAVA_MED,
@@ -35,6 +40,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "gemma3": gemma3_checkpoint.write_gemma3,
     "internvl": internvl_checkpoint.write_internvl,
     "qwen2_5_vl": qwen2_5_vl_checkpoint.write_qwen2_5_vl,
+    "qwen3_vl": qwen3_vl_checkpoint.write_qwen3_vl,
 }
 FULL: dict[str, dict[str, Any]] = {
     "LLaVA-Med-1.5": original_config(LLAVA_MED, "llava_mistral", "clip-vit-large-patch14-336"),
@@ -42,6 +48,7 @@ FULL: dict[str, dict[str, Any]] = {
     "MedGemma-1.5-4B": gemma3_checkpoint.FULL,
     "InternVL3-8B": internvl_checkpoint.FULL,
     "Lingshu-7B": qwen2_5_vl_checkpoint.FULL,
+    "Qwen3-VL-8B": qwen3_vl_checkpoint.FULL,
 }
 
 
