@@ -54,6 +54,25 @@ def test_where_a_model_comes_from() -> None:
     assert name in inspect.getsource(type(model.config).__mro__[1]), moved("config", name)
 
 
+def test_what_generate_asks_for_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import GenerationMixin
+
+    name = "_prepare_position_ids_for_generation"
+    assert hasattr(GenerationMixin, name), moved("transformers' GenerationMixin", name)
+    model, asked = tiny_llava(), []
+    ids, mask = torch.tensor([[7, 5, 6]]), torch.tensor([[0, 1, 1]])
+    expected = upstream.text_positions(model, ids, {"attention_mask": mask})
+    assert expected.tolist() == [[0, 0, 1]]
+
+    def prepare(inputs: torch.Tensor, given: object) -> torch.Tensor:
+        asked.append(inputs)
+        return expected
+
+    upstream.prepare_positions(model, prepare)
+    model.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False)
+    assert len(asked) == 1, moved("transformers' generate", f"call of {name}")
+
+
 def test_the_marks_of_deepspeed() -> None:
     """Parameters carry them once there is an optimiser; here its source must still set them."""
     from deepspeed.runtime.zero import partition_parameters, stage3

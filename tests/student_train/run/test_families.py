@@ -1,5 +1,6 @@
 """A run of each family: trained, resumed, loaded, exported, its projector warmed up."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,8 +84,6 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_all_three_terms_train_and_every_pair_moves(trained: Trained) -> None:
-    import json
-
     state = json.loads((trained.output / "trainer_state.json").read_text())
     rows = [row for row in state["log_history"] if "loss_lm" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -93,6 +92,28 @@ def test_all_three_terms_train_and_every_pair_moves(trained: Trained) -> None:
     linear = 7 * trained.family.layers  # q, k, v, o, gate, up and down of every decoder layer
     assert len([name for name in found if name.endswith("lora_B.weight")]) == linear
     assert all(tensor.any() for tensor in found.values())
+
+
+def first_losses(output: Path) -> list[float]:
+    rows = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [rows[0][name] for name in ("loss_lm", "loss_vis", "loss_att", "grad_norm")]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [{"gradient_checkpointing": True}, {"batch_size": 1, "accumulation": 4}],
+    ids=["checkpointing", "accumulation"],
+)
+def test_however_a_step_is_computed_it_is_the_same(
+    trained: Trained, way: dict[str, Any], tmp_path: Path
+) -> None:
+    found = []
+    for name, chosen in (("plain", {"batch_size": 4}), ("other", {"batch_size": 4} | way)):
+        changes = {f"train__{key}": value for key, value in chosen.items()}
+        settings = {"lora__dropout": 0.0, "train__max_steps": 1, "train__save_steps": 0, **changes}
+        output = train(recipe(trained.values, output=str(tmp_path / name), **settings))
+        found.append(first_losses(output))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_a_resumed_run_is_an_uninterrupted_one(trained: Trained, tmp_path: Path) -> None:
