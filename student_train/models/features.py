@@ -25,10 +25,10 @@ def _joined(
     given = kwargs.get("mm_encoder_outputs")
     if not isinstance(given, dict) or given.get("image") is None:
         return None
-    found = cast(ImageFeatures, given["image"]).pooler_output
-    if isinstance(found, torch.Tensor):
+    found: object = cast(ImageFeatures, given["image"]).pooler_output
+    if not isinstance(found, list | tuple):
         return None
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    whole = BaseModelOutputWithPooling(pooler_output=torch.cat(list(found)).unsqueeze(0))
+    whole = BaseModelOutputWithPooling(pooler_output=torch.cat(found).unsqueeze(0))
     return args, kwargs | {"mm_encoder_outputs": {**given, "image": whole}}

@@ -149,7 +149,7 @@ class _Parted:
             BaseModelOutputWithDeepstackFeatures,
         )
 
-        parts = [one.split(self.width, dim=1) for one in images.pooler_output]
+        parts = [torch.split(one, self.width, dim=1) for one in images.pooler_output]
         own, *deep = zip(*parts, strict=True)
         found = BaseModelOutputWithDeepstackFeatures(
             pooler_output=list(own), deepstack_features=[list(one) for one in deep]

@@ -118,7 +118,7 @@ def internvl_processor(base: BaseStudent) -> _Saved:
     from transformers import InternVLProcessor, InternVLVideoProcessor
 
     pictures = copy(base.image_processor)
-    pictures.max_patches = 1  # type: ignore[attr-defined] - of InternVL's image processor
+    setattr(pictures, "max_patches", 1)  # noqa: B010 - a field of InternVL's alone
     token = cast(str, base.tokenizer.convert_ids_to_tokens(base.image_token_id))
     template = base.template._replace(image=f"{token}\n")  # which the processor widens
     processor: _Saved = InternVLProcessor(
