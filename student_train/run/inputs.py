@@ -105,13 +105,15 @@ def _colour(recipe: Recipe, stores: Sequence[TargetStore]) -> Fill | None:
     Only so do both see the same picture. What the recipe itself says goes before; of several
     teachers the first counts.
     """
-    if recipe.data.padding is not None or recipe.data.geometry != "pad" or not stores:
-        return recipe.data.padding
+    own = recipe.data.padding
+    if recipe.data.geometry != "pad" or not stores:
+        return own
     colours = [mean_colour(store.identity.preprocessing.mean) for store in stores]
-    if len(set(colours)) > 1:
-        shown = ", ".join(map(str, colours))
-        warn(f"the teachers saw images on squares of other colours ({shown}); the first is taken")
-    return colours[0]
+    taken = colours[0] if own is None else own
+    if set(colours) != {taken}:
+        seen = ", ".join(map(str, colours))
+        warn(f"images are padded with {taken}, and the teachers saw them on squares of {seen}")
+    return taken
 
 
 def teachers_of(joined: Join | None) -> list[Teacher]:

@@ -59,12 +59,18 @@ def test_the_stores_colour_goes_with_the_run(values: dict[str, Any], tmp_path: P
     ],
 )
 def test_what_else_decides(
-    values: dict[str, Any], changes: dict[str, Any], wanted: Any, tmp_path: Path
+    values: dict[str, Any],
+    changes: dict[str, Any],
+    wanted: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = {"train__max_steps": 1, "train__save_steps": 0, **changes}
     output = train(recipe(values, output=str(tmp_path / "run"), **settings))
     processor = student_train.load(output)[1]
     assert corner(processor) == wanted
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("padded with (0, 10, 20), and the teachers saw them" in said) == (wanted != OWN)
     if wanted == OWN:
         assert load_recipe(output / "recipe.yaml").data.padding is None
         assert "padding" not in computed_by(load_student(output, device="cpu"))
@@ -93,7 +99,8 @@ def test_of_several_teachers_the_first_counts(
     output = train(recipe(values, output=str(tmp_path / "run"), **settings))
     assert load_recipe(output / "recipe.yaml").data.padding == (127, 127, 127)
     said = " ".join(capsys.readouterr().err.split())
-    assert "squares of other colours ((127, 127, 127), (123, 116, 103)); the first" in said
+    assert "padded with (127, 127, 127), and the teachers saw them on squares of " in said
+    assert "(127, 127, 127), (123, 116, 103)" in said
 
 
 @pytest.mark.parametrize("colour", [[1, 2], [0, 0, 256], [-1, 0, 0], ["red", 0, 0]])
