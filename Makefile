@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs changes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-shuffled test-gpu rehearsal coverage lint types contracts prose check clean
+.PHONY: help setup demo test test-all test-shuffled test-gpu test-browser rehearsal coverage lint types contracts prose check clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ test-shuffled: setup ## the test suite in random order; the seed is printed
 
 test-gpu: setup ## what needs a GPU
 	$(BIN)/python -m pytest -m gpu
+
+test-browser: setup ## the pages in a headless Chromium; it has to be installed
+	$(BIN)/python -m pytest -m browser
 
 rehearsal: setup ## every command on a true-size random model, on a CPU (half an hour, 24 GiB, 35 GB of disk each)
 	$(BIN)/python -m benchmarks.rehearsal llava-med-1.5 --work runs/rehearsal

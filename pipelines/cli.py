@@ -12,6 +12,7 @@ from pipelines.datasets.commands import app as data_app
 from pipelines.demo.commands import demo_command, demo_student_command, quickstart_command
 from pipelines.evaluation.commands import evaluate_command, generate_command
 from pipelines.evaluation.score_commands import compare_command, score_command
+from pipelines.explore.commands import explore_command
 from pipelines.figures.commands import app as figures_app
 from pipelines.recipes.commands import app as recipes_app
 from pipelines.regions.cache import app as cache_app
@@ -35,6 +36,7 @@ app.command("generate")(generate_command)
 app.command("evaluate")(evaluate_command)
 app.command("alignment")(alignment_command)
 app.command("oracle")(oracle_command)
+app.command("explore")(explore_command)
 app.command("score")(score_command)
 app.command("compare")(compare_command)
 app.command("plan-test")(plan_test_command)

@@ -123,11 +123,41 @@ def save_states(
             attention = stack.enter_context(_question_attention(model, prompts, layers))
             model(**prompts.model_inputs(), logits_to_keep=1)
         found |= {f"attention.{layer}": weights for layer, weights in attention.items()}
-        name = "".join(
-            letter if letter.isalnum() or letter in "-_." else "-" for letter in item.record.id
-        )
         about = {"item": item.record.id, "images": ", ".join(item.images)}
-        (folder / f"{name}.safetensors").write_bytes(save(found, metadata=about))
+        _states_file(folder, item.record.id).write_bytes(save(found, metadata=about))
+
+
+def states_folder(evaluation: Path, arm: str) -> Path:
+    """Where an evaluation keeps what the arm of this name held of the items asked for."""
+    return evaluation / "states" / arm.lower()
+
+
+def kept_attention(folder: Path, name: str) -> dict[int, Float[np.ndarray, " N"]]:
+    """Read the attention that `save_states` kept of an item, by layer; none where it kept none."""
+    from safetensors import SafetensorError, safe_open
+
+    path = _states_file(folder, name)
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, "numpy") as states:
+            if (states.metadata() or {}).get("item") != name:  # another id of the same letters
+                return {}
+            layers = (one.partition(".") for one in states.keys())  # noqa: SIM118 - no mapping
+            return {
+                int(layer): states.get_tensor(f"{kind}.{layer}")
+                for kind, _, layer in layers
+                if kind == "attention"
+            }
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); remove it, or run `medalign evaluate` again"
+        ) from None
+
+
+def _states_file(folder: Path, name: str) -> Path:
+    letters = (letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+    return folder / f"{''.join(letters)}.safetensors"
 
 
 @contextmanager

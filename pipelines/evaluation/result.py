@@ -324,6 +324,17 @@ def write_answers(folder: Path, row: str, lines: Sequence[AnswerLine]) -> None:
     write_text(answers_path(folder, row), text + "\n")
 
 
+def answers_file(folder: Path, row: str) -> Path:
+    """Return where the answers of a row are, or raise a UserError where they are not."""
+    path = answers_path(folder, row)
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing; run `medalign evaluate` again (answers in the journal are not "
+            "repeated)"
+        )
+    return path
+
+
 def read_answers(folder: Path, row: str) -> list[AnswerLine]:
     """Read the answers file of a row.
 
@@ -332,23 +343,29 @@ def read_answers(folder: Path, row: str) -> list[AnswerLine]:
     UserError
         It is not there, torn, or no answers.
     """
-    path = answers_path(folder, row)
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing; run `medalign evaluate` again (answers in the journal are not "
-            "repeated)"
-        )
+    path = answers_file(folder, row)
     # Not splitlines: an answer may hold U+2028, which ends a line for it and not for JSON.
     lines = path.read_text(encoding="utf-8").split("\n")
+    return [answer_of(line, path) for line in lines if line]
+
+
+def answer_of(line: str, path: Path) -> AnswerLine:
+    """Read one line of the answers file at `path`.
+
+    Raises
+    ------
+    UserError
+        It is torn, or no answer.
+    """
     try:
-        answers = [json.loads(line) for line in lines if line]
-        if not all(answer.keys() >= KEYS for answer in answers):
+        answer = json.loads(line)
+        if not answer.keys() >= KEYS:
             raise ValueError("an answer lacks a field")
-        if not all(_is_share(score) for one in answers for score in one["scores"].values()):
+        if not all(_is_share(score) for score in answer["scores"].values()):
             raise ValueError("a score is no number from 0 to 1")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); run `medalign evaluate` again") from None
-    return answers
+    return cast("AnswerLine", answer)
 
 
 def _is_share(score: object) -> bool:

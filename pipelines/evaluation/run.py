@@ -20,7 +20,7 @@ from pipelines.evaluation.groups import by_groups, check_fields
 from pipelines.evaluation.items import image_contents, items_of, named_items, read_test_set
 from pipelines.evaluation.journal import Journal
 from pipelines.evaluation.loading import load_student
-from pipelines.evaluation.observed import save_states
+from pipelines.evaluation.observed import save_states, states_folder
 from pipelines.evaluation.question_only import question_only, training_file
 from pipelines.evaluation.reliance import Controlled, under
 from pipelines.evaluation.result import (
@@ -212,7 +212,7 @@ def _answered(
     items = items_of(questions.records, questions.contents, template)
     if process.rank == 0 and options.save_items:
         saved = named_items(items, options.save_items)
-        folder = out / "states" / arm.name.lower()
+        folder = states_folder(out, arm.name)
         save_states(saved, student, options.save_layers, root, folder)
     bounds = Bounds(options.max_new_tokens, options.seed)
     decodings = [decoding.settled(student.model) for decoding in arm.decodings]

@@ -1,9 +1,10 @@
 """The scores of one item: of an answer to the question of a record."""
 
+from collections.abc import Mapping
 from typing import cast
 
 from pipelines.metrics import vqa
-from pipelines.metrics.question_kind import question_kind
+from pipelines.metrics.question_kind import Kind, question_kind
 from shared.errors import UserError
 from shared.records import Record
 
@@ -58,6 +59,12 @@ def item_scores(record: Record, answer: str) -> dict[str, float]:
     return scores | (
         {"closed_yes_no": scores["closed_accuracy"]} if vqa.in_closed_table(truth) else {}
     )
+
+
+def kind_of_scores(scores: Mapping[str, float]) -> Kind:
+    """Return the kind of an item from the names of its scores (`item_scores`)."""
+    kind = next(iter(scores), "").partition("_")[0]
+    return cast("Kind", kind) if kind in ("open", "closed", "choice") else "report"
 
 
 def _report_scores(answer: str, truth: str) -> dict[str, float]:

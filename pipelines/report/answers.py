@@ -67,6 +67,24 @@ def main_score(scores: Mapping[str, float]) -> float:
     return next(strict, scores.get(REPORT_SCORE, 0.0))
 
 
+def is_question(scores: Mapping[str, float]) -> bool:
+    """Whether an item is right or wrong; nothing is wholly right of a report."""
+    return REPORT_SCORE not in scores
+
+
+def turned_pair(rows: Sequence[ResultRow]) -> tuple[int, int] | None:
+    """Return the two rows, by place, whose answers are compared: another arm's and the last.
+
+    Of the last row's decoding method where the other arm has it. None where one arm alone answered.
+    """
+    others = [place for place, row in enumerate(rows) if row["adapter"] != rows[-1]["adapter"]]
+    if not others:
+        return None
+    method = decoding_method(rows[-1])
+    first = next((one for one in others if decoding_method(rows[one]) == method), others[0])
+    return first, len(rows) - 1
+
+
 def flips(
     records: Sequence[Record], rows: Sequence[ResultRow], answered: Sequence[Answered], root: Path
 ) -> Flips | None:
@@ -74,13 +92,11 @@ def flips(
 
     None where one arm alone answered, or reports alone were asked for.
     """
-    others = [place for place, row in enumerate(rows) if row["adapter"] != rows[-1]["adapter"]]
-    asked = [place for place, scores in enumerate(answered[0].scores) if REPORT_SCORE not in scores]
-    if not others or not asked:
+    pair = turned_pair(rows)
+    asked = [place for place, scores in enumerate(answered[0].scores) if is_question(scores)]
+    if pair is None or not asked:
         return None
-    method = decoding_method(rows[-1])
-    first = next((one for one in others if decoding_method(rows[one]) == method), others[0])
-    a, b = answered[first], answered[-1]
+    a, b = (answered[place] for place in pair)
     right = {one: (main_score(a.scores[one]) == 1, main_score(b.scores[one]) == 1) for one in asked}
     gained = [place for place, pair in right.items() if pair == (False, True)]
     lost = [place for place, pair in right.items() if pair == (True, False)]

@@ -15,9 +15,9 @@ from pipelines.documents import write_text
 from pipelines.evaluation.arms import find_arms
 from pipelines.evaluation.items import sampled
 from pipelines.evaluation.lines import survivor_line
+from pipelines.evaluation.reading import answered_root, evaluation_of, recipe_of
 from pipelines.evaluation.result import (
     FOLDER,
-    RESULT,
     AnsweredSet,
     Comparison,
     Controls,
@@ -27,7 +27,6 @@ from pipelines.evaluation.result import (
     ResultRow,
     read_answers,
     read_metrics,
-    read_result,
     row_name,
 )
 from pipelines.metrics.items import SCORES
@@ -43,7 +42,7 @@ from pipelines.report.summary import demo_summary, stage_notes
 from pipelines.stages import StageEntry
 from shared.console import size, warn
 from shared.errors import UserError
-from shared.recipe import Recipe, load_recipe
+from shared.recipe import Recipe
 from shared.records import Record, load_records
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -115,10 +114,9 @@ def contents(run: Path, folder: Path) -> Page:
     """Compute all that the page shows; `folder` is the evaluation's."""
     result = _result(run, folder)
     arms = find_arms(run)
-    last = next(reversed(arms.values())) / "recipe.yaml"
-    recipe = load_recipe(last) if last.is_file() else None  # a model has none
+    recipe = recipe_of(arms)
     data = Path(result["data"]["file"])
-    root = _image_root(result, recipe)
+    root = answered_root(result, recipe)
     records = sampled(load_records(data, root), result["settings"]["limit"])
     answered = [_answers(folder, row, records) for row in result["rows"]]
     pictures, lacking = _pictures(result, recipe, arms, records, root)
@@ -180,13 +178,7 @@ def render(page: Mapping[str, object]) -> str:
 
 
 def _result(run: Path, folder: Path) -> Result:
-    path = folder / RESULT
-    if not path.is_file():
-        raise UserError(
-            f"no evaluation at {path}; run `medalign evaluate --run {run} --data FILE` first, or "
-            "name the folder of its --out with --evaluation"
-        )
-    result = read_result(path)
+    result = evaluation_of(run, folder)
     if not Path(result["data"]["file"]).is_file():
         raise UserError(
             f"the evaluation's data file {result['data']['file']} is not there; start from the "
@@ -205,16 +197,6 @@ def _answers(folder: Path, row: ResultRow, records: Sequence[Record]) -> Answere
 def _metrics(folder: Path, rows: Sequence[ResultRow]) -> dict[str, MetricsFile]:
     found = {row_name(row): read_metrics(folder, row_name(row)) for row in rows}
     return {name: one for name, one in found.items() if one is not None}
-
-
-def _image_root(result: Result, recipe: Recipe | None) -> Path:
-    """Return the folder of images that the evaluation kept; older ones kept none."""
-    data = Path(result["data"]["file"])
-    kept = result["data"].get("image_root")
-    if kept is None and recipe is not None and recipe.evaluation.data is not None:
-        same = Path(recipe.evaluation.data) == data
-        kept = recipe.evaluation.image_root if same else None
-    return data.parent if kept is None else Path(kept)
 
 
 def _pictures(

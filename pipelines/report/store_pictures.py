@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,9 @@ from shared.recipe import Recipe
 from shared.records import Record
 from shared.targets import Target, TargetStore
 from shared.targets.numbers.triangle import pairs_of
-from student_train.adapter.files import adapter_recipe
-from student_train.adapter.loading import base_section
-from student_train.models.base import BaseStudent
+
+if TYPE_CHECKING:
+    from student_train.models.base import BaseStudent
 
 SHOWN_SLICES = 3
 
@@ -78,6 +78,7 @@ def store_pictures(
     UserError
         The store or the model is not where it should be.
     """
+    from student_train.adapter.loading import base_section
     from student_train.models import load_base
 
     if recipe.targets.store is None:
@@ -106,7 +107,7 @@ def store_pictures(
     }
 
 
-def _open_store(recipe: Recipe, base: BaseStudent) -> TargetStore:
+def _open_store(recipe: Recipe, base: "BaseStudent") -> TargetStore:
     section = recipe.targets
     teacher, fingerprint = (  # of several teachers, the first
         value if value is None or isinstance(value, str) else value[0]
@@ -143,6 +144,8 @@ def _attention(
     grid: tuple[int, int],
     began: str | None,
 ) -> str:
+    from student_train.adapter.files import adapter_recipe
+
     layer = recipe.losses.layers[0]
     start = load_base_student(list(arms.values())[-1], recipe, base=began)
     found = {"start": _maps(start, shown, layer, targets)}
