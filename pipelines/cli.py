@@ -10,6 +10,7 @@ import typer
 
 from pipelines.datasets.commands import app as data_app
 from pipelines.demo.commands import demo_command, demo_student_command, quickstart_command
+from pipelines.evaluation.chat_command import chat_command
 from pipelines.evaluation.commands import evaluate_command, generate_command
 from pipelines.evaluation.score_commands import compare_command, score_command
 from pipelines.explore.commands import explore_command
@@ -33,6 +34,7 @@ app.command("quickstart")(quickstart_command)
 app.command("demo")(demo_command)
 app.command("demo-student")(demo_student_command)
 app.command("generate")(generate_command)
+app.command("chat")(chat_command)
 app.command("evaluate")(evaluate_command)
 app.command("alignment")(alignment_command)
 app.command("oracle")(oracle_command)

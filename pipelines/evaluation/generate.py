@@ -2,12 +2,33 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.decoding.methods import decodings
 from pipelines.evaluation.arms import EVERYTHING, last_arm, preset_of
 from pipelines.evaluation.loading import end_ids, load_student, pad_id
 from shared.errors import UserError
 from shared.vocabulary import WeightsDtype
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def picture_at(image: str) -> "Image":
+    """Open an image file, or a part of one ("scan.nii.gz#axial=90"), that a user names.
+
+    Raises UserError where it is missing or cannot be read.
+    """
+    from shared.imaging.images import open_image, parse_reference
+    from shared.imaging.pixels import UnreadableImage
+
+    reference = parse_reference(image)
+    if not reference.path.is_file():
+        raise UserError(f"no image at {reference.path}")
+    try:
+        return open_image(reference)
+    except UnreadableImage as error:
+        raise UserError(f"{image} cannot be read: {error}") from None
 
 
 def generate_answer(
@@ -33,22 +54,12 @@ def generate_answer(
     """
     from pipelines.decoding.generation import Limits
     from pipelines.decoding.prompts import collate
-    from shared.imaging.images import open_image, parse_reference
-    from shared.imaging.pixels import UnreadableImage
 
     if method == EVERYTHING:
         raise UserError("`generate` gives one answer; name one decoding method")
     folder = last_arm(run)
     [chosen] = decodings([method], preset_of(preset, {"": folder}), overrides)
-    pictures = []
-    for image in [images] if isinstance(images, str) else images:
-        reference = parse_reference(image)
-        if not reference.path.is_file():
-            raise UserError(f"no image at {reference.path}")
-        try:
-            pictures.append(open_image(reference))
-        except UnreadableImage as error:
-            raise UserError(f"{image} cannot be read: {error}") from None
+    pictures = [picture_at(image) for image in ([images] if isinstance(images, str) else images)]
     student = load_student(folder, device, base, dtype)
     encoded = student.processor.encode(question, pictures)
     prompts = collate([encoded], [question], student.model, pad_id(student.processor))

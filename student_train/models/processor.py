@@ -105,10 +105,24 @@ class Processor:
             galleries = list(cast(Sequence[Sequence[Picture]], images))
         if len(galleries) != len(questions):
             galleries = galleries or [()] * len(questions)
+        return self._inputs(questions, galleries)
+
+    def encode_turns(
+        self, turns: Sequence[Turn], images: Sequence[Picture] = ()
+    ) -> dict[str, Tensor]:
+        """Return the inputs, as `encode` does, for a conversation that ends with a question.
+
+        `images` are those of all turns, in the order of their `<image>` marks.
+        """
+        return self._inputs([turns], [images])
+
+    def _inputs(
+        self, questions: Sequence[str | Sequence[Turn]], galleries: Sequence[Sequence[Picture]]
+    ) -> dict[str, Tensor]:
         rows, pixels = [], []
-        for text, gallery in zip(questions, galleries, strict=True):
+        for asked, gallery in zip(questions, galleries, strict=True):
             encoded = encode_prompt(
-                text,
+                asked,
                 self.template,
                 self.tokenizer,
                 self.image_tokens,
