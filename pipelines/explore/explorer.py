@@ -169,13 +169,14 @@ class Explorer:
             if seen is not None:
                 students[name] = self._student_maps(seen, first, number, target)
         regions = self._regions_of(place, number)
+        own = None if target is None else teacher_map(target)
         return {
             "width": image.width,
             "height": image.height,
             "box": image_box(image.width, image.height, self._geometry),
             "grid": None if target is None or self._targets is None else self._targets.grid,
             "visible": None if target is None else visible_of(target).tolist(),
-            "teacher": None if target is None else _rounded(teacher_map(target)),
+            "teacher": None if own is None else _rounded(own),
             "students": students,
             "regions": [
                 {"label": label, "colour": colour}
@@ -193,15 +194,15 @@ class Explorer:
         target = self._target(self._reference(place, number))
         found: SimilarityDocument = {"teacher": None, "students": {}}
         if target is not None:
-            if not 0 <= patch < len(target.attention):
-                raise UserError(f"patches are 0 to {len(target.attention) - 1}, not {patch}")
+            if not 0 <= patch < len(target.coverage):
+                raise UserError(f"patches are 0 to {len(target.coverage) - 1}, not {patch}")
             found["teacher"] = _rounded(similarity_row(target, patch))
         for name in self._students.names:
             seen = self._students.known(name, first["id"])
             if seen is None or seen.tokens is None:
                 continue
             tokens = np.split(seen.tokens.astype(np.float64), len(first["images"]))[number]
-            same = target is None or len(tokens) == len(target.attention)
+            same = target is None or len(tokens) == len(target.coverage)
             if same and 0 <= patch < len(tokens):
                 found["students"][name] = _rounded(_cosines(tokens, patch))
         return found
@@ -247,16 +248,15 @@ class Explorer:
         for layer, weights in sorted(seen.attention.items()):
             values = np.split(weights.astype(np.float64), len(first["images"]))[number]
             patches = len(values)
-            alike = target is not None and len(target.attention) == patches
+            alike = target is not None and len(target.coverage) == patches
             visible = np.ones(patches, bool)
             if target is not None and alike:
                 visible = visible_of(target)
             shares = renormalized(values, visible)
+            own = teacher_map(target) if target is not None and alike else None
             layers[layer] = {
                 "values": _rounded(shares),
-                "divergence": divergence(teacher_map(target), shares)
-                if target is not None and alike
-                else None,
+                "divergence": None if own is None else divergence(own, shares),
             }
         return {
             "layer": seen.layer if seen.layer in layers else min(layers),

@@ -93,8 +93,10 @@ def visible_of(target: Target) -> NDArray[np.bool_]:
     return visible
 
 
-def teacher_map(target: Target) -> Weights:
-    """E_a brought to a sum of 1 over the patches that show image, (N,)."""
+def teacher_map(target: Target) -> Weights | None:
+    """E_a brought to a sum of 1 over the patches that show image, (N,); None of S_e alone."""
+    if target.attention is None:
+        return None
     return renormalized(np.asarray(target.attention, np.float64), visible_of(target))
 
 

@@ -125,7 +125,7 @@ class Shown {
       ...this.known.map(([name, one]) => [name, panel(name, this.style(name), one.grid)]),
     ];
     this.alike = [
-      ...(maps.teacher ? [["teacher", panel("Teacher S_e", "", maps.grid)]] : []),
+      ...(maps.visible ? [["teacher", panel("Teacher S_e", "", maps.grid)]] : []),
       ...this.known
         .filter(([, one]) => one.similarity)
         .map(([name, one]) => [name, panel(`${name} S_x`, this.style(name), one.grid)]),

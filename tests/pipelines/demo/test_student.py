@@ -79,7 +79,7 @@ def test_vision_features_equal_those_of_onnx_runtime(layers: int, tmp_path: Path
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("grid", [4, student.GRID])
+@pytest.mark.parametrize("grid", [4, projector.GRID])
 def test_the_assembled_student_says_how_many_tokens_an_image_has(grid: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -37,7 +37,7 @@ def by_transformers(student: Loaded, text: str, pixels: torch.Tensor) -> str:
     for number, piece in enumerate(text.split("<image>")):
         if number:
             ids += [processor.image_token_id] * processor.image_tokens
-        ids += tokenizer(piece)["input_ids"]  # this tokenizer begins nothing by a token
+        ids += tokenizer(piece).input_ids  # this tokenizer begins nothing by a token
     inputs = torch.tensor([ids])
     end = tokenizer.convert_tokens_to_ids("</s>")
     found = student.model.generate(

@@ -122,6 +122,7 @@ def test_the_picture_and_the_teachers_map_are_those_of_the_files(
     assert np.abs(pixels[:55]).max() == 0  # padding
     target = TargetStore.open(run / "store")[content_key(run / "data" / "0.png")]
     visible = target.coverage > 0
+    assert target.attention is not None
     shares = np.where(visible, target.attention, 0) / target.attention[visible].sum()
     students = np.array(
         tab.run("fetch('/api/maps?item=0&image=0').then((reply) => reply.json()).then((maps) =>"

@@ -104,7 +104,9 @@ def test_a_jpeg_without_its_last_scans_is_refused(tmp_path, pixels, kept, in_dic
 @pytest.mark.parametrize(("place", "coefficient"), [(-3, 2), (-2, 62)], ids=["first", "last"])
 def test_a_jpeg_whose_last_scan_leaves_one_coefficient_out_is_refused(tmp_path, place, coefficient):
     """Its refinement tells coefficients 1 to 63 (ISO 10918-1, B.2.3); of 63 bits one is missing."""
-    halves = np.repeat(np.uint8([60, 200]), 32)[None].repeat(64, 0)  # of flat blocks: no AC
+    halves = np.repeat(np.array([60, 200], np.uint8), 32)[None].repeat(
+        64, 0
+    )  # of flat blocks: no AC
     data = encoded(Image.fromarray(halves), "JPEG", quality=95, progressive=True)
     assert np.ptp(opened(tmp_path, data)) > 100
     header = bytearray(data)

@@ -211,7 +211,7 @@ def test_palette_colour(tmp_path, big_endian, entry_bits, alpha):
     """A table of opacity (PS3.3 C.7.9) serves a blending; the colours are those of the others."""
     rgb = np.random.default_rng(0).integers(0, 256, (3, 256))
     rgb[:, 0] = 255  # so that 16-bit entries are told from 8-bit ones
-    elements = {}
+    elements: dict[str, Any] = {}
     for name, channel in zip(("Red", "Green", "Blue"), rgb, strict=True):
         scaled = channel * 257 if entry_bits == 16 else channel
         # Words either way: 8-bit entries lie two in a word.

@@ -83,6 +83,7 @@ def test_features_and_targets_on_any_grid(tmp_path, grid):
     exact = (unit @ unit.transpose(1, 2)).numpy()[:, rows, columns]
     smallest = wanted.norm(dim=-1).min()
     assert np.abs(batch.similarity - exact).max() <= 2 * error / float(smallest)
+    assert batch.attention is not None
     np.testing.assert_allclose(
         batch.attention, resized(attention[order, :, None])[..., 0], atol=1e-6
     )
