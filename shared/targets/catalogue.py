@@ -70,9 +70,8 @@ def publish_catalogue(namespace: Namespace, force: bool = False) -> str | None:
     name = catalogue_name(data, time.time())
     namespace.storage.create(namespace.path(CATALOGUE, name), data)
     if not set(segments) <= set(namespace.segments()):
-        namespace.storage.discard(
-            namespace.path(CATALOGUE, name)
-        )  # `cache gc` was at work meanwhile
+        # `cache gc` was at work meanwhile.
+        namespace.storage.discard(namespace.path(CATALOGUE, name))
         return None
     for old, _ in held[: 1 - _KEPT]:
         namespace.storage.discard(namespace.path(CATALOGUE, old))
