@@ -19,10 +19,10 @@ from shared.files import refused_as
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-LARGEST = 60 * 2**20  # bytes of a piece
+LARGEST = 60 << 20  # bytes of a piece
 ARCHIVE = "study.tar.gz"
 _LEVEL = 1  # of gzip: float32 weights shrink little more at higher ones
-_CHUNK = 2**20
+_CHUNK = 1 << 20
 
 
 class Piece(TypedDict):

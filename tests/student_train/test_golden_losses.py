@@ -33,6 +33,13 @@ def curve(values, folder, name):
     return [[row["step"], *(row[key] for key in NAMES)] for row in rows if "loss_lm" in row]
 
 
+def golden_run(folder):
+    """The run's values; squares have the student's own mean around them, as when it was made."""
+    values = write_run(folder, records=14, text_only=2)
+    values["data"]["padding"] = [122, 116, 104]
+    return values
+
+
 def golden():
     found = {name: [] for name in RUNS}
     for line in GOLDEN.read_text().splitlines():
@@ -44,7 +51,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("golden"), records=14, text_only=2)
+    return golden_run(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.mark.integration
@@ -60,7 +67,7 @@ def test_the_golden_losses(values, tmp_path, name):
 def main():
     lines = [f"# run step {' '.join(NAMES)}"]
     with tempfile.TemporaryDirectory() as folder:
-        values = write_run(Path(folder), records=14, text_only=2)
+        values = golden_run(Path(folder))
         for name in RUNS:
             for row in curve(values, Path(folder), name):
                 lines.append(f"{name} {row[0]} " + " ".join(f"{number:.6g}" for number in row[1:]))

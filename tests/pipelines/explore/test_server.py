@@ -256,7 +256,9 @@ def test_many_ask_at_once_and_one_says_nothing(server: Server) -> None:
 
 def test_the_command_serves_until_it_is_interrupted(run: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    starter = [sys.executable, "-c", "from pipelines.cli import main; main()", "explore"]
+    # A job in a shell's background ignores the signal, and so would its children.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    starter = [sys.executable, "-c", f"{heard}from pipelines.cli import main; main()", "explore"]
     process = subprocess.Popen(
         [*starter, "--run", str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env=environment,
