@@ -176,11 +176,11 @@ def rotation(features: Features) -> None:
             values = np.rint(exact / scale).astype(np.int8)
             size += len(Zstd(1).encode(values.tobytes()))
             off = values * scale - exact
-            own += np.linalg.norm(off) / np.linalg.norm(exact) / len(turned)
+            own += float(np.linalg.norm(off) / np.linalg.norm(exact)) / len(turned)
             unit, restored = (
                 x / np.linalg.norm(x, axis=1, keepdims=True) for x in (exact, exact + off)
             )
-            similarity = max(similarity, np.abs(unit @ unit.T - restored @ restored.T).max())
+            similarity = max(similarity, float(np.abs(unit @ unit.T - restored @ restored.T).max()))
         print(f"| {name} | {size / len(turned):,.0f} | {similarity:.4f} | {own:.4f} |")
 
 
