@@ -68,10 +68,10 @@ def main() -> None:
             low, high = mean["interval"]
             print(f"{row:12} {score:9} {mean['value']:.3f} [{low:.3f}, {high:.3f}] of {mean['n']}")
     for test in tests_of([("words", "prior"), ("words", "other words")], rows, patients):
-        low, high = test["interval"]
+        least, most = test["interval"]
         print(
             f"{test['a']} - {test['b']}: {test['score']} {test['difference']:+.3f} "
-            f"[{low or 0:+.3f}, {high or 0:+.3f}], Holm p {test['p_holm']:.3f}"
+            f"[{least or 0:+.3f}, {most or 0:+.3f}], Holm p {test['p_holm']:.3f}"
         )
 
 
