@@ -13,7 +13,7 @@ from shared.imaging.contained import AnyReference
 from shared.processes import choose_device
 from shared.targets.namespace import Namespace, find_namespace
 from shared.targets.numbers.arrays import Arrays
-from teacher_cache.building import known_reasons, missing_keys
+from teacher_cache.building import check_format, known_reasons, missing_keys
 from teacher_cache.distinct import distinct_images
 from teacher_cache.probe import probe
 from teacher_cache.settings import Settings, load_for
@@ -104,6 +104,8 @@ def plan(
     begin = time.perf_counter()
     loaded, identity = load_for(teacher, weights, settings, place)
     loading = time.perf_counter() - begin
+    if store is not None:
+        check_format(store, identity)
     by_key, repeated, left_out = distinct_images(references, workers)
     duplicates = [(again, by_key[key]) for again, key in repeated]
     namespace = find_namespace(store, identity) if store is not None else None

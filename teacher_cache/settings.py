@@ -7,7 +7,7 @@ import torch
 from shared.console import size
 from shared.errors import UserError
 from shared.imaging.grid import Grid
-from shared.targets import Identity, first_difference
+from shared.targets import Difference, Identity, first_difference
 from shared.targets.identity import default_precision
 from shared.targets.numbers.triangle import triangle_length
 from shared.vocabulary import (
@@ -141,13 +141,21 @@ def load_of(identity: Identity, weights: str | None, device: str, given: str) ->
         As `load_for`; or these are other weights than the identity's.
     """
     loaded, own = load_for(identity.teacher, weights, settings_of(identity), device)
-    difference = first_difference(identity, own)
+    difference = teachers_differ(identity, own)
     if difference is not None:
         raise UserError(
             f"{given} is not the teacher of this store: {difference.field} is "
             f"{difference.second}, in the store {difference.first}"
         )
     return loaded
+
+
+def teachers_differ(stored: Identity, own: Identity) -> Difference | None:
+    """Return the first field in which a teacher's targets are not those stored, or None.
+
+    The form of the store's files makes no difference to the numbers.
+    """
+    return first_difference(stored.model_copy(update={"format": own.format}), own)
 
 
 def _check_grid(settings: Settings) -> None:

@@ -28,6 +28,7 @@ from pipelines.regions.reading import read_regions, reference_to
 from pipelines.regions.scoring import Test, Value, tests_of, values_of
 from shared.errors import UserError
 from shared.imaging.grid import Grid
+from shared.imaging.images import parse_reference
 from shared.targets import TargetStore
 from shared.targets.namespace import Namespace, list_namespaces
 
@@ -95,7 +96,9 @@ def audit(
     known = {image: one for image, one in read_regions(regions).items() if one.regions}
     root = image_root or (regions if regions.is_dir() else regions.parent)
     references = {
-        image: reference_to(image, root) for image, one in known.items() if one.seen is None
+        image: reference_to(image, root)
+        for image, one in known.items()
+        if one.seen is None or parse_reference(image, root).path.is_file()
     }
     audited: dict[str, Audited] = {}
     every: dict[str, Scores] = {}

@@ -67,14 +67,14 @@ def cases_of(
 ) -> list[Case]:
     """Read the targets of the images with regions; those without a target are left out.
 
-    `references`: the image files of those of which `known` does not say key and size.
+    `references`: the image files that are there; key and size are those that `known` says.
     """
     grid, geometry = Grid(*opened.grid), opened.identity.geometry
     labels = {region.label for one in known.values() for region in one.regions}
     cases = []
     for image, regions in track(known.items(), len(known), opened.identity.teacher, "images"):
         reference = references.get(image)
-        seen = regions.seen if reference is None else _look(reference)
+        seen = regions.seen or (_look(reference) if reference is not None else None)
         if seen is None or seen.key not in opened:
             continue
         target = opened[seen.key]
@@ -165,7 +165,7 @@ def _encoded(
 ) -> Sequence[Float[np.ndarray, "N b"]]:
     """Return E_v of each image: from a store of `patches`, else by its teacher from the files."""
     if opened.identity.encoding == "patches":
-        return [opened.features([case.key])[0] for case in cases]
+        return [opened.features([case.key]).tokens[0] for case in cases]
     references = [case.reference for case in cases if case.reference is not None]
     if len(references) < len(cases):
         raise UserError("E_v is not in the store (--encoding patches keeps it), nor are the images")

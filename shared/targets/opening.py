@@ -49,8 +49,11 @@ def open_index(namespace: Namespace, whole: bool = False) -> Index:
         base, known = newest[0] if newest else "", cached
         if newest and (cached is None or cached.base != base):
             read = read_catalogue(namespace, *newest)
-            known = cached if read is None else _Known(read, base)
-        segments = _segments(namespace, known, whole or not newest)
+            if read is None:  # damaged: it vouches for nothing
+                base, whole = "", True
+            else:
+                known = _Known(read, base)
+        segments = _segments(namespace, known, whole or not base)
         if cached is not None and cached.base == base and cached.held.segments == segments:
             return cached.held
         try:

@@ -48,6 +48,13 @@ class Target(NamedTuple):
         return {name: values for name, values in self._asdict().items() if values is not None}
 
 
+class PatchFeatures(NamedTuple):
+    """E_v of a batch (B, N, b), float32, and the coverage of its patches (B, N) as in `Target`."""
+
+    tokens: Float[np.ndarray, "B N b"]
+    coverage: UInt8[np.ndarray, "B N"]
+
+
 class TargetStore:
     """A read-only view of one namespace as it was when opened; `TargetStore.open` makes one.
 
@@ -157,8 +164,8 @@ class TargetStore:
 
         return Target(*targets_on(arrays, self.identity.grid, self.grid))
 
-    def features(self, keys: Sequence[bytes]) -> Float[np.ndarray, "B N b"]:
-        """Read E_v itself (B, N, b), float32, on the grid of this view; `patches` stores hold it.
+    def features(self, keys: Sequence[bytes]) -> PatchFeatures:
+        """Read E_v itself on the grid of this view; stores of `patches` hold it.
 
         Raises
         ------
@@ -173,8 +180,12 @@ class TargetStore:
                 "no features: build with --encoding patches"
             )
         from shared.targets.numbers.patches import patches_of
+        from shared.targets.numbers.restore import coverage_on
 
-        return patches_of(self.arrays(keys), self.identity.grid, self.grid)
+        arrays, native = self.arrays(keys), self.identity.grid
+        return PatchFeatures(
+            patches_of(arrays, native, self.grid), coverage_on(arrays, native, self.grid)
+        )
 
     def segments_of(self, keys: Sequence[bytes]) -> list[int]:
         """Return the segment number of each key, for readers that order by segment.
@@ -264,15 +275,17 @@ class TargetStore:
 
     def _opened(self, numbers: Iterable[int]) -> dict[int, SegmentReader]:
         """Open segments that are needed, which checks their manifests; the last used stay open."""
-        wanted = list(numbers)
-        missing = [number for number in wanted if number not in self._readers]
+        # Another thread may do the same: nothing is taken for there that is not in hand.
+        held = {number: self._readers.get(number) for number in numbers}
+        missing = [number for number, reader in held.items() if reader is None]
         names = [self._index.segments[number] for number in missing]
-        for number, reader in zip(missing, open_segments(self.namespace, names), strict=True):
+        opened = {number: reader for number, reader in held.items() if reader is not None}
+        opened |= zip(missing, open_segments(self.namespace, names), strict=True)
+        for number, reader in opened.items():
+            self._readers.pop(number, None)  # the last used stand last
             self._readers[number] = reader
-        opened = {number: self._readers.pop(number) for number in wanted}
-        self._readers.update(opened)
-        while len(self._readers) > max(_OPEN, len(opened)):
-            del self._readers[next(iter(self._readers))]
+        for number in list(self._readers)[: -max(_OPEN, len(opened))]:
+            self._readers.pop(number, None)
         return opened
 
 

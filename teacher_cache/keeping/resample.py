@@ -12,11 +12,11 @@ from shared.errors import UserError
 from shared.imaging.contained import AnyReference
 from shared.imaging.grid import Grid
 from shared.processes import choose_device
-from shared.targets import Identity, Target, TargetStore, first_difference
+from shared.targets import Identity, Target, TargetStore
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.restore import targets_on
 from teacher_cache.distinct import distinct_images
-from teacher_cache.settings import load_for, settings_of
+from teacher_cache.settings import load_for, settings_of, teachers_differ
 from teacher_cache.stream import LeftOut, named, stream
 
 # What two machines or two batch sizes may differ by, in a similarity and in a share of the largest
@@ -103,7 +103,7 @@ def resample(
     _check_encoded(opened)
     place = choose_device(device)
     loaded, found = load_for(identity.teacher, weights, settings_of(identity), place)
-    difference = first_difference(identity, found)
+    difference = teachers_differ(identity, found)
     if difference is not None:
         raise UserError(
             f"this is not the teacher of {opened.namespace.name}: {difference.field} is "

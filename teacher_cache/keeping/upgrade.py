@@ -93,7 +93,7 @@ def _remove(old: Namespace) -> bool:
     with old.storage.exclusive(old.name) as hold:
         if hold is None:
             return False
-    old.storage.remove(old.name)
+        old.storage.remove(old.name)
     forget_index(old)
     return True
 

@@ -36,8 +36,16 @@ def ask(
     if key not in store:
         raise UserError(f"{store.namespace.name} holds no target of the key {key.hex()}")
     words = words_of(query, [text], encoder)
-    found = query.map_of(store.features([key])[0].astype(np.float64), words[0])
-    return np.where(store[key].coverage > 0, found, 0.0)
+    return map_in(query, store, key, words[0])
+
+
+def map_in(
+    query: Query, store: TargetStore, key: bytes, words: Float[np.ndarray, " c"]
+) -> Float[np.ndarray, " N"]:
+    """Return the map of an image that the store holds, 0 where a patch shows padding alone."""
+    tokens, coverage = store.features([key])
+    found = query.map_of(tokens[0].astype(np.float64), words)
+    return np.where(coverage[0] > 0, found, 0.0)
 
 
 def key_of(image: Path | None, key: str | None) -> bytes:

@@ -31,7 +31,7 @@ class Query(NamedTuple):
     labels
         What it was fitted on.
     patients
-        sha256 of each patient of the fit: no name leaves the file.
+        sha256 of each patient of the fit; who guesses a short id can tell that it was among them.
     encoder
         sha256 of the sentence encoder's weights.
     teacher

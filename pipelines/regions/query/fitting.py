@@ -109,5 +109,6 @@ def _images(
                 shares[:, column] = patch_shares(
                     places, width, height, grid, store.identity.geometry
                 )
-        visible = store[key].coverage > 0
-        yield store.features([key])[0][visible], shares[visible]
+        tokens, coverage = store.features([key])
+        visible = coverage[0] > 0
+        yield tokens[0][visible], shares[visible]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from pipelines.regions.held import asked_about
 from pipelines.regions.oracle import region_attention
 from pipelines.regions.patches import patch_shares
-from pipelines.regions.query.asking import words_of
+from pipelines.regions.query.asking import map_in, words_of
 from pipelines.regions.query.file import read_query
 from pipelines.regions.query.fitting import seen_of
 from pipelines.regions.reading import read_regions, regions_of
@@ -76,16 +76,13 @@ def write_maps(
         raise UserError("maps come from --query or from --regions: name one of the two")
     root = image_root_of(data, image_root)
     asked = list(_asked(data, root))
-    source = query or regions
-    assert source is not None
-    make = (
-        _by_query(store, query, [text for _, _, text in asked], encoder)
-        if query is not None
-        else _by_regions(store, source, root)
-    )
-    identity = _identity(store, source, "query" if query is not None else "regions")
+    if query is not None:
+        make = _by_query(store, query, [text for _, _, text in asked], encoder)
+        identity = _identity(store, query, "query")
+    elif regions is not None:
+        make, identity = _by_regions(store, regions, root), _identity(store, regions, "regions")
     count = 0
-    with TargetWriter(to, identity, {"maps": f"of {source.name}"}) as writer:
+    with TargetWriter(to, identity, {"maps": identity.teacher}) as writer:
         held = TargetStore.open(to, identity=identity, maps=True)
         written: set[bytes] = set()
         for image, key, text in track(asked, len(asked), "maps", "questions"):
@@ -130,10 +127,8 @@ def _by_query(store: TargetStore, file: Path, texts: list[str], encoder: str | N
     )
 
     def make(image: str, key: bytes, text: str) -> Float[np.ndarray, " N"] | None:
-        features = store.features([key])[0].astype(np.float64)
-        found = query.map_of(features, vectors[normalised(text)])
-        shown = np.where(store[key].coverage > 0, found, 0.0)
-        return shown if shown.sum() > 0 else None
+        found = map_in(query, store, key, vectors[normalised(text)])
+        return found if found.sum() > 0 else None
 
     return make
 
@@ -159,13 +154,19 @@ def _by_regions(store: TargetStore, file: Path, root: Path) -> MapOf:
 
 
 def _identity(store: TargetStore, source: Path, kind: str) -> Identity:
-    """Return the identity of maps made of a file's bytes, for the images of a store's teacher."""
-    with refused_as(f"cannot read {source}"), source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the identity of maps made of a file's bytes, for the images of a store's teacher.
+
+    Of a folder (masks) it is the bytes of all of its files.
+    """
+    digest = hashlib.sha256()
+    files = sorted(source.rglob("*")) if source.is_dir() else [source]
+    with refused_as(f"cannot read {source}"):
+        for file in (one for one in files if one.is_file()):
+            digest.update(f"{file.relative_to(source)}\0".encode() + file.read_bytes())
     changed = {
         "format": 2,
         "teacher": f"{store.identity.teacher}-{kind}",
-        "weights": digest,
+        "weights": digest.hexdigest(),
         "encoding": "maps",
         "grid": store.grid,
         "precision": "f16",

@@ -43,9 +43,9 @@ def query_rows(
         image: {normalised(case.label) for case in held if case.image == image}
         for image in {case.image for case in held}
     }
-    features = {case.image: case.key for case in held}
+    keys = {case.image: case.key for case in held}
     tokens = {
-        image: opened.features([key])[0].astype(np.float64) for image, key in features.items()
+        image: opened.features([key]).tokens[0].astype(np.float64) for image, key in keys.items()
     }
     other = partners([case.name for case in held], {case.name: case.patient for case in held})
     by_name = {case.name: case for case in held}

@@ -39,14 +39,21 @@ def targets_on(
         square = tokens @ tokens.T
         np.take(square.ravel(), places, out=similarity[row], mode="clip")
     np.clip(similarity, -1, 1, out=similarity)
-    if matrix is None:
-        return similarity, arrays.get("attention"), arrays["coverage"]
+    attention = arrays.get("attention")
+    if attention is not None and matrix is not None:
+        attention = np.asarray(attention, dtype=np.float32) @ matrix.T
+    return similarity, attention, coverage_on(arrays, native, grid)
+
+
+def coverage_on(
+    arrays: Mapping[str, NDArray[np.generic]], native: tuple[int, int], grid: tuple[int, int]
+) -> UInt8[np.ndarray, "B N"]:
+    """Compute the coverage of the patches on any grid from a batch of stored arrays."""
+    source, target = Grid(*native), Grid(*grid)
+    if source == target:
+        return np.asarray(arrays["coverage"], dtype=np.uint8)
     cover = [coverage(Box(*(float(edge) for edge in box)), target) for box in arrays["box"]]
-    stacked = np.stack(cover) if cover else np.empty((0, target.size), dtype=np.uint8)
-    if "attention" not in arrays:
-        return similarity, None, stacked
-    attention = np.asarray(arrays["attention"], dtype=np.float32)
-    return similarity, attention @ matrix.T, stacked
+    return np.stack(cover) if cover else np.empty((0, target.size), dtype=np.uint8)
 
 
 def _values(arrays: Mapping[str, NDArray[np.generic]], row: int) -> NDArray[np.generic]:

@@ -125,6 +125,26 @@ def test_images_without_targets_are_counted_or_an_error(place: Path, tmp_path: P
     assert not any("left out" in line for line in audit_lines(found))
 
 
+@pytest.mark.integration
+def test_keys_in_the_file_do_not_hide_images_that_are_there(place: Path, tmp_path: Path) -> None:
+    """E_v of a `matrix` store is encoded again from them; without them the reason is said."""
+    rows = json.loads((place / "regions.json").read_text())["records"]
+    for row in rows:
+        row |= {"key": content_key(place / row["image"]).hex(), "size": [80, 80]}
+    (tmp_path / "keys.json").write_text(json.dumps({"records": rows}))
+    weights = str(place / "0.safetensors")
+    known = audit(
+        place / "one", tmp_path / "keys.json", image_root=place, weights=weights, device="cpu"
+    )
+    plain = audit(place / "one", place / "regions.json", weights=weights, device="cpu")
+    assert known["teachers"] == plain["teachers"]
+    gone = audit(place / "one", tmp_path / "keys.json", image_root=tmp_path)
+    [audited] = gone["teachers"].values()
+    assert READ not in audited["rows"]
+    assert "nor are the images" in audited["left_out"]
+    assert OWN in audited["rows"]
+
+
 @pytest.mark.unit
 def test_the_read_out_is_ridge_regression_without_the_image_s_own_patient() -> None:
     """Against the closed form with an unpenalised intercept, in float64."""

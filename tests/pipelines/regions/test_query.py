@@ -13,6 +13,7 @@ from pipelines.regions.audit import audit
 from pipelines.regions.cache import app
 from pipelines.regions.query.asking import key_of
 from pipelines.regions.query.file import read_query
+from pipelines.regions.query.maps import write_maps
 from pipelines.regions.query.ridge import RIDGE, fit
 from pipelines.regions.query.scoring import ASKED, ELSEWHERE, WORDS
 from pipelines.regions.query.words import embed
@@ -145,7 +146,7 @@ def test_the_command_draws_what_the_formula_says(place: Path, query: Path, tmp_p
     assert result.exit_code == 0, result.output
     drawn = np.array(json.loads(result.stdout)["map"])
     matrix = read_query(query).matrix
-    features = store.features([known.seen.key])[0].astype(np.float64)
+    features = store.features([known.seen.key]).tokens[0].astype(np.float64)
     words = embed([LABELS[0]]).vectors[0]
     wanted = np.maximum(np.c_[features, np.ones(len(features))] @ matrix @ words, 0)
     np.testing.assert_allclose(drawn, wanted, atol=2e-6)
@@ -255,3 +256,34 @@ def test_questions_get_maps_of_words_or_of_the_regions_they_name(
     np.testing.assert_allclose(map_, 0.99 * area / area.sum() + 0.01 / len(area), atol=2e-3)
     asked = TargetStore.open(tmp_path / "words", maps=True)
     assert maps_of(asked, key, ["What is shown?"])[0] is not None
+
+
+@pytest.mark.integration
+def test_a_folder_of_masks_makes_maps_too(place: Path, tmp_path: Path) -> None:
+    """Of one label, which every question is about; other masks are another namespace."""
+    (place / "gone").rename(place / "images")
+    try:
+        turns = [
+            {"from": "human", "value": "<image>\nWhere?"},
+            {"from": "gpt", "value": "here"},
+        ]
+        row = {"id": "a", "image": "17.png", "conversations": turns}
+        (tmp_path / "asked.json").write_text(json.dumps([row]))
+        (tmp_path / "masks").mkdir()
+        names = []
+        for side in (8, 40):
+            mask = np.zeros((SIDE, SIDE), np.uint8)
+            mask[:side, :side] = 255
+            Image.fromarray(mask).save(tmp_path / "masks/17.png")
+            made = write_maps(
+                TargetStore.open(place / "matrix"),
+                tmp_path / "maps",
+                tmp_path / "asked.json",
+                image_root=place / "images",
+                regions=tmp_path / "masks",
+            )
+            assert (made.questions, made.maps) == (1, 1)
+            names.append(made.namespace)
+        assert names[0] != names[1]
+    finally:
+        (place / "images").rename(place / "gone")

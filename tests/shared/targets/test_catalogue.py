@@ -146,6 +146,23 @@ def test_a_host_whose_index_names_removed_segments_sees_them_gone(root):
     holds(root, range(2, 8))
 
 
+def test_a_damaged_catalogue_vouches_for_no_index_of_before(root, monkeypatch):
+    """This host's index names a segment that `cache gc` removed before it wrote the catalogue."""
+    namespace = write_records(root, range(8), segment_records=2)
+    publish_catalogue(namespace)
+    assert len(TargetStore.open(root)) == 8
+    monkeypatch.setattr("shared.targets.opening.SLACK", 0)
+    discard_catalogues(namespace)
+    namespace.storage.remove(namespace.path("segments", namespace.segments()[0]))
+    publish_catalogue(namespace)
+    name, _ = newest_catalogue(namespace) or ("", 0)
+    namespace.storage.discard(namespace.path(CATALOGUE, name))
+    namespace.storage.create(namespace.path(CATALOGUE, name), b"{}")
+    assert len(TargetStore.open(root)) == 6
+    assert len(TargetStore.open(root)) == 6  # by the index that was just made, too
+    holds(root, range(2, 8))
+
+
 def test_builds_merges_and_format_1(root, tmp_path):
     namespace = write_records(root, range(8), segment_records=2)
     other = f"{root}-other"

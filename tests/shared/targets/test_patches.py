@@ -73,7 +73,7 @@ def test_features_and_targets_on_any_grid(tmp_path, grid):
 
     wanted = resized(tokens[order])
     step = rotate(tokens.numpy()).__abs__().max() / 127  # of int8, of the largest row
-    features = store.features(keys)
+    features, shown = store.features(keys)
     assert features.shape == (3, grid[0] * grid[1], WIDTH)
     error = np.linalg.norm(features - wanted.numpy(), axis=2).max()
     assert error <= step / 2 * np.sqrt(WIDTH)
@@ -89,6 +89,7 @@ def test_features_and_targets_on_any_grid(tmp_path, grid):
     )
     cover = [coverage(boxes[int(number)], Grid(*grid)) for number in order]
     np.testing.assert_array_equal(batch.coverage, cover)
+    np.testing.assert_array_equal(shown, cover)
 
 
 def test_outliers_cost_less_behind_the_rotation():

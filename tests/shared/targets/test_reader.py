@@ -6,7 +6,9 @@ Workers of every kind, prefetch, order by segment, the side index of keys.
 import os
 import pickle
 import sqlite3
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
@@ -190,3 +192,23 @@ def test_damage_crosses_process_borders():
     assert type(error)(str(error)).args == error.args
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again)) == (DamagedSegment, "damaged segment x")
+
+
+def test_threads_share_a_store_that_keeps_few_segments_open(tmp_path, monkeypatch):
+    """Each closes what another one is about to use."""
+    monkeypatch.setattr("shared.targets.store._OPEN", 1)
+    interval = sys.getswitchinterval()
+    write_records(tmp_path / "store", range(12), segment_records=2)
+    store = TargetStore.open(tmp_path / "store")
+
+    def read(number):
+        wanted = matrix_record(number)["similarity"]
+        return np.array_equal(store[key(number)].similarity, wanted)
+
+    try:
+        sys.setswitchinterval(1e-6)  # each takes its turn after a few steps
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(read, list(range(12)) * 40))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(store._readers) <= 8 + 1

@@ -7,10 +7,11 @@ import pytest
 
 from shared.errors import UserError
 from shared.imaging import Grid
+from shared.imaging.keys import content_key
 from shared.targets import TargetStore, TargetWriter
 from teacher_cache.building import build
 from teacher_cache.keeping.resample import resample
-from teacher_cache.settings import Settings
+from teacher_cache.settings import Settings, load_of
 from teacher_cache.sources import find_images
 from tests.fixtures.images import image_folder
 from tests.fixtures.tiny_teacher import TEACHER, tiny_weights
@@ -90,3 +91,17 @@ def test_images_that_the_store_does_not_hold_are_told(tmp_path, images, weights)
     build(TEACHER, images[:2], tmp_path / "store", weights=weights, settings=GRID)
     with pytest.raises(UserError, match="none of these 1 images"):
         resample(tmp_path / "store", images[3:4], 1, weights=weights)
+
+
+def test_a_store_of_format_1_has_the_same_teacher(tmp_path, images, weights):
+    """The form of the files makes no difference to the numbers."""
+    build(TEACHER, images, tmp_path / "new", weights=weights, settings=GRID)
+    opened = TargetStore.open(tmp_path / "new")
+    old = opened.identity.model_copy(update={"format": 1})
+    with TargetWriter(tmp_path / "old", old) as writer:
+        for key in map(content_key, sorted((tmp_path / "images").glob("image*.png"))):
+            arrays = opened.arrays([key])
+            writer.add(key, {name: values[0] for name, values in arrays.items()})
+    found = resample(tmp_path / "old", images, 3, weights=weights)
+    assert found.sound
+    assert load_of(old, weights, "cpu", "--weights").name == TEACHER

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 
 from shared.errors import UserError
-from shared.targets import TargetStore
+from shared.imaging import Grid
+from shared.targets import TargetStore, TargetWriter
 from shared.targets.namespace import list_namespaces, quarantine, quarantined
 from shared.targets.segment.scan import scan
-from teacher_cache.building import check_format
+from teacher_cache.building import build, check_format
 from teacher_cache.keeping.upgrade import upgrade
+from teacher_cache.plan import plan
+from teacher_cache.settings import Settings
+from teacher_cache.sources import find_images
+from tests.fixtures.images import image_folder
+from tests.fixtures.memory_storage import MemoryStorage
 from tests.fixtures.targets import (
     factors_record,
     identity,
@@ -19,6 +25,7 @@ from tests.fixtures.targets import (
     write_factors,
     write_records,
 )
+from tests.fixtures.tiny_teacher import TEACHER, tiny_weights
 
 pytestmark = pytest.mark.unit
 KINDS: dict[str, Any] = {
@@ -90,3 +97,40 @@ def test_a_build_does_not_encode_again_what_can_be_upgraded(tmp_path):
     upgrade(tmp_path)
     check_format(tmp_path, identity())
     check_format(tmp_path, identity(precision="u8"))
+
+
+@pytest.mark.integration
+def test_the_way_out_of_a_refused_build_works(tmp_path):
+    """`plan` and `build` refuse alike; after the upgrade that they name all is found."""
+    image_folder(tmp_path / "images", 3)
+    images = find_images(str(tmp_path / "images"))
+    options: Any = {
+        "weights": tiny_weights(tmp_path / "tiny.safetensors"),
+        "settings": Settings(grid=Grid(10, 10)),
+    }
+    build(TEACHER, images, tmp_path / "new", **options)
+    made = TargetStore.open(tmp_path / "new")
+    old = made.identity.model_copy(update={"format": 1})
+    with TargetWriter(tmp_path / "store", old) as writer:
+        for name in [one for group in made.by_segment() for one in group]:
+            writer.add(name, {one: all_[0] for one, all_ in made.arrays([name]).items()})
+    for refused in (plan, build):
+        with pytest.raises(UserError, match=f"cache upgrade --store {tmp_path / 'store'}"):
+            refused(TEACHER, images, tmp_path / "store", **options)
+    upgrade(tmp_path / "store")
+    found = build(TEACHER, images, tmp_path / "store", **options)
+    assert (found.found, found.encoded) == (3, 0)
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "leases"])
+def test_the_old_form_is_removed_while_it_is_held(locks):
+    storage = MemoryStorage("store", locks)
+    old = write_records(storage, range(6), format=1)
+    with storage.exclusive(old.name) as hold:
+        assert hold is not None
+        (busy,) = upgrade(storage, remove=True)
+        assert not busy.removed
+    (done,) = upgrade(storage, remove=True)
+    assert done.removed
+    assert [one.identity.format for one in list_namespaces(storage)] == [2]
+    assert not [path for path in storage.files if path.startswith(f"{old.name}/")]
