@@ -23,7 +23,7 @@ from shared.recipe import Recipe
 from shared.records import Record
 from shared.targets import Target, TargetStore
 from shared.targets.choice import fitting_namespaces
-from shared.targets.maps import maps_of
+from shared.targets.maps import map_key, maps_of
 
 Array = NDArray[np.generic]  # float16, float32 or uint8
 ComputeTargets = Callable[[Sequence[ImageReference]], Iterable[Target]]
@@ -68,6 +68,12 @@ class Join:
         if self.questions is None:
             return [None for _ in texts]
         return [*maps_of(self.questions, self.keys[reference], texts)]
+
+    def mapped(self, reference: ImageReference, texts: Sequence[str]) -> int:
+        """Count the questions about an image that have a map; none is read."""
+        if self.questions is None:
+            return 0
+        return sum(map_key(self.keys[reference], text) in self.questions for text in texts)
 
     def segments(self, references: Sequence[Sequence[ImageReference]]) -> list[int]:
         """Return the store segment of each sample's first image; -1 where it has none."""

@@ -88,12 +88,22 @@ class AlignmentData(Dataset[Sample | Failure]):
             if long
             else self.records
         )
-        self.lengths = np.array(
-            [len(self._encode(record).input_ids) for record in rows], dtype=np.int64
-        )
+        self.asked = self.mapped = 0  # questions about images, and those with a map of their own
+        self.lengths = np.array([self._checked(record) for record in rows], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def _checked(self, record: Record) -> int:
+        """Return the tokens of a sample, and count its questions where some have maps."""
+        encoded = self._encode(record)
+        if self.targets is not None and self.targets.questions is not None:
+            references = record.references(self.image_root)
+            for reference, spans in zip(references, encoded.questions, strict=True):
+                texts = asked_after(record, len(question_spans(spans, encoded.labels)))
+                self.asked += len(texts)
+                self.mapped += self.targets.mapped(reference, texts)
+        return len(encoded.input_ids)
 
     def _encode(self, record: Record) -> Encoded:
         try:
@@ -156,17 +166,6 @@ class AlignmentData(Dataset[Sample | Failure]):
             self.targets.maps(reference, asked_after(record, count))
             for reference, count in zip(references, turns, strict=True)
         ]
-
-    def questions_with_maps(self) -> tuple[int, int]:
-        """Count the questions about images with targets, and those of them that have a map."""
-        asked = mapped = 0
-        for record in self.records:
-            spans = self._encode(record)
-            turns = [len(question_spans(one, spans.labels)) for one in spans.questions]
-            found = self._maps(record, record.references(self.image_root), turns)
-            asked += sum(turns)
-            mapped += sum(one is not None for maps in found for one in maps)
-        return asked, mapped
 
     def _targets(self, references: Sequence[ImageReference], wanted: bool) -> list[Targets | None]:
         if self.targets is None or not wanted:

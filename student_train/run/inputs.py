@@ -84,14 +84,14 @@ def _say_maps(data: AlignmentData, path: str) -> None:
     UserError
         None has one.
     """
-    asked, mapped = data.questions_with_maps()
-    if not mapped:
+    if not data.mapped:
         raise UserError(
-            f"{path}: none of {asked} questions has a map in targets.maps; make them with `cache "
-            "query maps --data`, or set losses.attention_target=image"
+            f"{path}: none of {data.asked} questions has a map in targets.maps; make them with "
+            "`cache query maps --data`, or set losses.attention_target=image"
         )
     if is_main_process():
-        note(f"{path}: {mapped} of {asked} questions have a map of their own, the others keep E_a")
+        found = f"{data.mapped} of {data.asked} questions have a map of their own"
+        note(f"{path}: {found}, the others keep E_a")
 
 
 def padded(recipe: Recipe, colour: Fill | None) -> Recipe:

@@ -85,7 +85,7 @@ def test_each_question_is_taught_its_own_map(values, target):
     asked = with_maps(values, target)
     base = load_student_base(asked)
     data, _ = prepare_data(asked, base)
-    assert data.questions_with_maps() == (5, 3)
+    assert (data.asked, data.mapped) == (5, 3)
     student = make_student(base.model, base.image_token_id, asked)
     batch: Any = make_collator(asked, base)([data[number] for number in range(3)])
     request = request_of(batch)
