@@ -112,6 +112,7 @@ def opened(root: str, proxy: Proxy, **wanted: Any) -> tuple[float, int, float, i
         seconds, requests = time.perf_counter() - begin, proxy.requests
         begin, proxy.requests = time.perf_counter(), 0
         first = store[key(len(store) // 2)]
+        assert first.attention is not None
         assert np.isfinite(first.attention).all()
         proxy.delay = 0.0
         return seconds, requests, time.perf_counter() - begin, proxy.requests

@@ -85,14 +85,15 @@ def main() -> None:
         print(f"{name:<16} {one / whole:6.1%} of a step of {len(chosen)} questions")
     config = decoder.config
     rows = inputs["input_ids"].numel()
-    products(rows, config.hidden_size, getattr(config, "intermediate_size"), 40)  # noqa: B009
+    products(rows, config.hidden_size, int(config.to_dict()["intermediate_size"]), 40)
 
     layer, last = min(recipe.losses.layers), len(decoder.layers) - 1
     question, reference = chosen[0].question, references[0]
-    half, full = (
-        seconds(lambda at=at: observe(student, question, [reference], [at]), given.times)  # type: ignore[misc]
-        for at in (layer, last)
-    )
+
+    def passes(to: int) -> float:
+        return seconds(lambda: observe(student, question, [reference], [to]), given.times)
+
+    half, full = passes(layer), passes(last)
     print(f"{'to layer l':<16} {half / full:6.2f} of a pass to layer {last}")
     print(f"{'digest':<16} {seconds(lambda: weights_digest(model), 3) / full:6.2f} of such a pass")
 

@@ -79,7 +79,8 @@ def _found(images: str) -> Iterator[AnyReference]:
     elif (reference := parse_reference(images)).path.is_file():
         yield reference
     else:
-        matches = glob.glob(images, recursive=True)  # noqa: PTH207 - a user's pattern may be absolute
+        # A user's pattern may be absolute.
+        matches = glob.glob(images, recursive=True)  # noqa: PTH207
         named = sorted(matches, key=lambda name: (len(name), name))
         for file in _once(Path(name) for name in named):
             yield from _of_file(file)

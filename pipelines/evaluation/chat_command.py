@@ -4,8 +4,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.decoding.methods import NAMES
-from pipelines.evaluation.commands import Base, Override, Preset, Run, Weights
+from pipelines.evaluation.commands import (
+    Base,
+    ChosenDevice,
+    Decode,
+    MaxNewTokens,
+    Override,
+    Preset,
+    Run,
+    Seed,
+    Weights,
+)
 from shared.console import note, say
 from shared.errors import UserError
 
@@ -22,14 +31,12 @@ def chat_command(
         list[str] | None,
         typer.Option(help="Shown with the first question; again for a second image."),
     ] = None,
-    decode: Annotated[str, typer.Option(help=f"One of {', '.join(NAMES)}.")] = "greedy",
+    decode: Decode = "greedy",
     preset: Preset = "published",
     override: Override = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of the methods that draw.")] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
-    ] = None,
+    max_new_tokens: MaxNewTokens = 128,
+    seed: Seed = 0,
+    device: ChosenDevice = None,
     base: Base = None,
     dtype: Weights = "auto",
 ) -> None:

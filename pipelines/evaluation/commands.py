@@ -39,6 +39,12 @@ Weights = Annotated[
         help="Of the base model's weights; auto: as they are stored. Adapter and W stay fp32.",
     ),
 ]
+Decode = Annotated[str, typer.Option(help=f"One of {', '.join(NAMES)}.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Where an answer is cut.")]
+Seed = Annotated[int, typer.Option(help="Of the methods that draw.")]
+ChosenDevice = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
+]
 Preset = Annotated[
     str,
     typer.Option(
@@ -60,14 +66,12 @@ def generate_command(
         ),
     ] = None,
     question: Annotated[str, typer.Option(help="What to ask about it.")],
-    decode: Annotated[str, typer.Option(help=f"One of {', '.join(NAMES)}.")] = "beam",
+    decode: Decode = "beam",
     preset: Preset = "published",
     override: Override = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of the methods that draw.")] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
-    ] = None,
+    max_new_tokens: MaxNewTokens = 128,
+    seed: Seed = 0,
+    device: ChosenDevice = None,
     base: Base = None,
     dtype: Weights = "auto",
 ) -> None:
@@ -152,9 +156,7 @@ def evaluate_command(
             help="Training data of the question-only baseline. Default: what the run recorded."
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
-    ] = None,
+    device: ChosenDevice = None,
     base: Base = None,
     dtype: Weights = "auto",
     save_layers: Annotated[

@@ -78,7 +78,8 @@ def tar_images(path: Path) -> Iterator[TarImage | Faulty]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep a million of them
+                    # It would keep a million of them.
+                    tar.members.clear()  # type: ignore[attr-defined]
                     if (image := _image_of(path, member)) is not None:
                         end = member.offset_data + member.size
                         yield image

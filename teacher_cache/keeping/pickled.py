@@ -127,7 +127,8 @@ def _tensor(
         raise _Refused("a tensor without numbers")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
-        flat = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())  # type: ignore[no-untyped-call]
+        bits = storage.untyped()  # type: ignore[no-untyped-call]
+        flat = torch.empty(0, dtype=storage.dtype).set_(bits)
     view = flat.as_strided(tuple(shape), tuple(stride), offset)  # torch refuses what lies outside
     made = _Array()
     made.values = (view.float() if view.dtype == torch.bfloat16 else view).contiguous().numpy()
