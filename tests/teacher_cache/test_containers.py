@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import tarfile
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -242,20 +240,15 @@ def test_a_table_takes_the_memory_of_a_row_group_and_no_more(tmp_path):
     """40 MB of images in 40 row groups, by arrow's own account; a quarter of it is allowed."""
     data = [np.random.default_rng(row).bytes(40_000) for row in range(1000)]
     table = write_table(tmp_path / "a.parquet", data, row_group_size=25)
-    before, peaks, done = pyarrow.total_allocated_bytes(), [0], threading.Event()
-
-    def watch():
-        while not done.is_set():
-            peaks.append(pyarrow.total_allocated_bytes() - before)
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    found = distinct_images(find_images(table), 2)
-    done.set()
-    watcher.join()
+    plain = pyarrow.default_memory_pool()
+    counted = pyarrow.proxy_memory_pool(plain)
+    pyarrow.set_memory_pool(counted)
+    try:
+        found = distinct_images(find_images(table), 2)
+    finally:
+        pyarrow.set_memory_pool(plain)
     assert len(found.by_key) == 1000
-    assert max(peaks) < 10_000_000
+    assert 25 * 40_000 < counted.max_memory() < 10_000_000
 
 
 @pytest.mark.unit
