@@ -25,7 +25,7 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
-from pipelines.demo.quickstart import Size, write_samples
+from pipelines.datasets.brain_atlas.sample import write_sample
 from tests.fixtures import student_checkpoints as published
 from tests.fixtures.teacher_checkpoints import open_clip_visual, write_unimed
 
@@ -70,7 +70,7 @@ class Cost(NamedTuple):
 def prepare(work: Path, name: str, small: bool) -> None:
     """Write images, questions, the model and the expert, as far as they are not there."""
     if not (work / "data" / "test.json").is_file():
-        write_samples(work / "data", Size(train=6, test=2, grid="", steps=0))
+        write_sample(work / "data", train=6, test=2)
     if not (work / "base" / "config.json").is_file():
         write_checkpoint(work / "base", MODELS[name], shape_of(name, small))
     if not (small or (work / "unimed-l.pt").is_file()):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.console import report
+from shared.console import report, say
 from shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -134,6 +134,25 @@ def prepare_command(
         sections=[part.strip() for part in sections.split(",") if part.strip()],
     )
     report(about, as_json, _prepared_lines(about, out))
+
+
+@app.command("sample")
+def sample_command(
+    out: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
+    train: Annotated[int, typer.Option(min=1, help="Slices to train on.")] = 48,
+    test: Annotated[int, typer.Option(min=1, help="Slices held out, of other slabs.")] = 12,
+) -> None:
+    """Write real MRI slices to try everything on: images/, train.json and test.json.
+
+    Nothing is downloaded: the slices are cut from the MNI152 template in the package nilearn.
+    """
+    from pipelines.datasets.brain_atlas.sample import write_sample
+
+    write_sample(out, train, test)
+    say(
+        f"{train} slices to train on and {test} held out in {out}: MNI152 template, package "
+        "nilearn, BSD-3-Clause. Not for clinical use."
+    )
 
 
 @app.command("convert")

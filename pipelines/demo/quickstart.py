@@ -4,10 +4,8 @@ Real slices of the MNI152 template and the demo's teacher, but a tiny student wi
 it shows what distillation moves, not what a trained model would answer.
 """
 
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pipelines.demo.quickpage import write_page
 from pipelines.regions.measuring import BEFORE, Alignment, read_alignment
@@ -15,12 +13,8 @@ from pipelines.stages import Diary, Stage
 from shared.console import say
 from shared.errors import UserError
 
-if TYPE_CHECKING:
-    from pipelines.datasets.brain_atlas.volumes import Slice
-
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 LEAST_FALL = 0.3  # of the held-out L_vis: less means that nothing was distilled
-QUESTION = "Which plane is this slice?"
 
 
 class Size(NamedTuple):
@@ -45,14 +39,6 @@ def run_quickstart(out: Path, size: Size = WHOLE) -> Path:
         the held-out L_vis fell by less than `LEAST_FALL`.
     """
     diary = Diary(out, "quickstart")
-    data = out / "data"
-    if not (data / "test.json").is_file():  # the last file that is written
-        shutil.rmtree(data, ignore_errors=True)
-        write_samples(data, size)
-    say(
-        f"{size.train} slices to train on and {size.test} held out in {data}: MNI152 template, "
-        "package nilearn, BSD-3-Clause. Not for clinical use."
-    )
     for stage in stages(out, size):
         diary.run(stage)
     measured = read_alignment(out / "medalign")
@@ -75,6 +61,8 @@ def run_quickstart(out: Path, size: Size = WHOLE) -> Path:
 def stages(out: Path, size: Size) -> list[Stage]:
     """Return the commands; each can be pasted into a shell."""
     data, store, run = out / "data", out / "store", out / "medalign"
+    sample = ["medalign", "data", "sample", "--out", str(data)]
+    counts = ["--train", str(size.train), "--test", str(size.test)]
     build = ["cache", "build", "--teacher", "dinov2-small", "--images", str(data / "images")]
     values = {
         "output": run,
@@ -89,6 +77,7 @@ def stages(out: Path, size: Size) -> list[Stage]:
     train = ["student", "train", str(RECIPE), *(f"{key}={value}" for key, value in values.items())]
     tiny = ["student", "tiny", "--grid", size.grid, "--out", str(out / "start")]
     return [
+        Stage("data", [*sample, *counts], data),
         Stage("student", tiny, out / "start"),
         Stage("cache", [*build, "--grid", size.grid, "--store", str(store)]),
         Stage("train", train, run),
@@ -101,34 +90,3 @@ def held_out_loss(measured: Alignment) -> tuple[float, float]:
     [arm] = measured["arms"]
     rows = measured["rows"]
     return rows[BEFORE]["loss_vis"]["value"], rows[arm]["loss_vis"]["value"]
-
-
-def write_samples(data: Path, size: Size) -> None:
-    """Write `images/`, `train.json` and `test.json`: slices of the template, one question each.
-
-    Training and test slices come from different slabs (`pipelines.datasets.brain_atlas.volumes`).
-    """
-    from PIL import Image
-
-    from pipelines.datasets.brain_atlas.volumes import PLANES, SLAB, load_slices
-    from shared.records import Record, Turn, write_records
-
-    slices, _ = load_slices()
-    first = {plane: min(one.position for one in slices if one.plane == plane) for plane in PLANES}
-    (data / "images").mkdir(parents=True)
-    for split, count in (("train", size.train), ("test", size.test)):
-        records = []
-        for piece in _spread([one for one in slices if one.split == split], count):
-            name = f"images/{piece.name}.png"
-            Image.fromarray(piece.image).save(data / name)
-            turns = (Turn("human", f"<image>\n{QUESTION}"), Turn("gpt", piece.plane))
-            # one brain: neighbours show the same, so that a slab stands for a patient
-            slab = (piece.position - first[piece.plane]) // SLAB
-            about = {"slice": piece.name, "patient": f"{piece.plane}-slab-{slab}"}
-            records.append(Record(piece.name, (name,), turns, "OPEN", extra=about))
-        write_records(data / f"{split}.json", records)
-
-
-def _spread(items: "Sequence[Slice]", count: int) -> "list[Slice]":
-    """Take `count` items at even distances."""
-    return [items[place * len(items) // count] for place in range(count)]
