@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs changes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-shuffled test-gpu test-browser rehearsal coverage lint types contracts prose check clean
+.PHONY: help setup demo test test-all test-shuffled test-gpu test-browser rehearsal coverage lint types contracts prose check docs clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -62,6 +62,10 @@ prose: setup    ## spelling, markdown, workflows
 	$(BIN)/zizmor --offline --quiet .github
 
 check: lint types contracts prose ## all four
+
+docs: setup     ## the pages as a site in runs/site, every link checked
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:          ## remove what the commands above made, except .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
