@@ -25,7 +25,13 @@ from pipelines.demo.projector import (
     patch_features,
     ridge,
 )
-from pipelines.demo.student import assemble, image_processor, language_model, write_student
+from pipelines.demo.student import (
+    VISION_LAYERS,
+    assemble,
+    image_processor,
+    language_model,
+    write_student,
+)
 from pipelines.documents import read_document
 from shared.console import say
 from shared.errors import UserError
@@ -48,7 +54,9 @@ class _Picture(NamedTuple):
     marked: list[Box]
 
 
-def build_chest_student(folder: Path, part: str, out: Path) -> RidgeFit:
+def build_chest_student(
+    folder: Path, part: str, out: Path, layers: int = VISION_LAYERS
+) -> RidgeFit:
     """Write the student of `part` as a transformers `LlavaForConditionalGeneration` folder.
 
     Parameters
@@ -59,6 +67,8 @@ def build_chest_student(folder: Path, part: str, out: Path) -> RidgeFit:
         `choose` or a fold: the patients that the start must not see.
     out
         A folder that does not exist yet or is empty.
+    layers
+        Of the ViT-S/14, as its vision tower; 12 are the study's teacher itself.
 
     Raises
     ------
@@ -69,7 +79,7 @@ def build_chest_student(folder: Path, part: str, out: Path) -> RidgeFit:
     pictures = {split: _pictures(folder, part, split) for split in ("train", "test")}
     say("student: reading SmolLM2-135M and the ViT-S/14")
     language, tokenizer = language_model()
-    model = assemble(language, tokenizer)
+    model = assemble(language, tokenizer, layers)
     processor = image_processor()
     say("student: ridge regression from patch features to what the patches show")
     words = _words(tokenizer, model.get_input_embeddings().weight.detach())

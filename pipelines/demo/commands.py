@@ -52,6 +52,9 @@ def demo_student_command(
     part: Annotated[
         str, typer.Option(help="With --chest: the part whose test patients it must not see.")
     ] = "choose",
+    vision_layers: Annotated[
+        int, typer.Option(min=1, max=12, help="With --chest: layers of the ViT-S/14 as its tower.")
+    ] = 6,
 ) -> None:
     """Build the small student of the demo, or of the study on X-rays, from packaged weights.
 
@@ -62,7 +65,7 @@ def demo_student_command(
     if chest is not None:
         from pipelines.demo.chest import build_chest_student
 
-        build_chest_student(chest, part, out)
+        build_chest_student(chest, part, out, vision_layers)
     elif atlas is not None:
         from pipelines.demo.student import build_student
 

@@ -177,15 +177,33 @@ def recipe_file(study: Study, file: Path, part: str) -> Path:
     raise UserError(f"{file}: recipe {name} is neither beside it nor a shipped one")
 
 
+def used_steps(study: Study, values: Mapping[str, Value]) -> list[Step]:
+    """Return the steps whose work a run of these values uses, itself or through other steps.
+
+    A step counts as used where what it makes is named. So two studies share a run that they both
+    have, whatever else their other arms need.
+    """
+    named = json.dumps([dict(values), study.after], ensure_ascii=False)
+    used: set[int] = set()
+    while found := {
+        number
+        for number, step in enumerate(study.steps)
+        if number not in used and step.makes in named
+    }:
+        used |= found
+        named += "".join(study.steps[number].command for number in found)
+    return [step for number, step in enumerate(study.steps) if number in used]
+
+
 def runs_of(study: Study, file: Path) -> list[Run]:
     """Return every run, part by part, so that each pair of arms is compared early."""
-    steps = [step.model_dump() for step in study.steps]
     runs = []
     for part in study.parts:
         recipe = read_values(recipe_file(study, file, part))
         load_recipe(recipe_file(study, file, part))  # its faults show before anything runs
         for arm, own in study.arms.items():
             values = {**study.values, **own}
+            steps = [step.model_dump() for step in used_steps(study, values)]
             decides = [recipe, steps, values, study.unit, part]
             text = json.dumps(decides, sort_keys=True)
             identity = hashlib.sha256(text.encode()).hexdigest()

@@ -47,6 +47,57 @@ def test_the_tables_take_each_sets_own_recipe() -> None:
 
 
 @pytest.mark.unit
+def test_studies_share_the_runs_that_they_both_have(tmp_path: Path) -> None:
+    data = {"makes": "{work}/data", "command": "a --out {work}/data"}
+    store = {"makes": "{work}/store", "command": "b --data {work}/data --store {work}/store"}
+    other = {"makes": "{work}/other", "command": "c --store {work}/store --to {work}/other"}
+    stored = {"targets.store": "{work}/store"}
+
+    def identities(steps: list[dict[str, str]], arms: dict[str, Any]) -> dict[str, str]:
+        file = write_study(tmp_path, steps=steps, arms=arms)
+        return {run.name: run.identity for run in runs_of(read_study(file), file)}
+
+    few = identities([data, store], {"plain": {}, "full": stored})
+    many = identities(
+        [data, store, other], {"full": stored, "wrong": {"targets.store": other["makes"]}}
+    )
+    changed = identities([data | {"command": "a2"}, store], {"plain": {}, "full": stored})
+    assert few["full-one"] == many["full-one"]
+    # what `full` uses through the store has changed; `plain` uses no step
+    assert changed["full-one"] != few["full-one"]
+    assert changed["plain-one"] == few["plain-one"]
+    mended = identities(
+        [data, store, other | {"command": "c2"}], {"wrong": {"targets.store": other["makes"]}}
+    )
+    assert mended["wrong-one"] != many["wrong-one"]
+
+
+@pytest.mark.unit
+def test_the_later_tiers_share_their_runs_with_tier_1() -> None:
+    found = {}
+    for name in ("chest-help", "chest-maps", "chest-parts", "chest-layers"):
+        file = STUDIES / f"{name}.yaml"
+        found[name] = {run.name: run.identity for run in runs_of(read_study(file), file)}
+    for name in ("chest-maps", "chest-parts", "chest-layers"):
+        shared = found[name].keys() & found["chest-help"].keys()
+        assert shared
+        assert all(found[name][run] == found["chest-help"][run] for run in shared)
+
+
+@pytest.mark.unit
+def test_committed_results_are_those_of_their_studies() -> None:
+    results = Path(__file__).resolve().parents[3] / "benchmarks" / "study"
+    read = 0
+    for folder in sorted(results.iterdir()):
+        file = STUDIES / f"{folder.name}.yaml"
+        runs = {run.name: run for run in runs_of(read_study(file), file)}
+        for result in folder.glob("*.json"):
+            assert read_run(folder, runs[result.stem]) is not None  # refuses another identity
+            read += 1
+    assert read >= 22
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
