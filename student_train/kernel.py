@@ -72,23 +72,25 @@ class AttentionCall(NamedTuple):
     def logits(self, count: int = 1) -> Tensor:
         """Logits (B, H, count, T) of the newest rows before softmax; see `logits_of`."""
         batch, _, queries, _ = self.query.shape
-        newest = torch.arange(queries - count, queries, device=self.query.device)
         sample = torch.arange(batch, device=self.query.device)
-        return self.logits_of(sample, newest.expand(batch, -1))
+        newest = torch.arange(queries - count, queries, device=self.query.device)
+        rows = newest.expand(batch, -1)
+        return self._logits(self.query[:, :, -count:], self.key, sample, rows)
 
     def logits_of(self, sample: Tensor, rows: Tensor) -> Tensor:
         """Logits (I, H, R, T) before softmax, float32, -inf on hidden keys.
 
         `sample` (I,) names rows of the batch, `rows` (I, R) positions among the Q queries of each.
         """
-        heads, groups, width = self.query.shape[1], self.key.shape[1], self.query.shape[3]
-        spans, count = rows.shape
-        with torch.autocast(self.query.device.type, enabled=False):
-            q = self.query[sample.unsqueeze(1), :, rows].float()  # (I, R, H, c)
-            q = q.view(spans, count, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
-            k = self.key[sample].float()
-            flat = q.reshape(spans, groups, -1, width) * self.scaling
-            logits = torch.matmul(flat, k.transpose(2, 3)).view(spans, heads, count, -1)
+        query = self.query[sample.unsqueeze(1), :, rows].transpose(1, 2)
+        return self._logits(query, self.key[sample], sample, rows)
+
+    def _logits(self, query: Tensor, key: Tensor, sample: Tensor, rows: Tensor) -> Tensor:
+        """Logits of `query` (I, H, R, c) on `key` (I, H_k, T, c); no head's keys are copied."""
+        spans, heads, count, width = query.shape
+        with torch.autocast(query.device.type, enabled=False):
+            flat = query.float().reshape(spans, key.shape[1], -1, width) * self.scaling
+            logits = torch.matmul(flat, key.float().transpose(2, 3)).view(spans, heads, count, -1)
             if self.softcap is not None:
                 logits = self.softcap * torch.tanh(logits / self.softcap)
             hidden = self._hidden(sample, rows)
@@ -120,9 +122,9 @@ class AttentionCall(NamedTuple):
 
     def mixed(self, logits: Tensor) -> Tensor:
         """Output (B, R, H, c) of rows whose logits are `logits` (B, H, R, T)."""
-        copies = self.query.shape[1] // self.value.shape[1]
-        values = self.value.repeat_interleave(copies, dim=1).float()
-        return (self.weights(logits) @ values).transpose(1, 2)
+        batch, heads, rows, _ = logits.shape
+        grouped = self.weights(logits).reshape(batch, self.value.shape[1], -1, logits.shape[3])
+        return (grouped @ self.value.float()).view(batch, heads, rows, -1).transpose(1, 2)
 
 
 # A listener looks at a call; what it returns replaces the logits (B, H, R, T) of the newest R rows.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipelines.decoding.attention import watching
 from pipelines.decoding.contrast import amplified, contrasted
-from pipelines.decoding.generation import Limits, generate, item_generator, sampler
+from pipelines.decoding.generation import Limits, item_generator, sampler
 from pipelines.decoding.prompts import Model, Prompts
 from pipelines.decoding.settings import STRICT, Number, Share, Temperature
 from student_train.kernel import AttentionCall
@@ -56,10 +56,10 @@ def decode(
         )
         return blanked(prompts, blind, settings.masking, seed)
 
-    processors = [contrasted(model, prompts, view, amplified(settings.alpha, settings.beta))]
+    combine = amplified(settings.alpha, settings.beta)
     draw = sampler(prompts, seed, temperature=settings.temperature) if settings.sample else None
     with watching(model, layers, read):
-        return generate(model, prompts, limits, processors, draw=draw)
+        return contrasted(model, prompts, limits, view, combine, draw)
 
 
 def blind_tokens(weights: Tensor, image_mask: Tensor, settings: Settings) -> Tensor:

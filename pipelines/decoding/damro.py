@@ -9,17 +9,22 @@ contrast pass sees them alone, the one with the most attention first.
 P images, N patches.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal, get_args
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from pipelines.decoding.contrast import amplified, contrasted
-from pipelines.decoding.generation import Limits, generate, sampler
+from pipelines.decoding.generation import Limits, sampler
 from pipelines.decoding.prompts import Model, Prompts
 from pipelines.decoding.settings import STRICT, Count, Number, Share, Temperature
 from shared.errors import UserError
+
+Kind = Literal["feature", "last"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -36,7 +41,7 @@ class Settings:
     beta: Share = 0.1
     top_k: Count = 10
     others: Literal["drop", "zero"] = "drop"
-    attention: Literal["feature", "last"] = "feature"
+    attention: Kind = "feature"
     sample: bool = True
     temperature: Temperature = 1.0
 
@@ -46,17 +51,20 @@ def decode(
 ) -> list[list[int]]:
     """Answer every prompt of the batch."""
     view = outlier_view(model, prompts, settings)
-    processors = [contrasted(model, prompts, view, amplified(settings.alpha, settings.beta))]
     draw = sampler(prompts, seed, temperature=settings.temperature) if settings.sample else None
-    return generate(model, prompts, limits, processors, draw=draw)
+    return contrasted(model, prompts, limits, view, amplified(settings.alpha, settings.beta), draw)
 
 
 def outlier_view(model: Model, prompts: Prompts, settings: Settings) -> Prompts:
     """Return the prompts with nothing but the outlier patches of each image."""
     if prompts.pixels is None:
         return prompts
+    seen = prompts.tower
+    if seen is None:  # whoever encoded the images did not watch: one more pass of the tower
+        with watched(model) as seen, torch.no_grad():
+            model.model.get_image_features(prompts.pixels, return_dict=True)
     tokens = len(prompts.features[0])
-    found = outliers(model, prompts.pixels, tokens, settings.top_k, settings.attention)
+    found = outliers(seen[settings.attention], tokens, settings.top_k)
     if settings.others == "drop":
         return prompts.in_order(list(found))
     kept = torch.zeros(len(found), tokens, dtype=torch.bool, device=found.device)
@@ -69,47 +77,66 @@ def outlier_view(model: Model, prompts: Prompts, settings: Settings) -> Prompts:
     )
 
 
-def outliers(
-    model: Model, pixels: Tensor, tokens: int, top_k: int, attention: str = "feature"
-) -> Tensor:
+def outliers(weights: Tensor, tokens: int, top_k: int) -> Tensor:
     """Numbers (P, top_k) of the image tokens that CLS attends to most, in falling order.
 
-    An image has `tokens` tokens; with fewer patches than `top_k` all are named.
+    `weights` (P, 1 + patches) is its attention. An image has `tokens` tokens; with fewer patches
+    than `top_k` all are named.
 
-    Raises UserError where the vision encoder has no CLS token or no plain query and key
-    projections, or several of its patches make one token.
+    Raises
+    ------
+    UserError
+        Several patches make one token, or there is no CLS token before them.
     """
-    check(model)
-    layer = _feature_layer(model, attention)
-    found: dict[str, Tensor] = {}
-    handles = [
-        getattr(layer, f"{name}_proj").register_forward_hook(
-            lambda module, args, output, name=name: found.__setitem__(name, output.detach())
-        )
-        for name in "qk"
-    ]
-    try:
-        with torch.no_grad():
-            model.model.get_image_features(pixels, return_dict=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    query, key = found["q"].float(), found["k"].float()  # (P, 1 + patches, C)
-    patches = key.shape[1] - 1
+    patches = weights.shape[1] - 1
     if tokens not in (patches, patches + 1):
         raise UserError(
             "DAMRO needs a vision encoder with a CLS token before its patches; leave damro out for "
             "this student"
         )
-    heads = _heads(layer) if attention == "last" else 1
-    width = query.shape[2] // heads
-    split = (len(pixels), -1, heads, width)
-    query = query[:, :1].reshape(split).transpose(1, 2)  # (P, heads, 1, width)
-    key = key.reshape(split).transpose(1, 2)
-    logits = (query @ key.transpose(2, 3))[:, :, 0] * width**-0.5
-    weights = logits.softmax(dim=-1).mean(1)[:, 1:]
-    best: Tensor = weights.topk(min(top_k, patches), dim=1).indices
+    best: Tensor = weights[:, 1:].topk(min(top_k, patches), dim=1).indices
     return best + (tokens - patches)
+
+
+@contextmanager
+def watched(model: Model) -> Iterator[dict[str, Tensor]]:
+    """Read what CLS attends to, (P, 1 + patches), in the one pass of the tower inside the block.
+
+    "feature": at the layer whose output the student reads, over the full width; "last": at the last
+    layer, the mean of its heads.
+
+    Raises
+    ------
+    UserError
+        The vision encoder has no CLS token or no plain query and key projections.
+    """
+    check(model)
+    weights: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        seen = {}
+        for kind in KINDS:
+            layer = _feature_layer(model, kind)
+            seen[kind] = _projections(layer, stack), _heads(layer) if kind == "last" else 1
+        yield weights
+    for kind, (found, heads) in seen.items():
+        query, key = found["q"].float(), found["k"].float()  # (P, 1 + patches, C)
+        width = query.shape[2] // heads
+        split = (len(query), -1, heads, width)
+        query = query[:, :1].reshape(split).transpose(1, 2)  # (P, heads, 1, width)
+        key = key.reshape(split).transpose(1, 2)
+        logits = (query @ key.transpose(2, 3))[:, :, 0] * width**-0.5
+        weights[kind] = logits.softmax(dim=-1).mean(1)
+
+
+def _projections(layer: nn.Module, stack: ExitStack) -> dict[str, Tensor]:
+    """Return where the layer's q and k of the next pass will be."""
+    found: dict[str, Tensor] = {}
+    for name in "qk":
+        handle = getattr(layer, f"{name}_proj").register_forward_hook(
+            lambda module, args, output, name=name: found.__setitem__(name, output.detach())
+        )
+        stack.callback(handle.remove)
+    return found
 
 
 def check(model: Model) -> None:

@@ -16,8 +16,8 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from pipelines.decoding.contrast import contrasted, plausible
-from pipelines.decoding.generation import Limits, generate, sampler
+from pipelines.decoding.contrast import contrasted, plausible, text_alone
+from pipelines.decoding.generation import Limits, sampler
 from pipelines.decoding.prompts import Model, Prompts
 from pipelines.decoding.settings import STRICT, Part, Share, Strength, Temperature
 
@@ -47,6 +47,5 @@ def decode(
             )
         return plausible(main + weight * (main - bare), main, settings.beta)
 
-    processors = [contrasted(model, prompts, prompts.without_images(), combine)]
     draw = sampler(prompts, seed, temperature=settings.temperature) if settings.sample else None
-    return generate(model, prompts, limits, processors, draw=draw)
+    return contrasted(model, prompts, limits, text_alone(model, prompts), combine, draw)

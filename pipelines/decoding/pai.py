@@ -7,7 +7,7 @@ grow by alpha |logit|. With p from that pass and p_text from the prompt without 
 (not boosted): l' = gamma (log p - log p_text) + log p_text over the plausible tokens. The likeliest
 token is taken.
 
-B prompts, H heads, T tokens so far.
+B prompts (in 2B rows with those of the text), H heads, T tokens so far.
 """
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.decoding.attention import watching
-from pipelines.decoding.contrast import contrasted, plausible
-from pipelines.decoding.generation import Limits, generate
+from pipelines.decoding.contrast import contrasted, plausible, text_alone
+from pipelines.decoding.generation import Limits
 from pipelines.decoding.prompts import Model, Prompts
 from pipelines.decoding.settings import STRICT, Number, Place, Share
 from shared.errors import UserError
@@ -58,8 +58,11 @@ def decode(
     def boost(layer: int, call: AttentionCall) -> Tensor | None:
         if call.key.shape[2] == image.shape[1] and not settings.boost_first:
             return None
-        logits = call.logits()  # (B, H, 1, T)
-        columns = functional.pad(image, (0, logits.shape[3] - image.shape[1]))[:, None, None, :]
+        logits = call.logits()  # (B or 2B, H, 1, T)
+        rows, _, _, seen = logits.shape
+        # the text is shorter than the prompt, so that no column moves; its rows have no image
+        columns = functional.pad(image, (0, seen - image.shape[1], 0, rows - len(image)))
+        columns = columns[:, None, None, :]
         # what a sliding window hides stays hidden
         grown = columns & logits.isfinite()
         return torch.where(grown, logits + settings.alpha * logits.abs(), logits)
@@ -68,6 +71,6 @@ def decode(
         main, bare = torch.log_softmax(logits, dim=-1), torch.log_softmax(text, dim=-1)
         return plausible(settings.gamma * (main - bare) + bare, main, settings.beta)
 
-    processors = [contrasted(model, prompts, prompts.without_images(), combine)]
+    text = text_alone(model, prompts)
     with watching(model, range(settings.start_layer, end), boost):
-        return generate(model, prompts, limits, processors)
+        return contrasted(model, prompts, limits, text, combine)

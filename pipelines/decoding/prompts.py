@@ -4,9 +4,9 @@ B prompts, L tokens of the longest, P images, N patches, d student width, S side
 an image in pixels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from student_train.imagetext import ImageTextModel
 
 Model = ImageTextModel  # adapter layers and hooks inside
+# reads the vision tower inside its block; what it has seen is whole at the block's end
+Watch = Callable[[Model], AbstractContextManager[Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Prompts:
     image_token_id: int
     pad_token_id: int
     prefix: tuple[tuple[Tensor, Tensor], ...] | None = None
+    # (P, 1 + patches) of each kind, what CLS attends to, where `collate` was told to watch
+    tower: Mapping[str, Tensor] | None = None
+    # what several methods need of these very prompts; a changed copy begins with nothing
+    shared: dict[str, "Prompts"] = field(init=False, default_factory=dict, compare=False)
 
     @property
     def image_mask(self) -> Tensor:
@@ -74,6 +80,8 @@ class Prompts:
     def select(self, rows: Sequence[int]) -> "Prompts":
         """Return some of the prompts, without padding that none of them needs."""
         start = int(self.mask[list(rows)].argmax(1).min())
+        if start == 0 and list(rows) == list(range(len(self.ids))):
+            return self
         images: list[int] = []
         owners = self.image_rows()
         for row in rows:
@@ -92,6 +100,7 @@ class Prompts:
             features=tuple(self.features[place] for place in images),
             items=tuple(self.items[row] for row in rows),
             prefix=prefix,
+            tower=self.tower and {kind: one[images] for kind, one in self.tower.items()},
         )
 
     def with_features(self, features: Sequence[Tensor]) -> "Prompts":
@@ -155,12 +164,17 @@ def places(model: Model, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def collate(
-    encoded: Sequence[Mapping[str, Tensor]], items: Sequence[str], model: Model, pad_token_id: int
+    encoded: Sequence[Mapping[str, Tensor]],
+    items: Sequence[str],
+    model: Model,
+    pad_token_id: int,
+    watch: Watch | None = None,
 ) -> Prompts:
     """Left-pad encoded prompts and encode their images.
 
     Each has `input_ids` (1, L) and perhaps `pixel_values` (p, 3, S, S). `items` names them; equal
-    names would share their random numbers.
+    names would share their random numbers. What `watch` sees of the vision tower's one pass is kept
+    as `tower`.
     """
     device = next(model.parameters()).device
     ids, mask = _left_padded(
@@ -168,9 +182,20 @@ def collate(
     )
     pixels = [one["pixel_values"] for one in encoded if one.get("pixel_values") is not None]
     images = torch.cat(pixels).to(device, model.dtype) if pixels else None
-    features = () if images is None else encode_images(model, images)
+    features: tuple[Tensor, ...] = ()
+    tower: Mapping[str, Tensor] | None = None
+    if images is not None:
+        with watch(model) if watch else nullcontext() as tower:
+            features = encode_images(model, images)
     return Prompts(
-        ids, mask, images, features, tuple(items), int(model.config.image_token_id), pad_token_id
+        ids,
+        mask,
+        images,
+        features,
+        tuple(items),
+        int(model.config.image_token_id),
+        pad_token_id,
+        tower=tower,
     )
 
 

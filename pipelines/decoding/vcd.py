@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from pipelines.decoding.contrast import amplified, contrasted
-from pipelines.decoding.generation import Limits, generate, item_generator, sampler
+from pipelines.decoding.generation import Limits, item_generator, sampler
 from pipelines.decoding.prompts import Model, Prompts, encode_images
 from pipelines.decoding.settings import STRICT, Number, Share, Temperature
 
@@ -37,9 +37,8 @@ def decode(
 ) -> list[list[int]]:
     """Answer every prompt of the batch."""
     view = noisy_view(model, prompts, settings.noise_step, seed)
-    processors = [contrasted(model, prompts, view, amplified(settings.alpha, settings.beta))]
     draw = sampler(prompts, seed, temperature=settings.temperature) if settings.sample else None
-    return generate(model, prompts, limits, processors, draw=draw)
+    return contrasted(model, prompts, limits, view, amplified(settings.alpha, settings.beta), draw)
 
 
 def noisy_view(model: Model, prompts: Prompts, step: int, seed: int) -> Prompts:

@@ -16,7 +16,7 @@ from shared.console import track, warn
 from shared.targets.identity import DEFINITION as IMAGES_DEFINITION
 
 if TYPE_CHECKING:
-    from pipelines.decoding.prompts import Prompts
+    from pipelines.decoding.prompts import Prompts, Watch
 
 
 class Bounds(NamedTuple):
@@ -106,7 +106,7 @@ def answer_items(
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     for batch in track(batches, len(batches), label, "batches") if batches else ():
         began = time.perf_counter()
-        prompts = encoded_prompts(batch, student, image_root)
+        prompts = encoded_prompts(batch, student, image_root, _watch(decodings))
         shared_seconds = (time.perf_counter() - began) / len(batch)
         for decoding in decodings:
             rows = [row for row, item in enumerate(batch) if lacks(decoding, item)]
@@ -168,7 +168,16 @@ def _decode(
     ]
 
 
-def encoded_prompts(batch: Sequence[Item], student: Loaded, image_root: Path) -> "Prompts":
+def _watch(decodings: Sequence[Decoding]) -> "Watch | None":
+    """Return what a decoding wants to see of the vision tower's one pass."""
+    from pipelines.decoding import damro
+
+    return damro.watched if any(one.name == "damro" for one in decodings) else None
+
+
+def encoded_prompts(
+    batch: Sequence[Item], student: Loaded, image_root: Path, watch: "Watch | None" = None
+) -> "Prompts":
     """Return the batch as left-padded prompts with encoded images, prefilled."""
     from pipelines.decoding.prefix import prefilled
     from pipelines.decoding.prompts import collate
@@ -180,9 +189,8 @@ def encoded_prompts(batch: Sequence[Item], student: Loaded, image_root: Path) ->
         for item in batch
     ]
     names = [item.seed for item in batch]
-    return prefilled(
-        student.model, collate(encoded, names, student.model, pad_id(student.processor))
-    )
+    pad = pad_id(student.processor)
+    return prefilled(student.model, collate(encoded, names, student.model, pad, watch))
 
 
 def collected(

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from pipelines.decoding import avisc, damro, vcd
 from pipelines.decoding.attention import watching
-from pipelines.decoding.contrast import ContrastPass
+from pipelines.decoding.contrast import Pair, text_alone
 from pipelines.decoding.generation import item_generator
 from pipelines.decoding.methods import Decoding, decoding
-from pipelines.decoding.prompts import encode_images
+from pipelines.decoding.prefix import prefilled
+from pipelines.decoding.prompts import counted, encode_images
 from shared.errors import UserError
 from student_train.kernel import AttentionCall
 from tests.fixtures.decoding import LIMITS, last_logits, lively_student, prompts, unpadded
@@ -96,40 +97,75 @@ def test_every_contrast_pass_differs_from_the_main_one(model: Any) -> None:
     with torch.no_grad():
         main = model(**batch.model_inputs()).logits[:, -1]
     for name, view in views(model, batch).items():
-        logits = ContrastPass(model, view).logits(batch.ids[:, :0])
+        own, logits = Pair(model, batch, view).first()
+        assert torch.allclose(own, main, atol=1e-4)
         assert float((logits - main).abs().amax(1).min()) > 1e-2, name
-    same = ContrastPass(model, batch).logits(batch.ids[:, :0])
+    _, same = Pair(model, batch, batch).first()
     assert torch.allclose(same, main, atol=1e-4)
 
 
-def test_contrast_pass_with_cache_equals_full_forwards(model: Any) -> None:
+def test_pairs_with_one_cache_equal_full_forwards(model: Any) -> None:
+    """Each row of the 2B, whatever its own and the other's length, is what it is alone."""
     batch = prompts(model)
     new = torch.tensor([[5, 9, 70], [8, 8, 30]])
     for name, view in views(model, batch).items():
-        cached = ContrastPass(model, view)
+        pair = Pair(model, batch, view)
         for step in range(4):
-            logits = cached.logits(new[:, :step])
-            for row in range(2):
-                one = view.select([row])
-                ids = torch.cat([one.ids[0], new[row, :step]])
-                inputs = one.model_inputs()
-                extra = {"mm_encoder_outputs": inputs["mm_encoder_outputs"]} if one.features else {}
-                assert torch.allclose(logits[row], last_logits(model, ids, **extra), atol=2e-3), (
-                    name,
-                    step,
-                )
+            both = pair.first() if step == 0 else pair.next(new[:, step - 1])
+            for logits, asked in zip(both, (batch, view), strict=True):
+                for row in range(2):
+                    one = asked.select([row])
+                    ids = torch.cat([one.ids[0], new[row, :step]])
+                    given = one.model_inputs().get("mm_encoder_outputs")
+                    extra = {"mm_encoder_outputs": given} if one.features else {}
+                    whole = last_logits(model, ids, **extra)
+                    assert torch.allclose(logits[row], whole, atol=2e-3), (name, step)
+
+
+def test_a_step_is_one_forward_pass_of_both(model: Any) -> None:
+    batch = prefilled(model, prompts(model))
+    pair = Pair(model, batch, text_alone(model, batch))
+    with counted(model) as counts:
+        pair.first()
+        assert counts == {"calls": 2, "rows": 4, "tokens": 4}  # the text's prefix was there too
+        pair.next(torch.tensor([5, 8]))
+        assert counts == {"calls": 3, "rows": 8, "tokens": 8}
+
+
+def test_methods_share_the_text_alone(model: Any) -> None:
+    batch = prefilled(model, prompts(model))
+    with counted(model) as counts:
+        run(decoding("m3id"), model, batch)
+    assert counts["tokens"] > counts["rows"]
+    with counted(model) as counts:
+        run(decoding("pai"), model, batch)
+    assert counts["tokens"] == counts["rows"]  # nothing is prefilled again
+    # what a changed copy contrasts with is its own
+    assert "text" not in batch.with_features(batch.features).shared
+
+
+def test_damro_takes_no_second_pass_of_the_vision_tower(model: Any) -> None:
+    tower, passes = model.model.vision_tower, []
+    handle = tower.register_forward_hook(lambda *unused: passes.append(1))
+    try:
+        watched = prompts(model, watch=damro.watched)
+        assert len(passes) == 1
+        answers = run(decoding("damro"), model, watched)
+        assert len(passes) == 1
+        assert run(decoding("damro"), model, prompts(model)) == answers
+        one = run(decoding("damro"), model, watched.select([1]))
+        assert one == answers[1:]
+    finally:
+        handle.remove()
 
 
 def test_rotation_touches_the_text_only_view_nowhere() -> None:
     """W acts on image positions alone: without images the rotated student is the plain one."""
     plain, rotated = lively_student(), lively_student(rotated=True)
     batch = prompts(plain)
-    text = [
-        ContrastPass(one, batch.without_images()).logits(batch.ids[:, :0])
-        for one in (plain, rotated)
-    ]
+    text = [Pair(one, batch, batch.without_images()).first()[1] for one in (plain, rotated)]
     assert torch.equal(text[0], text[1])
-    full = [ContrastPass(one, batch).logits(batch.ids[:, :0]) for one in (plain, rotated)]
+    full = [Pair(one, batch, batch).first()[1] for one in (plain, rotated)]
     assert not torch.allclose(full[0], full[1], atol=1e-2)
 
 
@@ -196,7 +232,9 @@ def test_damro_reads_the_block_whose_output_the_student_reads(given: Any, block:
     model.config.vision_feature_layer = given
     batch = prompts(model)
     assert batch.pixels is not None
-    found = damro.outliers(model, batch.pixels, PATCHES, 4)
+    with damro.watched(model) as seen:
+        encode_images(model, batch.pixels)
+    found = damro.outliers(seen["feature"], PATCHES, 4)
     tower = model.model.vision_tower
     with torch.no_grad():
         states = tower(batch.pixels, output_hidden_states=True).hidden_states
@@ -213,10 +251,13 @@ def test_damro_needs_an_encoder_with_a_cls_token() -> None:
     batch = prompts(model)
     assert batch.pixels is not None
     with pytest.raises(UserError, match="CLS token before its patches; leave damro out"):
-        damro.outliers(model, batch.pixels, PATCHES - 1, 4)
+        damro.outliers(torch.zeros(1, PATCHES + 1), PATCHES - 1, 4)
     blind = SimpleNamespace(model=model.model, config=SimpleNamespace())
-    with pytest.raises(UserError, match="needs a vision encoder with a CLS token, as CLIP"):
-        damro.outliers(blind, batch.pixels, PATCHES, 4)
+    with (
+        pytest.raises(UserError, match="needs a vision encoder with a CLS token, as CLIP"),
+        damro.watched(blind),
+    ):
+        pass
 
 
 def test_damro_with_the_others_as_zeros() -> None:

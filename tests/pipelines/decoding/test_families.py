@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipelines.decoding.attention import watching
-from pipelines.decoding.contrast import ContrastPass
+from pipelines.decoding.contrast import Pair
 from pipelines.decoding.generation import Limits
 from pipelines.decoding.methods import NAMES, decoding
 from pipelines.decoding.opera_passes import Passes
@@ -105,20 +105,21 @@ def fresh(made: Made, ids: Tensor, features: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("view", ["noisy", "text"])
-def test_a_contrast_pass_sees_the_view_as_the_models_own_class_does(made: Made, view: str) -> None:
+def test_a_pair_sees_prompt_and_view_as_the_models_own_class_does(made: Made, view: str) -> None:
     batch = prefilled(made.base.model, prompts(made))
     changed = (
         noisy_view(made.base.model, batch, 500, 0) if view == "noisy" else batch.without_images()
     )
-    contrast = ContrastPass(made.base.model, changed)
+    pair = Pair(made.base.model, batch, changed)
     said = torch.tensor([[7, 9, 11], [40, 8, 300]])
     for step in range(4):
-        found = contrast.logits(said[:, :step])
-        for row in range(2):
-            alone = changed.select([row])
-            features = alone.features[0] if view == "noisy" else None
-            expected = fresh(made, torch.cat([alone.ids[0], said[row, :step]]), features)
-            torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=0)
+        both = pair.first() if step == 0 else pair.next(said[:, step - 1])
+        for logits, asked in zip(both, (batch, changed), strict=True):
+            for row in range(2):
+                alone = asked.select([row])
+                features = alone.features[0] if alone.features else None
+                expected = fresh(made, torch.cat([alone.ids[0], said[row, :step]]), features)
+                torch.testing.assert_close(logits[row], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
