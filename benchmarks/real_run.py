@@ -25,6 +25,7 @@ from student_train.run.terms import term_sums
 TOKENS = 576 + TEXT
 PEAK, SHARE = 989e12, 0.4  # H100 SXM, dense bfloat16; the part of it that is assumed to be reached
 SAMPLES = 10_000
+WORDS = 1024
 GIB = float(1 << 30)
 
 
@@ -58,7 +59,8 @@ RANKS, BATCHES = (16, 32, 128), (1, 8)
 
 def kept(model: Model, layers: int, arm: str) -> int:
     """Bytes that autograd keeps of a step's forward pass, weights left out."""
-    sizes = model._asdict() | {"layers": layers, "patches": 576}
+    # few words: the logits are counted apart
+    sizes = model._asdict() | {"layers": layers, "patches": 576, "vocabulary": WORDS}
     wanted = ("layers", "width", "heads", "groups", "inner", "vocabulary", "patches")
     student, recipe, _ = build(arm, **{name: sizes[name] for name in wanted}, precision="bf16")
     weights = {one.untyped_storage().data_ptr() for one in student.model.parameters()}
@@ -70,7 +72,7 @@ def kept(model: Model, layers: int, arm: str) -> int:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    batch = batch_of(1, model.vocabulary, 576)
+    batch = batch_of(1, WORDS, 576)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16),
