@@ -29,6 +29,7 @@ from shared.files import check_new
 from shared.recipe import Recipe, load_recipe
 from shared.recipe.reading import read_values
 from shared.records import image_root_of, load_records
+from student_train.data.files import training_files, validation_root
 
 SCHEMA_NUMBER = 1
 PACK = "pack.json"
@@ -179,16 +180,15 @@ def _within(path: Path, roots: Sequence[Packed]) -> bool:
 def _files(recipe: Recipe) -> Iterator[tuple[str, Path]]:
     """Yield the files and folders that a recipe names, models aside, and the images of its data."""
     data, evaluation = recipe.data, recipe.evaluation
-    for key, file, root in (
-        ("data.train", data.train, data.image_root),
-        ("data.validation", data.validation, data.image_root),
-        ("evaluation.data", evaluation.data, evaluation.image_root),
-    ):
-        if file is None:
-            continue
+    read = [("data.train", file.path, file.root) for file in training_files(recipe)]
+    if data.validation is not None:
+        read.append(("data.validation", data.validation, validation_root(recipe)))
+    if evaluation.data is not None:
+        folder = image_root_of(evaluation.data, evaluation.image_root)
+        read.append(("evaluation.data", evaluation.data, folder))
+    for key, file, folder in read:
         yield key, Path(file)
         if Path(file).is_file():
-            folder = image_root_of(file, root)
             for record in load_records(file):
                 for reference in record.references(folder):
                     yield f"{key}, record {record.id}", reference.path

@@ -113,14 +113,19 @@ class ModelSection(Section):
 class DataSection(Section):
     """The question-answer records to train on, and their images."""
 
-    train: str | None = None
-    """LLaVA conversation .json, .jsonl or .parquet."""
+    train: str | Names | None = None
+    """LLaVA conversation .json, .jsonl or .parquet; or several, which are mixed."""
+
+    weights: list[Rate] | None = None
+    """Of several files: how often an epoch takes each one's records. 2 takes each twice, 0.5 a
+    half that every epoch draws anew; null: once."""
 
     validation: str | None = None
     """Same format; gives the evaluation loss and the sample answers."""
 
-    image_root: str | None = None
-    """Folder that image paths are relative to; null: the data file's own folder."""
+    image_root: str | list[str] | None = None
+    """Folder that image paths are relative to; null: the data file's own folder. Of several
+    training files perhaps one each, and then validation has its own folder."""
 
     geometry: Geometry = "pad"
     """How the student makes an image square: pad (LLaVA) or centre crop."""
@@ -412,11 +417,17 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _no_wish_is_ignored(self) -> "Recipe":
-        """Refuse evaluations that could not take place.
+        """Refuse evaluations that could not take place, and weights or folders without a file.
 
         The run would end without what was asked for.
         """
         train, validation = self.train, self.data.validation
+        files = 1 if isinstance(self.data.train, str) else len(self.data.train or ())
+        for key, given in (("weights", self.data.weights), ("image_root", self.data.image_root)):
+            if isinstance(given, list) and len(given) != files:
+                raise ValueError(
+                    f"data.{key} lists {len(given)} for {files} training files; give one for each"
+                )
         asked = self.losses.attention_target != "image"
         if asked != (self.targets.maps is not None):
             raise ValueError(

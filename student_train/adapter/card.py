@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared.recipe import ModelSection, Recipe
+from student_train.data.files import training_files
 from student_train.models import FAMILIES
 
 # The hub's name of what loads the folder, and what that alone would do to W; for an adapter and for
@@ -70,7 +71,7 @@ def write_card(
         f"- Trained: {'LoRA and rotation W' if rotated else 'LoRA'}"
         if recipe.train.tune == "lora"
         else "- Trained: the multimodal projector",
-        f"- Data: `{Path(recipe.data.train or '').name}`",
+        f"- Data: {_data_line(recipe)}",
     ]
     lines += [teacher.line() for teacher in teachers]
     if teachers:
@@ -114,4 +115,13 @@ def base_id(model: ModelSection) -> str | None:
         return FAMILIES[model.name].hub_id
     return (
         None if Path(model.name).expanduser().exists() or model.name.count("/") != 1 else model.name
+    )
+
+
+def _data_line(recipe: Recipe) -> str:
+    """Name the training files, with their weights where they have some."""
+    files = training_files(recipe)
+    weighted = any(file.weight != 1 for file in files)
+    return ", ".join(
+        f"`{Path(file.path).name}`" + (f" x {file.weight:g}" if weighted else "") for file in files
     )

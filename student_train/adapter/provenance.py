@@ -26,6 +26,7 @@ from shared.errors import UserError
 from shared.files import whole_file
 from shared.recipe import ModelSection, Recipe
 from student_train.adapter.method import method_of
+from student_train.data.files import training_files
 
 PROVENANCE, SCHEMA_NUMBER = "provenance.json", 1
 
@@ -80,11 +81,15 @@ def describe(recipe: Recipe, weights: str, teachers: Sequence[Teacher]) -> Prove
 
 
 def data_files(recipe: Recipe) -> dict[str, str]:
-    """Return the files of records that a run reads, by their key in the recipe's `data`."""
-    files = {"train": recipe.data.train}
-    if recipe.train.eval_steps:
+    """Return the files of records that a run reads, by their key in the recipe's `data`.
+
+    Of several training files the later ones are "train 2" and so on.
+    """
+    named = [file.path for file in training_files(recipe)]
+    files = {"train" if n == 1 else f"train {n}": file for n, file in enumerate(named, 1)}
+    if recipe.train.eval_steps and recipe.data.validation is not None:
         files["validation"] = recipe.data.validation
-    return {name: file for name, file in files.items() if file is not None}
+    return files
 
 
 def file_digest(file: str | Path) -> str:

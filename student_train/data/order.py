@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from student_train.data.files import Share
+
 
 class EpochOrder(Sampler[int]):
     """The order of an epoch, whatever ranks and workers there are.
@@ -29,6 +31,9 @@ class EpochOrder(Sampler[int]):
         Samples of one micro-batch over all ranks; 1 fills nothing up.
     segments
         Store segment of each sample: the samples of a step then come from few segments.
+    shares
+        The samples' files in their order, and how many samples of each an epoch takes: each one
+        equally often, and the rest drawn anew. None: each sample once.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class EpochOrder(Sampler[int]):
         step: int,
         multiple: int = 1,
         segments: Sequence[int] | None = None,
+        shares: Sequence[Share] | None = None,
     ) -> None:
         self.lengths, self.seed, self.step, self.multiple, self.segments = (
             lengths,
@@ -46,6 +52,8 @@ class EpochOrder(Sampler[int]):
             multiple,
             segments,
         )
+        self.shares = shares
+        self.taken = len(lengths) if shares is None else sum(one.taken for one in shares)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -53,11 +61,11 @@ class EpochOrder(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.multiple) * self.multiple
+        return math.ceil(self.taken / self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(len(self.lengths))
+        order = self._drawn(generator)
         if self.segments is not None:
             order = order[np.argsort(self._places(self.segments, order, generator), kind="stable")]
         drawn = [order[start : start + self.step] for start in range(0, len(order), self.step)]
@@ -71,6 +79,19 @@ class EpochOrder(Sampler[int]):
         fillers = len(self) - len(sequence)
         yield from sequence
         yield from (-1 - sequence[number % len(sequence)] for number in range(fillers))
+
+    def _drawn(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Shuffle the samples that the epoch takes."""
+        if self.shares is None:
+            return generator.permutation(len(self.lengths))
+        taken: list[NDArray[np.int64]] = []
+        first = 0
+        for records, wanted in self.shares:
+            whole, rest = divmod(wanted, max(records, 1))
+            taken += [np.arange(first, first + records)] * whole
+            taken.append(first + generator.permutation(records)[:rest])
+            first += records
+        return generator.permutation(np.concatenate(taken))
 
     @staticmethod
     def _places(

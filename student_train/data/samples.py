@@ -16,6 +16,7 @@ from shared.errors import UserError
 from shared.imaging.images import ImageReference
 from shared.records import Record, strip_marks
 from shared.vocabulary import Truncation
+from student_train.data.files import Share
 from student_train.data.join import Array, Join, Targets
 from student_train.models.processor import Processor
 from student_train.models.prompts import IGNORED, Encoded, Span
@@ -62,6 +63,8 @@ class AlignmentData(Dataset[Sample | Failure]):
         The records' images joined with the store; None trains without targets.
     max_length, truncation
         As in the recipe's `data` section.
+    shares
+        Of several weighted files, how many of each one's records an epoch takes; None: all, once.
 
     Raises
     ------
@@ -78,7 +81,9 @@ class AlignmentData(Dataset[Sample | Failure]):
         max_length: int,
         truncation: Truncation,
         quiet: bool = False,
+        shares: Sequence[Share] | None = None,
     ) -> None:
+        self.shares = shares
         self.records, self.image_root = list(records), image_root
         self.processor, self.targets = processor, targets
         self.max_length, self.truncation = max_length, truncation

@@ -8,7 +8,8 @@ from shared.errors import UserError
 from shared.files import check_writable
 from shared.processes import this_process
 from shared.recipe import Recipe
-from shared.records import image_root_of, load_records
+from shared.records import load_records
+from student_train.data.files import training_files, validation_root
 from student_train.models import check_place
 from student_train.run.deepspeed_file import DeepSpeedConfig, deepspeed_config, zero_stage
 from student_train.run.environment import check_hub, check_trackers, use_cpu
@@ -97,8 +98,8 @@ def _check_named(recipe: Recipe) -> None:
         raise UserError(
             "data.train is not set; name the training file, such as data.train=train.json"
         )
-    for name in ("train", "validation"):
-        file = getattr(recipe.data, name)
+    named = [("train", file.path) for file in training_files(recipe)]
+    for name, file in (*named, ("validation", recipe.data.validation)):
         if file is not None and not Path(file).is_file():
             raise UserError(f"data.{name}={file} is not there; name a file of records")
 
@@ -108,8 +109,10 @@ def _check_records(recipe: Recipe, computed: bool) -> None:
     from student_train.data.join import check_targets, content_keys
 
     aligned = recipe.train.tune == "lora" and recipe.losses.aligned
-    for file in filter(None, (recipe.data.train, recipe.data.validation)):
-        root = image_root_of(file, recipe.data.image_root)
+    read = [(file.path, file.root) for file in training_files(recipe)]
+    if recipe.data.validation is not None:
+        read.append((recipe.data.validation, validation_root(recipe)))
+    for file, root in read:
         if aligned:
             keys = content_keys(load_records(file), root)
             if not keys:

@@ -102,7 +102,9 @@ def _described(
     validation: "AlignmentData | None",
 ) -> dict[str, object]:
     batch = recipe.train.batch_size * recipe.train.accumulation * this_process().world
-    steps = optimiser_steps(recipe, len(data), batch)
+    shares = data.shares
+    samples = len(data) if shares is None else sum(one.taken for one in shares)
+    steps = optimiser_steps(recipe, samples, batch)
     lengths, grid = data.lengths, base.grid
     return {
         "model": f"{recipe.model.name}, grid {grid.rows}x{grid.columns}, "

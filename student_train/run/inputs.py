@@ -1,16 +1,18 @@
 """What a run reads: the base model, records joined with their targets, their order, batches."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from shared.console import note, warn
 from shared.errors import UserError
 from shared.imaging.squares import Fill, mean_colour
 from shared.processes import is_main_process
 from shared.recipe import Recipe
-from shared.records import Record, image_root_of, load_records
+from shared.records import Record, load_records
 from shared.targets import TargetStore
 from student_train.adapter.provenance import Teacher
 from student_train.data.batches import Collator
+from student_train.data.files import Share, load_set, name_of, training_files, validation_root
 from student_train.data.join import ComputeTargets, Join, join, open_maps, open_stores
 from student_train.data.order import EpochOrder
 from student_train.data.samples import AlignmentData
@@ -43,15 +45,14 @@ def prepare_data(
     UserError
         Everything that `AlignmentData` and `join` refuse.
     """
-    train = str(recipe.data.train)  # checked to be there when the run began
     aligned = recipe.train.tune == "lora" and recipe.losses.aligned
     stores = open_stores(recipe, base.grid) if aligned else []
     maps = open_maps(recipe, base.grid) if aligned else None
     processor = base.processor(recipe.data.geometry, _colour(recipe, stores))
 
-    def make(path: str, limit: int = 0) -> AlignmentData:
-        root = image_root_of(path, recipe.data.image_root)
-        records = load_records(path)[: limit or None]
+    def make(
+        records: list[Record], path: str, root: Path, shares: Sequence[Share] | None = None
+    ) -> AlignmentData:
         if recipe.train.tune == "projector":
             check_shown(records, path)
         joined = None
@@ -65,15 +66,20 @@ def prepare_data(
             recipe.data.max_length,
             recipe.data.truncation,
             not is_main_process(),
+            shares,
         )
         if maps is not None:
             _say_maps(made, path)
         return made
 
-    train_data = make(train)
-    if recipe.data.validation is None or not recipe.train.eval_steps:
+    files = training_files(recipe)  # checked to be there when the run began
+    records, root, shares = load_set(files)
+    train_data = make(records, name_of(files), root, shares)
+    validation = recipe.data.validation
+    if validation is None or not recipe.train.eval_steps:
         return train_data, None
-    return train_data, make(recipe.data.validation, recipe.train.eval_samples)
+    held_out = load_records(validation)[: recipe.train.eval_samples or None]
+    return train_data, make(held_out, validation, validation_root(recipe))
 
 
 def _say_maps(data: AlignmentData, path: str) -> None:
@@ -146,6 +152,7 @@ def make_order(data: AlignmentData, recipe: Recipe, arguments: RunArguments) -> 
         over_ranks * arguments.gradient_accumulation_steps,
         over_ranks if arguments.world_size > 1 else 1,
         segments,
+        data.shares,
     )
 
 

@@ -55,7 +55,7 @@ def _kept(found: Provenance, before: Recipe, now: Recipe) -> Provenance:
     data = {
         name: file
         for name, file in found["data"].items()
-        if getattr(before.data, name) == getattr(now.data, name)
+        if getattr(before.data, name.split()[0]) == getattr(now.data, name.split()[0])
     }
     asked = (before.targets.teacher, before.targets.fingerprint)
     same = asked == (now.targets.teacher, now.targets.fingerprint)
