@@ -176,6 +176,7 @@ def main() -> None:
         f"python benchmarks/decoding_cost.py --tokens {arguments.tokens} --rounds "
         f"{arguments.rounds}"
     )
+    command += f" --methods {arguments.methods}" if arguments.methods else ""
     print(table(found, arguments.tokens, arguments.rounds, command))
 
 

@@ -12,7 +12,7 @@ from shared.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from pipelines.decoding.prompts import Model
+    from pipelines.decoding.prompts import Model, Watch
 
 # Number of what the methods compute: one more with every change that may change an answer.
 DEFINITION = 2
@@ -81,6 +81,15 @@ def decoding(
         _known(key, tuple(sorted(fields)), f"setting of {name}")
         values[key] = value
     return Decoding(name, made(name, module.Settings, values), module.decode)
+
+
+def watch_of(decodings: Sequence[Decoding]) -> "Watch | None":
+    """Return what one of the decodings wants to see of the vision tower's one pass."""
+    if all(one.name != "damro" for one in decodings):
+        return None
+    from pipelines.decoding import damro
+
+    return damro.watched
 
 
 def decodings(

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipelines.decoding.methods import DEFINITION, Decoding
+from pipelines.decoding.methods import DEFINITION, Decoding, watch_of
 from pipelines.evaluation.controls import pictures
 from pipelines.evaluation.items import Item
 from pipelines.evaluation.journal import Journal, answer_key
@@ -106,7 +106,7 @@ def answer_items(
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     for batch in track(batches, len(batches), label, "batches") if batches else ():
         began = time.perf_counter()
-        prompts = encoded_prompts(batch, student, image_root, _watch(decodings))
+        prompts = encoded_prompts(batch, student, image_root, watch_of(decodings))
         shared_seconds = (time.perf_counter() - began) / len(batch)
         for decoding in decodings:
             rows = [row for row, item in enumerate(batch) if lacks(decoding, item)]
@@ -166,13 +166,6 @@ def _decode(
         }
         for item, row, length in zip(items, tokens, lengths, strict=True)
     ]
-
-
-def _watch(decodings: Sequence[Decoding]) -> "Watch | None":
-    """Return what a decoding wants to see of the vision tower's one pass."""
-    from pipelines.decoding import damro
-
-    return damro.watched if any(one.name == "damro" for one in decodings) else None
 
 
 def encoded_prompts(

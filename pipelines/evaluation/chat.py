@@ -5,7 +5,7 @@ Every answer sees the whole conversation, encoded as in training, W acting on ev
 
 from typing import TYPE_CHECKING
 
-from pipelines.decoding.methods import Decoding
+from pipelines.decoding.methods import Decoding, watch_of
 from pipelines.evaluation.generate import picture_at
 from pipelines.evaluation.loading import Loaded, end_ids, pad_id
 from shared.records import IMAGE_MARK, Turn, front_images
@@ -63,7 +63,8 @@ class Conversation:
         asked = Turn("human", front_images(words, len(self._shown)))
         turns, images = [*self.turns, asked], [*self._images, *self._shown]
         inputs = processor.encode_turns(turns, images)
-        prompts = collate([inputs], [words], model, pad_id(processor))
+        watch = watch_of([self._decoding])
+        prompts = collate([inputs], [words], model, pad_id(processor), watch)
         limits = Limits(self._most, end_ids(processor))
         settings = self._decoding.settings
         [tokens] = self._decoding.decode(model, prompts, limits, settings, self._seed)

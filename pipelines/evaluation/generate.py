@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.decoding.methods import decodings
+from pipelines.decoding.methods import decodings, watch_of
 from pipelines.evaluation.arms import EVERYTHING, last_arm, preset_of
 from pipelines.evaluation.loading import end_ids, load_student, pad_id
 from shared.errors import UserError
@@ -62,7 +62,8 @@ def generate_answer(
     pictures = [picture_at(image) for image in ([images] if isinstance(images, str) else images)]
     student = load_student(folder, device, base, dtype)
     encoded = student.processor.encode(question, pictures)
-    prompts = collate([encoded], [question], student.model, pad_id(student.processor))
+    pad, watch = pad_id(student.processor), watch_of([chosen])
+    prompts = collate([encoded], [question], student.model, pad, watch)
     limits = Limits(max_new_tokens, end_ids(student.processor))
     [tokens] = chosen.decode(student.model, prompts, limits, chosen.settings, seed)
     return str(student.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

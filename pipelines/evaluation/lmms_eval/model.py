@@ -11,7 +11,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from pipelines.decoding.generation import Limits
-from pipelines.decoding.methods import decodings
+from pipelines.decoding.methods import decodings, watch_of
 from pipelines.decoding.prompts import collate
 from pipelines.evaluation.arms import EVERYTHING, last_arm, preset_of
 from pipelines.evaluation.loading import end_ids, load_student, pad_id
@@ -127,7 +127,8 @@ class MedAlign(lmms):  # type: ignore[misc]
     def _answers(self, batch: Sequence[_Asked]) -> list[str]:
         model, processor = self.student.model, self.student.processor
         encoded = [processor.encode(one.question, one.pictures) for one in batch]
-        prompts = collate(encoded, [one.name for one in batch], model, pad_id(processor))
+        pad, watch = pad_id(processor), watch_of([self.decoding])
+        prompts = collate(encoded, [one.name for one in batch], model, pad, watch)
         limits = Limits(batch[0].max_new_tokens, end_ids(processor))
         decoded = self.decoding.decode(model, prompts, limits, self.decoding.settings, self.seed)
         texts = [processor.tokenizer.decode(row, skip_special_tokens=True) for row in decoded]
