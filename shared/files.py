@@ -99,3 +99,25 @@ def cache_directory() -> Path:
     if explicit:
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medalign"
+
+
+def cache_bytes() -> int:
+    """Return how many bytes of targets from far away may be kept in `cache_directory`.
+
+    `$MEDALIGN_CACHE_GB` gigabytes, else 10.
+
+    Raises
+    ------
+    UserError
+        If it is no number of 0 or more.
+    """
+    given = os.environ.get("MEDALIGN_CACHE_GB") or "10"
+    try:
+        count = float(given)
+        if not 0 <= count < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"MEDALIGN_CACHE_GB is a number of gigabytes, 0 for no copies of targets, not {given!r}"
+        ) from None
+    return round(count * 1e9)

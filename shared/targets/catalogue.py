@@ -63,6 +63,10 @@ def publish_catalogue(namespace: Namespace, force: bool = False) -> str | None:
     held = list(catalogue_files(namespace).items())
     known = read_catalogue(namespace, *held[-1]) if held else None
     segments = namespace.segments()
+    if known is not None and not set(known.segments) <= set(segments):
+        # A build wrote it while `cache gc` was at work: it names what is gone.
+        discard_catalogues(namespace)
+        held, known = [], None
     new = set(segments).difference(known.segments if known is not None else ())
     if len(new) < (1 if force else AFTER):
         return None

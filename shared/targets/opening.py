@@ -74,7 +74,7 @@ def open_index(namespace: Namespace, whole: bool = False) -> Index:
 
 def _segments(namespace: Namespace, known: _Known | None, whole: bool) -> tuple[str, ...]:
     """List the visible segments, those after the known ones where a listing of all is long."""
-    if whole or known is None or not known.held.segments or not namespace.storage.listing_is_long:
+    if whole or known is None or not known.held.segments or not namespace.storage.remote:
         return tuple(namespace.segments())
     last = int(known.held.segments[-1].partition("-")[0], 16)
     begin = f"{max(0, last - SLACK):012x}"

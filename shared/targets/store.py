@@ -17,12 +17,11 @@ from shared.targets.identity import Identity
 from shared.targets.index import Index
 from shared.targets.namespace import Namespace, check_groups
 from shared.targets.opening import forget_index, open_index
+from shared.targets.segment.held import OpenSegments
 from shared.targets.segment.layout import arrays_of
 from shared.targets.segment.manifest import DamagedSegment
-from shared.targets.segment.reader import SegmentReader, open_segments
+from shared.targets.segment.reader import SegmentReader, read_rows
 from shared.targets.storage import Storage
-
-_OPEN = 512  # segments whose keys and lengths are kept, about 20 kB each
 
 
 class Target(NamedTuple):
@@ -66,7 +65,7 @@ class TargetStore:
         self.namespace = namespace
         self.grid = grid
         self._index: Index = open_index(namespace)
-        self._readers: dict[int, SegmentReader] = {}
+        self._open = OpenSegments(namespace)
 
     @classmethod
     def open(
@@ -192,18 +191,20 @@ class TargetStore:
 
         -1 where the store lacks the key.
         """
-        found = self._index.find(list(keys)) if keys else np.empty(0, np.int64)
-        return [int(self._index.places[position, 0]) if position >= 0 else -1 for position in found]
+        index = self._index
+        found = index.find(list(keys)) if keys else np.empty(0, np.int64)
+        return [int(index.places[position, 0]) if position >= 0 else -1 for position in found]
 
     def by_segment(self) -> Iterator[list[bytes]]:
         """Yield the keys of each segment in the order in which they lie there.
 
         The fastest order to read in.
         """
-        order = np.lexsort((self._index.places[:, 1], self._index.places[:, 0]))
-        numbers = self._index.places[order, 0]
+        keys, places, _ = self._index  # reading may replace the index meanwhile
+        order = np.lexsort((places[:, 1], places[:, 0]))
+        numbers = places[order, 0]
         for group in np.split(order, np.flatnonzero(np.diff(numbers)) + 1) if len(order) else ():
-            block = np.ascontiguousarray(self._index.keys[group]).tobytes()
+            block = np.ascontiguousarray(keys[group]).tobytes()
             yield [block[place : place + 32] for place in range(0, len(block), 32)]
 
     def arrays(self, keys: Sequence[bytes]) -> dict[str, NDArray[np.generic]]:
@@ -211,18 +212,18 @@ class TargetStore:
 
         Raises as `[]` does.
         """
+        index = self._index
         try:
             return self._arrays(list(keys))
         except DamagedSegment:
-            if set(self._index.segments) <= set(self.namespace.segments()):
+            if set(index.segments) <= set(self.namespace.segments()):
                 raise
             # `cache gc` has moved records to another segment since the store was opened.
             self._refresh()
             return self._arrays(list(keys))
 
     def _arrays(self, keys: list[bytes]) -> dict[str, NDArray[np.generic]]:
-        places = self._places(keys)
-        readers = self._opened(dict.fromkeys(places[:, 0].tolist()))
+        places, readers = self._places(keys)
         out: dict[str, NDArray[np.generic]] = {}
         for spec in arrays_of(self.identity):
             if spec.name != "key":
@@ -236,13 +237,17 @@ class TargetStore:
             wanted = np.flatnonzero(places[:, 0] == number)
             wanted = wanted[np.argsort(places[wanted, 1], kind="stable")]
             parts.append((reader, places[wanted, 1].tolist(), wanted.tolist()))
-        _read(self.namespace.storage, parts, out)
+        read_rows(self.namespace, parts, out, self._open.copies)
         return out
 
-    def _places(self, keys: list[bytes]) -> NDArray[np.int64]:
-        """Find segment number and row of each key, checked against the segment's own keys."""
+    def _places(self, keys: list[bytes]) -> tuple[NDArray[np.int64], dict[int, SegmentReader]]:
+        """Find segment number and row of each key, and the segments by number.
+
+        Checked against the segments' own keys.
+        """
         for _ in range(2):
-            positions = self._index.find(keys) if keys else np.empty(0, np.int64)
+            index = self._index  # another thread may replace it: both ends are of one
+            positions = index.find(keys) if keys else np.empty(0, np.int64)
             if (positions < 0).any():
                 absent = [
                     key.hex() for key, position in zip(keys, positions, strict=True) if position < 0
@@ -251,59 +256,32 @@ class TargetStore:
                     f"{len(absent)} of {len(keys)} keys are not in the store, the first: "
                     f"{absent[0]}"
                 )
-            places = np.asarray(self._index.places)[positions].astype(np.int64)
-            if self._leads_to(keys, places):
-                return places
+            places = np.asarray(index.places)[positions].astype(np.int64)
+            readers = self._led_to(keys, places, index.segments)
+            if readers is not None:
+                return places, readers
             # The cached index is not this store's, or damaged: build it anew, once.
             forget_index(self.namespace)
             self._refresh()
         raise KeyError(f"the index of {self.namespace.name} does not agree with its segments")
 
     def _refresh(self) -> None:
-        self._readers.clear()
         self._index = open_index(self.namespace, whole=True)
 
-    def _leads_to(self, keys: Sequence[bytes], places: NDArray[np.int64]) -> bool:
-        """Whether each place is the record of its key, by the segments' own keys."""
-        if int(places[:, 0].max(initial=0)) >= max(1, len(self._index.segments)):
-            return False
-        readers = self._opened(dict.fromkeys(places[:, 0].tolist()))
-        return all(
+    def _led_to(
+        self, keys: Sequence[bytes], places: NDArray[np.int64], segments: Sequence[str]
+    ) -> dict[int, SegmentReader] | None:
+        """Open the segments of places; None unless each is the record of its key, by their keys."""
+        if int(places[:, 0].max(initial=0)) >= max(1, len(segments)):
+            return None
+        names = {number: segments[number] for number in dict.fromkeys(places[:, 0].tolist())}
+        opened = self._open.open(names.values())
+        readers = {number: opened[name] for number, name in names.items()}
+        sound = all(
             readers[number].has(key, row)
             for key, (number, row) in zip(keys, places.tolist(), strict=True)
         )
-
-    def _opened(self, numbers: Iterable[int]) -> dict[int, SegmentReader]:
-        """Open segments that are needed, which checks their manifests; the last used stay open."""
-        # Another thread may do the same: nothing is taken for there that is not in hand.
-        held = {number: self._readers.get(number) for number in numbers}
-        missing = [number for number, reader in held.items() if reader is None]
-        names = [self._index.segments[number] for number in missing]
-        opened = {number: reader for number, reader in held.items() if reader is not None}
-        opened |= zip(missing, open_segments(self.namespace, names), strict=True)
-        for number, reader in opened.items():
-            self._readers.pop(number, None)  # the last used stand last
-            self._readers[number] = reader
-        for number in list(self._readers)[: -max(_OPEN, len(opened))]:
-            self._readers.pop(number, None)
-        return opened
-
-
-def _read(
-    storage: Storage,
-    parts: Sequence[tuple[SegmentReader, list[int], list[int]]],
-    out: dict[str, NDArray[np.generic]],
-) -> None:
-    """Read rows of several segments into rows of `out`: all is fetched at once, then decoded."""
-    plans = [reader.plan(rows, into, list(out)) for reader, rows, into in parts]
-    try:
-        data = iter(storage.read_ranges([piece.place for plan in plans for piece in plan]))
-    except FileNotFoundError:
-        for reader, rows, into in parts:
-            reader.read(rows, into, out)  # which names the file
-        return
-    for plan, (reader, rows, into) in zip(plans, parts, strict=True):
-        reader.decode(plan, [next(data) for _ in plan], rows, into, out)
+        return readers if sound else None
 
 
 def _reopen(location: str, fingerprint: str, grid: tuple[int, int], maps: bool) -> TargetStore:

@@ -320,6 +320,9 @@ def gc_command(
     damaged: Annotated[
         bool, typer.Option("--damaged", help="Also drop damaged segments, to be built again.")
     ] = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Also write small segments anew as full ones.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -330,14 +333,16 @@ def gc_command(
     """
     from teacher_cache.keeping.gc import gc
 
-    swept = gc(store, older_than * 3600, damaged, dry_run)
-    verb = "would free" if dry_run else "freed"
+    swept = gc(store, older_than * 3600, damaged, dry_run, compact)
+    verb, become = ("would free", "would become") if dry_run else ("freed", "became")
     report(
         {"store": store, "swept": [one._asdict() for one in swept]},
         json,
         [
             f"{one.namespace}: {len(one.strays)} strays, {len(one.damaged)} damaged segments, "
             f"{one.records} superseded records: {verb} {size(one.bytes)}"
+            + f"; {one.compacted} small segments {become} {one.written}"
+            * bool(one.compacted)
             for one in swept
             if not one.busy
         ],
@@ -347,6 +352,11 @@ def gc_command(
         raise UserError(
             f"another `cache gc` is at work on {', '.join(busy)}, which was left to it: run this "
             "again when it has ended"
+        )
+    if older := [one.namespace for one in swept if one.older_format]:
+        raise UserError(
+            f"{', '.join(older)} is of format 1, which is not compacted: `cache upgrade --remove "
+            f"--store {store}` makes it format 2"
         )
 
 

@@ -16,14 +16,18 @@ from shared.console import track
 from shared.errors import UserError
 from shared.files import refused_as
 from shared.targets.catalogue import discard_catalogues, publish_catalogue
+from shared.targets.identity import FORMAT
 from shared.targets.index import Index, build_index
 from shared.targets.namespace import Namespace, list_namespaces, release
 from shared.targets.segment.checks import check_segment, segments_with_keys
+from shared.targets.segment.copying import copy_rows
 from shared.targets.segment.manifest import DamagedSegment, Manifest, VanishedSegment, read_manifest
 from shared.targets.segment.reader import SegmentReader
 from shared.targets.segment.writer import SegmentWriter
 from shared.targets.storage import Storage, open_storage
 from shared.targets.storage.base import Hold
+from teacher_cache.keeping.compact import Compacted, compact
+from teacher_cache.keeping.removing import is_sound, is_there, keep
 
 DAY = 86400.0
 
@@ -33,7 +37,8 @@ class Swept(NamedTuple):
 
     Abandoned temporary files, damaged segments, segments with superseded records, and bytes.
     `released` counts quarantine records of images that have a target by now. `busy` says that
-    another `gc` is at work on the namespace, to which it was left.
+    another `gc` is at work on the namespace, to which it was left. `compacted` small segments went,
+    `written` took their place. `older_format`: it was to be compacted, and is of format 1.
     """
 
     namespace: str
@@ -44,6 +49,9 @@ class Swept(NamedTuple):
     bytes: int
     released: int = 0
     busy: bool = False
+    compacted: int = 0
+    written: int = 0
+    older_format: bool = False
 
 
 def gc(
@@ -51,10 +59,12 @@ def gc(
     older_than: float = DAY,
     damaged: bool = False,
     dry_run: bool = False,
+    compacting: bool = False,
 ) -> list[Swept]:
     """Sweep strays and superseded duplicates, one result a namespace.
 
-    Only segments that share a record with another are read whole; with `damaged`, all are.
+    Only segments that share a record with another, or are compacted, are read whole; with
+    `damaged`, all are.
 
     Parameters
     ----------
@@ -66,6 +76,8 @@ def gc(
         again.
     dry_run
         Only say what would go (strays are not listed then).
+    compacting
+        Also write small segments anew as full ones (`compact`), of namespaces of today's format.
 
     Raises
     ------
@@ -79,17 +91,20 @@ def gc(
             f"--older-than {older_than / 3600:g} could take parts of an upload that is under way: "
             f"for {storage.location} use {storage.youngest_stray / 3600:g} hours or more"
         )
-    with refused_as(f"cannot change the store {root}", "restore write access and run gc again"):
+    with refused_as(
+        f"cannot change the store {root}", "make room or restore write access, and run gc again"
+    ):
         return [
-            _sweep_namespace(one, older_than, damaged, dry_run) for one in list_namespaces(storage)
+            _sweep_namespace(one, older_than, damaged, dry_run, compacting)
+            for one in list_namespaces(storage)
         ]
 
 
 def _sweep_namespace(
-    namespace: Namespace, older_than: float, damaged: bool, dry_run: bool
+    namespace: Namespace, older_than: float, damaged: bool, dry_run: bool, compacting: bool
 ) -> Swept:
     if dry_run:
-        return _sweep_held(namespace, None, [], damaged)
+        return _sweep_held(namespace, None, [], damaged, compacting)
     with namespace.storage.exclusive(namespace.name) as hold:
         if hold is None:
             return Swept(namespace.name, [], [], [], 0, 0, busy=True)
@@ -97,13 +112,15 @@ def _sweep_namespace(
             namespace.name, float(older_than)
         )
         discard_catalogues(namespace)  # it must not name what is removed
-        swept = _sweep_held(namespace, hold, strays, damaged)
+        swept = _sweep_held(namespace, hold, strays, damaged, compacting)
         with suppress(DamagedSegment):
             publish_catalogue(namespace)
         return swept
 
 
-def _sweep_held(namespace: Namespace, hold: Hold | None, strays: list[str], damaged: bool) -> Swept:
+def _sweep_held(
+    namespace: Namespace, hold: Hold | None, strays: list[str], damaged: bool, compacting: bool
+) -> Swept:
     """Sweep segments while the namespace is held; without a hold, only say what would go."""
     sound, broken = _soundness(namespace, damaged, hold)
     freed = 0
@@ -114,11 +131,27 @@ def _sweep_held(namespace: Namespace, hold: Hold | None, strays: list[str], dama
             dropped.append(segment)
             freed += size
     index, partly = _duplicates(namespace, sound, checked=damaged)
-    superseded, records, saved = _drop_superseded(namespace, partly, hold)
+    superseded, moved, records, saved = _drop_superseded(namespace, partly, hold)
     released = 0
     if hold is not None:
         released = release(namespace, lambda keys: [place >= 0 for place in index.find(keys)])
-    return Swept(namespace.name, strays, dropped, superseded, records, freed + saved, released)
+    older = compacting and namespace.identity.format < FORMAT
+    made = Compacted(0, 0)
+    if compacting and not older:
+        # Not what a build has just published: it may hold a record that is here already.
+        made = compact(namespace, sorted({*sound, *moved}.difference(superseded)), hold)
+    return Swept(
+        namespace.name,
+        strays,
+        dropped,
+        superseded,
+        records,
+        freed + saved,
+        released,
+        compacted=made.old,
+        written=made.new,
+        older_format=older,
+    )
 
 
 def _soundness(namespace: Namespace, whole: bool, hold: Hold | None) -> tuple[list[str], list[str]]:
@@ -127,36 +160,13 @@ def _soundness(namespace: Namespace, whole: bool, hold: Hold | None) -> tuple[li
     broken: list[str] = []
     count = len(namespace.segments())
     for segment, found in track(segments_with_keys(namespace), count, "checking", "segments"):
-        if isinstance(found, DamagedSegment) or (whole and not _is_sound(namespace, segment)):
+        if isinstance(found, DamagedSegment) or (whole and not is_sound(namespace, segment)):
             broken.append(segment)
         else:
             sound.append(segment)
         if hold is not None:
-            _keep(namespace, hold)
+            keep(namespace, hold)
     return sorted(sound), sorted(broken)
-
-
-def _keep(namespace: Namespace, hold: Hold) -> None:
-    """Renew the lock.
-
-    Raises
-    ------
-    UserError
-        If it was lost: another `gc` took this one for dead.
-    """
-    if not hold():
-        raise UserError(
-            f"another `cache gc` has taken over {namespace.name} of {namespace.storage.location}: "
-            "nothing more was removed; run gc again when it has ended"
-        )
-
-
-def _is_sound(namespace: Namespace, segment: str) -> bool:
-    try:
-        check_segment(namespace, segment, shards=True)
-    except DamagedSegment:
-        return False
-    return True
 
 
 def _drop_damaged(namespace: Namespace, segment: str, hold: Hold) -> bool:
@@ -167,7 +177,7 @@ def _drop_damaged(namespace: Namespace, segment: str, hold: Hold) -> bool:
     except VanishedSegment:
         return False
     except DamagedSegment:
-        _keep(namespace, hold)
+        keep(namespace, hold)
         namespace.storage.remove(namespace.path("segments", segment))
         return True
 
@@ -203,7 +213,7 @@ def _duplicates(
             return index, partly
         damaged: set[str] = set()
         for segment in track(unchecked, len(unchecked), "comparing", "segments"):
-            if _is_sound(namespace, segment):
+            if is_sound(namespace, segment):
                 whole.add(segment)
             else:
                 damaged.add(segment)
@@ -227,10 +237,11 @@ def _partly_read(namespace: Namespace, index: Index) -> Iterator[_Partly]:
 
 def _drop_superseded(
     namespace: Namespace, partly: Sequence[_Partly], hold: Hold | None
-) -> tuple[list[str], int, int]:
+) -> tuple[list[str], list[str], int, int]:
     """Remove segments with superseded records.
 
-    What is still read from them moves to a new segment first.
+    What is still read from them moves to a new segment first. Returns what went, what came, and how
+    many records and bytes were saved.
     """
     moved: dict[str, str] = {}
     for one in partly:
@@ -247,24 +258,15 @@ def _drop_superseded(
             places = {moved.get(holder, holder) for holder in holders}
             if kept:
                 places.add(moved[segment])
-            if not all(_is_there(namespace, place) for place in sorted(places)):
+            if not all(is_there(namespace, place) for place in sorted(places)):
                 continue  # the copies are gone: this one stays
-            _keep(namespace, hold)
+            keep(namespace, hold)
             namespace.storage.remove(namespace.path("segments", segment))
         gone = manifest.records - len(kept)
         removed.append(segment)
         records += gone
         saved += manifest.size * gone // manifest.records
-    return removed, records, saved
-
-
-def _is_there(namespace: Namespace, segment: str) -> bool:
-    """Whether a segment that was found sound is still visible."""
-    try:
-        read_manifest(namespace, segment)
-    except DamagedSegment:
-        return False
-    return segment in namespace.segments()
+    return removed, sorted(set(moved.values())), records, saved
 
 
 def _rewrite(namespace: Namespace, segment: str, rows: Sequence[int]) -> str:
@@ -272,8 +274,6 @@ def _rewrite(namespace: Namespace, segment: str, rows: Sequence[int]) -> str:
 
     The stored values do not change.
     """
-    reader = SegmentReader(namespace, segment)
     writer = SegmentWriter(namespace)
-    for row in rows:
-        writer.add(reader.key(row), reader.arrays(row))
+    copy_rows(namespace, segment, writer, rows)
     return str(writer.publish(held=True))

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from shared.errors import UserError
 from shared.targets.documents import canonical_json, encode_document
 from shared.targets.namespace import Namespace, digest_in
+from shared.targets.segment.copies import Copies
 from shared.targets.segment.layout import KEY_BYTES
 
 MANIFEST: Final = "manifest.json"
@@ -149,16 +151,36 @@ def read_manifest(namespace: Namespace, segment: str) -> Manifest:
 
 
 def read_manifests(
-    namespace: Namespace, segments: Sequence[str]
+    namespace: Namespace, segments: Sequence[str], copies: Copies | None = None
 ) -> list[Manifest | DamagedSegment]:
-    """Read the manifests of segments side by side; in place of a faulty one, what is wrong."""
-    paths = [namespace.path("segments", segment, MANIFEST) for segment in segments]
-    found: list[Manifest | DamagedSegment] = []
-    for segment, data in zip(segments, namespace.storage.read_all(paths), strict=True):
+    """Read the manifests of segments side by side; in place of a faulty one, what is wrong.
+
+    `copies`: this machine's, which are looked into first.
+    """
+    found = {} if copies is None else _copied(namespace, segments, copies)
+    missing = [segment for segment in segments if segment not in found]
+    paths = [namespace.path("segments", segment, MANIFEST) for segment in missing]
+    for segment, data in zip(missing, namespace.storage.read_all(paths), strict=True):
         try:
             if data is None:
                 raise DamagedSegment.of(namespace, segment, MANIFEST, "it is missing")
-            found.append(parse_manifest(namespace, segment, data))
+            found[segment] = parse_manifest(namespace, segment, data)
         except DamagedSegment as error:
-            found.append(error)
+            found[segment] = error
+            continue
+        if copies is not None:
+            copies.write(digest_in(segment), MANIFEST, 0, data)
+    return [found[segment] for segment in segments]
+
+
+def _copied(
+    namespace: Namespace, segments: Sequence[str], copies: Copies
+) -> dict[str, Manifest | DamagedSegment]:
+    """Read this machine's copies of manifests; those that are not whole are left out."""
+    found: dict[str, Manifest | DamagedSegment] = {}
+    for segment in segments:
+        data = copies.read(digest_in(segment), MANIFEST)
+        if data:
+            with suppress(DamagedSegment):
+                found[segment] = parse_manifest(namespace, segment, data)
     return found

@@ -3,6 +3,7 @@
 Its manifest checked, its shard indexes at hand, its records decoded into the caller's arrays.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.targets.namespace import Namespace
+from shared.targets.namespace import Namespace, digest_in
 from shared.targets.segment.checks import check_segment, keys_of, read_array_shape
 from shared.targets.segment.chunks import (
     DamagedChunk,
@@ -18,7 +19,8 @@ from shared.targets.segment.chunks import (
     decode_shard_index,
     shard_index_length,
 )
-from shared.targets.segment.layout import ArraySpec, arrays_of, chunk_path
+from shared.targets.segment.copies import Copies
+from shared.targets.segment.layout import KEY_BYTES, ArraySpec, arrays_of, chunk_path
 from shared.targets.segment.manifest import (
     DamagedSegment,
     Manifest,
@@ -27,6 +29,7 @@ from shared.targets.segment.manifest import (
 )
 from shared.targets.storage.base import Range
 
+_OBJECTS = 6000  # bytes of Python's objects in a reader
 _COALESCE = 8 << 20  # bytes read at once where wanted chunks lie side by side
 
 
@@ -45,7 +48,7 @@ class Piece(NamedTuple):
 class SegmentReader:
     """Reads records of one segment; holds no file open.
 
-    A batch over several segments is fetched at once: `plan` of each, then `decode` of each.
+    A batch over several segments is fetched at once (`read_rows`).
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class SegmentReader:
             manifest = read_manifest(namespace, segment)
         self._namespace = namespace
         self._segment = segment
+        self.digest = digest_in(segment)
         self._records = manifest.records
         self._keys = keys_of(namespace, segment, manifest)
         self._specs = {
@@ -79,6 +83,17 @@ class SegmentReader:
                 for spec in self._specs.values()
             }
         self._small: dict[str, NDArray[np.generic]] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps in memory, about: keys, places of chunks, small arrays."""
+        places = sum(16 for spec in self._specs.values() if spec.sharded)
+        small = sum(
+            spec.dtype.itemsize * math.prod(spec.shape)
+            for spec in self._specs.values()
+            if not spec.sharded
+        )
+        return _OBJECTS + self._records * (KEY_BYTES + places + small)
 
     def has(self, key: bytes, row: int) -> bool:
         """Whether `row` is the record of `key`."""
@@ -117,12 +132,7 @@ class SegmentReader:
         DamagedSegment
             If the bytes of a record are not those that were written.
         """
-        pieces = self.plan(rows, into, list(out))
-        try:
-            data = self._namespace.storage.read_ranges([piece.place for piece in pieces])
-        except FileNotFoundError:
-            data = [self._fetched(piece) for piece in pieces]  # which names the file
-        self.decode(pieces, data, rows, into, out)
+        read_rows(self._namespace, [(self, rows, into)], out)
 
     def plan(self, rows: Sequence[int], into: Sequence[int], names: Sequence[str]) -> list[Piece]:
         """Say what to fetch for the records at `rows` (ascending) of the arrays named.
@@ -144,18 +154,15 @@ class SegmentReader:
                 pieces.append(Piece(spec, place, tuple(rows[start:stop]), tuple(into[start:stop])))
         return pieces
 
-    def decode(
-        self,
-        pieces: Sequence[Piece],
-        data: Sequence[bytes],
-        rows: Sequence[int],
-        into: Sequence[int],
-        out: Mapping[str, NDArray[np.generic]],
+    def decode(self, piece: Piece, data: bytes, out: Mapping[str, NDArray[np.generic]]) -> None:
+        """Decode what was fetched for a piece of `plan`; raises as `read` does."""
+        with self._naming(piece.spec):
+            self._decode(piece, data, out)
+
+    def fill(
+        self, rows: Sequence[int], into: Sequence[int], out: Mapping[str, NDArray[np.generic]]
     ) -> None:
-        """Decode what was fetched for the pieces of `plan`; otherwise as `read`."""
-        for piece, part in zip(pieces, data, strict=True):
-            with self._naming(piece.spec):
-                self._decode(piece, part, out)
+        """Copy `rows` of the small arrays, whose pieces are decoded, to rows `into` of `out`."""
         for name, target in out.items():
             if not self._specs[name].sharded:
                 values = self._small[name][np.asarray(rows, dtype=np.intp)]
@@ -187,7 +194,8 @@ class SegmentReader:
                 self._namespace, self._segment, chunk_path(spec), str(error)
             ) from None
 
-    def _fetched(self, piece: Piece) -> bytes:
+    def fetch(self, piece: Piece) -> bytes:
+        """Fetch a piece alone; raises as `read` does."""
         with self._naming(piece.spec):
             return self._namespace.storage.read_range(*piece.place)
 
@@ -205,8 +213,10 @@ class SegmentReader:
         return self._shards[spec.name]
 
 
-def open_segments(namespace: Namespace, segments: Sequence[str]) -> list[SegmentReader]:
-    """Open segments, side by side since format 2.
+def open_segments(
+    namespace: Namespace, segments: Sequence[str], copies: Copies | None = None
+) -> list[SegmentReader]:
+    """Open segments, side by side since format 2; `copies` as in `read_rows`.
 
     Raises
     ------
@@ -216,11 +226,59 @@ def open_segments(namespace: Namespace, segments: Sequence[str]) -> list[Segment
     if namespace.identity.format == 1:
         return [SegmentReader(namespace, segment) for segment in segments]
     readers = []
-    for segment, manifest in zip(segments, read_manifests(namespace, segments), strict=True):
+    found = read_manifests(namespace, segments, copies)
+    for segment, manifest in zip(segments, found, strict=True):
         if isinstance(manifest, DamagedSegment):
             raise manifest
         readers.append(SegmentReader(namespace, segment, manifest))
     return readers
+
+
+def read_rows(
+    namespace: Namespace,
+    parts: Sequence[tuple[SegmentReader, Sequence[int], Sequence[int]]],
+    out: Mapping[str, NDArray[np.generic]],
+    copies: Copies | None = None,
+) -> None:
+    """Read rows (ascending) of several segments into rows of `out`: fetched at once, then decoded.
+
+    `copies`: this machine's copies of what is far away. They are looked into first; what does not
+    decode is fetched, and copied.
+
+    Raises
+    ------
+    DamagedSegment
+        If the bytes of a record are not those that were written.
+    """
+    plans = [
+        (reader, piece)
+        for reader, rows, into in parts
+        for piece in reader.plan(rows, into, list(out))
+    ]
+    wanted = [one for one in plans if copies is None or not _copied(copies, *one, out)]
+    try:
+        data = namespace.storage.read_ranges([piece.place for _, piece in wanted])
+    except FileNotFoundError:
+        data = [reader.fetch(piece) for reader, piece in wanted]  # which names the file
+    for (reader, piece), part in zip(wanted, data, strict=True):
+        reader.decode(piece, part, out)
+        if copies is not None:
+            copies.write(reader.digest, piece.spec.name, piece.place.offset, part)
+    for reader, rows, into in parts:
+        reader.fill(rows, into, out)
+
+
+def _copied(
+    copies: Copies, reader: SegmentReader, piece: Piece, out: Mapping[str, NDArray[np.generic]]
+) -> bool:
+    """Decode this machine's copy of a piece; False where there is none, or not all of it."""
+    _, offset, length = piece.place
+    data = copies.read(reader.digest, piece.spec.name, offset, length)
+    try:
+        reader.decode(piece, data, out)
+    except DamagedSegment:
+        return False
+    return True
 
 
 def _runs(rows: Sequence[int], index: NDArray[np.uint64]) -> list[tuple[int, int]]:

@@ -85,14 +85,28 @@ class SegmentWriter:
             for name, values in prepared.items()
             if self._specs[name].sharded and -1 not in self._specs[name].shape
         }
+        held = {name: values for name, values in prepared.items() if name not in chunks}
+        self.add_encoded(key, chunks, held)
+
+    def add_encoded(
+        self, key: bytes, chunks: Mapping[str, bytes], values: Mapping[str, NDArray[np.generic]]
+    ) -> None:
+        """Add one image by chunks of this namespace's codecs, and values of the other arrays.
+
+        Raises
+        ------
+        ValueError
+            If an array is missing, or the key is already here.
+        """
+        if key in self._keys or {*chunks, *values} != set(self._values):
+            raise ValueError(f"a record holds {sorted(self._values)} and is added once")
         # Nothing fails from here on: an image is here with all its arrays, or not at all.
-        for name, values in prepared.items():
-            if name in chunks:
-                self._chunks[name].append(chunks[name])
-                self.size += len(chunks[name])
-            else:
-                self._held[name].append(values)
-                self.size += values.nbytes
+        for name, chunk in chunks.items():
+            self._chunks[name].append(chunk)
+            self.size += len(chunk)
+        for name, held in values.items():
+            self._held[name].append(held)
+            self.size += held.nbytes
         self._keys[key] = None
 
     def publish(self, held: bool = False) -> str | None:

@@ -21,7 +21,7 @@ class Storage(Protocol):
     """Files by relative path; every method raises FileNotFoundError where there is nothing."""
 
     location: str
-    listing_is_long: bool  # a folder's names come a thousand objects at a time
+    remote: bool  # each operation is a request over a network, or several
     youngest_stray: float  # seconds: what is younger may be a live writer's, however it looks
 
     def names(self, folder: str, begin: str = "") -> list[str]:

@@ -33,7 +33,7 @@ _NO_FLUSH = frozenset([errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSU
 class LocalStorage:
     """A folder on a POSIX file system, shared or not."""
 
-    listing_is_long = False
+    remote = False
     youngest_stray = 0.0  # a live writer's folder is known by its lock
 
     def __init__(self, root: Path) -> None:

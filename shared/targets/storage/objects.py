@@ -67,7 +67,7 @@ class ZarrStore(Protocol):
 class ObjectStorage:
     """Objects under one prefix of a bucket."""
 
-    listing_is_long = True
+    remote = True
     youngest_stray = 3600.0  # an upload shows no sign of life but the age of its youngest object
 
     def __init__(self, location: str) -> None:

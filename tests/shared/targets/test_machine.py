@@ -1,6 +1,6 @@
 """A hypothesis state machine.
 
-Build, kill, resume, merge, gc, corrupt, read, against a plain dict as the model.
+Build, kill, resume, merge, gc, compact, corrupt, read, against a plain dict as the model.
 """
 
 import os
@@ -48,6 +48,7 @@ class Machine(RuleBasedStateMachine):
         self.root = self.folder / "store"
         self.other = self.folder / "other"
         self.namespace = create_namespace(self.root, identity(format=self.store_format))
+        self.name = self.namespace.name
         self.held: dict[int, set[str]] = {}
         self.broken: set[str] = set()
         self.of_another: set[int] = set()
@@ -95,6 +96,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule(numbers=NUMBERS, size=st.integers(1, 3), step=st.integers(0, 40))
     def kill_while_building(self, numbers, size, step):
+        work = partial(self._write, self.root, sorted(numbers), segment_records=size)
+        self._killed(step, work)
+        self._learn()
+
+    def _killed(self, step, work):
         """Die at the n-th flush to disk; nothing is cleaned up."""
         calls = 0
         real_fsync, real_rmtree = os.fsync, shutil.rmtree
@@ -108,12 +114,11 @@ class Machine(RuleBasedStateMachine):
 
         os.fsync, shutil.rmtree = fsync, cast("Any", lambda *args, **options: None)
         try:
-            self._write(self.root, sorted(numbers), segment_records=size)
+            work()
         except Killed:
             pass
         finally:
             os.fsync, shutil.rmtree = real_fsync, real_rmtree
-        self._learn()
 
     @rule(numbers=NUMBERS)
     def resume(self, numbers):
@@ -142,6 +147,38 @@ class Machine(RuleBasedStateMachine):
         assert all(len(places) == 1 for places in self.held.values())
 
     @precondition(lambda self: not self.broken)
+    @rule()
+    def compact(self):
+        before = set(self.held)
+        [swept] = [one for one in gc(self.root, compacting=True) if one.namespace == self.name]
+        self.held = {}
+        self._learn()
+        assert set(self.held) == before
+        segments = self.namespace.segments()
+        if self.store_format == 1:
+            assert swept.older_format
+        else:  # twelve records of any segments fit one
+            assert len(segments) == bool(before)
+            assert swept.written == bool(swept.compacted)
+
+    @precondition(lambda self: not self.broken)
+    @rule(step=st.integers(0, 40))
+    def kill_while_compacting(self, step):
+        before = set(self.held)
+        self._killed(step, partial(gc, self.root, compacting=True))
+        self.held = {}
+        self._learn()
+        assert set(self.held) == before
+
+    @precondition(lambda self: not self.broken)
+    @rule(seed=st.integers(0, 2**16), numbers=NUMBERS)
+    def compact_while_building(self, seed, numbers):
+        before = set(self.held)
+        build = partial(self._write, self.root, sorted(numbers), segment_records=2)
+        self._beside(seed, build, compacting=True)
+        assert set(self.held) == before | numbers
+
+    @precondition(lambda self: not self.broken)
     @rule(seed=st.integers(0, 2**16))
     def collect_twice_at_once(self, seed):
         before = set(self.held)
@@ -164,9 +201,9 @@ class Machine(RuleBasedStateMachine):
         self._beside(seed, partial(merge, [self.other], self.root))
         assert set(self.held) == before | numbers
 
-    def _beside(self, seed, work):
+    def _beside(self, seed, work, **options):
         """Run `gc` and some work in turns; then learn anew what the segments hold."""
-        outcomes = interleave(seed, LocalStorage, partial(gc, self.root), work)
+        outcomes = interleave(seed, LocalStorage, partial(gc, self.root, **options), work)
         assert not [one for one in outcomes if isinstance(one, Exception)]
         self.held = {}
         self._learn()

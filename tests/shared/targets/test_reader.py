@@ -196,7 +196,7 @@ def test_damage_crosses_process_borders():
 
 def test_threads_share_a_store_that_keeps_few_segments_open(tmp_path, monkeypatch):
     """Each closes what another one is about to use."""
-    monkeypatch.setattr("shared.targets.store._OPEN", 1)
+    monkeypatch.setattr("shared.targets.segment.held.KEPT", 1)
     interval = sys.getswitchinterval()
     write_records(tmp_path / "store", range(12), segment_records=2)
     store = TargetStore.open(tmp_path / "store")
@@ -211,4 +211,4 @@ def test_threads_share_a_store_that_keeps_few_segments_open(tmp_path, monkeypatc
             assert all(threads.map(read, list(range(12)) * 40))
     finally:
         sys.setswitchinterval(interval)
-    assert len(store._readers) <= 8 + 1
+    assert len(store._open) <= 8 + 1
