@@ -6,13 +6,9 @@ it that waits and counts, fills a store in both formats, and opens it with an em
 
 import asyncio
 import os
-import re
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +17,10 @@ import numpy as np
 from shared.targets import TargetStore, TargetWriter
 from shared.targets.catalogue import discard_catalogues, publish_catalogue
 from shared.targets.namespace import Namespace
-from tests.fixtures.s3 import s3_server
+from tests.fixtures.proxy import Proxy, counted_bucket
 from tests.fixtures.targets import identity, key, matrix_record
 
 DELAY = 0.030  # seconds added to each request
-_HEAD = re.compile(rb"^(GET|PUT|POST|HEAD|DELETE) \S+ HTTP/1", re.MULTILINE)
-
-
-class Proxy:
-    """Passes bytes on to a server; waits before each request, and counts them."""
-
-    def __init__(self, port: int) -> None:
-        self.to, self.requests, self.delay = port, 0, 0.0
-        self.port = 0
-        self._ready = threading.Event()
-        threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True).start()
-        self._ready.wait()
-
-    async def _serve(self) -> None:
-        server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        await server.serve_forever()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream, down = await asyncio.open_connection("127.0.0.1", self.to)
-
-        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, ask: bool) -> None:
-            while data := await source.read(1 << 16):
-                if ask and _HEAD.search(data):
-                    self.requests += 1
-                    await asyncio.sleep(self.delay)
-                sink.write(data)
-                await sink.drain()
-            sink.close()
-
-        await asyncio.gather(
-            pump(reader, down, True), pump(upstream, writer, False), return_exceptions=True
-        )
-
-
-@contextmanager
-def slow_bucket() -> Iterator[Proxy]:
-    """Start a bucket behind a proxy; the environment of this process points to it."""
-    with s3_server() as environment:
-        proxy = Proxy(int(environment["AWS_ENDPOINT_URL"].rpartition(":")[2]))
-        os.environ.update(environment)
-        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
-        yield proxy
 
 
 def fill(root: str, segments: int, records: int, **changes: Any) -> Namespace:
@@ -122,7 +74,7 @@ def main() -> None:
     segments, records = (int(one) for one in [*sys.argv[1:], "1500", "64"][:2])
     print(f"{segments} segments of {records} records; {DELAY * 1000:.0f} ms added to each request")
     print("\n| store | open, s | requests | first record, s | requests |\n|---|---|---|---|---|")
-    with slow_bucket() as proxy:
+    with counted_bucket() as proxy:
         os.environ["MEDALIGN_CACHE"] = tempfile.mkdtemp()
         few = min(segments, 60)  # format 1 takes a third of a second for each
         for name, store_format, catalogued, count in (

@@ -8,8 +8,10 @@ discards it first, so that none names a segment that is gone.
 K keys, n segments.
 """
 
+import hashlib
 import json
 import time
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -21,12 +23,14 @@ from shared.targets.namespace import (
     catalogue_files,
     catalogue_name,
     is_catalogue,
+    named_by,
 )
 from shared.targets.segment.layout import KEY_BYTES
 from shared.targets.storage.base import Range
 
 AFTER = 16  # segments that are not in it make a new one
 _PART = 8 << 20  # bytes of one request
+_AT_ONCE = 4  # parts in memory
 _KEPT = 2  # a reader may be at work on the one before
 
 
@@ -40,6 +44,55 @@ def read_catalogue(namespace: Namespace, name: str, size: int) -> Index | None:
         return None
     data = b"".join(parts)
     return _decode(data) if is_catalogue(data, name) else None
+
+
+def unpack_catalogue(
+    namespace: Namespace, name: str, size: int, keys: BinaryIO, places: BinaryIO
+) -> tuple[str, ...] | None:
+    """Write keys and places of a catalogue of `size` bytes as two .npy files, in bounded memory.
+
+    Returns the ids of its segments; None where it is gone or damaged, whatever has been written.
+
+    Raises
+    ------
+    OSError
+        If the files cannot be written.
+    """
+    path = namespace.path(CATALOGUE, name)
+    digest, line, head = hashlib.sha256(), b"", _Head(0, ())
+    left = 0  # bytes of keys that are still to come
+    for start in range(0, size, _AT_ONCE * _PART):
+        stop = min(size, start + _AT_ONCE * _PART)
+        ranges = [Range(path, begin, _PART) for begin in range(start, stop, _PART)]
+        try:
+            parts = namespace.storage.read_ranges(ranges)
+        except FileNotFoundError:
+            return None
+        for part in parts:
+            digest.update(part)
+            rest = memoryview(part)
+            if not left and not head.segments:
+                line += part
+                if b"\n" not in part:
+                    continue
+                line, _, data = line.partition(b"\n")
+                try:
+                    head = _head(line)
+                except (ValueError, KeyError, TypeError):
+                    return None
+                rest, left = memoryview(data), head.records * KEY_BYTES
+                _begin(keys, f"|S{KEY_BYTES}", (head.records,))
+                _begin(places, "<u4", (head.records, 2))
+            keys.write(rest[:left])
+            places.write(rest[left:])
+            left = max(0, left - len(rest))
+    return head.segments if named_by(digest.hexdigest(), name) else None
+
+
+def _begin(file: BinaryIO, kind: str, shape: tuple[int, ...]) -> None:
+    """Write the head of an .npy file."""
+    header = {"descr": kind, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def newest_catalogue(namespace: Namespace) -> tuple[str, int] | None:
@@ -98,8 +151,19 @@ def _encode(index: Index) -> bytes:
 
 def _decode(data: bytes) -> Index:
     line, _, rest = data.partition(b"\n")
-    head = json.loads(line)
-    count = int(head["records"])
+    count, segments = _head(line)
     keys = np.frombuffer(rest, f"S{KEY_BYTES}", count)
     places = np.frombuffer(rest, "<u4", 2 * count, count * KEY_BYTES).reshape(-1, 2)
-    return Index(keys, places.astype(np.uint32), tuple(map(str, head["segments"])))
+    return Index(keys, places.astype(np.uint32), segments)
+
+
+class _Head(NamedTuple):
+    """Number of keys, and the ids of the segments."""
+
+    records: int
+    segments: tuple[str, ...]
+
+
+def _head(line: bytes) -> _Head:
+    head = json.loads(line)
+    return _Head(int(head["records"]), tuple(map(str, head["segments"])))

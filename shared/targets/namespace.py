@@ -6,7 +6,7 @@ One teacher's folder in the store, with its identity, its segments and its quara
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -37,9 +37,13 @@ class Namespace(NamedTuple):
     identity: Identity
     provenance: dict[str, object]
 
-    def segments(self, begin: str = "") -> list[str]:
-        """List the ids of all visible segments from `begin` on, sorted; not foreign folders."""
-        return segment_names(self.storage, self.name, begin)
+    def segments(self, begin: str = "", known: Set[str] = frozenset()) -> list[str]:
+        """List the ids of all visible segments from `begin` on, sorted; not foreign folders.
+
+        `known` ones count as visible as long as a part of them is there, which is less to list in a
+        bucket.
+        """
+        return segment_names(self.storage, self.name, begin, known)
 
     def path(self, *parts: str) -> str:
         """Path below this namespace, relative to the store."""
@@ -57,9 +61,11 @@ class Quarantined(NamedTuple):
     time: str
 
 
-def segment_names(storage: Storage, namespace: str, begin: str = "") -> list[str]:
-    """List the ids of all visible segments of a namespace by its name, from `begin` on, sorted."""
-    names = storage.names(join(namespace, "segments"), begin)
+def segment_names(
+    storage: Storage, namespace: str, begin: str = "", known: Set[str] = frozenset()
+) -> list[str]:
+    """List the segments of a namespace by its name; as `Namespace.segments`."""
+    names = storage.names(join(namespace, "segments"), begin, known)
     return [name for name in names if _SEGMENT.fullmatch(name)]
 
 
@@ -278,7 +284,12 @@ def catalogue_name(data: bytes, when: float) -> str:
 
 def is_catalogue(data: bytes, name: str) -> bool:
     """Whether these are the bytes that a catalogue was named by."""
-    return hashlib.sha256(data).hexdigest()[:32] == name.partition("-")[2]
+    return named_by(hashlib.sha256(data).hexdigest(), name)
+
+
+def named_by(digest: str, name: str) -> bool:
+    """Whether a catalogue was named by bytes with this sha256, in hexadecimal digits."""
+    return digest[:32] == name.partition("-")[2]
 
 
 def check_groups(namespace: Namespace) -> None:

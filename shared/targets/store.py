@@ -192,8 +192,8 @@ class TargetStore:
         -1 where the store lacks the key.
         """
         index = self._index
-        found = index.find(list(keys)) if keys else np.empty(0, np.int64)
-        return [int(index.places[position, 0]) if position >= 0 else -1 for position in found]
+        numbers: list[int] = index.at(index.find(list(keys)))[:, 0].tolist()
+        return numbers
 
     def by_segment(self) -> Iterator[list[bytes]]:
         """Yield the keys of each segment in the order in which they lie there.
@@ -256,7 +256,7 @@ class TargetStore:
                     f"{len(absent)} of {len(keys)} keys are not in the store, the first: "
                     f"{absent[0]}"
                 )
-            places = np.asarray(index.places)[positions].astype(np.int64)
+            places = index.at(positions)
             readers = self._led_to(keys, places, index.segments)
             if readers is not None:
                 return places, readers

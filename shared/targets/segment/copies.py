@@ -46,8 +46,11 @@ class Copies:
             return b""
         return data
 
-    def write(self, digest: str, name: str, offset: int, data: bytes) -> None:
-        """Keep a part of a segment's file; nothing happens where the system refuses it."""
+    def write(self, digest: str, name: str, offset: int, data: bytes, whole: bool = False) -> None:
+        """Keep a part of a segment's file; nothing happens where the system refuses it.
+
+        `whole`: it is all of the file.
+        """
         if self._refused or len(data) > self._limit:
             return
         folder = self._folder / digest
@@ -56,6 +59,8 @@ class Copies:
             descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 os.pwrite(descriptor, data, offset)
+                if whole:
+                    os.ftruncate(descriptor, len(data))
             finally:
                 os.close(descriptor)
             os.utime(folder)

@@ -169,7 +169,7 @@ def read_manifests(
             found[segment] = error
             continue
         if copies is not None:
-            copies.write(digest_in(segment), MANIFEST, 0, data)
+            copies.write(digest_in(segment), MANIFEST, 0, data, whole=True)
     return [found[segment] for segment in segments]
 
 

@@ -1,6 +1,6 @@
 """The few operations that a store needs of the place where its files live."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -24,10 +24,10 @@ class Storage(Protocol):
     remote: bool  # each operation is a request over a network, or several
     youngest_stray: float  # seconds: what is younger may be a live writer's, however it looks
 
-    def names(self, folder: str, begin: str = "") -> list[str]:
+    def names(self, folder: str, begin: str = "", known: Set[str] = frozenset()) -> list[str]:
         """Name the folders directly under `folder` from `begin` on, sorted, not temporary ones.
 
-        [] if there is none.
+        [] if there is none. Those in `known` may be named while they are being removed.
         """
 
     def sizes(self, folder: str) -> dict[str, int]:

@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class LocalStorage:
         self.root = root
         self.location = str(root)
 
-    def names(self, folder: str, begin: str = "") -> list[str]:
+    def names(self, folder: str, begin: str = "", known: Set[str] = frozenset()) -> list[str]:
         """Name the folders directly under `folder` from `begin` on, sorted, not temporary ones.
 
         [] if there is none.

@@ -8,7 +8,7 @@ removed first. Credentials and endpoint come from the environment as everywhere
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar, runtime_checkable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 GROUP = "zarr.json"
 _AT_ONCE = 32  # requests under way
+_OBJECTS = 8  # of a segment, at least
 _ATTEMPTS = 3  # at an upload of which a sweep takes parts
 _SCHEMES = ("s3://", "gs://", "az://", "memory://")
 
@@ -76,22 +77,24 @@ class ObjectStorage:
         self._process = os.getpid()
         self._store = _zarr_store(connect(self.location))
 
-    def names(self, folder: str, begin: str = "") -> list[str]:
+    def names(self, folder: str, begin: str = "", known: Set[str] = frozenset()) -> list[str]:
         """Name the visible folders directly under `folder`: those that have their `zarr.json`.
 
-        From `begin` on; nothing before it is listed.
+        From `begin` on; nothing before it is listed. Where most folders are `known`, folders are
+        listed instead of objects, and only the others are asked for their `zarr.json`.
         """
         suffix = f"/{GROUP}"
+        if known and len(known) < _OBJECTS * sum(name >= begin for name in known):
+            found = [name for name in self._folders(folder) if name >= begin]
+            new = [name for name in found if name not in known]
+            visible = self._are_there([join(folder, name, GROUP) for name in new])
+            hidden = {name for name, there in zip(new, visible, strict=True) if not there}
+            return sorted(name for name in found if name not in hidden)
         with self._talk():
             if not folder:  # a listing of everything would be long; namespaces are few
-                import obstore
-
-                prefixes = [
-                    str(path)
-                    for path in obstore.list_with_delimiter(self._store.store)["common_prefixes"]
-                ]
-                there = [path for path in prefixes if self.exists(f"{path}{suffix}")]
-                return sorted(path for path in there if path >= begin)
+                prefixes = self._folders("")
+                there = self._are_there([f"{path}{suffix}" for path in prefixes])
+                return sorted(path for path, one in zip(prefixes, there, strict=True) if one)
             start = len(folder) + 1
             found = (str(item["path"])[start:] for item in self._list(folder, begin))
             paths = [path.removesuffix(suffix) for path in found if path.endswith(suffix)]
@@ -240,6 +243,29 @@ class ObjectStorage:
             return float(obstore.head(self._store.store, probe)["last_modified"].timestamp())
         finally:
             obstore.delete(self._store.store, probe)
+
+    def _folders(self, folder: str) -> list[str]:
+        """Name all folders directly under a folder, visible or not: a thousand come at a time."""
+        import obstore
+
+        start = len(folder) + 1 if folder else 0
+        with self._talk():
+            found = obstore.list_with_delimiter(self._store.store, folder or None)
+        return [str(path)[start:] for path in found["common_prefixes"]]
+
+    def _are_there(self, paths: Sequence[str]) -> list[bool]:
+        """Ask for objects side by side."""
+
+        async def ask(path: str, free: asyncio.Semaphore) -> bool:
+            async with free:
+                return await self._store.exists(path)
+
+        async def ask_all() -> list[bool]:
+            free = asyncio.Semaphore(_AT_ONCE)
+            return await asyncio.gather(*(ask(path, free) for path in paths))
+
+        with self._talk():
+            return _wait(ask_all()) if paths else []
 
     def _sizes(self, folder: str) -> dict[str, int]:
         return {

@@ -89,9 +89,9 @@ def test_a_bucket_is_listed_from_the_catalogues_end_alone(root, tmp_path, monkey
     for kind in (LocalStorage, ObjectStorage):
         original = kind.names
 
-        def names(self, folder, begin="", original=original):
+        def names(self, folder, begin="", known=frozenset(), original=original):
             listed.append(begin)
-            return original(self, folder, begin)
+            return original(self, folder, begin, known)
 
         monkeypatch.setattr(kind, "names", names)
     monkeypatch.setattr("shared.targets.opening.SLACK", 0)
