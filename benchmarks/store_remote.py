@@ -2,6 +2,7 @@
 
 `python -m benchmarks.store_remote [SEGMENTS [RECORDS]]` starts moto's S3 server and a proxy before
 it that waits and counts, fills a store in both formats, and opens it with an empty cache directory.
+Then it streams records from a folder, from the bucket, and from this machine's copies of it.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import numpy as np
 from shared.targets import TargetStore, TargetWriter
 from shared.targets.catalogue import discard_catalogues, publish_catalogue
 from shared.targets.namespace import Namespace
+from teacher_cache.keeping.merge import merge
 from tests.fixtures.proxy import Proxy, counted_bucket
 from tests.fixtures.targets import identity, key, matrix_record
 
@@ -29,8 +31,8 @@ def fill(root: str, segments: int, records: int, **changes: Any) -> Namespace:
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         local = Path(folder) / "store"
-        record = matrix_record(0)
         kind = identity(**changes)
+        record = matrix_record(0, kind.patches)
         with TargetWriter(local, kind, segment_records=records) as writer:
             for number in range(segments * records):
                 writer.add(key(number), record)
@@ -70,6 +72,39 @@ def opened(root: str, proxy: Proxy, **wanted: Any) -> tuple[float, int, float, i
         return seconds, requests, time.perf_counter() - begin, proxy.requests
 
 
+def streamed(store: TargetStore) -> tuple[float, float]:
+    """Return records per second of the clock and of CPU time, in the order of segments."""
+    count, wall, cpu = 0, time.perf_counter(), time.process_time()
+    for keys in store.by_segment():
+        for start in range(0, len(keys), 32):
+            count += len(store.batch(keys[start : start + 32]).similarity)
+    return count / (time.perf_counter() - wall), count / (time.process_time() - cpu)
+
+
+def stream(proxy: Proxy) -> None:
+    """Compare reading a folder with reading a bucket, far away and from this machine's copies."""
+    os.environ["MEDALIGN_CACHE"] = tempfile.mkdtemp()
+    kind = {"grid": (24, 24)}
+    root = "s3://bucket/streamed"
+    fill(root, 2, 128, **kind)
+    with tempfile.TemporaryDirectory() as folder:
+        merge([root], folder)
+        proxy.delay = DELAY
+        places = {"folder": folder, "bucket, first time": root, "bucket, copies": root}
+        rates: dict[str, tuple[float, float]] = dict.fromkeys(places, (0.0, 0.0))
+        for _ in range(5):
+            for name, place in places.items():
+                if name == "bucket, first time":
+                    os.environ["MEDALIGN_CACHE"] = tempfile.mkdtemp()
+                store = TargetStore.open(place)
+                rates[name] = tuple(map(max, rates[name], streamed(store)))
+        proxy.delay = 0.0
+    print("\n| 24x24, streamed | records/s | share | of CPU time | share |\n|---|---|---|---|---|")
+    near = rates["folder"]
+    for name, (wall, cpu) in rates.items():
+        print(f"| {name} | {wall:,.0f} | {wall / near[0]:.2f} | {cpu:,.0f} | {cpu / near[1]:.2f} |")
+
+
 def main() -> None:
     segments, records = (int(one) for one in [*sys.argv[1:], "1500", "64"][:2])
     print(f"{segments} segments of {records} records; {DELAY * 1000:.0f} ms added to each request")
@@ -89,6 +124,7 @@ def main() -> None:
                 discard_catalogues(namespace)
             found = opened(root, proxy, format=store_format)
             print(f"| {name} | {found[0]:.2f} | {found[1]} | {found[2]:.2f} | {found[3]} |")
+        stream(proxy)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def open_index(namespace: Namespace, whole: bool = False) -> Index:
         segments = _segments(namespace, held, trusted, strict=whole)
         if cached is not None and (cached.base, cached.held.segments) == (base, segments):
             return cached.held
-        if newest and held is not None and _is_shorter(newest[1], held, segments):
+        if newest and held is not None and not trusted and _is_shorter(newest[1], held, segments):
             fresh = _from_catalogue(namespace, *newest, folder)
             held = fresh.held if fresh else held
         try:
