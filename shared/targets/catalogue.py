@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from shared.targets.documents import canonical_json
-from shared.targets.index import Index, build_index
+from shared.targets.index import Index, build_index, write_pieces
 from shared.targets.namespace import (
     CATALOGUE,
     Namespace,
@@ -83,8 +83,8 @@ def unpack_catalogue(
                 rest, left = memoryview(data), head.records * KEY_BYTES
                 _begin(keys, f"|S{KEY_BYTES}", (head.records,))
                 _begin(places, "<u4", (head.records, 2))
-            keys.write(rest[:left])
-            places.write(rest[left:])
+            write_pieces(keys, rest[:left])
+            write_pieces(places, rest[left:])
             left = max(0, left - len(rest))
     return head.segments if named_by(digest.hexdigest(), name) else None
 

@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from shared.targets.segment.checks import check_segment, keys_of
 from shared.targets.segment.layout import KEY_BYTES
 from shared.targets.segment.manifest import DamagedSegment, Manifest, read_manifests
 
+_PIECE = 64 << 10
 _LOOKUPS = 1024  # at once
 _RESIDENT = 32 << 20  # bytes of a mapped file that may count as this process's memory
 
@@ -128,6 +129,16 @@ def _merged(held: _Rows, added: _Rows) -> _Rows:
         np.insert(np.asarray(keys), positions[fresh], added.keys[fresh]),
         np.insert(np.asarray(places), positions[fresh], added.places[fresh], axis=0),
     )
+
+
+def write_pieces(file: BinaryIO, data: bytes | memoryview) -> None:
+    """Write to a file that will be mapped, 64 KiB at a time.
+
+    Linux maps what was written at once as a whole: each look-up would count megabytes.
+    """
+    whole = memoryview(data).cast("B")
+    for start in range(0, len(whole), _PIECE):
+        file.write(whole[start : start + _PIECE])
 
 
 def _release(mapped: NDArray[np.generic]) -> None:

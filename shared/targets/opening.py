@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.files import cache_directory
 from shared.targets.catalogue import newest_catalogue, read_catalogue, unpack_catalogue
-from shared.targets.index import Index, build_index
+from shared.targets.index import Index, build_index, write_pieces
 from shared.targets.namespace import Namespace
 from shared.targets.segment.layout import KEY_BYTES
 from shared.targets.segment.manifest import DamagedSegment
@@ -180,11 +181,20 @@ def _save(known: _Known, folder: Path) -> None:
     """Replace the cached index in one step; readers that have mapped the old one keep it."""
     draft = _draft(folder)
     try:
-        np.save(draft / KEYS, known.held.keys)
-        np.save(draft / PLACES, known.held.places)
+        _write(draft / KEYS, known.held.keys)
+        _write(draft / PLACES, known.held.places)
         _put(draft, folder, known.base, known.held.segments)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write(path: Path, values: NDArray[np.generic]) -> None:
+    """Write an .npy file."""
+    with path.open("wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(values)
+        np.lib.format.write_array_header_1_0(file, header)
+        if values.size:
+            write_pieces(file, memoryview(np.ascontiguousarray(values).view(np.uint8)))
 
 
 def _draft(folder: Path) -> Path:
