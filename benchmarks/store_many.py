@@ -23,6 +23,7 @@ import numpy as np
 from shared.targets import TargetWriter
 from shared.targets.catalogue import publish_catalogue
 from shared.targets.namespace import segment_id
+from shared.targets.numbers.arrays import Arrays
 from shared.targets.segment.checks import read_segment
 from shared.targets.segment.chunks import encode_chunk
 from shared.targets.segment.layout import SEGMENT_RECORDS, arrays_of
@@ -31,7 +32,7 @@ from shared.targets.segment.writer import with_manifest
 from tests.fixtures.targets import identity
 
 SAMPLED = 1_000  # records, in batches of 32
-RECORD = {
+RECORD: Arrays = {
     "similarity": np.zeros(6, np.float16),
     "attention": np.zeros(4, np.float32),
     "coverage": np.full(4, 255, np.uint8),

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from shared.targets.documents import canonical_json
-from shared.targets.index import Index, build_index, write_pieces
+from shared.targets.index import Index, begin_array, build_index, write_pieces
 from shared.targets.namespace import (
     CATALOGUE,
     Namespace,
@@ -81,18 +81,12 @@ def unpack_catalogue(
                 except (ValueError, KeyError, TypeError):
                     return None
                 rest, left = memoryview(data), head.records * KEY_BYTES
-                _begin(keys, f"|S{KEY_BYTES}", (head.records,))
-                _begin(places, "<u4", (head.records, 2))
+                begin_array(keys, f"|S{KEY_BYTES}", (head.records,))
+                begin_array(places, "<u4", (head.records, 2))
             write_pieces(keys, rest[:left])
             write_pieces(places, rest[left:])
             left = max(0, left - len(rest))
     return head.segments if named_by(digest.hexdigest(), name) else None
-
-
-def _begin(file: BinaryIO, kind: str, shape: tuple[int, ...]) -> None:
-    """Write the head of an .npy file."""
-    header = {"descr": kind, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 def newest_catalogue(namespace: Namespace) -> tuple[str, int] | None:

@@ -1,7 +1,7 @@
 """The index of a namespace: sorted content keys to (segment, row)."""
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -131,6 +131,12 @@ def _merged(held: _Rows, added: _Rows) -> _Rows:
     )
 
 
+def begin_array(file: BinaryIO, kind: str, shape: tuple[int, ...]) -> None:
+    """Write the head of an .npy file of values of a type, in numpy's words, C order."""
+    write: Callable[..., None] = np.lib.format.write_array_header_1_0
+    write(file, {"descr": kind, "fortran_order": False, "shape": shape})
+
+
 def write_pieces(file: BinaryIO, data: bytes | memoryview) -> None:
     """Write to a file that will be mapped, 64 KiB at a time.
 
@@ -147,7 +153,7 @@ def _release(mapped: NDArray[np.generic]) -> None:
     Each touches sixteen pages around some twenty places: after ten thousand look-ups all of a file
     of 320 MB would count as this process's memory. The system keeps the pages at hand.
     """
-    base = mapped.base
+    base: object = mapped.base
     if isinstance(base, mmap.mmap) and len(base) > _RESIDENT:
         base.madvise(mmap.MADV_DONTNEED)
 

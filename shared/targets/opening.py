@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shared.files import cache_directory
 from shared.targets.catalogue import newest_catalogue, read_catalogue, unpack_catalogue
-from shared.targets.index import Index, build_index, write_pieces
+from shared.targets.index import Index, begin_array, build_index, write_pieces
 from shared.targets.namespace import Namespace
 from shared.targets.segment.layout import KEY_BYTES
 from shared.targets.segment.manifest import DamagedSegment
@@ -191,10 +191,9 @@ def _save(known: _Known, folder: Path) -> None:
 def _write(path: Path, values: NDArray[np.generic]) -> None:
     """Write an .npy file."""
     with path.open("wb") as file:
-        header = np.lib.format.header_data_from_array_1_0(values)
-        np.lib.format.write_array_header_1_0(file, header)
+        begin_array(file, values.dtype.str, values.shape)
         if values.size:
-            write_pieces(file, memoryview(np.ascontiguousarray(values).view(np.uint8)))
+            write_pieces(file, np.ascontiguousarray(values).view(np.uint8).data)
 
 
 def _draft(folder: Path) -> Path:

@@ -85,11 +85,11 @@ class ObjectStorage:
         """
         suffix = f"/{GROUP}"
         if known and len(known) < _OBJECTS * sum(name >= begin for name in known):
-            found = [name for name in self._folders(folder) if name >= begin]
-            new = [name for name in found if name not in known]
+            folders = [name for name in self._folders(folder) if name >= begin]
+            new = [name for name in folders if name not in known]
             visible = self._are_there([join(folder, name, GROUP) for name in new])
             hidden = {name for name, there in zip(new, visible, strict=True) if not there}
-            return sorted(name for name in found if name not in hidden)
+            return sorted(name for name in folders if name not in hidden)
         with self._talk():
             if not folder:  # a listing of everything would be long; namespaces are few
                 prefixes = self._folders("")
