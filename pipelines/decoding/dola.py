@@ -11,18 +11,16 @@ B prompts, C candidate layers, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 
+from pipelines.decoding.early import early_logits
 from pipelines.decoding.generation import Limits, Processor, generate
 from pipelines.decoding.prompts import Model, Prompts
 from pipelines.decoding.settings import STRICT, Part, Place, Positive
 from shared.errors import UserError
-from student_train.imagetext import Hook, Inputs, entering
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -99,45 +97,3 @@ def repetition_penalty(prompts: Prompts, penalty: float) -> Processor:
         )
 
     return process
-
-
-@contextmanager
-def early_logits(model: Model, layers: tuple[int, ...], norm: bool) -> Iterator[dict[str, Tensor]]:
-    """Yield a place that holds the newest token's logits (B, C, V) at `layers` after each forward.
-
-    The candidates pass through the head together with the last layer, so that its weights are read
-    once.
-    """
-    decoder = model.get_decoder()
-    states: dict[int, Tensor] = {}
-    early: dict[str, Tensor] = {}
-
-    def keep(layer: int) -> Hook:
-        def hook(module: nn.Module, args: tuple[object, ...], kwargs: Inputs) -> None:
-            states[layer] = entering(args, kwargs)[:, -1]
-
-        return hook
-
-    def widen(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        candidates = torch.stack([states[layer] for layer in layers], dim=1)
-        return (torch.cat([args[0], decoder.norm(candidates) if norm else candidates], dim=1),)
-
-    def narrow(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        early["logits"] = output[:, -len(layers) :]
-        return output[:, : -len(layers)]
-
-    handles = [
-        decoder.layers[layer].register_forward_pre_hook(
-            keep(layer), with_kwargs=True, prepend=False
-        )
-        for layer in layers
-    ]
-    handles += [
-        model.lm_head.register_forward_pre_hook(widen),
-        model.lm_head.register_forward_hook(narrow),
-    ]
-    try:
-        yield early
-    finally:
-        for handle in handles:
-            handle.remove()

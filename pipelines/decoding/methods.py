@@ -1,4 +1,4 @@
-"""The ten methods by name, their settings, and the presets that compare them."""
+"""The methods by name, their settings, and the presets that compare them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 # Number of what the methods compute: one more with every change that may change an answer.
 DEFINITION = 2
 
-NAMES = ("greedy", "beam", "nucleus", "vcd", "dola", "opera", "avisc", "m3id", "damro", "pai")
+# The ten of the paper's tables, which `all` stands for; others are asked for by name.
+TABLE = ("greedy", "beam", "nucleus", "vcd", "dola", "opera", "avisc", "m3id", "damro", "pai")
+NAMES = (*TABLE, "sid", "icd", "deco", "vista", "vaf")
+_OF_LAYERS = ("sid", "deco", "vista", "vaf")  # whose settings name layers
 
 
 class Decoding(NamedTuple):
@@ -48,6 +51,8 @@ class Decoding(NamedTuple):
             from pipelines.decoding import damro
 
             damro.check(model)
+        if self.name in _OF_LAYERS:
+            import_module(f"pipelines.decoding.{self.name}").check(model, self.settings)
         if self.name != "nucleus":
             return self
         from pipelines.decoding import nucleus
@@ -95,12 +100,12 @@ def watch_of(decodings: Sequence[Decoding]) -> "Watch | None":
 def decodings(
     names: Sequence[str], preset: str = "published", overrides: Sequence[str] = ()
 ) -> list[Decoding]:
-    """Return several methods; `all` stands for the ten, `overrides` are "method.setting=value".
+    """Return several methods; `all` stands for `TABLE`, `overrides` are "method.setting=value".
 
     A method is there several times with settings of its own: "vcd@alpha=0.5", more than one
     divided by ";". They come after `overrides`.
     """
-    asked = [name for given in names for name in (NAMES if given == "all" else (given,))]
+    asked = [name for given in names for name in (TABLE if given == "all" else (given,))]
     wanted = [name.partition("@")[0] for name in asked]
     values: dict[str, dict[str, object]] = {}
     for override in overrides:

@@ -49,10 +49,16 @@ def prefilled(model: Model, prompts: Prompts) -> Prompts:
     """
     if prompts.prefix is not None:
         return prompts
+    with undisturbed():
+        return prefilled_so(model, prompts)
+
+
+def prefilled_so(model: Model, prompts: Prompts) -> Prompts:
+    """Return the prompts with the keys and values that they have under the hooks of a method."""
     cache = new_cache()
     mask = prompts.mask[:, :-1]
     positions, _ = places(model, prompts.ids, prompts.mask)
-    with torch.no_grad(), undisturbed():
+    with torch.no_grad():
         model.model(
             **prompts.model_inputs() | {"input_ids": prompts.ids[:, :-1], "attention_mask": mask},
             position_ids=positions[..., :-1],

@@ -39,7 +39,7 @@ _AUTHORS: Preset = {
     "pai": {"alpha": 0.2, "gamma": 1.1, "start_layer": 2, "boost_first": False},
 }
 
-_EQUAL: Preset = {name: {"sample": False} for name in ("vcd", "avisc", "m3id", "damro")}
+_EQUAL: Preset = {name: {"sample": False} for name in ("vcd", "avisc", "m3id", "damro", "icd")}
 
 PRESETS: dict[str, Preset] = {
     "published": {},

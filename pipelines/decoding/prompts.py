@@ -16,6 +16,7 @@ from student_train.imagetext import ImageTextModel
 Model = ImageTextModel  # adapter layers and hooks inside
 # reads the vision tower inside its block; what it has seen is whole at the block's end
 Watch = Callable[[Model], AbstractContextManager[Mapping[str, Tensor]]]
+Reworded = Callable[[str], Tensor]  # (instruction) -> ids (L',) of one prompt under it
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Prompts:
     prefix: tuple[tuple[Tensor, Tensor], ...] | None = None
     # (P, 1 + patches) of each kind, what CLS attends to, where `collate` was told to watch
     tower: Mapping[str, Tensor] | None = None
+    # each row's prompt under another instruction, where `collate` was given them
+    reworded: tuple[Reworded, ...] | None = None
     # what several methods need of these very prompts; a changed copy begins with nothing
     shared: dict[str, "Prompts"] = field(init=False, default_factory=dict, compare=False)
 
@@ -101,11 +104,17 @@ class Prompts:
             items=tuple(self.items[row] for row in rows),
             prefix=prefix,
             tower=self.tower and {kind: one[images] for kind, one in self.tower.items()},
+            reworded=self.reworded and tuple(self.reworded[row] for row in rows),
         )
 
     def with_features(self, features: Sequence[Tensor]) -> "Prompts":
         """Return the same prompts over other image features, one token each as before."""
         return replace(self, features=tuple(features), prefix=None)
+
+    def with_text(self, rows: Sequence[Tensor]) -> "Prompts":
+        """Return prompts of other ids (L',) about the same images."""
+        ids, mask = _left_padded([row.to(self.ids.device) for row in rows], self.pad_token_id)
+        return replace(self, ids=ids, mask=mask, prefix=None)
 
     def keeping(self, kept: Sequence[Tensor]) -> "Prompts":
         """Return shorter prompts with only the image tokens that `kept` shows.
@@ -169,12 +178,13 @@ def collate(
     model: Model,
     pad_token_id: int,
     watch: Watch | None = None,
+    reworded: Sequence[Reworded] | None = None,
 ) -> Prompts:
     """Left-pad encoded prompts and encode their images.
 
     Each has `input_ids` (1, L) and perhaps `pixel_values` (p, 3, S, S). `items` names them; equal
     names would share their random numbers. What `watch` sees of the vision tower's one pass is kept
-    as `tower`.
+    as `tower`. `reworded` writes each prompt under another instruction, which ICD needs.
     """
     device = next(model.parameters()).device
     ids, mask = _left_padded(
@@ -196,6 +206,7 @@ def collate(
         int(model.config.image_token_id),
         pad_token_id,
         tower=tower,
+        reworded=None if reworded is None else tuple(reworded),
     )
 
 

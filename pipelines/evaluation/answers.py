@@ -175,15 +175,15 @@ def encoded_prompts(
     from pipelines.decoding.prefix import prefilled
     from pipelines.decoding.prompts import collate
 
+    processor = student.processor
     encoded = [
-        student.processor.encode(
-            item.record.question, pictures(item, student.processor, image_root)
-        )
+        processor.encode(item.record.question, pictures(item, processor, image_root))
         for item in batch
     ]
+    reworded = [processor.reworded(item.record.question, len(item.images)) for item in batch]
     names = [item.seed for item in batch]
-    pad = pad_id(student.processor)
-    return prefilled(student.model, collate(encoded, names, student.model, pad, watch))
+    pad = pad_id(processor)
+    return prefilled(student.model, collate(encoded, names, student.model, pad, watch, reworded))
 
 
 def collected(

@@ -63,8 +63,9 @@ class Conversation:
         asked = Turn("human", front_images(words, len(self._shown)))
         turns, images = [*self.turns, asked], [*self._images, *self._shown]
         inputs = processor.encode_turns(turns, images)
-        watch = watch_of([self._decoding])
-        prompts = collate([inputs], [words], model, pad_id(processor), watch)
+        pad, watch = pad_id(processor), watch_of([self._decoding])
+        reworded = [processor.reworded(turns, len(images))]
+        prompts = collate([inputs], [words], model, pad, watch, reworded)
         limits = Limits(self._most, end_ids(processor))
         settings = self._decoding.settings
         [tokens] = self._decoding.decode(model, prompts, limits, settings, self._seed)

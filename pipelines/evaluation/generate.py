@@ -61,9 +61,11 @@ def generate_answer(
     [chosen] = decodings([method], preset_of(preset, {"": folder}), overrides)
     pictures = [picture_at(image) for image in ([images] if isinstance(images, str) else images)]
     student = load_student(folder, device, base, dtype)
-    encoded = student.processor.encode(question, pictures)
-    pad, watch = pad_id(student.processor), watch_of([chosen])
-    prompts = collate([encoded], [question], student.model, pad, watch)
-    limits = Limits(max_new_tokens, end_ids(student.processor))
+    processor = student.processor
+    encoded = processor.encode(question, pictures)
+    reworded = [processor.reworded(question, len(pictures))]
+    pad, watch = pad_id(processor), watch_of([chosen])
+    prompts = collate([encoded], [question], student.model, pad, watch, reworded)
+    limits = Limits(max_new_tokens, end_ids(processor))
     [tokens] = chosen.decode(student.model, prompts, limits, chosen.settings, seed)
-    return str(student.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+    return str(processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

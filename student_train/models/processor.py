@@ -3,7 +3,7 @@
 B questions of a batch, T tokens, P images among them, S side of an image in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,6 +106,27 @@ class Processor:
         if len(galleries) != len(questions):
             galleries = galleries or [()] * len(questions)
         return self._inputs(questions, galleries)
+
+    def reworded(self, asked: str | Sequence[Turn], images: int) -> Callable[[str], Tensor]:
+        """Return what writes a prompt under another instruction: from its text to ids (T,).
+
+        The instruction stands in the place of the template's system message, or before the first
+        question; `images` of them are asked about.
+        """
+
+        def under(instruction: str) -> Tensor:
+            encoded = encode_prompt(
+                asked,
+                self.template,
+                self.tokenizer,
+                self.image_tokens,
+                self.image_token_id,
+                images=images,
+                instruction=instruction,
+            )
+            return torch.tensor(encoded.input_ids)
+
+        return under
 
     def encode_turns(
         self, turns: Sequence[Turn], images: Sequence[Picture] = ()

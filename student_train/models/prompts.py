@@ -116,6 +116,7 @@ def encode_prompt(
     image_token_id: int,
     *,
     images: int | None = None,
+    instruction: str | None = None,
 ) -> Encoded:
     """Encode the prompt for an answer.
 
@@ -128,6 +129,9 @@ def encode_prompt(
     images
         How many images a plain question is about: it gets that many `<image>` marks in front. By
         default the marks in the text count.
+    instruction
+        Stands in the place of the template's system message; where a template has none, before the
+        text of the first question.
     """
     if isinstance(question, str):
         question = [Turn("human", front_images(question, images))]
@@ -137,8 +141,23 @@ def encode_prompt(
         )
     if not question or question[-1].role != "human":
         raise UserError("a generation prompt must end with a question")
+    if instruction is not None:
+        template, question = _instructed(template, question, instruction)
     encoded = _encode(question, template, tokenizer, image_tokens_per_image, image_token_id)[0]
     return encoded._replace(labels=[IGNORED] * len(encoded.labels))
+
+
+def _instructed(
+    template: Template, turns: Sequence[Turn], instruction: str
+) -> tuple[Template, Sequence[Turn]]:
+    if template.system:
+        return template._replace(
+            start=template.start.replace(template.system, instruction), system=instruction
+        ), turns
+    first, *others = turns
+    marks = IMAGE_MARK * first.text.count(IMAGE_MARK)
+    text = f"{marks}{instruction} {strip_marks(first.text).strip()}"
+    return template, [Turn(first.role, text), *others]
 
 
 class _Piece(NamedTuple):

@@ -7,8 +7,10 @@ from student_train.imagetext import Tokenizer
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+_SMOLLM_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+_QWEN_SYSTEM = "You are a helpful assistant."
 
 
 class Template(NamedTuple):
@@ -18,7 +20,7 @@ class Template(NamedTuple):
     `opening`, then the answer as `gap` + answer + `end`; `between` separates it from the next
     question. What is learned is `gap` + answer + `end`; a generation prompt stops after `opening`.
     An image in front of a question is written as `image`; a question without one may have another
-    form, `plain`.
+    form, `plain`. `system` is the system message in `start`, empty where there is none.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Template(NamedTuple):
     between: str = ""
     image: str = "<image>\n"
     plain: str | None = None
+    system: str = ""
 
     @property
     def end_token(self) -> str:
@@ -41,17 +44,27 @@ TEMPLATES = {
     template.name: template
     for template in (
         # LLaVA's v1 conversation, with which the authors train and test LLaVA-Med-1.5.
-        Template("vicuna_v1", _VICUNA_SYSTEM, "USER: {} ", "ASSISTANT:", " ", "</s>", " "),
+        Template(
+            "vicuna_v1",
+            f"{_VICUNA_SYSTEM} ",
+            "USER: {} ",
+            "ASSISTANT:",
+            " ",
+            "</s>",
+            " ",
+            system=_VICUNA_SYSTEM,
+        ),
         # The authors' template for HuatuoGPT-Vision: the same system sentence, the model's own role
         # marks.
         Template(
             "huatuo_v1",
-            _VICUNA_SYSTEM,
+            f"{_VICUNA_SYSTEM} ",
             "<|user|>: {} ",
             "<|assistant|>:",
             " ",
             "<|endoftext|>",
             " ",
+            system=_VICUNA_SYSTEM,
         ),
         # LLaVA-Med-1.5's own evaluation.
         Template("mistral_instruct", "", "[INST] {} [/INST]", "", " ", " </s>"),
@@ -60,13 +73,13 @@ TEMPLATES = {
         # SmolLM2-Instruct's chat template.
         Template(
             "chatml",
-            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
-            "Face<|im_end|>\n",
+            f"<|im_start|>system\n{_SMOLLM_SYSTEM}<|im_end|>\n",
             "<|im_start|>user\n{}<|im_end|>\n",
             "<|im_start|>assistant\n",
             "",
             "<|im_end|>",
             "\n",
+            system=_SMOLLM_SYSTEM,
         ),
         # SmolVLM's chat template, with the one square that is shown whole (no tiles).
         Template(
@@ -105,13 +118,14 @@ TEMPLATES = {
         # Qwen2.5-VL's chat template.
         Template(
             "qwen2_5_vl",
-            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+            f"<|im_start|>system\n{_QWEN_SYSTEM}<|im_end|>\n",
             "<|im_start|>user\n{}<|im_end|>\n",
             "<|im_start|>assistant\n",
             "",
             "<|im_end|>",
             "\n",
             "<|vision_start|><image><|vision_end|>",
+            system=_QWEN_SYSTEM,
         ),
         # Qwen3-VL-Instruct's chat template, which has no system turn of its own.
         Template(

@@ -127,8 +127,9 @@ class MedAlign(lmms):  # type: ignore[misc]
     def _answers(self, batch: Sequence[_Asked]) -> list[str]:
         model, processor = self.student.model, self.student.processor
         encoded = [processor.encode(one.question, one.pictures) for one in batch]
-        pad, watch = pad_id(processor), watch_of([self.decoding])
-        prompts = collate(encoded, [one.name for one in batch], model, pad, watch)
+        reworded = [processor.reworded(one.question, len(one.pictures)) for one in batch]
+        names, pad = [one.name for one in batch], pad_id(processor)
+        prompts = collate(encoded, names, model, pad, watch_of([self.decoding]), reworded)
         limits = Limits(batch[0].max_new_tokens, end_ids(processor))
         decoded = self.decoding.decode(model, prompts, limits, self.decoding.settings, self.seed)
         texts = [processor.tokenizer.decode(row, skip_special_tokens=True) for row in decoded]

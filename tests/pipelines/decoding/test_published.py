@@ -18,6 +18,7 @@ from pipelines.decoding import opera
 from pipelines.decoding.generation import Limits
 from pipelines.decoding.methods import decoding
 from tests.fixtures import published
+from tests.fixtures.decoding import traced
 
 pytestmark = pytest.mark.unit
 
@@ -45,21 +46,9 @@ def test_every_step_is_the_published_codes(
         monkeypatch.setattr(torch, "randn", lambda *size, **options: noise)
     sample = {} if name in ("dola", "pai") else {"sample": False}
     method = decoding(name, overrides=settings | sample)
-    seen: list[Tensor] = []
-    generate = model.generate
-
-    def keep(ids: Tensor, scores: Tensor) -> Tensor:
-        seen.append(scores[0])
-        return scores
-
-    def recorded(**options: Any) -> Tensor:
-        options["logits_processor"].append(keep)
-        return generate(**options)
-
-    monkeypatch.setattr(model, "generate", recorded)
     steps = golden["steps"]
     batch = published.asked(model, image=name != "dola")
-    [answer] = method.decode(model, batch, Limits(len(steps), (999,)), method.settings, 0)
+    answer, seen = traced(model, method, batch, Limits(len(steps), (999,)))
     assert answer == [step["token"] for step in steps]
     for ours, step in zip(seen, steps, strict=True):
         theirs = torch.tensor([-torch.inf if one is None else one for one in step["scores"]])
