@@ -36,7 +36,7 @@ def model() -> Any:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_every_step_is_the_published_codes(model: Any, name: str) -> None:
-    """By the preset `published`: what it leaves at null is on this model what the code has fixed."""
+    """By the preset `published`: what that leaves at null the code has fixed for this model."""
     golden = GOLDEN[name]
     drawn = {"icd": {"sample": False}, "sid sampling": {"beta": 0.1}}.get(name, {})
     method = decoding(golden["method"], overrides=drawn)
@@ -56,7 +56,7 @@ def test_every_step_is_the_published_codes(model: Any, name: str) -> None:
 
 
 def test_the_steering_vectors_are_the_published_codes(model: Any) -> None:
-    """With the 1 that the code's decomposition of a single difference leaves in the first number."""
+    """With the 1 that the code's decomposition of one difference leaves in the first number."""
     golden = torch.tensor(GOLDEN["vista"]["vector"])
     found = vista.steering_vectors(model, published.asked(model), unit_remainder=True)
     assert torch.allclose(found[:3, 0, :4], golden, rtol=0, atol=TOLERANCE)
