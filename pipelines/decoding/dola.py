@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipelines.decoding.early import early_logits
 from pipelines.decoding.generation import Limits, Processor, generate
+from pipelines.decoding.overruled import overruled
 from pipelines.decoding.prompts import Model, Prompts
 from pipelines.decoding.settings import STRICT, Part, Place, Positive
 from shared.errors import UserError
@@ -52,13 +53,22 @@ def decode(
         raise UserError(
             f"dola.candidate_layers={list(layers)}: name one or more layers within 0..{depth - 1}"
         )
+    counts, length = overruled(model), prompts.ids.shape[1]
+    ends = prompts.ids.new_tensor(limits.end_ids)
     with early_logits(model, layers, settings.norm_premature) as early:
-        processors: list[Processor] = [
-            lambda ids, scores: contrasted_layers(scores, early["logits"], settings.relative_top)
-        ]
+
+        def contrast(ids: Tensor, scores: Tensor) -> Tensor:
+            found = contrasted_layers(scores, early["logits"], settings.relative_top)
+            going = ~torch.isin(ids[:, length:], ends).any(1)
+            counts.see(scores, found, settings.relative_top, going)
+            return found
+
+        processors: list[Processor] = [contrast]
         if settings.repetition_penalty != 1.0:
             processors.append(repetition_penalty(prompts, settings.repetition_penalty))
-        return generate(model, prompts, limits, processors)
+        answers = generate(model, prompts, limits, processors)
+    counts.tell(model)
+    return answers
 
 
 def contrasted_layers(logits: Tensor, early: Tensor, relative_top: float) -> Tensor:

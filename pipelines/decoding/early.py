@@ -17,12 +17,18 @@ PUBLISHED_DEPTH = 32  # of LLaVA-1.5 7B, whose layers the papers name
 
 
 def layers_of(
-    model: Model, method: str, given: tuple[int | None, int | None], published: tuple[int, int]
+    model: Model,
+    method: str,
+    given: tuple[int | None, int | None],
+    published: tuple[int, int],
+    *,
+    but: int = 0,
 ) -> range:
     """Return the layers `first_layer` to `last_layer` of a method, both among them.
 
     Where one is None it is the published one, which counts in a model of 32 layers; another model
-    has it at the same share of its depth, which is ours: the papers name no layers for it.
+    has it at the same share of its depth, which is ours: the papers name no layers for it. `but`
+    layers at the end are none of the method's.
 
     Raises
     ------
@@ -30,14 +36,17 @@ def layers_of(
         The model has no such layers, or the last stands before the first.
     """
     depth = len(model.get_decoder().layers)
+    usable = depth - but
     first, last = (
-        min(depth - 1, round(one * depth / PUBLISHED_DEPTH)) if own is None else own
+        min(usable - 1, round(one * depth / PUBLISHED_DEPTH)) if own is None else own
         for own, one in zip(given, published, strict=True)
     )
-    if not first <= last < depth:
+    if None in given:  # what is left open follows what is given
+        first, last = (min(first, last), last) if given[0] is None else (first, max(first, last))
+    if not 0 <= first <= last < usable:
         raise UserError(
-            f"{method}.first_layer={first}, {method}.last_layer={last}: this model has layers "
-            f"0..{depth - 1}; the last is not before the first"
+            f"{method}.first_layer={first}, {method}.last_layer={last}: name layers within "
+            f"0..{usable - 1} of this model's {depth}, the last not before the first"
         )
     return range(first, last + 1)
 

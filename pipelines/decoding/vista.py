@@ -59,21 +59,13 @@ def check(model: Model, settings: Settings) -> range:
     UserError
         The model has no such layers, or its layers hold no MLP that could be steered.
     """
-    blocks = model.get_decoder().layers
-    layers = layers_of(model, "vista", (settings.first_layer, settings.last_layer), LAYERS)
-    if layers[-1] == len(blocks) - 1:
-        if settings.last_layer is not None:
-            raise UserError(
-                f"vista.last_layer={settings.last_layer}: behind it stands the final norm, so that "
-                f"it adds nothing; name one of layers 0..{len(blocks) - 2}"
-            )
-        layers = range(min(layers[0], len(blocks) - 2), len(blocks) - 1)
-    if len(blocks) < 2 or not all(hasattr(block, "mlp") for block in blocks):
+    if not all(hasattr(block, "mlp") for block in model.get_decoder().layers):
         raise UserError(
             "VISTA steers the output of each layer's MLP, and this model's layers have no module "
             "`mlp`; leave vista out for it"
         )
-    return layers
+    given = settings.first_layer, settings.last_layer
+    return layers_of(model, "vista", given, LAYERS, but=1)  # behind the last is the final norm
 
 
 def decode(

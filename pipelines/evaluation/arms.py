@@ -85,7 +85,7 @@ def plan_arms(
 ) -> list[Arm]:
     """Return which adapter is decoded how.
 
-    The full table is the ten methods on LoRA and MEDALIGN under beam search.
+    The full table is the paper's ten methods on LoRA and MEDALIGN under beam search.
     """
     asked = decodings(methods, preset, overrides)
     full = EVERYTHING in methods and {LORA, MEDALIGN} <= set(folders)

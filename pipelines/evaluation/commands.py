@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.decoding.methods import NAMES
+from pipelines.decoding.methods import NAMES, TABLE
 from shared.console import report, resumable, say
 from shared.errors import UserError
 from shared.vocabulary import WeightsDtype
@@ -100,7 +100,8 @@ def evaluate_command(
     decode: Annotated[
         str | None,
         typer.Option(
-            help=f"`all`, or some of {', '.join(NAMES)}, comma-separated; one of them again with "
+            help=f"`all` ({', '.join(TABLE)}), or some of these and of "
+            f"{', '.join(NAMES[len(TABLE) :])}, comma-separated; one of them again with "
             "settings of its own as in vcd,vcd@alpha=0.5. Default: the recipe's "
             "evaluation.methods."
         ),
@@ -169,8 +170,8 @@ def evaluate_command(
 
     Intervals on every score, a paired test for every pair, a journal of answers.
 
-    `--decode all` on a run with both adapters is the full table: the ten methods on LoRA, and
-    MEDALIGN under beam search. Start it again after a kill and it continues.
+    `--decode all` on a run with both adapters is the full table: the paper's ten methods on LoRA,
+    and MEDALIGN under beam search. Start it again after a kill and it continues.
     """
     from pipelines.evaluation.arms import last_arm
     from pipelines.evaluation.file_lines import group_lines

@@ -135,8 +135,8 @@ def evaluate(
     data, image_root
         A data set file and the folder of its images (default: the file's own).
     methods
-        Decoding methods; `all` with the two arms of a run means the ten on LoRA and MEDALIGN under
-        beam search.
+        Decoding methods; `all` with the two arms of a run means the paper's ten on LoRA and
+        MEDALIGN under beam search.
     out
         Folder of `result.json`, `answers/` and `journal/`; default `evaluation/` in the run or
         adapter folder.

@@ -319,6 +319,8 @@ def test_one_forward_pass_a_token(model: Any, name: str) -> None:
 def test_layers_of_another_depth_are_at_the_same_share(model: Any) -> None:
     assert layers_of(model, "deco", (None, None), (20, 28)) == range(4, 6)
     assert layers_of(model, "deco", (1, None), (20, 28)) == range(1, 6)
+    assert layers_of(model, "vista", (None, 1), (25, 30), but=1) == range(1, 2)
+    assert layers_of(model, "vaf", (3, None), (9, 14)) == range(3, 4)
     deep = lively_student(layers=32)
     assert layers_of(deep, "deco", (None, None), (20, 28)) == range(20, 29)
 
@@ -326,9 +328,9 @@ def test_layers_of_another_depth_are_at_the_same_share(model: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("deco", {"last_layer": 6}, r"deco\.last_layer=6: this model has layers 0\.\.5"),
-        ("vaf", {"first_layer": 4, "last_layer": 2}, "the last is not before the first"),
-        ("vista", {"last_layer": 5}, r"vista\.last_layer=5: behind it stands the final norm"),
+        ("deco", {"last_layer": 6}, r"deco\.last_layer=6: name layers within 0\.\.5"),
+        ("vaf", {"first_layer": 4, "last_layer": 2}, "the last not before the first"),
+        ("vista", {"last_layer": 5}, r"vista\.last_layer=5: name layers within 0\.\.4 of this model's 6"),
         ("sid", {"layer": 6}, r"sid\.layer=6: it must be within 1\.\.5"),
         ("sid", {"keep": PATCHES}, f"a prompt has {PATCHES} image tokens, and none would be hid"),
     ],

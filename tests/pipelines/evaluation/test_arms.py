@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.decoding.methods import NAMES
+from pipelines.decoding.methods import TABLE
 from pipelines.evaluation.arms import find_arms, last_arm, plan_arms, preset_of
 from pipelines.evaluation.commands import evaluate_command
 from pipelines.evaluation.run import Options
@@ -45,8 +45,8 @@ def rows(folders: dict[str, Path], methods: list[str]) -> list[str]:
 
 def test_the_full_table_decodes_medalign_by_beam_search_alone(tmp_path: Path) -> None:
     both = {"LoRA": tmp_path, "MEDALIGN": tmp_path}
-    assert rows(both, ["all"]) == [*(f"LoRA + {name}" for name in NAMES), "MEDALIGN + beam"]
-    assert rows({"MEDALIGN": tmp_path}, ["all"]) == [f"MEDALIGN + {name}" for name in NAMES]
+    assert rows(both, ["all"]) == [*(f"LoRA + {name}" for name in TABLE), "MEDALIGN + beam"]
+    assert rows({"MEDALIGN": tmp_path}, ["all"]) == [f"MEDALIGN + {name}" for name in TABLE]
     assert rows(both, ["greedy", "beam"]) == [
         "LoRA + greedy",
         "LoRA + beam",

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.decoding.methods import NAMES
+from pipelines.decoding.methods import TABLE
 from pipelines.evaluation import answers as answers_module
 from pipelines.evaluation.arms import find_arms
 from pipelines.evaluation.compare import compare
@@ -84,7 +84,7 @@ def test_the_full_table(small_run: Path, tmp_path: Path) -> None:
         small_run, data_of(small_run), methods=["all"], out=tmp_path, max_new_tokens=6
     )
     names = [row["method"] for row in result["rows"]]
-    assert names == [*(f"LoRA + {name}" for name in NAMES), "MEDALIGN + beam"]
+    assert names == [*(f"LoRA + {name}" for name in TABLE), "MEDALIGN + beam"]
     for row in result["rows"]:
         assert row["decoding"]["method"] == row["method"].rpartition(" ")[2]
         for score in row["scores"].values():
