@@ -8,6 +8,7 @@ import torch
 
 from pipelines.decoding.dola import contrasted_layers, repetition_penalty
 from pipelines.decoding.methods import decoding
+from pipelines.decoding.overruled import Overruled, overruled
 from pipelines.decoding.prefix import prefilled
 from pipelines.decoding.prompts import counted
 from shared.errors import UserError
@@ -130,3 +131,60 @@ def test_padding_is_no_token_that_was_said(model: Any) -> None:
     for row in range(2):
         said = set(batch.ids[row][batch.mask[row].bool()].tolist())
         assert {token for token in range(260) if scores[row, token] == 0.5} == said
+
+
+def loud_early(loud: float) -> Any:
+    """A student whose head is tied, its embeddings `loud` times themselves."""
+    model = lively_student(layers=6)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.25)  # as it was drawn
+        model.get_decoder().embed_tokens.weight.copy_(model.lm_head.weight)
+        model.get_decoder().embed_tokens.weight.mul_(loud)
+    model.lm_head.weight = model.get_decoder().embed_tokens.weight
+    return model
+
+
+def test_a_step_is_counted_where_no_order_of_the_last_layer_could_change_the_choice() -> None:
+    """Every order that plausible tokens can have is tried in the place of the last layer's."""
+    top, generator = 0.1, torch.Generator().manual_seed(3)
+    for scale in (0.1, 1.0, 3.0, 9.0, 30.0):
+        logits = 2 * torch.randn(1, 12, generator=generator)
+        early = scale * torch.randn(1, 1, 12, generator=generator)
+        found = contrasted_layers(logits, early, top)
+        counts = Overruled()
+        counts.see(logits, found, top, torch.ones(1, dtype=torch.bool))
+        plausible = torch.nonzero(found[0].isfinite()).flatten()
+        if len(plausible) < 2:
+            assert (counts.choices, counts.alone) == (0, 0)
+            continue
+        log_early = torch.log_softmax(early[0, 0].double(), 0)
+        wins = set()
+        for favoured in plausible.tolist():  # as far above all others as plausible tokens may be
+            last = torch.full((12,), -math.inf, dtype=torch.float64)
+            last[plausible] = math.log(top)
+            last[favoured] = 0.0
+            wins.add(int((last - log_early).argmax()))
+        assert counts.choices == 1
+        assert counts.alone == (len(wins) == 1), scale
+
+
+def test_rows_that_have_ended_are_not_counted() -> None:
+    logits = torch.zeros(2, 3)
+    early = torch.tensor([[[9.0, 0.0, 4.0]]]).expand(2, -1, -1)
+    counts = Overruled()
+    counts.see(logits, contrasted_layers(logits, early, 0.1), 0.1, torch.tensor([True, False]))
+    assert (counts.choices, counts.alone) == (1, 1)
+
+
+def test_one_line_where_the_early_layer_chooses_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    method = decoding("dola", overrides={"relative_top": 0.001, "repetition_penalty": 1.0})
+    for loud in (0.01, 40.0):
+        model = loud_early(loud)
+        for _ in range(3):
+            method.decode(model, prompts(model, "abc"), LIMITS, method.settings, 0)
+        said = " ".join(capsys.readouterr().err.split())
+        counts = overruled(model)
+        assert counts.choices >= 8
+        assert (2 * counts.alone > counts.choices) == (loud == 40.0)
+        assert said.count("DoLa's early layer chose alone") == (loud == 40.0)
+    assert "(its head is tied); leave dola out for this model" in said

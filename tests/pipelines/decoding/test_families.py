@@ -44,7 +44,10 @@ def prompts(made: Made, names: str = "ab") -> Prompts:
     encoded = [
         made.base.encode(QUESTIONS["ab".index(name)], [picture("ab".index(name))]) for name in names
     ]
-    return collate(encoded, list(names), made.base.model, made.base.tokenizer.pad_token_id)
+    processor = made.base.processor()
+    reworded = [processor.reworded(QUESTIONS["ab".index(name)], 1) for name in names]
+    pad = made.base.tokenizer.pad_token_id
+    return collate(encoded, list(names), made.base.model, pad, reworded=reworded)
 
 
 def limits(made: Made) -> Limits:
@@ -130,6 +133,10 @@ def test_every_method_answers_whatever_the_batch_or_says_why_not(made: Made, nam
         return
     if name == "opera" and getattr(made.own.config.text_config, "sliding_window", None) == 30:
         with pytest.raises(UserError, match=r"within this model's sliding window of 30 tokens"):
+            answers(made, name, prompts(made))
+        return
+    if name == "sid" and getattr(made.own.config.text_config, "sliding_window", None) == 30:
+        with pytest.raises(UserError, match="which sees 30 tokens"):
             answers(made, name, prompts(made))
         return
     together = answers(made, name, prompts(made))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines.decoding.generation import Limits
-from pipelines.decoding.methods import NAMES, decoding
+from pipelines.decoding.methods import TABLE, decoding
 from tests.fixtures.decoding import lively_student, prompts
 
 pytestmark = pytest.mark.unit
@@ -30,7 +30,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 # name -> method, preset, overrides
 CASES: dict[str, tuple[str, str, Mapping[str, Any]]] = {
-    **{name: (name, "published", {}) for name in NAMES},
+    **{name: (name, "published", {}) for name in TABLE},
     **{f"{name}, equal": (name, "equal", {}) for name in ("vcd", "avisc", "m3id", "damro", "dola")},
     "damro, four patches": ("damro", "equal", {"top_k": 4}),
     "damro, zeros": ("damro", "equal", {"others": "zero", "top_k": 4}),
