@@ -13,7 +13,9 @@ Interpolation = Literal["bicubic", "bilinear"]  # of the resize to the teacher's
 # of targets
 # similarities at one grid; what gives them at any; and E_v itself, which can be asked later too
 Encoding = Literal["matrix", "factors", "patches"]
-Stored = Literal["matrix", "factors", "patches", "maps"]  # or attention for questions, beside them
+# or attention for questions, or the embeddings of prompts, beside them
+Stored = Literal["matrix", "factors", "patches", "maps", "texts"]
+Kind = Literal["targets", "maps", "texts"]  # what a namespace of a store holds
 AttentionTarget = Literal["image", "question", "mixed"]  # what L_att teaches: E_a, a map, or both
 Rotation = Literal["hadamard"]  # of the channels of `patches`, before they become int8
 Precision = Literal["f16", "u8"]  # of what is stored

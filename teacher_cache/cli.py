@@ -33,6 +33,7 @@ from teacher_cache.options import (
     WeightsOption,
     WorkersOption,
 )
+from teacher_cache.texts import commands as text_commands
 
 if TYPE_CHECKING:
     from teacher_cache.plan import Plan
@@ -297,6 +298,7 @@ def duration(hours: float) -> str:
 
 store_commands.register(app)
 outside.register(app)
+text_commands.register(app)
 
 
 def main() -> None:

@@ -44,6 +44,13 @@ WeightsOption = Annotated[
         "--weights", help="Weights of a teacher that brings none: a file, folder or hub id."
     ),
 ]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        help="Folder or hub id of the text tower's tokenizer, where the weights lack it.",
+    ),
+]
 # What bare weights were trained with, where no registry and no file beside them says it.
 MeanOption = Annotated[
     str | None,

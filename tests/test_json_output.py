@@ -25,6 +25,7 @@ from tests.fixtures.runs import write_run
 from tests.fixtures.student_runs import recipe, write_store, write_train_file
 from tests.fixtures.student_runs import write_run as write_training
 from tests.fixtures.targets import patches_record
+from tests.fixtures.text_towers import write_transformers
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = "--teacher dinov2-small"
@@ -46,6 +47,7 @@ CASES = {
     "cache teachers": "",
     "cache plan": TEACHER + " --images {run}/data --grid 4x4",
     "cache build": TEACHER + " --images {run}/data --store {new} --grid 4x4",
+    "cache text": "--teacher hf:{towers} --prompt x --store {new}",
     "cache audit": "--store {run}/store --regions {regions} --image-root {run}/data",
     "cache info": "--store {run}/store",
     "cache list": "--store {run}/store",
@@ -123,9 +125,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         TargetStore.open(folder / "asked"), folder / "regions.json", image_root=run / "data"
     )
     write_query(query, folder / "query.safetensors")
+    write_transformers(folder / "towers", "clip")
     return {
         "run": str(run),
         "asked": str(folder / "asked"),
+        "towers": str(folder / "towers"),
         "query": str(folder / "query.safetensors"),
         "regions": str(folder / "regions.json"),
         "predictions": str(folder / "answers.json"),

@@ -135,7 +135,7 @@ def audit(
 
 def _namespaces(store: str | Path, teacher: str | None, weights: str | None) -> list[Namespace]:
     """Return the teachers of a store, or the one named; refuse weights for more than one."""
-    held = [one for one in list_namespaces(store) if one.identity.encoding != "maps"]
+    held = [one for one in list_namespaces(store) if one.identity.kind == "targets"]
     found = [one for one in held if teacher in (None, one.identity.teacher)]
     if not found:
         names = ", ".join(sorted({one.identity.teacher for one in held}))

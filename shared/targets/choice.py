@@ -6,6 +6,13 @@ from shared.errors import UserError
 from shared.targets.identity import FORMAT, Identity, first_difference
 from shared.targets.namespace import Namespace, survey
 from shared.targets.storage import Storage, open_storage
+from shared.vocabulary import Kind
+
+_MADE_BY: dict[Kind, str] = {
+    "targets": "cache build",
+    "maps": "cache query maps",
+    "texts": "cache text",
+}
 
 
 def choose_namespace(
@@ -14,10 +21,10 @@ def choose_namespace(
     fingerprint: str | None = None,
     grid: tuple[int, int] | None = None,
     identity: Identity | None = None,
-    maps: bool = False,
+    kind: Kind = "targets",
 ) -> Namespace:
     """Find the one namespace that fits; parameters and errors as in `TargetStore.open`."""
-    fitting = fitting_namespaces(root, teacher, fingerprint, grid, identity, maps)
+    fitting = fitting_namespaces(root, teacher, fingerprint, grid, identity, kind)
     if len(fitting) > 1:
         names = ", ".join(namespace.name for namespace in fitting)
         location = root if isinstance(root, str | Path) else root.location
@@ -34,7 +41,7 @@ def fitting_namespaces(
     fingerprint: str | None = None,
     grid: tuple[int, int] | None = None,
     identity: Identity | None = None,
-    maps: bool = False,
+    kind: Kind = "targets",
 ) -> list[Namespace]:
     """Find every namespace that fits, one at least; parameters as in `TargetStore.open`.
 
@@ -49,10 +56,9 @@ def fitting_namespaces(
         raise UserError(f"a fingerprint is 6 to 64 hexadecimal digits, got {fingerprint!r}")
     storage = open_storage(root) if isinstance(root, str | Path) else root
     found, unreadable = survey(storage)
-    namespaces = [one for one in found if (one.identity.encoding == "maps") == maps]
+    namespaces = [one for one in found if one.identity.kind == kind]
     if found and not namespaces:
-        kind, way = ("maps", "`cache query maps`") if maps else ("targets", "`cache build`")
-        raise UserError(f"{storage.location} holds no {kind}: {way} makes them")
+        raise UserError(f"{storage.location} holds no {kind}: `{_MADE_BY[kind]}` makes them")
     wanted = grid if grid is None else (int(grid[0]), int(grid[1]))
     fitting = [
         one for one in namespaces if _fits(one.identity, teacher, fingerprint, wanted, identity)

@@ -14,6 +14,7 @@ from shared.vocabulary import (
     Features,
     Geometry,
     Interpolation,
+    Kind,
     PoolingAttention,
     Precision,
     Rotation,
@@ -46,7 +47,7 @@ def default_precision(encoding: Stored) -> Precision:
     The rank is chosen with it, within the same tolerance, at a third of the bytes. `patches` are
     int8 only.
     """
-    return "f16" if encoding in ("matrix", "maps") else "u8"
+    return "f16" if encoding in ("matrix", "maps", "texts") else "u8"
 
 
 class PreprocessingDocument(TypedDict):
@@ -109,7 +110,7 @@ class Identity(BaseModel):
     )
     tolerance: float | None = None  # of `factors`: largest error of a similarity
     definition: Literal[1, 2] = DEFINITION  # stores of the older ones stay readable
-    width: int | None = Field(default=None, gt=0)  # of `patches`: b, the channels of E_v
+    width: int | None = Field(default=None, gt=0)  # of `patches`: channels b; `texts`: c
     rotation: Rotation | None = None  # of `patches`: what their channels were turned by
     attention: PoolingAttention = "pooled"
 
@@ -117,11 +118,13 @@ class Identity(BaseModel):
     def _consistent(self) -> "Identity":
         if (self.tolerance is not None) != (self.encoding == "factors"):
             raise ValueError("`tolerance` belongs to the encoding `factors`, and only to it")
-        patches = self.encoding == "patches"
-        if patches != (self.width is not None) or patches != (self.rotation is not None):
-            raise ValueError("`width` and `rotation` belong to the encoding `patches`")
-        if self.encoding == "maps" and self.format == 1:
-            raise ValueError("`maps` are stored since format 2")
+        patches, texts = self.encoding == "patches", self.encoding == "texts"
+        if (patches or texts) != (self.width is not None) or patches != (self.rotation is not None):
+            raise ValueError(
+                "`width` and `rotation` belong to the encoding `patches`, `width` to `texts` too"
+            )
+        if self.encoding in ("maps", "texts") and self.format == 1:
+            raise ValueError(f"`{self.encoding}` are stored since format 2")
         if patches and (self.precision != "u8" or self.format == 1):
             raise ValueError("`patches` are stored as int8 (precision u8), since format 2")
         if self.attention == "none" and (self.format == 1 or self.encoding == "maps"):
@@ -129,6 +132,12 @@ class Identity(BaseModel):
         if min(self.grid) < 1:
             raise ValueError("`grid` needs at least one row and one column")
         return self
+
+    @property
+    def kind(self) -> Kind:
+        """What the namespace holds: targets of images, maps for questions, or prompts."""
+        kinds: dict[Stored, Kind] = {"maps": "maps", "texts": "texts"}
+        return kinds.get(self.encoding, "targets")
 
     @property
     def patches(self) -> int:

@@ -22,6 +22,7 @@ from shared.targets.segment.layout import arrays_of
 from shared.targets.segment.manifest import DamagedSegment
 from shared.targets.segment.reader import SegmentReader, read_rows
 from shared.targets.storage import Storage
+from shared.vocabulary import Kind
 
 
 class Target(NamedTuple):
@@ -76,6 +77,7 @@ class TargetStore:
         grid: tuple[int, int] | None = None,
         identity: Identity | None = None,
         maps: bool = False,
+        texts: bool = False,
     ) -> "TargetStore":
         """Open the one namespace of the store that fits.
 
@@ -93,6 +95,8 @@ class TargetStore:
         maps
             Maps for questions instead of targets (`shared.targets.maps`); both may lie in one
             store.
+        texts
+            Embeddings of prompts instead (`shared.targets.texts`).
 
         Raises
         ------
@@ -102,7 +106,8 @@ class TargetStore:
         DamagedSegment
             If a segment is damaged whose keys are not in the cached index.
         """
-        namespace = choose_namespace(root, teacher, fingerprint, grid, identity, maps)
+        kind: Kind = "texts" if texts else "maps" if maps else "targets"
+        namespace = choose_namespace(root, teacher, fingerprint, grid, identity, kind)
         check_groups(namespace)
         return cls(
             namespace, namespace.identity.grid if grid is None else (int(grid[0]), int(grid[1]))
@@ -114,8 +119,8 @@ class TargetStore:
         return self.namespace.identity
 
     def __reduce__(self) -> tuple[object, ...]:
-        location, maps = self.namespace.storage.location, self.identity.encoding == "maps"
-        return (_reopen, (location, self.identity.fingerprint(), self.grid, maps))
+        location, kind = self.namespace.storage.location, self.identity.kind
+        return (_reopen, (location, self.identity.fingerprint(), self.grid, kind))
 
     def __len__(self) -> int:
         """Count the images, each once."""
@@ -284,5 +289,6 @@ class TargetStore:
         return readers if sound else None
 
 
-def _reopen(location: str, fingerprint: str, grid: tuple[int, int], maps: bool) -> TargetStore:
-    return TargetStore.open(location, fingerprint=fingerprint, grid=grid, maps=maps)
+def _reopen(location: str, fingerprint: str, grid: tuple[int, int], kind: Kind) -> TargetStore:
+    maps, texts = kind == "maps", kind == "texts"
+    return TargetStore.open(location, fingerprint=fingerprint, grid=grid, maps=maps, texts=texts)

@@ -1,7 +1,7 @@
 """What a teacher is: a frozen encoder, its grid, its preprocessing, the hash of its weights."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -37,6 +37,26 @@ class TeacherInfo(NamedTuple):
     width: int | None = None
     text_tower: str | None = None
     gated: bool | None = None
+
+
+class TextTower(NamedTuple):
+    """A teacher's text encoder.
+
+    Attributes
+    ----------
+    weights
+        sha256 over its tensors and its tokenizer's vocabulary.
+    width
+        c of its embeddings.
+    encode
+        Prompts in their normal form -> (n, c), not yet of length 1.
+    """
+
+    teacher: str
+    architecture: str
+    weights: str
+    width: int
+    encode: Callable[[Sequence[str]], Tensor]
 
 
 class Teacher(NamedTuple):

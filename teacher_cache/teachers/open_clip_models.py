@@ -1,7 +1,7 @@
 """Any plain ViT with a CLS token of open_clip: `open_clip:NAME`, and the towers of UniMed-CLIP."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NotRequired, Protocol, TypedDict, cast
+from typing import NamedTuple, NotRequired, Protocol, TypedDict, cast
 
 from torch import Tensor, nn
 
@@ -72,7 +72,17 @@ class ModelConfig(TypedDict):
 
     embed_dim: int
     vision_cfg: VisionConfig
+    text_cfg: NotRequired[Mapping[str, object]]
     quick_gelu: NotRequired[bool]
+
+
+class Published(NamedTuple):
+    """What is published of an open_clip model: all tensors by name, its configuration, settings."""
+
+    architecture: str
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    trained: Trained
 
 
 def load_open_clip(
@@ -87,6 +97,13 @@ def load_open_clip(
     The tag says what its weights were trained with, also where `weights` is a local copy of them;
     otherwise an `open_clip_config.json` beside the file, or `said`.
     """
+    found = published(name, rest, weights, said)
+    info = TeacherInfo(name, found.architecture, "", OPEN_CLIP.licence)
+    return open_clip_tower(info, found.config, _visual(found.tensors, name), found.trained)
+
+
+def published(name: str, rest: str, weights: str | None, said: Trained) -> Published:
+    """Read what is published of open_clip's NAME or NAME/TAG, as `load_open_clip` loads it."""
     import open_clip
 
     architecture, _, tag = rest.partition("/")
@@ -121,8 +138,7 @@ def load_open_clip(
         trained = of_file(weights, trained, (tag_settings(architecture, one) for one in tags))
         complete(name, trained, Trained._fields, tag_hint(tags, tag, f"{name}/TAG"))
         tensors = read_weights(file)
-    info = TeacherInfo(name, architecture, "", OPEN_CLIP.licence)
-    return open_clip_tower(info, config, _visual(tensors, name), trained)
+    return Published(architecture, config, tensors, trained)
 
 
 def _tags(architecture: str, tag: str) -> list[str]:

@@ -79,6 +79,10 @@ def _spec(
 def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
     """List the arrays of a segment written under `identity`, `key` first."""
     patches = identity.patches
+    if identity.encoding == "texts":
+        chain = (BYTES, shuffle(4), ZSTD, CRC32C)
+        words = _spec("embedding", "<f4", (identity.width or 0,), ("channel",), chain)
+        return _spec("key", "|u1", (KEY_BYTES,), ("byte",)), words
     pooled = _spec("attention", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C))
     common = (
         _spec("key", "|u1", (KEY_BYTES,), ("byte",)),
