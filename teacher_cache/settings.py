@@ -83,6 +83,8 @@ def settings_of(identity: Identity) -> Settings:
     own = identity.preprocessing
     if identity.encoding == "maps":
         raise UserError("maps are no targets of a teacher's pass; `cache query maps` writes them")
+    if identity.encoding == "texts":
+        raise UserError("texts are no targets of a teacher's pass; `cache text` writes them")
     # Only open_clip's names leave the activation open; it is then part of the architecture.
     quick = (
         identity.architecture.endswith("-quickgelu")

@@ -1,8 +1,8 @@
 """Where DoLa's early layer chooses alone, whatever the last layer says of the tokens.
 
 Plausible tokens differ by -log(relative_top) at most in the last layer. Where the early layer's
-least likely plausible token lies further than that below the next, log p - log p_early is largest there
-whatever the last layer's order. On a small model whose head is tied to the embeddings, states
+least likely plausible token lies further than that below the next, log p - log p_early is largest
+there whatever the last layer's order. On a small model whose head is tied to the embeddings, states
 without the final norm are that loud at most steps, whatever is asked.
 
 B rows, T tokens so far, V vocabulary.

@@ -145,5 +145,5 @@ def turned(states: Tensor, vector: Tensor, strength: float) -> Tensor:
     away = functional.cosine_similarity(own, -toward, dim=-1).clamp(min=0.0)[..., None]
     pull = strength * (1.0 + away) * functional.normalize(toward, dim=-1)
     length = own.norm(dim=-1, keepdim=True)
-    moved = functional.normalize(functional.normalize(own, dim=-1) + pull, dim=-1) * length
+    moved: Tensor = functional.normalize(functional.normalize(own, dim=-1) + pull, dim=-1) * length
     return moved.to(states.dtype)

@@ -70,7 +70,8 @@ def bert_tower(name: str, tensors: Mapping[str, Tensor], tokenizer: Path) -> Tex
         return embedded
 
     digest = tower_digest(named, words.get_vocab())
-    return TextTower(name, "BERT, mlp", digest, model.proj[2].weight.shape[0], encode)
+    width = len(named["proj.2.weight"])
+    return TextTower(name, "BERT, mlp", digest, width, encode)
 
 
 @runtime_checkable

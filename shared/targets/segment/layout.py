@@ -93,8 +93,8 @@ def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
         return common
     if identity.encoding == "matrix":
         exact, quantised = (BYTES, shuffle(2), ZSTD, CRC32C), (QUANTISE, DELTA, BYTES, ZSTD, CRC32C)
-        chain = exact if identity.precision == "f16" else quantised
-        return (*common, _spec("similarity", "<f2", (triangle_length(patches),), ("pair",), chain))
+        codecs = exact if identity.precision == "f16" else quantised
+        return (*common, _spec("similarity", "<f2", (triangle_length(patches),), ("pair",), codecs))
     scale = _spec("scale", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C))
     box = _spec("box", "<f8", (4,), ("edge",))
     if identity.encoding == "patches":

@@ -38,8 +38,8 @@ def model() -> Any:
 def test_every_step_is_the_published_codes(model: Any, name: str) -> None:
     """By the preset `published`: what that leaves at null the code has fixed for this model."""
     golden = GOLDEN[name]
-    drawn = {"icd": {"sample": False}, "sid sampling": {"beta": 0.1}}.get(name, {})
-    method = decoding(golden["method"], overrides=drawn)
+    drawn: dict[str, dict[str, object]] = {"icd": {"sample": False}, "sid sampling": {"beta": 0.1}}
+    method = decoding(golden["method"], overrides=drawn.get(name, {}))
     for key, value in golden["settings"].items():
         assert getattr(method.settings, key) in (value, None)
     batch = published.asked(model)

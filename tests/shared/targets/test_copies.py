@@ -5,6 +5,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from tests.fixtures.targets import (
 )
 
 pytestmark = pytest.mark.integration
-KINDS = {
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "matrix": (matrix_record, {}),
     "factors": (factors_record, {"encoding": "factors", "tolerance": 0.01}),
     "patches": (patches_record, {"encoding": "patches", "width": 6, "rotation": "hadamard"}),

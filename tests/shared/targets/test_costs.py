@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shared.targets import TargetStore, opening
-from shared.targets.catalogue import publish_catalogue
+from shared.targets.catalogue import publish_catalogue, unpack_catalogue
 from shared.targets.segment import held
 from shared.targets.segment.reader import SegmentReader
 from tests.fixtures.proxy import counted_bucket
@@ -105,10 +105,12 @@ def test_a_new_catalogue_is_not_read_where_manifests_are_less(bucket, tmp_path, 
     write_records(root, [1000])
     publish_catalogue(namespace, force=True)
     read = []
-    original = opening.unpack_catalogue
-    monkeypatch.setattr(
-        opening, "unpack_catalogue", lambda *one: read.append(one) or original(*one)
-    )
+
+    def reading(*one):
+        read.append(one)
+        return unpack_catalogue(*one)
+
+    monkeypatch.setattr(opening, "unpack_catalogue", reading)
     monkeypatch.setattr(opening, "_MANIFEST", 1)
     assert len(TargetStore.open(root)) == 13
     assert not read

@@ -30,7 +30,7 @@ from tests.fixtures.text_towers import (
 pytestmark = pytest.mark.integration
 PROMPTS = ["opacity in the left lung", "no sign of effusion", "is there a mass in the brain ?"]
 # Sums of a few hundred float32 products in another order.
-CLOSE = {"atol": 2e-6, "rtol": 0}
+CLOSE: dict[str, Any] = {"atol": 2e-6, "rtol": 0}
 
 
 @pytest.fixture
