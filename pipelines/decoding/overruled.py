@@ -5,7 +5,7 @@ least likely plausible token lies further than that below the next, log p - log 
 there whatever the last layer's order. On a small model whose head is tied to the embeddings, states
 without the final norm are that loud at most steps, whatever is asked.
 
-B rows, T tokens so far, V vocabulary.
+B rows, V vocabulary.
 """
 
 import math

@@ -134,12 +134,16 @@ def test_padding_is_no_token_that_was_said(model: Any) -> None:
 
 
 def loud_early(loud: float) -> Any:
-    """A student whose head is tied, its embeddings `loud` times themselves."""
+    """A student whose head is tied, its embeddings `loud` times themselves.
+
+    The final norm makes the last layer's logits as loud as before.
+    """
     model = lively_student(layers=6)
     with torch.no_grad():
         model.lm_head.weight.mul_(0.25)  # as it was drawn
         model.get_decoder().embed_tokens.weight.copy_(model.lm_head.weight)
         model.get_decoder().embed_tokens.weight.mul_(loud)
+        model.get_decoder().norm.weight.div_(loud)
     model.lm_head.weight = model.get_decoder().embed_tokens.weight
     return model
 
@@ -177,14 +181,14 @@ def test_rows_that_have_ended_are_not_counted() -> None:
 
 
 def test_one_line_where_the_early_layer_chooses_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    method = decoding("dola", overrides={"relative_top": 0.001, "repetition_penalty": 1.0})
-    for loud in (0.01, 40.0):
+    method = decoding("dola", "equal")
+    for loud in (0.1, 10.0):
         model = loud_early(loud)
         for _ in range(3):
             method.decode(model, prompts(model, "abc"), LIMITS, method.settings, 0)
         said = " ".join(capsys.readouterr().err.split())
         counts = overruled(model)
         assert counts.choices >= 8
-        assert (2 * counts.alone > counts.choices) == (loud == 40.0)
-        assert said.count("DoLa's early layer chose alone") == (loud == 40.0)
+        assert (2 * counts.alone > counts.choices) == (loud == 10.0)
+        assert said.count("DoLa's early layer chose alone") == (loud == 10.0)
     assert "(its head is tied); leave dola out for this model" in said

@@ -333,7 +333,7 @@ def test_layers_of_another_depth_are_at_the_same_share(model: Any) -> None:
         (
             "vista",
             {"last_layer": 5},
-            r"vista\.last_layer=5: name layers within 0\.\.4 of this model's 6",
+            r"vista\.last_layer=5: name layers within 0\.\.4",
         ),
         ("sid", {"layer": 6}, r"sid\.layer=6: it must be within 1\.\.5"),
         ("sid", {"keep": PATCHES}, f"a prompt has {PATCHES} image tokens, and none would be hid"),

@@ -15,7 +15,7 @@ from tests.fixtures.student_runs import write_train_file
 from tests.fixtures.tiny_teacher import TEACHER, tiny_weights
 
 pytestmark = pytest.mark.integration
-METHODS = "greedy,beam,nucleus,vcd,dola,opera,avisc,m3id,pai"
+METHODS = "greedy,beam,nucleus,vcd,dola,opera,avisc,m3id,pai,sid,icd,deco,vista,vaf"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
