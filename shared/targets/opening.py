@@ -56,7 +56,7 @@ def open_index(namespace: Namespace, whole: bool = False) -> Index:
             base = base if cached else ""  # a damaged one vouches for nothing
         held = None if cached is None else cached.held
         trusted = cached is not None and bool(base) and cached.base == base and not whole
-        segments = _segments(namespace, held, trusted, strict=whole)
+        segments = _segments(namespace, held, trusted, strict=whole or not base)
         if cached is not None and (cached.base, cached.held.segments) == (base, segments):
             return cached.held
         if newest and held is not None and not trusted and _is_shorter(newest[1], held, segments):
@@ -84,7 +84,8 @@ def _segments(
     """List the visible segments, those after the known ones where a listing of all is long.
 
     `trusted`: none of the known ones was removed. `strict`: a known one counts only where it is
-    visible, not where a part of it is there.
+    visible, not where a part of it is there, as while `cache gc` removes it; that discards all
+    catalogues first.
     """
     if known is None or not known.segments or strict or not namespace.storage.remote:
         return tuple(namespace.segments())
