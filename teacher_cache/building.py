@@ -1,8 +1,8 @@
 """Building a store: what is asked for, what is missing, who encodes it, and what came of it.
 
 The store is the only state: an interrupted build is continued by the same command, which computes
-what is missing. Under `torchrun` every rank names a share of the files, takes the missing keys it
-owns and writes its own segments; the ranks meet twice, once the files are named and at the end.
+what is missing. Under `torchrun` every rank names a share of the files, takes its block of the
+missing keys and writes its own segments; the ranks meet once the files are named and at the end.
 """
 
 import time
@@ -132,8 +132,8 @@ def build(
     with ranks.meeting():
         by_key, _, left_out = distinct_images(references, workers, ranks)
         unopened = len(left_out)  # the same on every rank
-        missing = missing_keys(namespace, by_key)
-        mine = ranks.owned(missing)
+        missing = _missing_for_all(ranks, namespace, by_key)
+        mine = ranks.share(by_key, missing)
         known = known_reasons(namespace)
         _say_share(ranks, len(mine), len(missing))
         encoding = time.perf_counter()
@@ -252,6 +252,18 @@ def _say_share(ranks: Ranks, share: int, missing: int) -> None:
     if ranks.world > 1:
         met = "" if ranks.meets else " (RANK and WORLD_SIZE of the environment; unset them for all)"
         warn(f"rank {ranks.rank} of {ranks.world}: its share is {share} of {missing}{met}")
+
+
+def _missing_for_all(
+    ranks: Ranks, namespace: Namespace, by_key: Mapping[bytes, AnyReference]
+) -> list[bytes]:
+    """Return the keys to encode, the same on all ranks that meet.
+
+    A rank that looks a moment later may see a segment more, and cut the list elsewhere.
+    """
+    absent = set(missing_keys(namespace, by_key))
+    lacks = ranks.of_first(np.fromiter((key in absent for key in by_key), np.uint8, len(by_key)))
+    return [key for key, lacking in zip(by_key, lacks, strict=True) if lacking]
 
 
 def _elsewhere(ranks: Ranks, namespace: Namespace, others: set[bytes]) -> int:

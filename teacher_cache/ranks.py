@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -49,13 +49,21 @@ class Ranks(NamedTuple):
             )
         return cls(rank, world, local)
 
-    def owned(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Return the content keys that are this rank's.
+    def share(self, named: Iterable[bytes], missing: Sequence[bytes]) -> list[bytes]:
+        """Return those of the `missing` content keys that are this rank's, in order.
 
-        Ownership follows from the key alone, so ranks that see the store at different moments still
-        agree.
+        A share is a block of a sorted list, so that two shares differ by one key at most. Ranks
+        that meet cut the list of what is missing, on which they agreed (`of_first`). Those that do
+        not meet see the store at different moments: they cut the list of all `named` keys.
         """
-        return [key for key in keys if int.from_bytes(key[:8], "big") % self.world == self.rank]
+        whole = sorted(missing if self.meets or self.world == 1 else named)
+        begin, end = (len(whole) * rank // self.world for rank in (self.rank, self.rank + 1))
+        block = set(whole[begin:end])
+        return [key for key in missing if key in block]
+
+    def of_first(self, numbers: NDArray[Number]) -> NDArray[Number]:
+        """Return the first rank's numbers on every rank that meets it; every rank must call it."""
+        return self.sum(numbers if self.rank == 0 else np.zeros_like(numbers))
 
     @property
     def meets(self) -> bool:
@@ -98,6 +106,11 @@ class Ranks(NamedTuple):
 
         At the end of a build it keeps a rank that ends with an error from ending the others:
         `torchrun` stops all when one fails. Processes that do not meet return their own numbers.
+
+        Raises
+        ------
+        UserError
+            Another rank died meanwhile.
         """
         if not self.meets:
             return numbers
@@ -105,7 +118,13 @@ class Ranks(NamedTuple):
         from torch import distributed
 
         summed = torch.from_numpy(numbers.copy())
-        distributed.all_reduce(summed)
+        try:
+            distributed.all_reduce(summed)
+        except RuntimeError as error:  # gloo's word for a connection that ended
+            raise UserError(
+                "another rank of this build died, and its share is not done: run the same build "
+                "again, which encodes what the store lacks"
+            ) from error
         result: NDArray[Number] = summed.numpy()
         return result
 

@@ -85,11 +85,33 @@ def undisturbed(tmp_path, weights):
 
 
 @pytest.mark.unit
-def test_every_key_has_one_owner(monkeypatch):
-    keys = [os.urandom(32) for _ in range(2000)]
-    shares = [Ranks(rank, 3, rank).owned(keys) for rank in range(3)]
+@pytest.mark.parametrize("meets", [True, False])
+def test_every_key_has_one_owner_and_shares_are_even(monkeypatch, meets):
+    if meets:
+        monkeypatch.setenv("MASTER_ADDR", "somewhere")
+    else:
+        monkeypatch.delenv("MASTER_ADDR", raising=False)
+    keys = [os.urandom(32) for _ in range(128)]
+    shares = [Ranks(rank, 3, rank).share(keys, keys) for rank in range(3)]
     assert sorted(key for share in shares for key in share) == sorted(keys)
-    assert min(map(len, shares)) > 550
+    assert sorted(map(len, shares)) == [42, 43, 43]
+    # A rank encodes in the order of the files, so that a volume is opened once.
+    assert all(share == [key for key in keys if key in set(share)] for share in shares)
+
+
+@pytest.mark.unit
+def test_shares_of_ranks_that_do_not_meet_stay_while_the_store_fills(monkeypatch):
+    """Each looks at another moment: a key must not move from one share to another's."""
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    keys = [os.urandom(32) for _ in range(30)]
+    whole = [set(Ranks(rank, 4, rank).share(keys, keys)) for rank in range(4)]
+    late = keys[::3]
+    for rank, before in enumerate(whole):
+        assert set(Ranks(rank, 4, rank).share(keys, late)) == before & set(late)
+
+
+@pytest.mark.unit
+def test_ranks_of_the_environment(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert Ranks.of_environment()[:2] == (2, 3)
@@ -213,6 +235,61 @@ def rank_process(parent, rank):
         if child.environ().get("RANK") == str(rank):
             return child.pid
     raise AssertionError(f"no rank {rank} below {parent}")
+
+
+@pytest.mark.integration
+def test_ranks_that_meet_share_what_is_missing_evenly(tmp_path, weights):
+    """After a build of a part, the rest is cut anew: 7 of 13 lie in the store, 3 + 3 are left."""
+    images = image_folder(tmp_path / "images", 13)
+    named = {content_key(path) for path in images}
+    line = arguments(tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1)
+    first = start([sys.executable, "-m", "teacher_cache", *line, "--limit", "7"])
+    assert first.wait() == 0, first.communicate()[1]
+    process = start([*TORCHRUN, *port(7), "-m", "teacher_cache", *line])
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "rank 0 of 2: its share is 3 of 6" in err
+    assert "rank 1 of 2: its share is 3 of 6" in err
+    assert set(records(tmp_path / "store")) == named
+    assert info(tmp_path / "store")[0]["superseded"] == 0
+
+
+@pytest.mark.integration
+def test_a_slurm_array_as_the_page_says_it(tmp_path, weights):
+    """The script of docs/cache.md, under the variables that SLURM sets; task 4 is run again."""
+    image_folder(tmp_path / "images", 12)
+    page = (ROOT / "docs" / "cache.md").read_text()
+    script = page.partition("#SBATCH --array=3-5\n")[2].partition("```")[0]
+    assert "cache build" in script
+    line = [str(part) for part in arguments(tmp_path / "images", tmp_path / "store", weights)]
+    command = " ".join([sys.executable, "-m", "teacher_cache", *line])
+    head, _, _ = script.partition("cache build")
+
+    def task(number):
+        slurm = {
+            "SLURM_ARRAY_TASK_ID": str(number),
+            "SLURM_ARRAY_TASK_MIN": "3",
+            "SLURM_ARRAY_TASK_COUNT": "3",
+            "SLURM_PROCID": "0",
+        }
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        kept = {name: value for name, value in os.environ.items() if name not in names}
+        return subprocess.run(
+            ["bash", "-euc", head + command],
+            env=kept | slurm | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    early = [task(number) for number in (3, 5)]  # task 4 died before its first segment
+    assert [one.returncode for one in early] == [1, 1]
+    assert "8 images are the share of other ranks" in early[0].stderr
+    assert "4 images are the share of other ranks" in early[1].stderr
+    again = task(4)
+    assert again.returncode == 0, again.stderr
+    assert records(tmp_path / "store").keys() == undisturbed(tmp_path, weights).keys()
+    assert info(tmp_path / "store")[0]["superseded"] == 0
 
 
 @pytest.mark.integration
