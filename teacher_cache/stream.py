@@ -154,7 +154,7 @@ def _parts(count: int, identity: Identity) -> list[slice]:
     """Which images of a batch to encode at a time: all, or one where each may fail by itself."""
     return (
         [slice(count)][:count]
-        if identity.encoding == "matrix"
+        if identity.encoding != "factors"
         else [slice(row, row + 1) for row in range(count)]
     )
 

@@ -45,6 +45,45 @@ def test_targets_of_the_gpu_are_those_of_the_cpu(
         assert difference.max() <= tolerance
 
 
+def test_patches_of_the_gpu_are_the_bytes_of_the_cpu() -> None:
+    from shared.targets.numbers.on_device import quantise_on_device
+
+    tokens = torch.randn(4, 576, 768, generator=torch.Generator().manual_seed(0))
+    tokens[:, :, 3] *= 20
+    expected, found = quantise_on_device(tokens), quantise_on_device(tokens.cuda())
+    for here, there in zip(expected, found, strict=True):
+        assert torch.equal(here, there.cpu())
+
+
+@pytest.mark.parametrize("encoding", ["matrix", "factors", "patches"])
+def test_targets_are_encoded_where_the_teacher_ran(encoding: Any) -> None:
+    """The same E_v, on both: similarities within one step of what is stored."""
+    from shared.imaging.geometry import content_box
+    from shared.targets.numbers.encodings import encode_targets
+    from tests.fixtures.targets import identity
+
+    more = {
+        "matrix": {"grid": (6, 6)},
+        "factors": {"grid": (6, 6), "precision": "u8", "tolerance": 0.05},
+        "patches": {"grid": (6, 6), "width": 64, "rotation": "hadamard"},
+    }
+    kind = identity(encoding=encoding, **more[encoding])
+    tokens = torch.randn(2, 36, 64, generator=torch.Generator().manual_seed(0))
+    attention = torch.rand(2, 36, generator=torch.Generator().manual_seed(1))
+    boxes = [content_box(100, height, "pad") for height in (100, 60)]
+    expected = encode_targets(tokens, attention, boxes, (6, 6), kind)
+    found = encode_targets(tokens.cuda(), attention.cuda(), boxes, (6, 6), kind)
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys()
+        if encoding == "matrix":  # float16 in [-1, 1]: a step is 2^-11, TF32 is off by default
+            difference = one["similarity"].astype("f4") - other["similarity"].astype("f4")
+            assert abs(difference).max() <= 2**-10
+        elif encoding == "patches":
+            assert one["patches"].tobytes() == other["patches"].tobytes()
+        else:  # signs of singular vectors are free; the rank may step at the tolerance
+            assert max(other["error"]) <= 0.05
+
+
 @pytest.mark.parametrize("stage", ["none", "zero2", "zero3"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_student_trains_on_the_gpu_and_loads_back(

@@ -10,6 +10,7 @@ from shared.imaging.geometry import Box, content_box, coverage
 from shared.imaging.grid import Grid
 from shared.targets import Identity, TargetStore, TargetWriter
 from shared.targets.numbers.encodings import encode_targets
+from shared.targets.numbers.on_device import quantise_on_device
 from shared.targets.numbers.patches import quantise_patches
 from shared.targets.numbers.rotation import rotate, rotate_back, signs
 from tests.fixtures.targets import identity, key, write_records
@@ -36,6 +37,22 @@ def test_the_signs_are_those_of_every_store():
     """Another sign would be another E_v of every store: SHAKE-128 of the text, bit by bit."""
     assert "".join("-" if sign < 0 else "+" for sign in signs(16)) == "-----+++-++----+"
     np.testing.assert_array_equal(signs(1024)[:384], signs(384))
+
+
+@pytest.mark.parametrize("width", [384, 768, 7, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_device_gives_the_very_bytes(width, dtype):
+    """Of a batch, with channels that stand out and a patch of zeros."""
+    random = torch.Generator().manual_seed(width)
+    tokens = torch.randn(3, 36, width, generator=random) * 10 ** torch.randn(
+        width, generator=random
+    )
+    tokens[1, 5] = 0
+    values, scale = quantise_on_device(tokens.to(dtype))
+    for row, one in enumerate(tokens.to(dtype).float().numpy()):
+        wanted = quantise_patches(one)
+        assert values[row].numpy().tobytes() == wanted[0].tobytes()
+        assert scale[row].numpy().tobytes() == wanted[1].tobytes()
 
 
 def tokens_with_outliers(count=3):
