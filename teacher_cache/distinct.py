@@ -62,9 +62,13 @@ def distinct_images(
 
 def _check_same(wanted: list[AnyReference], ranks: Ranks) -> None:
     """Hold the ranks to one list: with two, a key would go to another's image."""
-    digest = hashlib.sha256("\0".join(map(str, wanted)).encode("utf-8", "surrogateescape")).digest()
-    words = np.frombuffer(digest, np.uint32).astype(np.int64)
-    if ranks.meets and (ranks.sum(words) != ranks.world * words).any():
+    if not ranks.meets:
+        return
+    digest = hashlib.sha256()
+    for one in wanted:
+        digest.update(f"{one}\0".encode("utf-8", "surrogateescape"))
+    words = np.frombuffer(digest.digest(), np.uint32).astype(np.int64)
+    if (ranks.sum(words) != ranks.world * words).any():
         raise UserError(
             "the ranks do not see the same images, perhaps because files came or went while they "
             "were listed: start "
