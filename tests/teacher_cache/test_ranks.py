@@ -244,7 +244,8 @@ def test_ranks_that_meet_share_what_is_missing_evenly(tmp_path, weights):
     named = {content_key(path) for path in images}
     line = arguments(tmp_path / "images", tmp_path / "store", weights, "--batch-size", 1)
     first = start([sys.executable, "-m", "teacher_cache", *line, "--limit", "7"])
-    assert first.wait() == 0, first.communicate()[1]
+    _, err = first.communicate()
+    assert first.returncode == 0, err
     process = start([*TORCHRUN, *port(7), "-m", "teacher_cache", *line])
     _, err = process.communicate()
     assert process.returncode == 0, err
