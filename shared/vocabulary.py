@@ -22,6 +22,7 @@ Precision = Literal["f16", "u8"]  # of what is stored
 Features = Literal["block", "projected"]  # patches of the last block, or normed and projected
 PoolingAttention = Literal["pooled", "none"]  # E_a: what pools the image attends to; or no E_a
 Dtype = Literal["fp32", "bf16", "fp16"]  # the teacher's compute type
+Engine = Literal["ranks", "ray"]  # who shares a build: ranks of torchrun (or one), or a Ray cluster
 ExportForm = Literal["safetensors", "npz"]  # files that `cache export` writes
 Notebook = Literal["unimed-l", "unimed-b", "biomedclip"]  # of the authors, one a teacher
 Control = Literal["shuffled", "mean"]  # of a store: targets that are wrong on purpose

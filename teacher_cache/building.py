@@ -7,7 +7,7 @@ missing keys and writes its own segments; the ranks meet once the files are name
 
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from shared.errors import UserError
 from shared.files import refused_as
 from shared.imaging.contained import AnyReference
 from shared.processes import choose_device
-from shared.targets import DamagedSegment, TargetStore, TargetWriter
+from shared.targets import DamagedSegment, TargetWriter
 from shared.targets.catalogue import publish_catalogue
 from shared.targets.identity import Identity
 from shared.targets.namespace import (
@@ -30,9 +30,11 @@ from shared.targets.namespace import (
     quarantined,
     release,
 )
-from shared.targets.segment.checks import keys_present
 from shared.targets.segment.writer import NotFinite
+from shared.vocabulary import Engine
 from teacher_cache.distinct import distinct_images
+from teacher_cache.missing import missing_keys
+from teacher_cache.on_ray import Work, cluster, stream_on_ray
 from teacher_cache.ranks import Ranks, stop_on_termination
 from teacher_cache.settings import Settings, load_for
 from teacher_cache.stream import Failure, LeftOut, Outcome, named, stream
@@ -91,6 +93,7 @@ def build(
     workers: int = 2,
     device: str = "auto",
     segment_records: int = 256,
+    engine: Engine = "ranks",
 ) -> BuildResult:
     """Encode every image that the store lacks, and write its target.
 
@@ -109,6 +112,8 @@ def build(
         Threads that read images.
     segment_records
         Images per segment: what a kill can lose at most, per process.
+    engine
+        `ranks`: this process, or the ranks of `torchrun`; `ray`: actors of a Ray cluster.
 
     Raises
     ------
@@ -118,7 +123,7 @@ def build(
     """
     begin = time.perf_counter()
     ranks = Ranks.of_environment()
-    place = choose_device(device)
+    place = choose_device("cpu" if engine == "ray" else device)
     references = list(images)
     loaded, identity = load_for(teacher, weights, settings, place)
     check_format(store, identity)
@@ -129,7 +134,7 @@ def build(
             f"rank {ranks.rank}: waiting for {count} other rank{'s' * (count > 1)} (RANK, "
             "WORLD_SIZE and MASTER_ADDR of the environment; unset them for one process)"
         )
-    with ranks.meeting():
+    with ranks.meeting(), cluster() if engine == "ray" else nullcontext():
         by_key, _, left_out = distinct_images(references, workers, ranks)
         unopened = len(left_out)  # the same on every rank
         missing = _missing_for_all(ranks, namespace, by_key)
@@ -138,23 +143,31 @@ def build(
         _say_share(ranks, len(mine), len(missing))
         encoding = time.perf_counter()
         title = "encoding" if ranks.world == 1 else f"encoding (rank {ranks.rank} of {ranks.world})"
-        with (
-            stop_on_termination(),
-            TargetWriter(store, identity, segment_records=segment_records) as writer,
-        ):
-            flow = stream(
-                loaded,
-                identity,
-                mine,
-                by_key,
-                writer.add,
-                batch_size=batch_size,
-                workers=workers,
-                device=place,
-            )
-            with closing(flow):
-                outcomes = track(flow, len(mine), title, "images")
-                failures, not_finite = _kept(outcomes, namespace, known)
+        with stop_on_termination():
+            if engine == "ray":
+                work = Work(
+                    teacher, weights, settings, identity, store, batch_size, workers, device
+                )
+                flow = stream_on_ray(work, [(key, by_key[key]) for key in mine], segment_records)
+                failures, not_finite = _kept(
+                    track(flow, len(mine), title, "images"), namespace, known
+                )
+            else:
+                with TargetWriter(store, identity, segment_records=segment_records) as writer:
+                    here = stream(
+                        loaded,
+                        identity,
+                        mine,
+                        by_key,
+                        writer.add,
+                        batch_size=batch_size,
+                        workers=workers,
+                        device=place,
+                    )
+                    with closing(here):
+                        failures, not_finite = _kept(
+                            track(here, len(mine), title, "images"), namespace, known
+                        )
         left_out += [(by_key[key], reason) for key, reason in failures]
         _check_some_are_finite(not_finite, len(mine), len(by_key), identity)
         for key, reason in not_finite:
@@ -297,19 +310,6 @@ def known_reasons(namespace: Namespace) -> dict[bytes, str]:
     except UserError as error:
         warn(str(error))
         return {}
-
-
-def missing_keys(namespace: Namespace, keys: Iterable[bytes]) -> list[bytes]:
-    """Return those of `keys` of which the namespace has no sound record, in order.
-
-    Damaged segments are warned of.
-    """
-    try:
-        return TargetStore.open(namespace.storage, identity=namespace.identity).missing(keys)
-    except DamagedSegment as error:
-        present, damaged = keys_present(namespace)
-        warn(f"{len(damaged)} segments are damaged and count as missing, the first: {error}")
-        return [key for key in dict.fromkeys(keys) if key not in present]
 
 
 def _reason(error: Failure) -> str:

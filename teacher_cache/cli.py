@@ -16,6 +16,7 @@ from teacher_cache.options import (
     DeviceOption,
     DtypeOption,
     EncodingOption,
+    EngineOption,
     FeaturesOption,
     GeometryOption,
     GridOption,
@@ -194,6 +195,7 @@ def build_command(
     batch_size: BatchOption = 8,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
+    engine: EngineOption = "ranks",
     segment_records: Annotated[
         int, typer.Option(help="Images per segment: what a kill can lose at most.", min=1)
     ] = 256,
@@ -238,6 +240,7 @@ def build_command(
             workers=workers,
             device=device,
             segment_records=segment_records,
+            engine=engine,
         )
     for reference, reason in result.left_out:
         warn(f"{reference}: {reason}")

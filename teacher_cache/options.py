@@ -8,6 +8,7 @@ from shared.vocabulary import (
     Device,
     Dtype,
     Encoding,
+    Engine,
     Features,
     Geometry,
     Interpolation,
@@ -124,6 +125,14 @@ ToleranceOption = Annotated[
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Compute type of the teacher.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where the teacher runs.")]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        help="ranks: this process, or torchrun's; ray: a Ray cluster (RAY_ADDRESS, or this "
+        "machine).",
+    ),
+]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Images per forward pass.", min=1)]
 WorkersOption = Annotated[int, typer.Option("--workers", help="Threads that read images.", min=1)]
 

@@ -13,8 +13,9 @@ from shared.imaging.contained import AnyReference
 from shared.processes import choose_device
 from shared.targets.namespace import Namespace, find_namespace
 from shared.targets.numbers.arrays import Arrays
-from teacher_cache.building import check_format, known_reasons, missing_keys
+from teacher_cache.building import check_format, known_reasons
 from teacher_cache.distinct import distinct_images
+from teacher_cache.missing import missing_keys
 from teacher_cache.probe import probe
 from teacher_cache.settings import Settings, load_for
 from teacher_cache.stream import LeftOut, Outcome, named, stream

@@ -16,7 +16,7 @@ from shared.targets.segment.checks import keys_present
 from shared.targets.segment.scan import scan
 from shared.targets.storage import LocalStorage, local, open_storage
 from shared.targets.storage.objects import ObjectStorage
-from teacher_cache.building import missing_keys
+from teacher_cache.missing import missing_keys
 from teacher_cache.keeping.gc import gc
 from teacher_cache.keeping.info import info, listing
 from teacher_cache.keeping.merge import merge
