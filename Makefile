@@ -33,8 +33,8 @@ test-all: setup ## every test, the slow ones too
 test-shuffled: setup ## the test suite in random order; the seed is printed
 	$(BIN)/python -m pytest -p randomly
 
-test-gpu: setup ## what needs a GPU
-	$(BIN)/python -m pytest -m gpu
+test-gpu: setup ## what needs a GPU; on a bare machine see docs/gpu.md
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 test-browser: setup ## the pages in a headless Chromium; it has to be installed
 	$(BIN)/python -m pytest -m browser

@@ -44,6 +44,7 @@ def build(
     precision: str = "fp32",
     attention: str = "sdpa",
     lora: dict[str, Any] | None = None,
+    device: str = "cpu",
 ) -> Any:
     """Make a student on random weights, its recipe and its optimiser; `arm` is one of `ARMS`."""
     from transformers import (
@@ -78,7 +79,8 @@ def build(
         image_seq_length=patches,
     )
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(config)
+    with torch.device(device):
+        model = LlavaForConditionalGeneration(config)
     model.set_attn_implementation({"text_config": "eager" if arm == "authors" else attention})
     model.requires_grad_(False)
     if precision == "bf16":
@@ -89,6 +91,7 @@ def build(
         student.model.activation_checkpointing_enable(
             activation_checkpointing_kwargs={"use_reentrant": False}
         )
+    student.model.to(device)
     student.model.train()
     trained = [one for one in student.model.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)  # as in training
@@ -131,11 +134,12 @@ def step(student: Any, recipe: Recipe, optimizer: Any, batch: dict[str, Any], ar
     else:
         from student_train.run.terms import term_sums
 
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+        device = batch["input_ids"].device
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
             terms = term_sums(
                 student.model, None if arm == "lora" else student.channel, batch, recipe
             )
-        weights = torch.tensor([1.0, recipe.losses.alpha, recipe.losses.beta or 0.0])
+        weights = torch.tensor([1.0, recipe.losses.alpha, recipe.losses.beta or 0.0]).to(device)
         loss = (terms.sums / terms.counts.clamp_min(1) * weights).sum()
     loss.backward()
     optimizer.step()
