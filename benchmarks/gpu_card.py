@@ -156,9 +156,7 @@ def measure_build(sizes: Sizes, device: str, workers: int) -> dict[str, float]:
 
 def made(arm: str, sizes: Sizes, device: str) -> Any:
     """Make an arm's student on the card, its base in bfloat16, with recipe and optimiser."""
-    return build(
-        arm, **sizes.student, precision="bf16", attention="sdpa", lora=LORA, device=device
-    )
+    return build(arm, **sizes.student, precision="bf16", attention="sdpa", lora=LORA, device=device)
 
 
 def inputs(sizes: Sizes, device: str) -> dict[str, Any]:
