@@ -42,7 +42,7 @@ def test_small_figures_never_reach_the_page(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["gpu_card", *words])
-    with pytest.raises(SystemExit, match="--small|--out"):
+    with pytest.raises(SystemExit, match=r"--small|--out"):
         gpu_card.main()
 
 
