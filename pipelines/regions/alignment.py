@@ -90,7 +90,7 @@ def scores_of(observed: Observed, held: Sequence[Held], recipe: "Recipe", grid: 
         similarity = torch.from_numpy(np.asarray(one.similarity))[None]
         scores[one.record.id] = {
             "loss_vis": float(visual_alignment_terms(patches, similarity, seen)[0]),
-            "similarity": _correlation(tokens, np.asarray(one.similarity), one.visible),
+            "similarity": similarity_correlation(tokens, np.asarray(one.similarity), one.visible),
         }
         if one.attention is not None:
             terms = attention_alignment_terms(
@@ -149,18 +149,23 @@ def other_patients_map(observed: Observed, held: Sequence[Held], grid: Grid) -> 
     }  # fmt: skip
 
 
-def _correlation(
+def cosines(tokens: Float[np.ndarray, "N d"]) -> NDArray[np.float64]:
+    """S_x (N, N): the cosine similarity of every pair of patches; 0 to a patch of zeros."""
+    features = tokens.astype(np.float64)
+    features /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+    return np.asarray(features @ features.T)
+
+
+def similarity_correlation(
     tokens: Float[np.ndarray, "N d"], similarity: NDArray[np.generic], visible: NDArray[np.bool_]
 ) -> float:
     """Pearson's correlation of S_x with S_e over the pairs of visible patches; 0 where one is flat.
 
     `similarity` is the strict upper triangle, row-major.
     """
-    features = tokens.astype(np.float64)
-    features /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
-    rows, columns = np.triu_indices(len(features), 1)
+    rows, columns = np.triu_indices(len(tokens), 1)
     kept = visible[rows] & visible[columns]
-    own = (features @ features.T)[rows, columns][kept]
+    own = cosines(tokens)[rows, columns][kept]
     taught = similarity.astype(np.float64)[kept]
     if own.std() < 1e-9 or taught.std() < 1e-9:
         return 0.0

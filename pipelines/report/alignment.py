@@ -29,6 +29,17 @@ class AlignmentRow(TypedDict):
     patients: int
 
 
+class FurtherTable(TypedDict):
+    """Further scores, of layers or of exchanged sides, with their tests."""
+
+    heading: str
+    note: str
+    columns: list[str]
+    scores: list[AlignmentRow]
+    tests: list[Test]
+    test_titles: Mapping[str, str]
+
+
 class AlignmentPart(TypedDict):
     """The part of a page; `measured` is false where nothing was, and `picture` a PNG as base64."""
 
@@ -37,6 +48,7 @@ class AlignmentPart(TypedDict):
     scores: list[AlignmentRow]
     tests: list[Test]
     test_titles: Mapping[str, str]
+    further: list[FurtherTable]
     before_after: list[str]
     picture: str | None
 
@@ -52,14 +64,14 @@ def alignment_part(run: Path) -> AlignmentPart:
         "scores": [],
         "tests": [],
         "test_titles": TITLES,
+        "further": [],
         "before_after": [],
         "picture": shown,
     }
     if found is not None:
         part["columns"] = _columns(found)
-        part["scores"] = [
-            _row(found, score, part["columns"]) for score in TITLES if _has(found, score)
-        ]
+        part["scores"] = _rows(found["rows"], part["columns"], TITLES)
+        part["further"] = _further(found)
         part["tests"] = [one for one in found["tests"] if _tells(one, found["arms"])]
         part["before_after"] = _sentences(found)
     return part
@@ -69,19 +81,60 @@ def _columns(found: Alignment) -> list[str]:
     return [name for name in (BEFORE, *found["arms"], *CONTROLS) if name in found["rows"]]
 
 
-def _has(found: Alignment, score: str) -> bool:
-    return any(score in values for values in found["rows"].values())
+def _further(found: Alignment) -> list[FurtherTable]:
+    """Tables of further layers and of exchanged sides, where `medalign alignment` measured them."""
+    tables: list[FurtherTable] = []
+    layered, sides = found.get("by_layer"), found.get("sides")
+    if layered is not None:
+        titles = {str(layer): f"layer {layer}" for layer in layered["layers"]}
+        note = (
+            "The share of patches whose nearest neighbour in another unit's image is of the same "
+            "region, of what enters each decoder layer."
+        )
+        heading = "Regions told apart, layer by layer"
+        tables.append(_table(heading, note, titles, layered["rows"], layered["tests"]))
+    if sides is not None:
+        note = (
+            f"{sides['images']} questions that name a side, and the same ones with left and right "
+            "exchanged, scored on the same region: attention that follows the words leaves it."
+        )
+        heading = "Left and right exchanged in the question"
+        tables.append(_table(heading, note, TITLES, sides["rows"], sides["tests"]))
+    return tables
 
 
-def _row(found: Alignment, score: str, columns: list[str]) -> AlignmentRow:
-    values = [found["rows"][name].get(score) for name in columns]
-    first = next(value for value in values if value is not None)
+def _table(
+    heading: str,
+    note: str,
+    titles: Mapping[str, str],
+    rows: Mapping[str, Mapping[str, Value]],
+    tests: list[Test],
+) -> FurtherTable:
     return {
-        "title": TITLES[score],
-        "cells": [_cell(value, name) for value, name in zip(values, columns, strict=True)],
-        "n": first["n"],
-        "patients": first["patients"],
+        "heading": heading,
+        "note": note,
+        "columns": list(rows),
+        "scores": _rows(rows, list(rows), titles),
+        "tests": [one for one in tests if one["patients"] >= MIN_CLUSTERS],
+        "test_titles": titles,
     }
+
+
+def _rows(
+    rows: Mapping[str, Mapping[str, Value]], columns: list[str], titles: Mapping[str, str]
+) -> list[AlignmentRow]:
+    """Return the scores that any of the columns has."""
+    found: list[AlignmentRow] = []
+    for score, title in titles.items():
+        values = [rows[name].get(score) for name in columns]
+        first = next((value for value in values if value is not None), None)
+        if first is None:
+            continue
+        cells = [_cell(value, name) for value, name in zip(values, columns, strict=True)]
+        found.append(
+            {"title": title, "cells": cells, "n": first["n"], "patients": first["patients"]}
+        )
+    return found
 
 
 def _cell(value: Value | None, column: str) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
     from matplotlib.patches import Rectangle
 
 ARM_COLOURS = {"LoRA": "#b4631a", "MEDALIGN": "#1f5fa8"}
@@ -23,6 +24,13 @@ LOSSES = {
 }
 
 Picture = NDArray[np.uint8]
+
+
+class Similar(NamedTuple):
+    """What a student's patches are to each other: S_x, and how far it goes with S_e."""
+
+    matrix: NDArray[np.float64]  # (N, N)
+    correlation: float  # with S_e, over the pairs of visible patches
 
 
 class AttentionRow(NamedTuple):
@@ -72,8 +80,17 @@ def loss_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def attention_figure(rows: Sequence[AttentionRow]) -> str:
-    """Draw images in rows; columns are the image, the teacher's attention, and each student's."""
+    """Draw images in rows; columns are the image, the teacher's attention, and each student's.
+
+    All maps have one scale of colours, with a bar.
+    """
     columns = ["image", *rows[0].maps]
+    # A few patches often take most of the attention; scaled to them, nothing else could be told
+    # apart.
+    every = [one for row in rows for one in row.maps.values()]
+    top = max(float(np.quantile(one, 0.95)) for one in every)
+    top = top or max(float(one.max()) for one in every)
+    shown = None
     figure, axes = _figure(2.1 * len(columns), 2.35 * len(rows), len(rows), len(columns))
     for row, line in zip(rows, axes, strict=True):
         for axis, column in zip(line, columns, strict=True):
@@ -82,11 +99,14 @@ def attention_figure(rows: Sequence[AttentionRow]) -> str:
             if column == "image":
                 axis.set_title(row.title, fontsize=9, loc="left")
                 continue
-            _overlay(axis, row.maps[column], row.picture.shape[0])
+            shown = _overlay(axis, row.maps[column], row.picture.shape[0], top)
             note = f"\nKL {row.divergence[column]:.2f}" if column in row.divergence else "\n"
             axis.set_title(
                 column + note, fontsize=9, loc="left", color=ARM_COLOURS.get(column, _INK)
             )
+    if shown is not None:
+        bar = figure.colorbar(shown, ax=list(axes.flat), fraction=0.02, pad=0.01, extend="max")
+        bar.set_label("share of the attention, a patch", fontsize=9)
     return _svg(figure, "attention")
 
 
@@ -96,44 +116,53 @@ def similarity_figure(
     grid: tuple[int, int],
     patch: int,
     visible: NDArray[np.bool_],
+    students: Mapping[str, Similar] | None = None,
 ) -> str:
-    """Draw one patch of an image, its similarity to every other patch, and the whole matrix.
+    """Draw one patch of an image and its similarity to each other patch, then whole matrices.
 
-    `similarity` is (N, N); patches that are not `visible` (N,) show padding only and stay plain
-    over the image.
+    The columns are the image, the teacher's S_e, and S_x of each of `students`; all have one scale
+    of colours. `similarity` is S_e (N, N); patches that are not `visible` (N,) show padding only
+    and stay plain over the image.
     """
-    figure, (axes,) = _figure(10.5, 3.5, 1, 3)
+    panels = {"teacher": similarity} | {name: one.matrix for name, one in (students or {}).items()}
+    figure, axes = _figure(max(10.5, 2.6 * (1 + len(panels))), 6.0, 2, 1 + len(panels))
     side = picture.shape[0]
-    height, width = side / grid[0], side / grid[1]
-    row, column = divmod(patch, grid[1])
-    for axis in axes[:2]:
-        _bare(axis)
-        _show(axis, picture)
-    axes[0].set_title(f"image and patch {patch}", fontsize=10, loc="left")
-    values = np.where(visible, similarity[patch], np.nan)
-    low = float(np.nanmin(values))
-    shown = axes[1].imshow(
-        values.reshape(grid),
-        extent=(0, side, side, 0),
-        cmap="magma",
-        alpha=0.72,
-        vmin=low,
-        vmax=1,
-        zorder=2,
-    )
-    axes[1].set_title("its cosine similarity to each patch", fontsize=10, loc="left")
-    figure.colorbar(shown, ax=axes[1], fraction=0.046, pad=0.03)
-    for axis in axes[:2]:
-        box = ((column * width, row * height), width, height)
-        axis.add_patch(_rectangle(*box))
-    matrix = axes[2].imshow(similarity, cmap="magma", vmin=low, vmax=1)
-    axes[2].axhline(patch, color="#39c0ff", linewidth=1.2)
-    axes[2].set_title(
-        f"the whole matrix S_e, {len(similarity)} x {len(similarity)}", fontsize=10, loc="left"
-    )
-    axes[2].set_xlabel("patch")
-    axes[2].set_ylabel("patch")
-    figure.colorbar(matrix, ax=axes[2], fraction=0.046, pad=0.03)
+    box = (side / grid[1], side / grid[0])
+    corner = (patch % grid[1] * box[0], patch // grid[1] * box[1])
+    low = min(float(matrix[np.ix_(visible, visible)].min()) for matrix in panels.values())
+    _bare(axes[0, 0])
+    _show(axes[0, 0], picture)
+    axes[0, 0].set_title(f"image and patch {patch}", fontsize=10, loc="left")
+    axes[0, 0].add_patch(_rectangle(corner, *box))
+    axes[1, 0].set_axis_off()
+    shown = None
+    for column, (name, matrix) in enumerate(panels.items(), 1):
+        above, below = axes[:, column]
+        _bare(above)
+        _show(above, picture)
+        values = np.where(visible, matrix[patch], np.nan).reshape(grid)
+        above.imshow(
+            values,
+            extent=(0, side, side, 0),
+            cmap="magma",
+            alpha=0.72,
+            vmin=low,
+            vmax=1,
+            zorder=2,
+        )
+        above.add_patch(_rectangle(corner, *box))
+        symbol = "S_x" if students and name in students else "S_e"
+        title = f"{name}: {symbol} of the patch"
+        if students and name in students:
+            title += f"\ncorrelation with S_e {students[name].correlation:.2f}"
+        above.set_title(title, fontsize=9, loc="left", color=ARM_COLOURS.get(name, _INK))
+        shown = below.imshow(matrix, cmap="magma", vmin=low, vmax=1)
+        below.axhline(patch, color="#39c0ff", linewidth=1.2)
+        below.set_title(f"{symbol}, {len(matrix)} x {len(matrix)}", fontsize=9, loc="left")
+        below.set_xlabel("patch")
+    if shown is not None:
+        bar = figure.colorbar(shown, ax=list(axes.flat), fraction=0.02, pad=0.01)
+        bar.set_label("cosine similarity", fontsize=9)
     return _svg(figure, "similarity")
 
 
@@ -150,12 +179,15 @@ def _show(axis: "Axes", picture: Picture) -> None:
     axis.imshow(picture, cmap="gray", extent=(0, side, side, 0), vmin=0, vmax=255, zorder=1)
 
 
-def _overlay(axis: "Axes", values: NDArray[np.float64], side: int) -> None:
-    # A few patches often take most of the attention; scaled to them, nothing else could be told
-    # apart.
-    top = float(np.quantile(values, 0.95)) or float(values.max())
-    axis.imshow(
-        values, extent=(0, side, side, 0), cmap="inferno", vmin=0, vmax=top, alpha=0.65, zorder=2
+def _overlay(axis: "Axes", values: NDArray[np.float64], side: int, top: float) -> "AxesImage":
+    return axis.imshow(
+        values,
+        extent=(0, side, side, 0),
+        cmap="inferno",
+        vmin=0,
+        vmax=top,
+        alpha=0.65,
+        zorder=2,
     )
 
 

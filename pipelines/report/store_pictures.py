@@ -9,8 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.evaluation.loading import Loaded, load_base_student, load_student
-from pipelines.evaluation.observed import observe
-from pipelines.report.figures import AttentionRow, Picture, attention_figure, similarity_figure
+from pipelines.evaluation.observed import Seen, observe
+from pipelines.regions.alignment import cosines, similarity_correlation
+from pipelines.report.figures import (
+    AttentionRow,
+    Picture,
+    Similar,
+    attention_figure,
+    similarity_figure,
+)
+from pipelines.report.sinks import sink_lines
 from shared.console import warn
 from shared.imaging.images import ImageReference
 from shared.recipe import Recipe
@@ -40,10 +48,11 @@ class StorePictures(TypedDict):
 
     attention: str | None
     similarity: str | None
+    sinks: list[str]
     store: StoreSizes | None
 
 
-NO_PICTURES: StorePictures = {"attention": None, "similarity": None, "store": None}
+NO_PICTURES: StorePictures = {"attention": None, "similarity": None, "sinks": [], "store": None}
 
 
 class Shown(NamedTuple):
@@ -100,9 +109,15 @@ def store_pictures(
         return {**NO_PICTURES, "store": sizes}
     grid = (base.grid.rows, base.grid.columns)
     targets = store.batch([one.key for one in shown])
+    found = _observed(recipe, arms, shown, grid, began)
+    rows = _rows(found, shown, targets, grid)
+    maps = {name: [row.maps[name] for row in rows] for name in rows[0].maps}
     return {
-        "attention": _attention(recipe, arms, shown, targets, grid, began),
-        "similarity": _similarity(shown[0], targets, grid),
+        "attention": attention_figure(rows),
+        "similarity": _similarity(
+            shown[0], targets, grid, {name: seen[0].tokens for name, seen in found.items()}
+        ),
+        "sinks": sink_lines(maps),
         "store": sizes,
     }
 
@@ -136,29 +151,51 @@ def _held_out(
     return found
 
 
-def _attention(
+class _Held(NamedTuple):
+    """What a student holds of the first image of an item: tokens (N, d), attention (N,)."""
+
+    tokens: NDArray[np.float32]
+    attention: NDArray[np.float32]
+
+
+def _observed(
     recipe: Recipe,
     arms: Mapping[str, Path],
     shown: Sequence[Shown],
-    targets: Target,
     grid: tuple[int, int],
     began: str | None,
-) -> str:
+) -> dict[str, list[_Held]]:
+    """Put each image's own question to the start and to every arm, at the layer of its training."""
     from student_train.adapter.files import adapter_recipe
 
-    layer = recipe.losses.layers[0]
+    layer, patches = recipe.losses.layers[0], grid[0] * grid[1]
     start = load_base_student(list(arms.values())[-1], recipe, base=began)
-    found = {"start": _maps(start, shown, layer, targets)}
+    found = {"start": _held(start, shown, layer, patches)}
     del start  # one model in memory at a time
     for name, folder in arms.items():
         own = adapter_recipe(folder).losses.layers
         student = load_student(folder, base=began, named=False)
-        found[name] = _maps(student, shown, layer if layer in own else min(own), targets)
+        found[name] = _held(student, shown, layer if layer in own else min(own), patches)
+    return found
+
+
+def _held(student: Loaded, shown: Sequence[Shown], layer: int, patches: int) -> list[_Held]:
+    seen: list[Seen] = [observe(student, one.record.question, one.images, [layer]) for one in shown]
+    return [_Held(one.tokens[layer][:patches], one.attention[layer][:patches]) for one in seen]
+
+
+def _rows(
+    found: Mapping[str, Sequence[_Held]],
+    shown: Sequence[Shown],
+    targets: Target,
+    grid: tuple[int, int],
+) -> list[AttentionRow]:
     rows = []
     for i, one in enumerate(shown):
         visible = np.asarray(targets.coverage[i]) > 0
         students = {
-            name: renormalized(maps[i].astype(np.float64), visible) for name, maps in found.items()
+            name: renormalized(held[i].attention.astype(np.float64), visible)
+            for name, held in found.items()
         }
         maps, apart = students, {}
         if targets.attention is not None:
@@ -173,29 +210,29 @@ def _attention(
                 apart,
             )
         )
-    return attention_figure(rows)
+    return rows
 
 
-def _maps(
-    student: Loaded, shown: Sequence[Shown], layer: int, targets: Target
-) -> list[NDArray[np.float32]]:
-    """Observe each image's own question at a layer; of several images, the first one's patches."""
-    patches = targets.coverage.shape[-1]
-    return [
-        observe(student, one.record.question, one.images, [layer]).attention[layer][:patches]
-        for one in shown
-    ]
+def _similarity(
+    one: Shown,
+    targets: Target,
+    grid: tuple[int, int],
+    students: Mapping[str, NDArray[np.float32]],
+) -> str:
+    """Draw the first target, at the patch that the teacher looks at most, or in the middle.
 
-
-def _similarity(one: Shown, targets: Target, grid: tuple[int, int]) -> str:
-    """Draw the first target, at the patch that the teacher looks at most, or in the middle."""
-    patches = grid[0] * grid[1]
-    matrix = full_matrix(np.asarray(targets.similarity[0], dtype=np.float64), patches)
+    `students`: the tokens (N, d) of the same image, by who holds them.
+    """
+    triangle, patches = np.asarray(targets.similarity[0], dtype=np.float64), grid[0] * grid[1]
     visible = np.asarray(targets.coverage[0]) > 0
     patch = grid[0] // 2 * grid[1] + grid[1] // 2
     if targets.attention is not None:
         patch = int(np.argmax(np.where(visible, targets.attention[0], -1)))
-    return similarity_figure(one.picture, matrix, grid, patch, visible)
+    own = {
+        name: Similar(cosines(tokens), similarity_correlation(tokens, triangle, visible))
+        for name, tokens in students.items()
+    }
+    return similarity_figure(one.picture, full_matrix(triangle, patches), grid, patch, visible, own)
 
 
 def renormalized(weights: NDArray[np.float64], visible: NDArray[np.bool_]) -> NDArray[np.float64]:

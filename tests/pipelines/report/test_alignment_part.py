@@ -49,6 +49,28 @@ def test_the_table_has_the_measured_numbers_and_leads_with_the_change(run: Path)
     }  # fmt: skip
 
 
+def test_layers_and_exchanged_sides_have_tables_of_their_own(run: Path) -> None:
+    assert alignment_part(run)["further"] == []
+    kept = (run / "alignment.json").read_text()
+    try:
+        measure(run, store=str(run / "store"), regions=run / "regions.json", layers=[0, 2])
+        found: Any = json.loads((run / "alignment.json").read_text())
+        found["sides"] = {"images": 12} | {name: found[name] for name in ("rows", "tests")}
+        (run / "alignment.json").write_text(json.dumps(found))
+        layers, sides = alignment_part(run)["further"]
+    finally:
+        (run / "alignment.json").write_text(kept)
+    assert [row["title"] for row in layers["scores"]] == ["layer 0", "layer 2"]
+    place = layers["columns"].index("LoRA")
+    value = found["by_layer"]["rows"]["LoRA"]["2"]
+    low, high = value["interval"]
+    assert layers["scores"][1]["cells"][place] == f"{value['value']:.3f} [{low:.3f}, {high:.3f}]"
+    assert {one["score"] for one in layers["tests"]} <= set(layers["test_titles"])
+    assert sides["columns"] == list(found["rows"])
+    assert "12 questions" in sides["note"]
+    assert sides["tests"] == found["tests"]
+
+
 def test_few_units_have_neither_interval_nor_test(run: Path, tmp_path: Path) -> None:
     rows = [
         {"image": f"{n}.png", "patient": f"p{n // 3}", "boxes": [[n, 3, 12, 11]]}

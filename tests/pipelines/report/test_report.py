@@ -15,7 +15,13 @@ from pipelines.cli import app as medalign
 from pipelines.metrics.items import item_scores
 from pipelines.report.answers import SHOWN_EXAMPLES, Answered, examples
 from pipelines.report.commandlines import command_lines
-from pipelines.report.figures import AttentionRow, attention_figure, loss_curves, similarity_figure
+from pipelines.report.figures import (
+    AttentionRow,
+    Similar,
+    attention_figure,
+    loss_curves,
+    similarity_figure,
+)
 from pipelines.report.kinds import best_constant, distinct_scores, kind_table
 from pipelines.report.page import render, write_report
 from pipelines.report.store_pictures import divergence, full_matrix, renormalized
@@ -192,7 +198,14 @@ def test_figures_are_well_formed_and_their_ids_unique() -> None:
             }
         ),
         attention_figure([AttentionRow("axial-080", picture, maps, {"start": 0.5})]),
-        similarity_figure(picture, np.eye(16), (4, 4), 5, np.ones(16, bool)),
+        similarity_figure(
+            picture,
+            np.eye(16),
+            (4, 4),
+            5,
+            np.ones(16, bool),
+            {"LoRA": Similar(np.eye(16), 1.0)},
+        ),
     ]
     identifiers: list[str] = []
     for figure in figures:
@@ -208,7 +221,7 @@ def test_a_map_leaves_its_image_in_place() -> None:
     """The image alone, and the image under the map, are the same pixels of the same size."""
     picture = np.random.default_rng(0).integers(0, 255, (56, 56, 3), dtype=np.uint8)
     figure = attention_figure([AttentionRow("a", picture, {"teacher": np.ones((4, 4))}, {})])
-    alone, below, above = (
+    alone, below, above, *_bar = (
         {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
         for element in ElementTree.fromstring(figure).iter()
         if element.tag.endswith("}image")

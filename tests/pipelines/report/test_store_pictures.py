@@ -4,10 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from scipy.stats import pearsonr
 
+from pipelines.evaluation.loading import load_base_student, load_student
+from pipelines.evaluation.observed import observe
 from pipelines.report import store_pictures as module
 from pipelines.report.figures import AttentionRow
 from pipelines.report.store_pictures import full_matrix, store_pictures
+from shared.imaging.images import parse_reference
 from shared.recipe import load_recipe
 from shared.records import load_records
 from shared.targets import TargetStore
@@ -60,7 +65,7 @@ def test_the_figures_are_given_the_stores_targets(
             assert one.shape == (4, 4)
             assert one.sum() == pytest.approx(1)
         assert all(value > 0 for value in row.divergence.values())
-    _, matrix, grid, patch, visible = shown["similarity"]
+    _, matrix, grid, patch, visible, students = shown["similarity"]
     assert grid == (4, 4)
     assert any(
         np.array_equal(full_matrix(np.asarray(one.similarity, np.float64), 16), np.asarray(matrix))
@@ -68,6 +73,16 @@ def test_the_figures_are_given_the_stores_targets(
         and np.array_equal(one.coverage > 0, np.asarray(visible))
         for one in map(store.__getitem__, store.keys())
     )
+    assert isinstance(students, dict)
+    assert list(students) == ["start", "LoRA", "MEDALIGN"]
+    for name, own in students.items():
+        assert own.matrix.shape == (16, 16)
+        expected = _similarities(run, name, records[0].question)
+        np.testing.assert_allclose(own.matrix, expected, rtol=0, atol=1e-6)
+        kept = np.ix_(visible, visible)
+        pairs = np.triu_indices(int(visible.sum()), 1)
+        by_scipy = pearsonr(expected[kept][pairs], np.asarray(matrix)[kept][pairs])
+        assert own.correlation == pytest.approx(by_scipy.statistic, abs=1e-5)
     sizes = pictures["store"]
     assert sizes is not None
     assert sizes["images"] == len(IMAGES)
@@ -77,6 +92,17 @@ def test_the_figures_are_given_the_stores_targets(
     assert sizes["bytes"] == sum(path.stat().st_size for path in inside)
     assert sizes["per_image"] == round(sizes["bytes"] / 2)
     assert sizes["pickle_per_image"] > 4 * (16 * 16 + 16)
+
+
+def _similarities(run: Path, name: str, question: str) -> np.ndarray:
+    """S_x of the first image, by torch, of what enters the layer that the recipe names."""
+    arm = run / ("lora" if name == "LoRA" else "medalign")
+    recipe = load_recipe(arm / "recipe.yaml")
+    layer = recipe.losses.layers[0]
+    student = load_base_student(arm, recipe) if name == "start" else load_student(arm)
+    seen = observe(student, question, [parse_reference(str(run / "data" / "0.png"))], [layer])
+    tokens = torch.from_numpy(seen.tokens[layer]).double()
+    return torch.nn.functional.cosine_similarity(tokens[:, None], tokens[None], dim=2).numpy()
 
 
 def test_an_adapter_is_observed_at_the_layer_that_it_was_trained_with(
@@ -102,7 +128,7 @@ def test_an_adapter_is_observed_at_the_layer_that_it_was_trained_with(
 def test_a_run_without_a_store_shows_none_of_it(run: Path) -> None:
     recipe = load_recipe(run / "lora" / "recipe.yaml")
     found = store_pictures(recipe, {"LoRA": run / "lora"}, [], run / "data")
-    assert found == {"attention": None, "similarity": None, "store": None}
+    assert found == {"attention": None, "similarity": None, "sinks": [], "store": None}
 
 
 def test_images_that_the_store_lacks_leave_its_sizes(
