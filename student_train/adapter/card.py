@@ -28,11 +28,13 @@ class Taught(NamedTuple):
 
     teacher: str
     licence: str | None
+    fingerprint: str | None = None  # of the store's namespace
 
     def line(self) -> str:
         """Return the card's line."""
         licence = self.licence or "see where its weights come from"
-        return f"- Teacher: `{self.teacher}`, licence of its weights: {licence}"
+        store = "" if self.fingerprint is None else f", store `{self.fingerprint}`"
+        return f"- Teacher: `{self.teacher}`{store}, licence of its weights: {licence}"
 
 
 def write_card(
@@ -80,7 +82,10 @@ def write_card(
             f"({recipe.losses.attention_normalization}), "
             f"layer {', '.join(map(str, recipe.losses.layers))}"
         )
-    lines += _last_losses(history)
+    lines += [*_settings(recipe), *_software(), *_last_losses(history)]
+    lines.append(
+        "- Licence of the data: that of its owners, which binds the adapter too; see there"
+    )
     how = (
         "student_train.load(folder)"
         if recipe.train.tune == "lora"
@@ -88,6 +93,27 @@ def write_card(
     )
     lines += ["", f"Load it with `{how}`{warning if rotated else ''}.", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _settings(recipe: Recipe) -> list[str]:
+    """Return the hyper-parameters; `recipe.yaml` beside the card has them all."""
+    section = recipe.train
+    length = f"{section.max_steps} steps" if section.max_steps > 0 else f"{section.epochs:g} epochs"
+    lines = [
+        f"- Training: {length}, batch {section.batch_size} x accumulation {section.accumulation} a "
+        f"process, learning rate {section.learning_rate:g} ({section.schedule}), seed "
+        f"{section.seed}, precision {section.precision}"
+    ]
+    if section.tune == "lora":
+        lines.append(f"- LoRA: rank {recipe.lora.r}, alpha {recipe.lora.alpha:g}")
+    return lines
+
+
+def _software() -> list[str]:
+    from student_train.adapter.provenance import software_versions
+
+    named = ", ".join(f"{name} {version}" for name, version in software_versions().items())
+    return [f"- Made with: {named}"]
 
 
 def _last_losses(history: Sequence[Mapping[str, float]]) -> list[str]:

@@ -166,7 +166,13 @@ def _teachers(joined: "Join | None") -> "list[Taught]":
     found = []
     for store in [] if joined is None else joined.stores:
         licence = store.namespace.provenance.get("licence")
-        found.append(Taught(store.identity.teacher, None if licence is None else str(licence)))
+        found.append(
+            Taught(
+                store.identity.teacher,
+                None if licence is None else str(licence),
+                store.identity.fingerprint(),
+            )
+        )
     return found
 
 

@@ -6,6 +6,7 @@ Real requests of huggingface_hub, the files as they arrived.
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -175,3 +176,17 @@ def test_the_card_says_what_the_store_says_of_each_teachers_licence(values, tmp_
     assert "`unimed-l`, licence of its weights: CC BY-NC 4.0: no commercial use\n" in text
     assert "`biomedclip`, licence of its weights: MIT; its authors intend it for research" in text
     assert "`of-an-older-store`, licence of its weights: see where its weights come from\n" in text
+
+
+def test_the_card_names_settings_seed_store_and_versions(values, tmp_path):
+    made = recipe(values, train__seed=7, train__learning_rate=0.002, train__max_steps=30)
+    write_card(made, tmp_path, [], [Taught("unimed-l", "MIT", "0123abcd")])
+    text = (tmp_path / "README.md").read_text()
+    assert faults_of_card(text) == []
+    assert "- Teacher: `unimed-l`, store `0123abcd`, licence of its weights: MIT\n" in text
+    assert "30 steps" in text
+    assert "learning rate 0.002" in text
+    assert "seed 7," in text
+    assert f"rank {made.lora.r}, alpha {made.lora.alpha:g}\n" in text
+    assert f"torch {version('torch')}" in text
+    assert "Licence of the data" in text
