@@ -19,6 +19,7 @@ from pipelines.recipes.commands import app as recipes_app
 from pipelines.regions.cache import app as cache_app
 from pipelines.regions.commands import alignment_command, oracle_command
 from pipelines.report.commands import app as report_app
+from pipelines.serve.commands import serve_command
 from pipelines.statistics.commands import plan_test_command
 from pipelines.sweep.commands import sweep_command
 from pipelines.training.commands import app as student_app
@@ -35,6 +36,7 @@ app.command("demo")(demo_command)
 app.command("demo-student")(demo_student_command)
 app.command("generate")(generate_command)
 app.command("chat")(chat_command)
+app.command("serve")(serve_command)
 app.command("evaluate")(evaluate_command)
 app.command("alignment")(alignment_command)
 app.command("oracle")(oracle_command)

@@ -1,0 +1,1 @@
+"""The OpenAI chat endpoint over a run: requests, their batches, the web server."""
