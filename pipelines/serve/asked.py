@@ -85,9 +85,7 @@ def _bad(line: str) -> Refused:
 
 
 def _flag(value: object, name: str) -> bool:
-    if value not in (None, True, False) or isinstance(value, (int, float)) and value is not bool(
-        value
-    ):
+    if value is not None and not isinstance(value, bool):
         raise _bad(f"{name} is true or false")
     return bool(value)
 
@@ -152,7 +150,9 @@ def _content(content: object, max_pixels: int) -> tuple[str, list[Image]]:
             texts.append(part["text"].replace(IMAGE_MARK, " "))
         elif kind == "image_url":
             given = part.get("image_url")
-            images.append(_image(given.get("url") if isinstance(given, dict) else given, max_pixels))
+            images.append(
+                _image(given.get("url") if isinstance(given, dict) else given, max_pixels)
+            )
         else:
             raise _bad('a part is {"type": "text", "text"} or {"type": "image_url", "image_url"}')
     return "\n".join(texts).strip(), images

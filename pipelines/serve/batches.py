@@ -196,9 +196,7 @@ class Batches:
 
     def _text(self, tokens: Sequence[int]) -> str:
         with self._encoding:
-            words = self._student.processor.tokenizer.decode(
-                list(tokens), skip_special_tokens=True
-            )
+            words = self._student.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return str(words).lstrip()
 
 
@@ -221,8 +219,6 @@ def _draw(jobs: Sequence[Job], prompts: Prompts) -> Processor:
     ]
 
     def draw(ids: Tensor, scores: Tensor) -> Tensor:
-        return torch.cat(
-            [own(ids[n : n + 1], scores[n : n + 1]) for n, own in enumerate(rows)]
-        )
+        return torch.cat([own(ids[n : n + 1], scores[n : n + 1]) for n, own in enumerate(rows)])
 
     return draw

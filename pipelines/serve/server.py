@@ -189,9 +189,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
         def send(delta: dict[str, str], finish: str | None = None) -> None:
-            self._event(
-                head | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-            )
+            self._event(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
 
         send({"role": "assistant", "content": ""})
         while not (news := self._news(job)).finish:
