@@ -21,7 +21,6 @@ from teacher_cache.missing import missing_keys
 from teacher_cache.settings import Settings, load_for
 from teacher_cache.stream import Outcome, stream
 
-
 RETRIES = 3  # of a block whose actor died: more would run an image for ever that kills each
 
 

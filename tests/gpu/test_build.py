@@ -58,7 +58,7 @@ def test_targets_are_encoded_where_the_teacher_ran(encoding: Any) -> None:
     from shared.targets.numbers.encodings import encode_targets
     from tests.fixtures.targets import identity
 
-    more = {
+    more: dict[str, dict[str, Any]] = {
         "matrix": {"grid": (6, 6)},
         "factors": {"grid": (6, 6), "precision": "u8", "tolerance": 0.05},
         "patches": {"grid": (6, 6), "width": 64, "rotation": "hadamard"},

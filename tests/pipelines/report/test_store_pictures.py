@@ -79,8 +79,9 @@ def test_the_figures_are_given_the_stores_targets(
         assert own.matrix.shape == (16, 16)
         expected = _similarities(run, name, records[0].question)
         np.testing.assert_allclose(own.matrix, expected, rtol=0, atol=1e-6)
-        kept = np.ix_(visible, visible)
-        pairs = np.triu_indices(int(visible.sum()), 1)
+        seen = np.asarray(visible)
+        kept = np.ix_(seen, seen)
+        pairs = np.triu_indices(int(seen.sum()), 1)
         by_scipy = pearsonr(expected[kept][pairs], np.asarray(matrix)[kept][pairs])
         assert own.correlation == pytest.approx(by_scipy.statistic, abs=1e-5)
     sizes = pictures["store"]

@@ -16,10 +16,10 @@ from shared.targets.segment.checks import keys_present
 from shared.targets.segment.scan import scan
 from shared.targets.storage import LocalStorage, local, open_storage
 from shared.targets.storage.objects import ObjectStorage
-from teacher_cache.missing import missing_keys
 from teacher_cache.keeping.gc import gc
 from teacher_cache.keeping.info import info, listing
 from teacher_cache.keeping.merge import merge
+from teacher_cache.missing import missing_keys
 from tests.fixtures.interleaving import interleave
 from tests.fixtures.memory_storage import MemoryStorage
 from tests.fixtures.targets import identity, key, write_records
