@@ -17,6 +17,7 @@ from pipelines.serve.asked import Asked, Refused, asked_of
 from pipelines.serve.batches import Batches, Job, News
 
 IDLE_SECONDS = 30  # that a connection may say nothing
+UNREAD_SECONDS, UNREAD_BLOCKS = 2, 10_000  # that the rest of a refused body may take
 LOOK_SECONDS = 0.1  # between looks whether a waiting client is still there
 SPARE_THREADS = 8  # that refuse, and answer /health, while all others wait for answers
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -86,6 +87,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     timeout = IDLE_SECONDS
     server_version, sys_version = "medalign", ""
+    _read = False  # the request's body
 
     def do_GET(self) -> None:
         """Answer what asks about the server."""
@@ -152,7 +154,9 @@ class Handler(BaseHTTPRequestHandler):
                 f"the body has {length} bytes; {self.server.bounds.body} at most",
             )
         try:
-            return json.loads(self.rfile.read(int(length)))
+            data = self.rfile.read(int(length))
+            self._read = True
+            return json.loads(data)
         except (ValueError, RecursionError):
             raise Refused(HTTPStatus.BAD_REQUEST, "the body is no JSON") from None
 
@@ -214,6 +218,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def _fault(self, status: HTTPStatus, line: str) -> None:
         self._json(status, _error(status, line))
+        if self.command == "POST" and not self._read:
+            # A socket closed over unread bytes is reset, and the client may lose the reply.
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(UNREAD_SECONDS)
+            for _ in range(UNREAD_BLOCKS):
+                if not self.rfile.read1():
+                    break
 
     def _json(self, status: HTTPStatus, data: object) -> None:
         body = json.dumps(data).encode()
