@@ -105,7 +105,9 @@ def attention_figure(rows: Sequence[AttentionRow]) -> str:
                 column + note, fontsize=9, loc="left", color=ARM_COLOURS.get(column, _INK)
             )
     if shown is not None:
-        bar = figure.colorbar(shown, ax=axes.ravel().tolist(), fraction=0.02, pad=0.01, extend="max")
+        bar = figure.colorbar(
+            shown, ax=axes.ravel().tolist(), fraction=0.02, pad=0.01, extend="max"
+        )
         bar.set_label("share of the attention, a patch", fontsize=9)
     return _svg(figure, "attention")
 
