@@ -70,7 +70,7 @@ def test_from_images_to_scores(
     tests = ("--data", train, "--image-root", tmp_path / "images", "--device", "cpu")
     asked = ("evaluate", "--run", tmp_path / "run", *tests, "--out")
     medalign(*asked, tmp_path / "scores", "--decode", METHODS, "--json")
-    assert len(json.loads(capfd.readouterr().out)["rows"]) == 9 + 5  # all but damro, and the later
+    assert len(json.loads(capfd.readouterr().out)["rows"]) == 14
     medalign(*asked, tmp_path / "all", "--decode", "all")
     printed = capfd.readouterr()
     assert printed.out == ""

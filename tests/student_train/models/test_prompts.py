@@ -339,3 +339,23 @@ def test_a_conversation_costs_what_its_length_says(name: str, mistral: Any, qwen
     written = sum(len(piece.text) for chunk in chunks for piece in chunk)
     # The whole once, and of each piece no more than its turn and the special token before it.
     assert sum(given_letters) <= 4 * written
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_another_instruction_stands_for_the_system_message(name: str, qwen: Any) -> None:
+    """Where a template has none it stands before the words of the first question, once."""
+    template, words = TEMPLATES[name], "Be vague."
+    assert template.system in template.start
+    turns = [Turn("human", "<image>\nWhat?"), Turn("gpt", "It."), Turn("human", "Why?")]
+    plain, other = (
+        encode_prompt(turns, template, qwen, PATCHES, IMAGE, instruction=instruction)
+        for instruction in (None, words)
+    )
+    text, changed = (
+        qwen.decode([token for token in one.input_ids if token != IMAGE]) for one in (plain, other)
+    )
+    if template.system:
+        assert changed == text.replace(template.system, words)
+    else:
+        assert changed == text.replace("What?", f"{words} What?")
+    assert [one.end - one.start for one in other.images] == [PATCHES]
