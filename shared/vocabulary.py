@@ -15,6 +15,8 @@ Interpolation = Literal["bicubic", "bilinear"]  # of the resize to the teacher's
 Encoding = Literal["matrix", "factors", "patches"]
 # or attention for questions, or the embeddings of prompts, beside them
 Stored = Literal["matrix", "factors", "patches", "maps", "texts"]
+QueryMethod = Literal["grad-eclip", "maskclip", "clearclip", "sclip", "textspan"]
+QueryHeads = Literal["published", "model"]  # of Grad-ECLIP: one over the full width, or the model's
 Kind = Literal["targets", "maps", "texts"]  # what a namespace of a store holds
 AttentionTarget = Literal["image", "question", "mixed"]  # what L_att teaches: E_a, a map, or both
 Rotation = Literal["hadamard"]  # of the channels of `patches`, before they become int8

@@ -7,6 +7,8 @@ block's own normalised input.
 B images of a batch, M patches, T tokens (CLS first), b or d teacher width, c width of a head.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -24,10 +26,12 @@ class Encoded(NamedTuple):
     """E_v (B, M, b), the last block's patch tokens before the final norm.
 
     E_a (B, M), its CLS attention, head mean; None of a teacher whose `attention` is `none`.
+    `query` (B, M, r): what a question is asked of, of a teacher with a `readout`.
     """
 
     tokens: Tensor
     attention: Tensor | None
+    query: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -51,20 +55,48 @@ def encode(
         patches.
     """
     weights: Tensor | None = None
+    query: Tensor | None = None
     if isinstance(teacher.model, TimmMap):
         tokens = teacher.model(pixels)
     elif isinstance(teacher.model, TransformersViT):
         tokens, weights = teacher.model(pixels)
-    else:
+    elif teacher.readout is None:
         tokens, weights = _observed(teacher.model, pixels)
+    else:
+        entering: list[Tensor] = []
+        with _entering(teacher.model, teacher.readout.depth, entering):
+            tokens, weights = _observed(teacher.model, pixels)
+        query = teacher.readout(entering, tokens).float()
     tokens = tokens[:, -teacher.grid.size :]
     if features == "projected":
         if teacher.project is None:
             raise ValueError(f"teacher {teacher.name} has no projection")
         tokens = teacher.project(tokens)
     if weights is None or teacher.attention == "none":
-        return Encoded(tokens, None)
-    return Encoded(tokens, weights[:, -teacher.grid.size :])
+        return Encoded(tokens, None, query)
+    return Encoded(tokens, weights[:, -teacher.grid.size :], query)
+
+
+@contextmanager
+def _entering(model: nn.Module, depth: int, caught: list[Tensor]) -> Iterator[None]:
+    """Catch what enters the last `depth` blocks, (B, T, b) each, in their order."""
+    blocks = list(
+        cast("TimmViT", model).blocks
+        if hasattr(model, "blocks")
+        else cast("OpenClipViT", model).transformer.resblocks
+    )[-depth:]
+
+    def catch(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
+        x = args[0] if args else cast("Tensor", kwargs["q_x"])
+        first = getattr(module.get_submodule("attn"), "batch_first", True)
+        caught.append(x if first else x.transpose(0, 1))
+
+    hooks = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _observed(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ from shared.vocabulary import (
     Kind,
     PoolingAttention,
     Precision,
+    QueryHeads,
+    QueryMethod,
     Rotation,
     Stored,
 )
@@ -24,7 +26,7 @@ from shared.vocabulary import (
 FORMAT: Final = 2  # of the store's files; format 1 is read too (docs/store-format.md)
 # Fields that format 1 does not have; left out where they say nothing, so that one more of them
 # leaves the fingerprints of the stores without it.
-SINCE_FORMAT_2: Final = ("width", "rotation", "attention")
+SINCE_FORMAT_2: Final = ("width", "rotation", "attention", "query")
 # Of the targets: how an image file becomes pixels, and how S_e and E_a are computed from them
 # (docs/store-format.md lists the versions). Another one is another namespace.
 DEFINITION: Final = 2
@@ -48,6 +50,33 @@ def default_precision(encoding: Stored) -> Precision:
     int8 only.
     """
     return "f16" if encoding in ("matrix", "maps", "texts") else "u8"
+
+
+class QueryIdentity(BaseModel):
+    """On what the array `query` depends: how it is read, and in which basis of which text tower.
+
+    The basis itself is in the namespace's provenance; it follows from text tower, terms and rank.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: QueryMethod
+    heads: QueryHeads | None = None  # of `grad-eclip`
+    layers: int | None = Field(default=None, gt=0)  # of `textspan`: the last ones, summed over
+    rank: int = Field(gt=0)
+    terms: int = Field(gt=0)  # version of the list that spans the basis
+    text: str = Field(pattern=r"^[0-9a-f]{64}$")  # digest of the text tower and its vocabulary
+    grid: tuple[int, int]  # of the teacher's own patches
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "QueryIdentity":
+        if (self.heads is not None) != (self.method == "grad-eclip"):
+            raise ValueError("`heads` belongs to the method `grad-eclip`, and only to it")
+        if (self.layers is not None) != (self.method == "textspan"):
+            raise ValueError("`layers` belongs to the method `textspan`, and only to it")
+        if min(self.grid) < 1:
+            raise ValueError("`grid` needs at least one row and one column")
+        return self
 
 
 class PreprocessingDocument(TypedDict):
@@ -78,6 +107,7 @@ class IdentityDocument(TypedDict):
     width: NotRequired[int]
     rotation: NotRequired[Rotation]
     attention: NotRequired[PoolingAttention]
+    query: NotRequired[Mapping[str, object]]
 
 
 class Identity(BaseModel):
@@ -113,6 +143,7 @@ class Identity(BaseModel):
     width: int | None = Field(default=None, gt=0)  # of `patches`: channels b; `texts`: c
     rotation: Rotation | None = None  # of `patches`: what their channels were turned by
     attention: PoolingAttention = "pooled"
+    query: QueryIdentity | None = None  # of a store that can be asked
 
     @model_validator(mode="after")
     def _consistent(self) -> "Identity":
@@ -129,6 +160,8 @@ class Identity(BaseModel):
             raise ValueError("`patches` are stored as int8 (precision u8), since format 2")
         if self.attention == "none" and (self.format == 1 or self.encoding == "maps"):
             raise ValueError("only targets lack their attention, since format 2")
+        if self.query is not None and (self.format == 1 or self.kind != "targets"):
+            raise ValueError("only targets have a `query`, since format 2")
         if min(self.grid) < 1:
             raise ValueError("`grid` needs at least one row and one column")
         return self

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -59,6 +59,15 @@ class TextTower(NamedTuple):
     encode: Callable[[Sequence[str]], Tensor]
 
 
+class Readout(Protocol):
+    """What is read of the last blocks, linear in a text: `teacher_cache.query`."""
+
+    depth: int  # of the last blocks, whose inputs are wanted
+
+    def __call__(self, entering: Sequence[Tensor], leaving: Tensor) -> Tensor:
+        """Return R B (B, M, r) of the blocks' inputs (B, T, b) and the last one's output."""
+
+
 class Teacher(NamedTuple):
     """A frozen vision encoder in evaluation mode.
 
@@ -75,6 +84,10 @@ class Teacher(NamedTuple):
         projected`; None without one.
     attention
         `none`: only its tokens are wanted.
+    projection
+        The matrix (b, c) of `project`, after its norm; None without one.
+    readout
+        What `--query` reads of its last blocks; None without.
     """
 
     name: str
@@ -86,6 +99,8 @@ class Teacher(NamedTuple):
     licence: str
     project: Callable[[Tensor], Tensor] | None = None
     attention: PoolingAttention = "pooled"
+    projection: Tensor | None = None
+    readout: Readout | None = None
 
 
 # How a named teacher is loaded (its line, --weights, the targets' grid), and one of an open family

@@ -47,4 +47,5 @@ def load_biomedclip(info: TeacherInfo, weights: str | None, grid: Grid | None = 
         normed: Tensor = norm(tokens)
         return normed @ projection.to(normed).T
 
-    return timm_teacher(info, trunk, OPEN_CLIP, hashed, project)
+    teacher = timm_teacher(info, trunk, OPEN_CLIP, hashed, project)
+    return teacher._replace(projection=projection.T)

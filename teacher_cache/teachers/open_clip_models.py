@@ -243,6 +243,7 @@ def open_clip_tower(
         weights_hash(tensors),
         info.licence,
         project,
+        projection=vit.proj,
     )
 
 

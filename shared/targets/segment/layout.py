@@ -5,7 +5,7 @@ from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
-from shared.targets.identity import Identity
+from shared.targets.identity import Identity, QueryIdentity
 from shared.targets.numbers.triangle import triangle_length
 
 KEY_BYTES = 32
@@ -78,6 +78,20 @@ def _spec(
 
 def arrays_of(identity: Identity) -> tuple[ArraySpec, ...]:
     """List the arrays of a segment written under `identity`, `key` first."""
+    targets = _targets(identity)
+    return targets if identity.query is None else (*targets, *_asked(identity.query))
+
+
+def _asked(query: QueryIdentity) -> tuple[ArraySpec, ...]:
+    patches = query.grid[0] * query.grid[1]
+    axes, chain = ("patch", "component"), (BYTES, ZSTD, CRC32C)
+    return (
+        _spec("query", "|i1", (patches, query.rank), axes, chain),
+        _spec("query_scale", "<f4", (patches,), ("patch",), (BYTES, shuffle(4), ZSTD, CRC32C)),
+    )
+
+
+def _targets(identity: Identity) -> tuple[ArraySpec, ...]:
     patches = identity.patches
     if identity.encoding == "texts":
         chain = (BYTES, shuffle(4), ZSTD, CRC32C)
