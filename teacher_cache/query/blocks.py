@@ -57,7 +57,8 @@ class Block(NamedTuple):
 
     def split(self, x: Tokens) -> Float[Tensor, "B H T d"]:
         """Lay the heads of q, k or v apart."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        laid: Tensor = x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)
+        return laid
 
 
 class Tail(NamedTuple):

@@ -12,6 +12,7 @@ W_o is with its bias, and j runs over all tokens. Each is normalised, so that it
 B images, T tokens (CLS first), M patches, b teacher width, c text width, r rank.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,7 +43,8 @@ def cosines(
 def _mixed(block: Block, v: Tensor, *sides: Tensor) -> Float[Tensor, "B T b"]:
     """Return the values mixed by each side's attention to itself, summed over the sides."""
     values = block.split(v)
-    total = 0.0
+    total = torch.zeros_like(values)
     for side in map(block.split, sides):
         total = total + (side @ side.transpose(2, 3) * side.shape[-1] ** -0.5).softmax(-1) @ values
-    return total.transpose(1, 2).flatten(2)
+    laid: Tensor = total.transpose(1, 2).flatten(2)
+    return laid

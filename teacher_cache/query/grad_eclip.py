@@ -37,9 +37,9 @@ def grad_eclip(
     patches
         M: the last tokens; what stands between CLS and them is no patch.
     """
-    normed, width = block.norm(x), block.width
-    w_q, w_k, w_v = block.weight.split(width)
-    b_q, b_k, b_v = block.bias.split(width)
+    normed = block.norm(x)
+    w_q, w_k, w_v = block.weight.chunk(3)
+    b_q, b_k, b_v = block.bias.chunk(3)
     q = nn.functional.linear(normed[:, 0], w_q, b_q)  # (B, b)
     o = _attended(normed, q, block, heads)
     gradient = _gradient(x[:, 0], o, block, tail, basis)  # (B, r, b)
@@ -65,9 +65,9 @@ def _attended(
     sum_i a_i v_i = W_v (sum_i a_i x_i) + b_v.
     """
     number = 1 if heads == "published" else block.heads
-    _, w_k, w_v = (one.unflatten(0, (number, -1)) for one in block.weight.split(block.width))
+    _, w_k, w_v = (one.reshape(number, -1, block.width) for one in block.weight.chunk(3))
     b_v = block.bias[2 * block.width :]
-    asked = torch.einsum("nhd,hdb->nhb", q.unflatten(-1, (number, -1)), w_k)
+    asked = torch.einsum("nhd,hdb->nhb", q.reshape(len(q), number, -1), w_k)
     weights = (asked @ normed.transpose(1, 2) * w_k.shape[1] ** -0.5).softmax(-1)  # (B, H, T)
     mixed = weights @ normed
     return torch.einsum("nhb,hdb->nhd", mixed, w_v).flatten(1) + b_v

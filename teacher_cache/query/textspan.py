@@ -50,4 +50,5 @@ def textspan(
         added = block.scale * added - mean[:, None] * share
         total += tail.norm.weight * added / deviation[:, None] + tail.norm.bias * share
     length = tail.project(leaving[:, :1])[:, 0].norm(dim=-1)[:, None, None]
-    return total @ (tail.matrix @ basis.to(tail.matrix)) / length
+    found: Tensor = total @ (tail.matrix @ basis.to(tail.matrix)) / length
+    return found

@@ -83,7 +83,8 @@ def residuals(
     """Return the share of each vector's energy outside the basis."""
     given, basis = np.asarray(vectors, np.float64), np.linalg.qr(matrix.astype(np.float64))[0]
     energy = (given**2).sum(axis=1)
-    return np.maximum(1 - ((given @ basis) ** 2).sum(axis=1) / energy, 0.0)
+    left: Float[np.ndarray, " n"] = np.maximum(1 - ((given @ basis) ** 2).sum(axis=1) / energy, 0.0)
+    return left
 
 
 def provenance_of(basis: Basis) -> dict[str, object]:
