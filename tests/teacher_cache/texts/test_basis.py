@@ -55,6 +55,6 @@ def test_the_basis_comes_back_from_the_provenance():
 
 
 def test_a_rank_above_the_width_is_refused():
-    tower = TextTower("t", "a", "0" * 64, 24, lambda texts: None)
+    tower = TextTower("t", "a", "0" * 64, 24, lambda texts: torch.zeros(len(texts), 1))
     with pytest.raises(UserError, match="--query-rank 25: the text tower of t has at most 24"):
         basis_of(tower, 25)
