@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from shared.errors import UserError
 from shared.targets.numbers.query import basis_of as stored
