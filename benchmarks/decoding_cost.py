@@ -166,11 +166,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--methods", default="", help="of a shorter table, joined by commas")
     arguments = parser.parse_args()
-    from pipelines.decoding.methods import NAMES
+    from pipelines.decoding.methods import TABLE
 
     names = ["greedy", *filter(None, arguments.methods.split(","))]
     if not arguments.methods:
-        names = list(NAMES)
+        names = list(TABLE)
     found = measure(arguments.tokens, arguments.rounds, arguments.student, names)
     command = (
         f"python benchmarks/decoding_cost.py --tokens {arguments.tokens} --rounds "
