@@ -91,9 +91,13 @@ def attention_figure(rows: Sequence[AttentionRow]) -> str:
     top = max(float(np.quantile(one, 0.95)) for one in every)
     top = top or max(float(one.max()) for one in every)
     shown = None
-    figure, axes = _figure(2.1 * len(columns), 2.35 * len(rows), len(rows), len(columns))
+    widths = [*[1.0] * len(columns), 0.08]
+    figure, axes = _figure(
+        2.1 * len(columns) + 0.9, 2.35 * len(rows), len(rows), len(widths), widths
+    )
     for row, line in zip(rows, axes, strict=True):
-        for axis, column in zip(line, columns, strict=True):
+        line[-1].remove()
+        for axis, column in zip(line[:-1], columns, strict=True):
             _bare(axis)
             _show(axis, row.picture)
             if column == "image":
@@ -105,9 +109,8 @@ def attention_figure(rows: Sequence[AttentionRow]) -> str:
                 column + note, fontsize=9, loc="left", color=ARM_COLOURS.get(column, _INK)
             )
     if shown is not None:
-        bar = figure.colorbar(
-            shown, ax=axes.ravel().tolist(), fraction=0.02, pad=0.01, extend="max"
-        )
+        place = figure.add_subplot(axes[0, 0].get_gridspec()[:, -1])
+        bar = figure.colorbar(shown, cax=place, extend="max")
         bar.set_label("share of the attention, a patch", fontsize=9)
     return _svg(figure, "attention")
 
@@ -178,13 +181,23 @@ def _rectangle(corner: tuple[float, float], width: float, height: float) -> "Rec
 
 def _show(axis: "Axes", picture: Picture) -> None:
     side = picture.shape[0]
-    axis.imshow(picture, cmap="gray", extent=(0, side, side, 0), vmin=0, vmax=255, zorder=1)
+    axis.imshow(
+        picture,
+        cmap="gray",
+        extent=(0, side, side, 0),
+        vmin=0,
+        vmax=255,
+        zorder=1,
+        interpolation="none",  # embedded as it is, whatever its place on the page
+    )
 
 
 def _overlay(axis: "Axes", values: NDArray[np.float64], side: int, top: float) -> "AxesImage":
+    rows, columns = (np.arange(side) * count // side for count in values.shape)
     return axis.imshow(
-        values,
+        values[np.ix_(rows, columns)],  # on the picture's own pixels
         extent=(0, side, side, 0),
+        interpolation="none",
         cmap="inferno",
         vmin=0,
         vmax=top,
@@ -201,12 +214,12 @@ def _bare(axis: "Axes") -> None:
 
 
 def _figure(
-    width: float, height: float, rows: int, columns: int
+    width: float, height: float, rows: int, columns: int, widths: Sequence[float] | None = None
 ) -> "tuple[Figure, NDArray[np.object_]]":
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
 
 
 def _svg(figure: "Figure", name: str) -> str:
