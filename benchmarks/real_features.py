@@ -70,5 +70,6 @@ def real_features(grid: Grid, limit: int | None = None) -> Features:
     ]
     pixels = torch.stack([image for image, _ in prepared])
     encoded = [encode(teacher, batch) for batch in pixels.split(4)]
-    tokens, attention = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+    tokens = torch.cat([one.tokens for one in encoded])
+    attention = torch.cat([one.attention for one in encoded if one.attention is not None])
     return Features(tokens.clone(), attention.clone(), [box for _, box in prepared], grid)

@@ -62,8 +62,11 @@ class Ranks(NamedTuple):
         return [key for key in missing if key in block]
 
     def of_first(self, numbers: NDArray[Number]) -> NDArray[Number]:
-        """Return the first rank's numbers on every rank that meets it; every rank must call it."""
-        return self.sum(numbers if self.rank == 0 else np.zeros_like(numbers))
+        """Return the first rank's numbers on every rank that meets it; every rank must call it.
+
+        A rank that meets no other keeps its own.
+        """
+        return self.sum(numbers if self.rank == 0 or not self.meets else np.zeros_like(numbers))
 
     @property
     def meets(self) -> bool:
