@@ -11,10 +11,8 @@ would be one more dependency that every installation carries. It lets through
 """
 
 import secrets
-import socketserver
 import traceback
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler
@@ -25,6 +23,7 @@ from pipelines.explore.explorer import Explorer
 from pipelines.explore.pictures import Outside
 from pipelines.explore.replies import Query, Refusal, Reply, error_reply
 from pipelines.explore.routes import ACTS, READS, Route
+from pipelines.pooled import PooledServer
 from shared.console import stderr
 from shared.errors import UserError
 
@@ -56,7 +55,7 @@ HEADERS = {
 }
 
 
-class Server(socketserver.TCPServer):
+class Server(PooledServer):
     """The server of one explorer; `serve_forever` and `server_close` are its life.
 
     Parameters
@@ -72,9 +71,6 @@ class Server(socketserver.TCPServer):
         The port is taken.
     """
 
-    allow_reuse_address = True
-    request_queue_size = 64
-
     def __init__(self, explorer: Explorer, port: int = 0) -> None:
         self.explorer = explorer
         self.token = secrets.token_urlsafe(24)
@@ -82,13 +78,7 @@ class Server(socketserver.TCPServer):
             path: Reply(HTTPStatus.OK, f"{kind}; charset=utf-8", (_FOLDER / name).read_bytes())
             for path, (name, kind) in ASSETS.items()
         }
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="explore")
-        super().__init__((LOOPBACK, port), Handler)
-
-    @property
-    def port(self) -> int:
-        """The port that it listens at."""
-        return int(self.server_address[1])
+        super().__init__(LOOPBACK, port, Handler, THREADS)
 
     @property
     def address(self) -> str:
@@ -100,22 +90,10 @@ class Server(socketserver.TCPServer):
         """Name of the cookie that keeps the token; ports of one host share their cookies."""
         return f"medalign-{self.port}"
 
-    def process_request(self, request: object, client_address: object) -> None:
-        """Hand a connection to a thread of the pool."""
-        self._pool.submit(self._answer, request, client_address)
-
     def server_close(self) -> None:
         """Stop listening, and wait for what is being answered."""
         super().server_close()
-        self._pool.shutdown(cancel_futures=True)
-
-    def _answer(self, request: object, client_address: object) -> None:
-        try:
-            self.finish_request(request, client_address)  # type: ignore[arg-type]
-        except OSError:
-            pass  # the browser went away
-        finally:
-            self.shutdown_request(request)  # type: ignore[arg-type]
+        self.pool.shutdown(cancel_futures=True)
 
 
 class Handler(BaseHTTPRequestHandler):

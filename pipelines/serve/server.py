@@ -4,15 +4,14 @@ import json
 import secrets
 import select
 import socket
-import socketserver
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from queue import Empty
 from typing import NamedTuple
 
+from pipelines.pooled import PooledServer
 from pipelines.serve.asked import Asked, Refused, asked_of
 from pipelines.serve.batches import Batches, Job, News
 
@@ -39,14 +38,11 @@ class Bounds(NamedTuple):
     waiting: int  # requests in the queue
 
 
-class Server(socketserver.TCPServer):
+class Server(PooledServer):
     """Answers under `host` and `port` (0: a free one); raises OSError where that is taken.
 
     `token` is what a client must bring, where one is given.
     """
-
-    allow_reuse_address = True
-    request_queue_size = 128
 
     def __init__(
         self, batches: Batches, model: str, bounds: Bounds, host: str, port: int, token: str | None
@@ -54,31 +50,13 @@ class Server(socketserver.TCPServer):
         self.batches, self.model, self.bounds, self.token = batches, model, bounds, token
         self.began, self.local = int(time.time()), host in LOOPBACK
         threads = bounds.together + bounds.waiting + SPARE_THREADS
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="serve")
-        super().__init__((host, port), Handler)
-
-    @property
-    def port(self) -> int:
-        """The port that it listens at."""
-        return int(self.server_address[1])
-
-    def process_request(self, request: object, client_address: object) -> None:
-        """Hand a connection to a thread of the pool."""
-        self._pool.submit(self._answer, request, client_address)
+        super().__init__(host, port, Handler, threads)
 
     def server_close(self) -> None:
         """Stop listening, and finish the answers that clients wait for."""
         super().server_close()
         self.batches.close()
-        self._pool.shutdown()
-
-    def _answer(self, request: object, client_address: object) -> None:
-        try:
-            self.finish_request(request, client_address)  # type: ignore[arg-type]
-        except OSError:
-            pass  # the client went away
-        finally:
-            self.shutdown_request(request)  # type: ignore[arg-type]
+        self.pool.shutdown()
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -113,20 +113,7 @@ class Processor:
         The instruction stands in the place of the template's system message, or before the first
         question; `images` of them are asked about.
         """
-
-        def under(instruction: str) -> Tensor:
-            encoded = encode_prompt(
-                asked,
-                self.template,
-                self.tokenizer,
-                self.image_tokens,
-                self.image_token_id,
-                images=images,
-                instruction=instruction,
-            )
-            return torch.tensor(encoded.input_ids)
-
-        return under
+        return lambda instruction: self._ids(asked, images, instruction)
 
     def encode_turns(
         self, turns: Sequence[Turn], images: Sequence[Picture] = ()
@@ -142,15 +129,7 @@ class Processor:
     ) -> dict[str, Tensor]:
         rows, pixels = [], []
         for asked, gallery in zip(questions, galleries, strict=True):
-            encoded = encode_prompt(
-                asked,
-                self.template,
-                self.tokenizer,
-                self.image_tokens,
-                self.image_token_id,
-                images=len(gallery),
-            )
-            rows.append(torch.tensor(encoded.input_ids))
+            rows.append(self._ids(asked, len(gallery)))
             pixels += [self._pixels(image) for image in gallery]
         length = max(len(row) for row in rows)
         ids = torch.full((len(rows), length), cast(int, self.tokenizer.pad_token_id))
@@ -160,6 +139,21 @@ class Processor:
             mask[number, length - len(row) :] = 1
         batch = {"input_ids": ids, "attention_mask": mask}
         return batch | {"pixel_values": torch.stack(pixels)} if pixels else batch
+
+    def _ids(
+        self, asked: str | Sequence[Turn], images: int, instruction: str | None = None
+    ) -> Tensor:
+        """Return the ids (T,) of one prompt."""
+        encoded = encode_prompt(
+            asked,
+            self.template,
+            self.tokenizer,
+            self.image_tokens,
+            self.image_token_id,
+            images=images,
+            instruction=instruction,
+        )
+        return torch.tensor(encoded.input_ids)
 
     def _pixels(self, image: Picture) -> Tensor:
         if isinstance(image, ImageReference):

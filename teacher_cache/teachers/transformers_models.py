@@ -197,7 +197,7 @@ def load_transformers(
         No such folder; a model without a patch grid or an attention that pools; weights that are
         missing; settings that no file and no option says, or that they say differently.
     """
-    folder = _folder(weights or place)
+    folder = folder_of(weights or place, _WANTED)
     config = _document(folder / "config.json")
     tower = _tower(folder, config, attention)
     own = getattr(tower, "config")  # noqa: B009 - of every transformers model
@@ -290,15 +290,21 @@ def _blocks(tower: nn.Module) -> nn.ModuleList:
     return max(lists, key=lambda one: sum(weight.numel() for weight in one.parameters()))
 
 
-def _folder(place: str) -> Path:
-    """Return the folder of `place`, fetched where it is a hub id."""
+def folder_of(place: str, wanted: list[str]) -> Path:
+    """Return the folder of `place`; where it is a hub id, its `wanted` files are fetched.
+
+    Raises
+    ------
+    UserError
+        It is neither, or the hub does not give it.
+    """
     path = Path(place).expanduser()
     if path.is_dir():
         return path
     if path.exists() or place.startswith((".", "/", "~")) or place.count("/") != 1:
         raise UserError(f"no folder at {place}, and it is no hub id such as owner/name either")
     try:
-        return snapshot(place, _WANTED)
+        return snapshot(place, wanted)
     except NotFetchedError as error:
         raise UserError(
             f"the hub did not give {place} ({error}); download the folder, and pass its path as "

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import UserError
-from shared.hub import NotFetchedError, snapshot
 from teacher_cache.teachers.base import TextTower
+from teacher_cache.teachers.transformers_models import folder_of
 from teacher_cache.texts.bert import Tokenizer, tower_digest
 
 CLASSES = {"clip": "CLIPTextModelWithProjection", "siglip": "SiglipTextModel"}
@@ -31,7 +31,7 @@ def transformers_tower(name: str, place: str, tokenizer: Path | None = None) -> 
     import transformers
     from transformers.utils import logging
 
-    folder = _folder(place)
+    folder = folder_of(place, _WANTED)
     try:
         kind = str(json.loads((folder / "config.json").read_text("utf-8")).get("model_type"))
     except (OSError, ValueError) as error:
@@ -89,18 +89,3 @@ class _Encode:
             input_ids=found["input_ids"], attention_mask=found["attention_mask"]
         ).text_embeds
         return embedded
-
-
-def _folder(place: str) -> Path:
-    path = Path(place).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or place.startswith((".", "/", "~")) or place.count("/") != 1:
-        raise UserError(f"no folder at {place}, and it is no hub id such as owner/name either")
-    try:
-        return snapshot(place, _WANTED)
-    except NotFetchedError as error:
-        raise UserError(
-            f"the hub did not give {place} ({error}); download the folder, and pass its path as "
-            "--weights"
-        ) from None
