@@ -186,11 +186,15 @@ class Batches:
         cut = _cut(text, job.asked.stop)
         job.tokens = len(tokens)
         full = cut is None and len(tokens) >= job.asked.max_new_tokens
-        self._send(job, (text if cut is None else text[:cut]).strip())
+        whole = (text if cut is None else text[:cut]).strip()
+        if not whole.startswith(job.sent):  # later tokens have changed what earlier ones are
+            job.news.put(News(fault="the words sent so far have changed; ask without `stream`"))
+            return
+        self._send(job, whole)
         job.news.put(News(finish="length" if full else "stop"))
 
     def _send(self, job: Job, text: str) -> None:
-        if len(text) > len(job.sent) and text.startswith(job.sent):
+        if text.startswith(job.sent) and text != job.sent:
             job.news.put(News(text=text[len(job.sent) :]))
             job.sent = text
 
