@@ -5,7 +5,10 @@ dead actor or node to another, which first asks the store whether the block was 
 nothing is encoded twice that is there, and nothing half-written is taken for whole.
 """
 
+import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -112,11 +115,26 @@ def cluster() -> Iterator[None]:
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: start it with "
             f"`ray start --head`, or unset RAY_ADDRESS to use this machine ({error})"
         ) from error
+    with _output_to_stderr():  # Ray's core tells of retries on what is the command's own output
+        try:
+            yield
+        finally:
+            if not joined:
+                ray.shutdown()
+
+
+@contextmanager
+def _output_to_stderr() -> Iterator[None]:
+    """Turn the process's standard output, also of libraries that are not Python, to its errors."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
     try:
         yield
     finally:
-        if not joined:
-            ray.shutdown()
+        sys.stdout.flush()
+        os.dup2(own, 1)
+        os.close(own)
 
 
 def stream_on_ray(
@@ -135,6 +153,7 @@ def stream_on_ray(
 
     if not images:
         return
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans are not the user's
     context = DataContext.get_current()
     context.enable_progress_bars = False  # `cache` has its own
     context.enable_rich_progress_bars = False
@@ -144,17 +163,21 @@ def stream_on_ray(
     places = max(1, int(total.get("GPU" if on_gpu else "CPU", 1)))
     count = min(len(images), max(-(-len(images) // segment_records), places))
     resources = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
-    dataset = ray.data.from_items(
+    blocks = ray.data.from_items(
         [{"image": _Cell(image)} for image in images], override_num_blocks=count
-    ).map_batches(
-        _Encoder,
-        fn_constructor_args=(work,),
-        batch_size=None,
-        compute=ActorPoolStrategy(min_size=1, max_size=min(places, count)),
-        max_restarts=-1,
-        max_task_retries=RETRIES,
-        **resources,
     )
+    with warnings.catch_warnings():
+        # The named parameters that shall take their place do not know the last two (Ray 2.60).
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        dataset = blocks.map_batches(
+            _Encoder,
+            fn_constructor_args=(work,),
+            batch_size=None,
+            compute=ActorPoolStrategy(min_size=1, max_size=min(places, count)),
+            **resources,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+        )
     try:
         for row in dataset.iter_rows():
             yield row["outcome"].holds
