@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ from pipelines.documents import write_document
 TEXT, ANSWER = 150, 30  # with 576 patches the 726 tokens of the goal
 LORA = {"r": 32, "alpha": 16, "dropout": 0.05}
 ARMS = ("lora", "medalign")
+
+Made = tuple[Any, Any, Any]  # student, recipe, optimiser
 
 
 class Sizes(NamedTuple):
@@ -145,7 +148,7 @@ def measure_build(sizes: Sizes, device: str, workers: int) -> dict[str, float]:
         for number in range(3):
             rates["bare"].append(passes * len(pixels) / seconds(bare, device))
             store = folder / f"store{number}"
-            rates["build"].append(len(by_key) / seconds(lambda at=store: whole(at), device))
+            rates["build"].append(len(by_key) / seconds(partial(whole, store), device))
     ratio = statistics.median(a / b for a, b in zip(rates["build"], rates["bare"], strict=True))
     return {
         "build_images_per_second": statistics.median(rates["build"]),
@@ -154,12 +157,15 @@ def measure_build(sizes: Sizes, device: str, workers: int) -> dict[str, float]:
     }
 
 
-def made(arm: str, sizes: Sizes, device: str) -> Any:
+def made(arm: str, sizes: Sizes, device: str) -> Made:
     """Make an arm's student on the card, its base in bfloat16, with recipe and optimiser."""
-    return build(arm, **sizes.student, precision="bf16", attention="sdpa", lora=LORA, device=device)
+    found: Made = build(
+        arm, **sizes.student, precision="bf16", attention="sdpa", lora=LORA, device=device
+    )
+    return found
 
 
-def inputs(sizes: Sizes, device: str) -> dict[str, Any]:
+def inputs(sizes: Sizes, device: str) -> Any:
     """Make a batch on the card."""
     chosen = sizes.student
     batch = batch_of(sizes.batch, chosen["vocabulary"], chosen["patches"], TEXT, ANSWER)
@@ -175,9 +181,9 @@ def measure_memory(sizes: Sizes) -> dict[str, float]:
     batch = inputs(sizes, "cuda")
     for arm in ARMS:
         student = made(arm, sizes, "cuda")
-        step(*student, batch, arm)  # AdamW's moments are made by the first
+        step(*student, batch=batch, arm=arm)  # AdamW's moments are made by the first
         torch.cuda.reset_peak_memory_stats()
-        step(*student, batch, arm)
+        step(*student, batch=batch, arm=arm)
         found[f"{arm}_peak_bytes"] = float(torch.cuda.max_memory_allocated())
         del student
         gc.collect()
@@ -197,7 +203,7 @@ def measure_steps(sizes: Sizes, device: str) -> dict[str, float]:
     times: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for round_ in range(sizes.rounds + 1):
         for arm in ARMS if round_ % 2 else ARMS[::-1]:
-            taken = seconds(lambda one=arm: step(*students[one], batch, one), device)
+            taken = seconds(partial(step, *students[arm], batch=batch, arm=arm), device)
             if round_:  # the first round warms up
                 times[arm].append(taken)
     student, recipe, _ = students["medalign"]

@@ -88,7 +88,8 @@ def build(
     recipe = recipe_of(arm, layers - 1 if layers < 20 else 20, precision, lora or AUTHORS_LORA)
     student = make_student(model, vocabulary - 1, recipe)
     if arm == "checkpointed":
-        student.model.activation_checkpointing_enable(
+        adapted: Any = student.model
+        adapted.activation_checkpointing_enable(
             activation_checkpointing_kwargs={"use_reentrant": False}
         )
     student.model.to(device)
@@ -127,7 +128,7 @@ def batch_of(
     }
 
 
-def step(student: Any, recipe: Recipe, optimizer: Any, batch: dict[str, Any], arm: str) -> None:
+def step(student: Any, recipe: Recipe, optimizer: Any, batch: Any, arm: str) -> None:
     """Forward, backward and AdamW of one batch."""
     if arm == "authors":
         loss = authors_loss(student, batch, recipe)
