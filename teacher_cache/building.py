@@ -6,7 +6,7 @@ missing keys and writes its own segments; the ranks meet once the files are name
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -35,10 +35,11 @@ from shared.vocabulary import Engine
 from teacher_cache.distinct import distinct_images
 from teacher_cache.missing import missing_keys
 from teacher_cache.on_ray import Work, cluster, stream_on_ray
+from teacher_cache.preparing import Ready, load_ready
 from teacher_cache.ranks import Ranks, stop_on_termination
-from teacher_cache.settings import Settings, load_for
+from teacher_cache.settings import Settings
 from teacher_cache.stream import Failure, LeftOut, Outcome, named, stream
-from teacher_cache.teachers.base import Teacher
+from teacher_cache.texts.prompts import write_texts
 
 Reason = tuple[bytes, str]  # the key of an image without a target, and why
 
@@ -50,8 +51,9 @@ class BuildResult(NamedTuple):
 
     `left_out` names the failed ones with the reason. Under `torchrun` the counts are those of all
     ranks, the names only this rank's. `elsewhere` counts what ranks that do not meet this one
-    have still to encode. `seconds` is the whole time; `encoding_seconds` that part in
-    which images were encoded and written, without naming them and loading the teacher.
+    have still to encode; `prompts` the prompts that were embedded. `seconds` is the whole time;
+    `encoding_seconds` that part in which images were encoded and written, without naming them and
+    loading the teacher.
     """
 
     namespace: str
@@ -64,6 +66,7 @@ class BuildResult(NamedTuple):
     seconds: float
     encoding_seconds: float
     elsewhere: int = 0
+    prompts: int = 0
 
     @property
     def images_per_second(self) -> float | None:
@@ -94,6 +97,7 @@ def build(
     device: str = "auto",
     segment_records: int = 256,
     engine: Engine = "ranks",
+    prompts: Sequence[str] = (),
 ) -> BuildResult:
     """Encode every image that the store lacks, and write its target.
 
@@ -114,20 +118,26 @@ def build(
         Images per segment: what a kill can lose at most, per process.
     engine
         `ranks`: this process, or the ranks of `torchrun`; `ray`: actors of a Ray cluster.
+    prompts
+        Texts whose embeddings the store gets too, by the text tower of a query.
 
     Raises
     ------
     UserError
-        Missing weights, a store that cannot be written, a projection that the teacher does not
-        have.
+        Missing weights, a store that cannot be written, a projection or a text tower that the
+        teacher does not have.
     """
     begin = time.perf_counter()
     ranks = Ranks.of_environment()
     place = choose_device("cpu" if engine == "ray" else device)
     references = list(images)
-    loaded, identity = load_for(teacher, weights, settings, place)
+    ready = load_ready(teacher, weights, settings, place, store)
+    identity = ready.identity
     check_format(store, identity)
-    namespace = create_namespace(store, identity, _provenance(loaded))
+    namespace = create_namespace(store, identity, _provenance(ready))
+    loaded = ready.into(namespace)
+    embedded = _embed(ready, prompts, store) if ranks.speaks else 0
+    del ready  # with the text tower
     if ranks.meets and ranks.world > 1:
         count = ranks.world - 1
         warn(
@@ -197,6 +207,7 @@ def build(
         seconds=end - begin,
         encoding_seconds=end - encoding,
         elsewhere=elsewhere,
+        prompts=embedded,
     )
 
 
@@ -320,6 +331,19 @@ def _reason(error: Failure) -> str:
     )
 
 
-def _provenance(teacher: Teacher) -> dict[str, object]:
+def _embed(ready: Ready, prompts: Sequence[str], store: str | Path) -> int:
+    """Write the embeddings of prompts that the store lacks; return how many were new."""
+    if not prompts:
+        return 0
+    if ready.tower is None:
+        raise UserError("prompts are embedded for a query alone: add --query, or use `cache text`")
+    return write_texts(ready.tower, prompts, store).new
+
+
+def _provenance(ready: Ready) -> dict[str, object]:
     packages = ("medalign", "torch", "timm", "open_clip_torch", "zarr", "numcodecs", "pillow")
-    return {"licence": teacher.licence, "software": {name: version(name) for name in packages}}
+    return {
+        "licence": ready.teacher.licence,
+        "software": {name: version(name) for name in packages},
+        **({} if ready.query is None else {"query": ready.query}),
+    }

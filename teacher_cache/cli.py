@@ -11,6 +11,7 @@ from shared.errors import UserError
 from teacher_cache.keeping import commands as store_commands
 from teacher_cache.keeping import outside
 from teacher_cache.options import (
+    QUERY_RANK,
     AttentionOption,
     BatchOption,
     DeviceOption,
@@ -25,11 +26,15 @@ from teacher_cache.options import (
     LimitOption,
     MeanOption,
     PrecisionOption,
+    QueryHeadsOption,
+    QueryOption,
+    QueryRankOption,
     QuickGeluOption,
     RootOption,
     StdOption,
     StoreOption,
     TeacherOption,
+    TokenizerOption,
     ToleranceOption,
     WeightsOption,
     WorkersOption,
@@ -110,6 +115,10 @@ def plan_command(
     attention: AttentionOption = "pooled",
     tolerance: ToleranceOption = 0.01,
     dtype: DtypeOption = "fp32",
+    query: QueryOption = None,
+    query_rank: QueryRankOption = QUERY_RANK,
+    query_heads: QueryHeadsOption = "published",
+    tokenizer: TokenizerOption = None,
     batch_size: BatchOption = 8,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
@@ -124,7 +133,7 @@ def plan_command(
     """
     from shared.imaging.grid import Grid
     from teacher_cache.plan import plan
-    from teacher_cache.settings import Settings
+    from teacher_cache.settings import Asked, Settings
     from teacher_cache.sources import find_images
     from teacher_cache.teachers.trained import stated
 
@@ -139,6 +148,7 @@ def plan_command(
         dtype,
         trained,
         attention,
+        None if query is None else Asked(query, query_rank, query_heads, tokenizer),
     )
     found = plan(
         teacher,
@@ -192,10 +202,20 @@ def build_command(
     attention: AttentionOption = "pooled",
     tolerance: ToleranceOption = 0.01,
     dtype: DtypeOption = "fp32",
+    query: QueryOption = None,
+    query_rank: QueryRankOption = QUERY_RANK,
+    query_heads: QueryHeadsOption = "published",
+    tokenizer: TokenizerOption = None,
     batch_size: BatchOption = 8,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
     engine: EngineOption = "ranks",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="With --query: data set file, whose questions are embedded as well."
+        ),
+    ] = None,
     segment_records: Annotated[
         int, typer.Option(help="Images per segment: what a kill can lose at most.", min=1)
     ] = 256,
@@ -213,10 +233,13 @@ def build_command(
     from shared.imaging.grid import Grid
     from teacher_cache.building import build
     from teacher_cache.ranks import Ranks
-    from teacher_cache.settings import Settings
+    from teacher_cache.settings import Asked, Settings
     from teacher_cache.sources import find_images
     from teacher_cache.teachers.trained import stated
+    from teacher_cache.texts.prompts import prompts_of
 
+    if data is not None and query is None:
+        raise UserError("--data names the questions of --query: add it, or use `cache text` alone")
     trained = stated(mean, std, interpolation, quick_gelu)
     settings = Settings(
         geometry,
@@ -228,6 +251,7 @@ def build_command(
         dtype,
         trained,
         attention,
+        None if query is None else Asked(query, query_rank, query_heads, tokenizer),
     )
     with resumable():
         result = build(
@@ -241,6 +265,7 @@ def build_command(
             device=device,
             segment_records=segment_records,
             engine=engine,
+            prompts=() if data is None else prompts_of(data),
         )
     for reference, reason in result.left_out:
         warn(f"{reference}: {reason}")
@@ -252,6 +277,7 @@ def build_command(
             "store, "
             f"{result.encoded} encoded{rate}, {result.failed} left out; {result.seconds:.1f} s in "
             "all",
+            *([f"{result.prompts} prompts of {data} embedded"] if data is not None else []),
             f"namespace {result.namespace} in {store}",
         ]
         report(result.as_json(), json, lines)

@@ -21,7 +21,8 @@ from shared.processes import choose_device
 from shared.targets import TargetWriter
 from shared.targets.identity import Identity
 from teacher_cache.missing import missing_keys
-from teacher_cache.settings import Settings, load_for
+from teacher_cache.preparing import load_ready
+from teacher_cache.settings import Settings
 from teacher_cache.stream import Outcome, stream
 
 RETRIES = 3  # of a block whose actor died: more would run an image for ever that kills each
@@ -46,11 +47,12 @@ class _Encoder:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._device = choose_device(work.device)
-        self._teacher, identity = load_for(work.teacher, work.weights, work.settings, self._device)
-        if identity != work.identity:
+        ready = load_ready(work.teacher, work.weights, work.settings, self._device, work.store)
+        self._teacher = ready.teacher  # which reads in the basis of the store
+        if ready.identity != work.identity:
             raise UserError(
                 f"a node of the Ray cluster has other weights or settings of {work.teacher} "
-                f"({identity.namespace()}) than where the build began "
+                f"({ready.identity.namespace()}) than where the build began "
                 f"({work.identity.namespace()}): give all nodes the same --weights and versions"
             )
 

@@ -14,6 +14,8 @@ from shared.vocabulary import (
     Interpolation,
     PoolingAttention,
     Precision,
+    QueryHeads,
+    QueryMethod,
 )
 
 TeacherOption = Annotated[
@@ -72,6 +74,26 @@ QuickGeluOption = Annotated[
     typer.Option(
         "--quick-gelu/--no-quick-gelu",
         help="Of bare open_clip weights: whether they were trained with QuickGELU.",
+    ),
+]
+QUERY_RANK = 64  # a store's bytes and the question's error depend on it (docs/cache.md)
+QueryOption = Annotated[
+    QueryMethod | None,
+    typer.Option(
+        "--query",
+        help="Also keep what later questions are asked of, by this method; the teacher needs a "
+        "text tower.",
+    ),
+]
+QueryRankOption = Annotated[
+    int,
+    typer.Option("--query-rank", help="Directions of the text space that --query keeps.", min=1),
+]
+QueryHeadsOption = Annotated[
+    QueryHeads,
+    typer.Option(
+        "--query-heads",
+        help="Of grad-eclip: published: one over the full width, as its code; model: the model's.",
     ),
 ]
 GeometryOption = Annotated[

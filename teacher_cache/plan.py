@@ -16,8 +16,9 @@ from shared.targets.numbers.arrays import Arrays
 from teacher_cache.building import check_format, known_reasons
 from teacher_cache.distinct import distinct_images
 from teacher_cache.missing import missing_keys
+from teacher_cache.preparing import load_ready
 from teacher_cache.probe import probe
-from teacher_cache.settings import Settings, load_for
+from teacher_cache.settings import Settings
 from teacher_cache.stream import LeftOut, Outcome, named, stream
 
 
@@ -103,7 +104,8 @@ def plan(
     place = choose_device(device)
     references = list(images)
     begin = time.perf_counter()
-    loaded, identity = load_for(teacher, weights, settings, place)
+    ready = load_ready(teacher, weights, settings, place, store)
+    loaded, identity = ready.teacher, ready.identity
     loading = time.perf_counter() - begin
     if store is not None:
         check_format(store, identity)

@@ -17,6 +17,8 @@ from shared.vocabulary import (
     Geometry,
     PoolingAttention,
     Precision,
+    QueryHeads,
+    QueryMethod,
 )
 from teacher_cache.encoder import encode
 from teacher_cache.teachers.base import Teacher
@@ -30,6 +32,19 @@ DTYPES: dict[Dtype, torch.dtype] = {
 }
 
 MAX_PATCHES = 4096  # 64 x 64: a record of 17 MB; the similarities of a batch are in memory
+
+
+class Asked(NamedTuple):
+    """`--query`: what later questions are asked of.
+
+    `heads` is of `grad-eclip`. `tokenizer` is where the text tower's vocabulary lies if its weights
+    come without; it decides nothing but what is found there.
+    """
+
+    method: QueryMethod
+    rank: int
+    heads: QueryHeads = "published"
+    tokenizer: str | None = None
 
 
 class Settings(NamedTuple):
@@ -48,10 +63,11 @@ class Settings(NamedTuple):
     dtype: Dtype = "fp32"
     trained: Trained = NOT_SAID
     attention: PoolingAttention = "pooled"
+    query: Asked | None = None
 
 
 def identity_of(teacher: Teacher, settings: Settings) -> Identity:
-    """Return the identity of targets made by `teacher` under `settings`."""
+    """Return the identity of targets made by `teacher` under `settings`, without a query."""
     matrix, patches = settings.encoding == "matrix", settings.encoding == "patches"
     return Identity(
         teacher=teacher.name,
@@ -79,7 +95,7 @@ def _width(teacher: Teacher, features: Features) -> int:
 
 
 def settings_of(identity: Identity) -> Settings:
-    """Return the settings that give `identity` again with the same teacher."""
+    """Return the settings that give `identity` again with the same teacher, without its query."""
     own = identity.preprocessing
     if identity.encoding == "maps":
         raise UserError("maps are no targets of a teacher's pass; `cache query maps` writes them")
@@ -109,7 +125,7 @@ def load_for(
 ) -> tuple[Teacher, Identity]:
     """Load a teacher ready to encode under `settings` on a torch device.
 
-    Its targets' identity comes with it.
+    Its targets' identity comes with it, without a query: `load_ready` adds that.
 
     Raises
     ------
@@ -155,9 +171,10 @@ def load_of(identity: Identity, weights: str | None, device: str, given: str) ->
 def teachers_differ(stored: Identity, own: Identity) -> Difference | None:
     """Return the first field in which a teacher's targets are not those stored, or None.
 
-    The form of the store's files makes no difference to the numbers.
+    The form of the store's files makes no difference to the numbers, nor does what can be asked.
     """
-    return first_difference(stored.model_copy(update={"format": own.format}), own)
+    plain = stored.without_query().model_copy(update={"format": own.format})
+    return first_difference(plain, own.without_query())
 
 
 def _check_grid(settings: Settings) -> None:

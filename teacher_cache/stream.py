@@ -113,7 +113,8 @@ def _write(
         tokens = encoded.tokens[part]
         attention = None if encoded.attention is None else encoded.attention[part]
         try:
-            made = encode_targets(tokens, attention, batch.boxes[part], native, identity)
+            query = None if encoded.query is None else encoded.query[part]
+            made = encode_targets(tokens, attention, batch.boxes[part], native, identity, query)
         except InaccurateFactors as error:
             outcomes += [(key, error) for key in batch.keys[part]]
             continue
@@ -134,6 +135,8 @@ def _finite(
     sound = torch.isfinite(encoded.tokens).flatten(1).all(1)
     if encoded.attention is not None:
         sound &= torch.isfinite(encoded.attention).flatten(1).all(1)
+    if encoded.query is not None:
+        sound &= torch.isfinite(encoded.query).flatten(1).all(1)
     rows = [row for row, good in enumerate(sound.tolist()) if good]
     if len(rows) == len(batch.keys):
         return batch, encoded, []
@@ -147,7 +150,8 @@ def _finite(
         keys=[batch.keys[row] for row in rows], boxes=[batch.boxes[row] for row in rows]
     )
     attention = None if encoded.attention is None else encoded.attention[rows]
-    return left, Encoded(encoded.tokens[rows], attention), outcomes
+    query = None if encoded.query is None else encoded.query[rows]
+    return left, Encoded(encoded.tokens[rows], attention, query), outcomes
 
 
 def _parts(count: int, identity: Identity) -> list[slice]:

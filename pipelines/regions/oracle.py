@@ -80,7 +80,7 @@ def write_oracle(
     text = f"oracle of {opened.identity.fingerprint()}" + "".join(
         f" {key.hex()} {values.round(4).tolist()}" for key, values in sorted(shares.items())
     )
-    identity = opened.identity.model_copy(
+    identity = opened.identity.without_query().model_copy(
         update={
             "teacher": f"{opened.identity.teacher}-oracle",
             "weights": hashlib.sha256(text.encode()).hexdigest(),

@@ -57,7 +57,7 @@ def _load(
     from teacher_cache.settings import DTYPES, load_of
     from teacher_cache.stream import prepare
 
-    identity = TargetStore.open(store, teacher, fingerprint).identity
+    identity = TargetStore.open(store, teacher, fingerprint).identity.without_query()
     if identity.encoding != "matrix":
         raise UserError(
             "targets.on_missing=compute adds to `matrix` stores only; run `cache build` for this "

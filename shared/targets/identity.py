@@ -183,6 +183,10 @@ class Identity(BaseModel):
         absent = {name for name in SINCE_FORMAT_2 if getattr(self, name) == fields[name].default}
         return cast("IdentityDocument", self.model_dump(mode="json", exclude=absent))
 
+    def without_query(self) -> "Identity":
+        """Return the identity of the same targets without what can be asked."""
+        return self.model_copy(update={"query": None})
+
     def fingerprint(self) -> str:
         """Return the sha256, in hexadecimal, of the canonical JSON of all fields."""
         return hashlib.sha256(canonical_json(self.document())).hexdigest()

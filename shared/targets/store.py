@@ -161,7 +161,7 @@ class TargetStore:
 
         Raises as `[]` does.
         """
-        arrays = self.arrays(keys)
+        arrays = self.arrays(keys, self._targets())
         if self.identity.encoding == "matrix":
             return Target(arrays["similarity"], arrays.get("attention"), arrays["coverage"])
         from shared.targets.numbers.restore import targets_on
@@ -186,10 +186,21 @@ class TargetStore:
         from shared.targets.numbers.patches import patches_of
         from shared.targets.numbers.restore import coverage_on
 
-        arrays, native = self.arrays(keys), self.identity.grid
+        arrays, native = self.arrays(keys, self._targets()), self.identity.grid
         return PatchFeatures(
             patches_of(arrays, native, self.grid), coverage_on(arrays, native, self.grid)
         )
+
+    def coverage(self, keys: Sequence[bytes]) -> UInt8[np.ndarray, "B N"]:
+        """Read alone how much of each patch shows image, as in `Target`.
+
+        Raises as `[]` does.
+        """
+        if self.identity.grid == self.grid:
+            return np.asarray(self.arrays(keys, ("coverage",))["coverage"], dtype=np.uint8)
+        from shared.targets.numbers.restore import coverage_on
+
+        return coverage_on(self.arrays(keys, ("box",)), self.identity.grid, self.grid)
 
     def segments_of(self, keys: Sequence[bytes]) -> list[int]:
         """Return the segment number of each key, for readers that order by segment.
@@ -212,26 +223,34 @@ class TargetStore:
             block = np.ascontiguousarray(keys[group]).tobytes()
             yield [block[place : place + 32] for place in range(0, len(block), 32)]
 
-    def arrays(self, keys: Sequence[bytes]) -> dict[str, NDArray[np.generic]]:
+    def _targets(self) -> tuple[str, ...]:
+        """Name the arrays of a target: all but what only a question reads."""
+        return tuple(spec.name for spec in arrays_of(self.identity.without_query()))
+
+    def arrays(
+        self, keys: Sequence[bytes], names: Sequence[str] | None = None
+    ) -> dict[str, NDArray[np.generic]]:
         """Read the stored arrays themselves, by name, with a leading record axis.
 
-        Raises as `[]` does.
+        `names`: only these of them; nothing else is fetched. Raises as `[]` does.
         """
         index = self._index
         try:
-            return self._arrays(list(keys))
+            return self._arrays(list(keys), names)
         except DamagedSegment:
             if set(index.segments) <= set(self.namespace.segments()):
                 raise
             # `cache gc` has moved records to another segment since the store was opened.
             self._refresh()
-            return self._arrays(list(keys))
+            return self._arrays(list(keys), names)
 
-    def _arrays(self, keys: list[bytes]) -> dict[str, NDArray[np.generic]]:
+    def _arrays(
+        self, keys: list[bytes], names: Sequence[str] | None
+    ) -> dict[str, NDArray[np.generic]]:
         places, readers = self._places(keys)
         out: dict[str, NDArray[np.generic]] = {}
         for spec in arrays_of(self.identity):
-            if spec.name != "key":
+            if spec.name != "key" and (names is None or spec.name in names):
                 widths = [reader.shape(spec.name) for reader in readers.values()] or [
                     tuple(map(abs, spec.shape))
                 ]

@@ -69,6 +69,8 @@ def _unreadable(store: str) -> dict[str, str]:
 
 
 def _described(row: "Description") -> Iterator[str]:
+    from teacher_cache.keeping.info import asked_line
+
     identity = row["identity"]
     grid = "x".join(str(side) for side in identity["grid"])
     stored = f"{identity['encoding']} {identity['precision']}"
@@ -83,6 +85,9 @@ def _described(row: "Description") -> Iterator[str]:
     if row["oldest"]:
         yield f"  written      {row['oldest']} to {row['newest']}"
     yield f"  licence      {row['provenance'].get('licence', 'not recorded')}"
+    asked = asked_line(row)
+    if asked:
+        yield f"  query        {asked}"
     if "error" in row and "rank" in row:
         errors = ", ".join(f"{name} {error['largest']:.4f}" for name, error in row["error"].items())
         rank = row["rank"]
@@ -233,10 +238,15 @@ def _way_out(store: str, damaged: "list[Checked]") -> str:
 
 
 def _compared(found: "Deviation") -> str:
+    asked = (
+        ""
+        if found.query is None
+        else f", query by {found.query:.2g} of its largest number ({found.allowed_query:.2g})"
+    )
     return (
         f"{found.records} records encoded again: similarity differs by {found.similarity:.2g} "
         f"at most (rounding explains {found.allowed:.2g}), attention by {found.attention:.2g} "
-        f"of its largest weight ({found.allowed_attention:.2g})"
+        f"of its largest weight ({found.allowed_attention:.2g}){asked}"
     )
 
 

@@ -154,4 +154,4 @@ def _identity(identity: Identity, kind: ControlKind, seed: int) -> Identity:
         "teacher": f"{identity.teacher}-{kind}",
         "weights": hashlib.sha256(made_of.encode()).hexdigest(),
     }
-    return identity.model_copy(update=changed)
+    return identity.without_query().model_copy(update=changed)

@@ -123,7 +123,7 @@ def describe(namespace: Namespace) -> Description:
         "teacher": namespace.identity.teacher,
         "fingerprint": namespace.identity.fingerprint(),
         "identity": namespace.identity.document(),
-        "provenance": namespace.provenance,
+        "provenance": _told(namespace.provenance),
         "records": len(found.keys),
         "superseded": found.stored - len(found.keys),
         "segments": len(namespace.segments()),
@@ -149,6 +149,26 @@ def describe(namespace: Namespace) -> Description:
             for column, grid in enumerate(("native", "24x24"))
         }
     return description
+
+
+def asked_line(row: Description) -> str:
+    """Say how a namespace is asked in words; nothing where it cannot be."""
+    query, kept = row["identity"].get("query"), row["provenance"].get("query")
+    if query is None or not isinstance(kept, Mapping):
+        return ""
+    heads = f" ({query['heads']} heads)" if query["heads"] else ""
+    return (
+        f"{query['method']}{heads}, rank {query['rank']}: the basis leaves {kept['residual']:.2%} "
+        f"of its terms' energy out ({kept['largest_residual']:.2%} of the worst)"
+    )
+
+
+def _told(provenance: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a provenance without the numbers of a basis, which no person reads."""
+    query = provenance.get("query")
+    if not isinstance(query, Mapping):
+        return provenance
+    return {**provenance, "query": {name: query[name] for name in query if name != "basis"}}
 
 
 def listing(namespace: Namespace) -> Iterator[Row]:

@@ -5,6 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from shared.errors import UserError
 from shared.files import refused_as
 from shared.targets.catalogue import publish_catalogue
 from shared.targets.namespace import (
@@ -15,10 +18,13 @@ from shared.targets.namespace import (
     read_quarantined,
     release,
 )
+from shared.targets.numbers.query import basis_of
 from shared.targets.segment.checks import keys_present, read_segment, segments_with_keys
 from shared.targets.segment.manifest import DamagedSegment, VanishedSegment
 from shared.targets.segment.writer import publish_files
 from shared.targets.storage import Storage
+
+BASES = 2**-10  # largest difference of two bases' numbers, as float16 rounds them: below 1
 
 
 class Merged(NamedTuple):
@@ -54,6 +60,7 @@ def merge(sources: Iterable[str | Path | Storage], target: str | Path | Storage)
 def merge_namespace(source: Namespace, target: str | Path | Storage) -> Merged:
     """Copy one namespace; as `merge`."""
     into = create_namespace(target, source.identity, source.provenance)
+    _check_basis(source, into)
     present, _ = keys_present(into)
     before = frozenset(present)
     segments = records = 0
@@ -85,6 +92,22 @@ def merge_namespace(source: Namespace, target: str | Path | Storage) -> Merged:
         with suppress(DamagedSegment):  # the target's own
             publish_catalogue(into)
     return Merged(source.name, segments, records, len(known))
+
+
+def _check_basis(source: Namespace, into: Namespace) -> None:
+    """Refuse to mix records that are read in two bases: a map of some of them would be wrong.
+
+    Two processors may turn directions of like weight into each other (`basis_in`).
+    """
+    if source.identity.query is None:
+        return
+    first, second = basis_of(source.provenance), basis_of(into.provenance)
+    if first.shape != second.shape or np.abs(first - second).max(initial=0) > BASES:
+        raise UserError(
+            f"{source.name} in {source.storage.location} is asked in another basis than in "
+            f"{into.storage.location}: they were begun on different machines. Build the one into "
+            "the store of the other, or start it from a copy of the other's folder"
+        )
 
 
 def copy_quarantine(source: Namespace, into: Namespace, present: Set[bytes]) -> None:

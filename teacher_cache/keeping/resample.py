@@ -14,8 +14,10 @@ from shared.imaging.grid import Grid
 from shared.processes import choose_device
 from shared.targets import Identity, Target, TargetStore
 from shared.targets.numbers.arrays import Arrays
+from shared.targets.numbers.query import NAMES
 from shared.targets.numbers.restore import targets_on
 from teacher_cache.distinct import distinct_images
+from teacher_cache.preparing import reading
 from teacher_cache.settings import load_for, settings_of, teachers_differ
 from teacher_cache.stream import LeftOut, named, stream
 
@@ -25,6 +27,7 @@ PATCHES = (
     0.005  # twice the largest error of S that int8 made on real images (docs/performance-store.md)
 )
 ROUNDING = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 1e-1}
+INT8 = 1 / 127  # one step of the array `query`, as below
 QUANTISATION = 1 / 127.5  # one step of u8: two computations may fall on either side of a border
 
 
@@ -35,7 +38,8 @@ class Deviation(NamedTuple):
 
     `similarity` is the largest difference and `worst` its image; `attention` is the largest
     difference in units of the image's largest weight, of which rounding explains
-    `allowed_attention`.
+    `allowed_attention`. `query` is the largest difference of R B in units of the image's largest
+    number, of which `allowed_query` is explained; None where the store cannot be asked.
     """
 
     namespace: str
@@ -47,12 +51,15 @@ class Deviation(NamedTuple):
     allowed: float
     allowed_attention: float
     left_out: LeftOut
+    query: float | None = None
+    allowed_query: float | None = None
 
     @property
     def sound(self) -> bool:
         """Whether every record is within what rounding explains."""
         close = self.similarity <= self.allowed and self.attention <= self.allowed_attention
-        return close and not self.coverage_differs
+        asked = self.query is None or self.query <= (self.allowed_query or 0.0)
+        return close and asked and not self.coverage_differs
 
     def as_json(self) -> dict[str, object]:
         """Plain values for `--json`."""
@@ -67,6 +74,7 @@ class _Difference(NamedTuple):
     attention: float
     same_coverage: bool
     key: bytes
+    query: float | None
 
 
 def resample(
@@ -110,12 +118,14 @@ def resample(
             f"{difference.second!r}, "
             f"in the store {difference.first!r}; pass the store's own weights as --weights"
         )
+    loaded = reading(loaded, opened.namespace)
     by_key, _, _ = distinct_images(list(images), workers)
     sample = _drawn(opened, list(by_key), count)
     differences: list[_Difference] = []
 
     def compare(key: bytes, arrays: Arrays) -> None:
-        differences.append(_difference(key, opened[key], _target(arrays, identity)))
+        query = None if identity.query is None else _apart(opened, key, arrays)
+        differences.append(_difference(key, opened[key], _target(arrays, identity), query))
 
     flow = stream(
         loaded,
@@ -133,7 +143,8 @@ def resample(
             for key, error in track(flow, len(sample), "resampling", "images")
             if error
         ]
-    worst = max(differences, default=None)
+    worst = max(differences, default=None, key=lambda one: (one.similarity, one.attention))
+    asked = [one.query for one in differences if one.query is not None]
     return Deviation(
         namespace=opened.namespace.name,
         records=len(differences),
@@ -144,6 +155,8 @@ def resample(
         allowed=allowed_deviation(identity),
         allowed_attention=ROUNDING[identity.dtype],
         left_out=failures,
+        query=max(asked, default=None),
+        allowed_query=None if identity.query is None else ROUNDING[identity.dtype] + INT8,
     )
 
 
@@ -171,7 +184,20 @@ def _drawn(opened: TargetStore, keys: list[bytes], count: int) -> list[bytes]:
     return [held[number] for number in sorted(drawn.tolist())]
 
 
-def _difference(key: bytes, stored: Target, fresh: Target) -> _Difference:
+def _apart(opened: TargetStore, key: bytes, fresh: Arrays) -> float:
+    """Return the largest difference of R B, in units of its largest number."""
+    kept = opened.arrays([key], NAMES)
+    first, second = (
+        values.astype(np.float32) * scale.astype(np.float32)[:, None]
+        for values, scale in (
+            (kept["query"][0], kept["query_scale"][0]),
+            (np.asarray(fresh["query"]), np.asarray(fresh["query_scale"])),
+        )
+    )
+    return float(np.abs(first - second).max() / max(float(np.abs(first).max()), 1e-30))
+
+
+def _difference(key: bytes, stored: Target, fresh: Target, query: float | None) -> _Difference:
     similarity = np.abs(
         stored.similarity.astype(np.float32) - fresh.similarity.astype(np.float32)
     ).max(initial=0)
@@ -180,7 +206,7 @@ def _difference(key: bytes, stored: Target, fresh: Target) -> _Difference:
         largest = stored.attention.max(initial=1e-30)
         attention = float(np.abs(stored.attention - fresh.attention).max(initial=0) / largest)
     same = np.array_equal(stored.coverage, fresh.coverage)
-    return _Difference(float(similarity), attention, same, key)
+    return _Difference(float(similarity), attention, same, key, query)
 
 
 def allowed_deviation(identity: Identity) -> float:

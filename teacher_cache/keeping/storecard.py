@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from shared.console import size
 from shared.errors import UserError
 from shared.files import refused_as
-from teacher_cache.keeping.info import Description
+from teacher_cache.keeping.info import Description, asked_line
 
 CARD = "README.md"
 
@@ -104,6 +104,7 @@ def _namespace(one: Description, audited: Audited | None) -> Iterator[str]:
     elsewhere = maps or {"imported", "control"} & provenance.keys()
     digest = "digest in the place of its weights" if elsewhere else "sha256 of its weights"
     rotation = f", rotation {identity['rotation']}" if "rotation" in identity else ""
+    asked = asked_line(one)
     rows = {
         "teacher": f"{one['teacher']} ({identity['architecture']})",
         "licence of its weights": str(provenance.get("licence", "not recorded")),
@@ -114,6 +115,7 @@ def _namespace(one: Description, audited: Audited | None) -> Iterator[str]:
         "encoding": f"{identity['encoding']} {identity['precision']}{tolerance}{rotation}",
         "features": f"{identity['features']}, computed in {identity['dtype']}",
         "pixels of the teacher": f"{preprocessing['size']}, {preprocessing['interpolation']}",
+        **({"can be asked in words": asked} if asked else {}),
         "definition of the targets": str(identity["definition"]),
         "format of the store": str(identity["format"]),
         "maps, one a question"

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from pipelines.regions.query.file import Query
+from pipelines.regions.query.stored import Stored
 from pipelines.regions.query.words import embed
 from shared.errors import UserError
 from shared.files import refused_as
@@ -22,9 +23,11 @@ SIDE = 384  # pixels of the picture
 
 
 def ask(
-    query: Query, store: TargetStore, key: bytes, text: str, encoder: str | None = None
+    query: Query | Stored, store: TargetStore, key: bytes, text: str, encoder: str | None = None
 ) -> Float[np.ndarray, " N"]:
     """Return the map of one image for `text`, not negative.
+
+    By a fitted query, or by what the store itself keeps to be asked.
 
     Raises
     ------
@@ -32,9 +35,13 @@ def ask(
         The store lacks the image, keeps no features or is of another teacher; or the encoder is not
         the fit's.
     """
-    query.check(store.identity, store.namespace.name)
+    if isinstance(query, Query):
+        query.check(store.identity, store.namespace.name)
     if key not in store:
         raise UserError(f"{store.namespace.name} holds no target of the key {key.hex()}")
+    if isinstance(query, Stored):
+        asked: Float[np.ndarray, " N"] = query.maps([key], [text])[0, 0]
+        return asked
     words = words_of(query, [text], encoder)
     return map_in(query, store, key, words[0])
 

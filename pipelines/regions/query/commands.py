@@ -1,4 +1,4 @@
-"""`cache query`: fit a map from words to patches, and ask a store with it."""
+"""`cache query`: ask a store in words, by its teacher's own text tower or by a fitted map."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,10 +6,17 @@ from typing import Annotated
 import typer
 
 from shared.console import JsonOption, report
-from teacher_cache.options import FingerprintOption, OfTeacherOption, StoreOption
+from teacher_cache.options import (
+    FingerprintOption,
+    OfTeacherOption,
+    StoreOption,
+    TokenizerOption,
+    WeightsOption,
+)
 
 app = typer.Typer(
-    help="Ask a store of `patches` in words, without its teacher and its images.",
+    help="Ask a store in words, without its images: one built with --query, or one of `patches` by "
+    "a fitted map.",
     no_args_is_help=True,
 )
 EncoderOption = Annotated[
@@ -66,12 +73,17 @@ def fit_command(
 @app.command("map")
 def map_command(
     store: StoreOption,
-    query: Annotated[Path, typer.Option(help="A file of `cache query fit`.")],
     text: Annotated[str, typer.Option(help="What to look for, in words.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    query: Annotated[
+        Path | None,
+        typer.Option(help="A file of `cache query fit`; without it the store itself is asked."),
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="The image, which is drawn below.")] = None,
     key: Annotated[str | None, typer.Option(help="Its content key instead (`cache list`).")] = None,
     encoder: EncoderOption = None,
+    weights: WeightsOption = None,
+    tokenizer: TokenizerOption = None,
     teacher: OfTeacherOption = None,
     fingerprint: FingerprintOption = None,
     json: JsonOption = False,
@@ -79,18 +91,24 @@ def map_command(
     """Draw where an image of the store shows what the text names."""
     from pipelines.regions.query.asking import ask, draw_map, key_of
     from pipelines.regions.query.file import read_query
+    from pipelines.regions.query.stored import Stored
     from shared.files import refused_as
     from shared.targets import TargetStore
 
     opened = TargetStore.open(store, teacher, fingerprint)
-    fitted = read_query(query)
-    values = ask(fitted, opened, key_of(image, key), text, encoder)
+    asked = Stored(opened, weights, tokenizer) if query is None else read_query(query)
+    values = ask(asked, opened, key_of(image, key), text, encoder)
     with refused_as(f"cannot write {out}", "choose another --out"):
         draw_map(values, opened.grid, image, opened).save(out, "PNG")
     rows, columns = opened.grid
     row, column = divmod(int(values.argmax()), columns)
     document = {"out": str(out), "grid": [rows, columns], "map": values.round(6).tolist()}
-    report(document, json, [f"{out}: highest at patch {row},{column} of {rows}x{columns}"])
+    line = f"{out}: highest at patch {row},{column} of {rows}x{columns}"
+    if isinstance(asked, Stored):
+        outside = float(asked.outside([text])[0])
+        document["outside"] = round(outside, 6)
+        line += f"; {outside:.1%} of the text lies outside of the store's basis"
+    report(document, json, [line])
 
 
 @app.command("maps")
@@ -104,21 +122,31 @@ def maps_command(
     ] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
     encoder: EncoderOption = None,
+    weights: WeightsOption = None,
+    tokenizer: TokenizerOption = None,
     teacher: OfTeacherOption = None,
     fingerprint: FingerprintOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write a map for each question, which `losses.attention_target: question` teaches.
 
-    By a fitted query for its words, or by the regions that it names. Questions without one are
-    taught E_a.
+    By the store itself, if it was built with --query; by a fitted query for the question's words;
+    or by the regions that it names. Questions without one are taught E_a.
     """
     from pipelines.regions.query.maps import write_maps
     from shared.targets import TargetStore
 
     opened = TargetStore.open(store, teacher, fingerprint)
     made = write_maps(
-        opened, to, data, image_root=image_root, query=query, regions=regions, encoder=encoder
+        opened,
+        to,
+        data,
+        image_root=image_root,
+        query=query,
+        regions=regions,
+        encoder=encoder,
+        weights=weights,
+        tokenizer=tokenizer,
     )
     line = f"{made.namespace} in {to}: {made.maps} of {made.questions} questions have a map"
     report(made._asdict(), json, [line])

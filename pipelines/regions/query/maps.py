@@ -1,4 +1,6 @@
-"""Maps for the questions of a data set, by a fitted query or by regions, as a store to train with.
+"""Maps for the questions of a data set, as a store to train with.
+
+Made by the store's own array `query`, by a fitted query, or by regions.
 
 An image's question gets what the query's map for its words is, or where the regions lie whose label
 it names. Questions that get nothing have no map: L_att teaches them E_a.
@@ -20,8 +22,9 @@ from pipelines.regions.patches import patch_shares
 from pipelines.regions.query.asking import map_in, words_of
 from pipelines.regions.query.file import read_query
 from pipelines.regions.query.fitting import seen_of
+from pipelines.regions.query.stored import FEW, Stored
 from pipelines.regions.reading import read_regions, regions_of
-from shared.console import track
+from shared.console import track, warn
 from shared.errors import UserError
 from shared.files import refused_as
 from shared.imaging.grid import Grid
@@ -30,6 +33,7 @@ from shared.imaging.keys import content_key
 from shared.records import image_root_of, load_records, strip_marks
 from shared.targets import Identity, TargetStore, TargetWriter
 from shared.targets.maps import map_key, normalised
+from shared.targets.numbers.query import basis_of
 
 # Of an image (its path in the file, its key) and a question: its map, or None.
 MapOf = Callable[[str, bytes, str], Float[np.ndarray, " N"] | None]
@@ -52,6 +56,8 @@ def write_maps(
     query: Path | None = None,
     regions: Path | None = None,
     encoder: str | None = None,
+    weights: str | None = None,
+    tokenizer: str | None = None,
 ) -> Written:
     """Write a map for each question of a data set file that has one; what is there already stays.
 
@@ -59,20 +65,23 @@ def write_maps(
     ----------
     store
         Targets of the images, of whose coverage and geometry the maps are; of `patches` for a
-        query.
+        fitted query, built with `--query` without query and regions.
     data, image_root
         The questions and the folder of their images.
     query, encoder
         A fitted query and the folder of its sentence encoder.
     regions
         Or a file of regions; the questions name their labels.
+    weights, tokenizer
+        Of the store's own text tower, for questions whose embeddings it does not keep.
 
     Raises
     ------
     UserError
-        Neither or both of query and regions, an image without a target, or no question with a map.
+        Both of query and regions, or neither for a store that cannot be asked; an image without a
+        target, or no question with a map.
     """
-    if (query is None) == (regions is None):
+    if query is not None and regions is not None:
         raise UserError("maps come from --query or from --regions: name one of the two")
     root = image_root_of(data, image_root)
     asked = list(_asked(data, root))
@@ -81,6 +90,9 @@ def write_maps(
         identity = _identity(store, query, "query")
     elif regions is not None:
         make, identity = _by_regions(store, regions, root), _identity(store, regions, "regions")
+    else:
+        make = _by_store(store, [text for _, _, text in asked], weights, tokenizer)
+        identity = _identity(store, None, "asked")
     count = 0
     with TargetWriter(to, identity, {"maps": identity.teacher}) as writer:
         held = TargetStore.open(to, identity=identity, maps=True)
@@ -133,6 +145,25 @@ def _by_query(store: TargetStore, file: Path, texts: list[str], encoder: str | N
     return make
 
 
+def _by_store(
+    store: TargetStore, texts: list[str], weights: str | None, tokenizer: str | None
+) -> MapOf:
+    own = Stored(store, weights, tokenizer)
+    different = list(dict.fromkeys(map(normalised, texts)))
+    outside = sum(share > FEW for share in own.outside(different))
+    if outside:
+        warn(
+            f"{outside} of {len(different)} questions lie outside of the store's basis for more "
+            f"than {FEW:.0%}: their maps say little; a larger --query-rank keeps more"
+        )
+
+    def make(image: str, key: bytes, text: str) -> Float[np.ndarray, " N"] | None:
+        found: Float[np.ndarray, " N"] = own.maps([key], [text])[0, 0]
+        return found if found.sum() > 0 else None
+
+    return make
+
+
 def _by_regions(store: TargetStore, file: Path, root: Path) -> MapOf:
     known = read_regions(file)
     labels = {region.label for one in known.values() for region in one.regions}
@@ -153,16 +184,21 @@ def _by_regions(store: TargetStore, file: Path, root: Path) -> MapOf:
     return make
 
 
-def _identity(store: TargetStore, source: Path, kind: str) -> Identity:
+def _identity(store: TargetStore, source: Path | None, kind: str) -> Identity:
     """Return the identity of maps made of a file's bytes, for the images of a store's teacher.
 
-    Of a folder (masks) it is the bytes of all of its files.
+    Of a folder (masks) it is the bytes of all of its files; without a file the store's own
+    identity and basis.
     """
     digest = hashlib.sha256()
-    files = sorted(source.rglob("*")) if source.is_dir() else [source]
-    with refused_as(f"cannot read {source}"):
-        for file in (one for one in files if one.is_file()):
-            digest.update(f"{file.relative_to(source)}\0".encode() + file.read_bytes())
+    if source is None:
+        digest.update(store.identity.fingerprint().encode())
+        digest.update(basis_of(store.namespace.provenance).tobytes())
+    else:
+        files = sorted(source.rglob("*")) if source.is_dir() else [source]
+        with refused_as(f"cannot read {source}"):
+            for file in (one for one in files if one.is_file()):
+                digest.update(f"{file.relative_to(source)}\0".encode() + file.read_bytes())
     changed = {
         "format": 2,
         "teacher": f"{store.identity.teacher}-{kind}",
@@ -174,5 +210,6 @@ def _identity(store: TargetStore, source: Path, kind: str) -> Identity:
         "width": None,
         "rotation": None,
         "attention": "pooled",
+        "query": None,
     }
     return Identity.model_validate({**store.identity.model_dump(), **changed})

@@ -18,7 +18,7 @@ from shared.imaging.grid import Grid, interpolation_matrix
 from shared.targets.identity import Identity
 from shared.targets.numbers.arrays import Arrays
 from shared.targets.numbers.factors import factorise
-from shared.targets.numbers.on_device import quantise_on_device
+from shared.targets.numbers.on_device import quantise_on_device, quantise_query
 from shared.targets.numbers.similarity import cosine_similarity_triangle
 from shared.vocabulary import Precision
 
@@ -29,6 +29,7 @@ def encode_targets(
     boxes: Sequence[Box],
     native: tuple[int, int],
     identity: Identity,
+    query: Float[Tensor, "B M r"] | None = None,
 ) -> list[Arrays]:
     """Turn a batch of teacher outputs into the arrays that a `TargetWriter` adds, image by image.
 
@@ -45,22 +46,29 @@ def encode_targets(
         identity's.
     identity
         Decides grid, encoding, precision and tolerance.
+    query
+        R B (B, M, r), on the teacher's own grid; None where the identity has no `query`.
 
     Raises
     ------
     ValueError
-        If a feature or weight is not finite, or E_a is missing or too much: a target must never be
-        wrong in silence.
+        If a value is not finite, or E_a or R B is missing or too much: a target must never be wrong
+        in silence.
     InaccurateFactors
         If `factors` cannot keep the tolerance for one of the images.
     """
     if (attention is None) != (identity.attention == "none"):
         raise ValueError(f"E_a does not fit the identity, whose attention is {identity.attention}")
-    given = [tokens] if attention is None else [tokens, attention]
+    rank = None if identity.query is None else identity.query.rank
+    if (None if query is None else query.shape[2]) != rank:
+        raise ValueError(f"R B does not fit the identity, whose query has the rank {rank}")
+    given = [one for one in (tokens, attention, query) if one is not None]
     if not all(torch.isfinite(one).all() for one in given):
         raise ValueError("the teacher returned values that are not finite; try --dtype fp32")
+    asked = [dict[str, NDArray[np.generic]]() for _ in boxes] if query is None else _query(query)
     if identity.encoding == "matrix":
-        return _matrix_arrays(tokens, attention, boxes, Grid(*native), identity)
+        made = _matrix_arrays(tokens, attention, boxes, Grid(*native), identity)
+        return [{**one, **more} for one, more in zip(made, asked, strict=True)]
     if tuple(native) != identity.grid:
         raise ValueError(
             f"{identity.encoding} are stored on the teacher's grid {native}, the identity says "
@@ -77,12 +85,18 @@ def encode_targets(
     return [
         {
             **features[row],
+            **asked[row],
             "box": np.array(box, dtype=np.float64),
             "coverage": coverage(box, Grid(*native)),
             **({} if weights is None else {"attention": weights[row]}),
         }
         for row, box in enumerate(boxes)
     ]
+
+
+def _query(values: Float[Tensor, "B M r"]) -> list[dict[str, NDArray[np.generic]]]:
+    stored, scale = (made.cpu().numpy() for made in quantise_query(values))
+    return [{"query": stored[row], "query_scale": scale[row]} for row in range(len(stored))]
 
 
 def _patches(

@@ -1,9 +1,11 @@
-"""`patches` made where the teacher ran: `quantise_patches`, operation for operation.
+"""`patches` and `query` made where the teacher ran: int8 leaves the device, not float32.
+
+`patches` are what `quantise_patches` makes, operation for operation.
 
 Additions, divisions and roundings of float32 are IEEE's on a processor and on a GPU, so that both
 give the same bytes. Divisors are tensors: a GPU multiplies by the reciprocal of a plain number.
 
-B images of a batch, M teacher patches, b teacher width.
+B images of a batch, M teacher patches, b teacher width, r rank of a query.
 """
 
 import torch
@@ -17,11 +19,21 @@ def quantise_on_device(
     tokens: Float[Tensor, "*B M b"],
 ) -> tuple[Int8[Tensor, "*B M b"], Float32[Tensor, "*B M"]]:
     """Return values and scales of `quantise_patches`, on the device of `tokens`."""
-    turned = _rotate(tokens.float())
-    largest = turned.abs().amax(-1)
+    return _quantised(_rotate(tokens.float()))
+
+
+def quantise_query(
+    values: Float[Tensor, "*B M r"],
+) -> tuple[Int8[Tensor, "*B M r"], Float32[Tensor, "*B M"]]:
+    """Return the values and the scale of each patch: values x scale is R B."""
+    return _quantised(values.float())
+
+
+def _quantised(given: Float32[Tensor, "*B M c"]) -> tuple[Tensor, Tensor]:
+    largest = given.abs().amax(-1)
     safe = largest.clamp(min=torch.finfo(torch.float32).tiny)
-    steps = torch.full((1,), 127.0, device=tokens.device)
-    values = (turned / safe.unsqueeze(-1) * steps).round().to(torch.int8)
+    steps = torch.full((1,), 127.0, device=given.device)
+    values = (given / safe.unsqueeze(-1) * steps).round().to(torch.int8)
     return values, largest / steps
 
 

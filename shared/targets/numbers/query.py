@@ -10,24 +10,12 @@ from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
-from jaxtyping import Float, Float32, Int8
+from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
 from shared.imaging.grid import Grid, interpolation_matrix
 
-_STEPS = 127
 NAMES = ("query", "query_scale")
-
-
-def quantise_query(
-    values: Float[np.ndarray, "M r"],
-) -> tuple[Int8[np.ndarray, "M r"], Float32[np.ndarray, " M"]]:
-    """Return the values and the scale of one image: values x scale is R B."""
-    given = np.asarray(values, dtype=np.float32)
-    largest = np.abs(given).max(axis=1)
-    safe = np.maximum(largest, np.finfo(np.float32).tiny)
-    stored = np.rint(given / safe[:, None] * _STEPS).astype(np.int8)
-    return stored, (largest / _STEPS).astype(np.float32)
 
 
 def basis_of(provenance: Mapping[str, object]) -> Float32[np.ndarray, "c r"]:

@@ -29,6 +29,8 @@ from teacher_cache.keeping.gc import gc
 from teacher_cache.keeping.info import info
 from teacher_cache.keeping.merge import merge
 from tests.fixtures.targets import (
+    ASKED,
+    asked_record,
     factors_record,
     identity,
     key,
@@ -90,6 +92,7 @@ STORES: dict[str, Any] = {
     "matrix": (matrix_record, {}),
     "factors": (factors_record, {"encoding": "factors", "tolerance": 0.01}),
     "patches": (patches_record, {"encoding": "patches", "width": 6, "rotation": "hadamard"}),
+    "asked": (asked_record, ASKED),
     "matrix 1": (matrix_record, {"format": 1}),
     "factors 1": (factors_record, {"encoding": "factors", "tolerance": 0.01, "format": 1}),
 }

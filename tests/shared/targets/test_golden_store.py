@@ -17,12 +17,22 @@ import numpy as np
 import pytest
 
 from shared.targets import TargetStore, TargetWriter
-from tests.fixtures.targets import factors_record, identity, key, matrix_record, patches_record
+from tests.fixtures.targets import (
+    ASKED,
+    asked_record,
+    factors_record,
+    identity,
+    key,
+    matrix_record,
+    patches_record,
+)
 
 pytestmark = pytest.mark.unit
 
 GOLDEN = Path(__file__).with_name("golden_store.json")
-COMPRESSED = {"similarity", "attention", "coverage", "factors", "scale", "patches"}
+COMPRESSED = {
+    "similarity", "attention", "coverage", "factors", "scale", "patches", "query", "query_scale",
+}  # fmt: skip
 CREATED = {"created": "2025-01-01T00:00:00+00:00", "licence": "MIT"}
 
 
@@ -46,6 +56,7 @@ KINDS: dict[str, Any] = {
         patches_record,
         {"encoding": "patches", "width": 6, "rotation": "hadamard"},
     ),
+    "matrix f16 with a query, format 2": (asked_record, ASKED),
 }
 
 

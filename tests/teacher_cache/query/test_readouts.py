@@ -7,7 +7,8 @@ from torch.nn.functional import normalize
 
 from shared.errors import UserError
 from shared.targets.identity import QueryIdentity
-from shared.targets.numbers.query import quantise_query, query_maps
+from shared.targets.numbers.on_device import quantise_query
+from shared.targets.numbers.query import query_maps
 from teacher_cache.encoder import encode
 from teacher_cache.query.readouts import with_readout
 from teacher_cache.teachers.biomedclip import load_biomedclip
@@ -164,11 +165,8 @@ def test_the_pass_hands_it_on(method):
     torch.testing.assert_close(encoded.tokens, plain.tokens, atol=0, rtol=0)
     exact = encoded.query.numpy()
     texts = asked_vit.texts().float().numpy()
-    rows = [quantise_query(one) for one in exact]
-    arrays = {
-        "query": np.stack([r[0] for r in rows]),
-        "query_scale": np.stack([r[1] for r in rows]),
-    }
+    values, scale = quantise_query(encoded.query)
+    arrays = {"query": values.numpy(), "query_scale": scale.numpy()}
     maps = query_maps(arrays, texts, (4, 4), (4, 4))
     wanted = np.maximum(exact @ texts.T, 0).transpose(0, 2, 1)
     step = arrays["query_scale"][:, None, :] / 2 * np.abs(texts).sum(axis=1)[None, :, None]
