@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared.imaging.images import parse_reference
 from shared.targets import TargetStore, TargetWriter
 from shared.targets.identity import Identity, QueryIdentity
 from shared.targets.numbers.encodings import encode_targets
@@ -117,7 +116,9 @@ def row(teacher, pixels, boxes, query, seen, held, rounds) -> None:  # type: ign
     wanted = np.maximum(exact.numpy() @ held.T, 0).transpose(0, 2, 1)
     alike = [
         np.corrcoef(first, second)[0, 1]
-        for first, second in zip(maps.reshape(-1, maps.shape[2]), wanted.reshape(-1, maps.shape[2]))
+        for first, second in zip(
+            *(one.reshape(-1, one.shape[2]) for one in (maps, wanted)), strict=True
+        )
         if first.std() > 0 and second.std() > 0
     ]
     size = sum(one["query"].nbytes + one["query_scale"].nbytes for one in records) / len(records)

@@ -24,8 +24,10 @@ from pipelines.regions.experts import (
 )
 from pipelines.regions.query.file import read_query
 from pipelines.regions.query.scoring import QUERY_PAIRS, query_rows
+from pipelines.regions.query.stored import Stored
 from pipelines.regions.reading import read_regions, reference_to
 from pipelines.regions.scoring import Test, Value, tests_of, values_of
+from shared.console import warn
 from shared.errors import UserError
 from shared.imaging.grid import Grid
 from shared.imaging.images import parse_reference
@@ -68,6 +70,7 @@ def audit(
     device: str = "auto",
     query: Path | None = None,
     encoder: str | None = None,
+    tokenizer: str | None = None,
 ) -> Audit:
     """Audit every teacher of a store, or the one named.
 
@@ -85,7 +88,10 @@ def audit(
         Where E_v is encoded.
     query, encoder
         A fitted query and the folder of its sentence encoder: its maps are scored on the images of
-        patients that it was not fitted on, beside all other rows of those images alone.
+        patients that it was not fitted on, beside all other rows of those images alone. Without it
+        a store that was built with `--query` is asked itself.
+    tokenizer
+        Of that store's text tower, where it does not keep the embeddings of the labels.
 
     Raises
     ------
@@ -114,6 +120,8 @@ def audit(
         asked: dict[str, Scores] = {}
         if query is not None:
             cases, asked = query_rows(cases, opened, read_query(query), encoder)
+        elif opened.identity.query is not None:
+            asked = _asked(cases, opened, weights, tokenizer)
         images |= {case.image for case in cases}
         patients |= {case.name: case.patient for case in cases}
         rows, audited[namespace.name] = _audited(cases, opened, weights, device, asked)
@@ -147,6 +155,17 @@ def _namespaces(store: str | Path, teacher: str | None, weights: str | None) -> 
     if weights is not None and len(found) > 1:
         raise UserError("--weights belong to one teacher; name it with --teacher")
     return found
+
+
+def _asked(
+    cases: Sequence[Case], opened: TargetStore, weights: str | None, tokenizer: str | None
+) -> dict[str, Scores]:
+    """Return the rows of what the store itself keeps to be asked, if its labels can be embedded."""
+    try:
+        return query_rows(cases, opened, Stored(opened, weights, tokenizer), None)[1]
+    except UserError as error:
+        warn(f"{opened.namespace.name} is not asked in words: {error}")
+        return {}
 
 
 def _audited(

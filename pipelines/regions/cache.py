@@ -12,7 +12,13 @@ from pipelines.regions.query.commands import EncoderOption
 from pipelines.regions.query.commands import app as query_app
 from shared.console import report, run
 from teacher_cache import cli as stage
-from teacher_cache.options import DeviceOption, OfTeacherOption, StoreOption, WeightsOption
+from teacher_cache.options import (
+    DeviceOption,
+    OfTeacherOption,
+    StoreOption,
+    TokenizerOption,
+    WeightsOption,
+)
 
 app = typer.Typer(
     name="cache",
@@ -40,6 +46,7 @@ def audit_command(
         Path | None, typer.Option(help="A file of `cache query fit`, scored on other patients.")
     ] = None,
     encoder: EncoderOption = None,
+    tokenizer: TokenizerOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Score which expert knows the regions, before any training.
@@ -59,6 +66,7 @@ def audit_command(
         device=device,
         query=query,
         encoder=encoder,
+        tokenizer=tokenizer,
     )
     report(found, as_json, audit_lines(found))
 

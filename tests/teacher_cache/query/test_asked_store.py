@@ -149,19 +149,19 @@ def test_what_another_machine_adds_is_read_in_the_first_basis(
     place: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second machine whose sums differ finds other directions; the store keeps its own."""
-    from teacher_cache import preparing
+    from teacher_cache.texts import basis
 
     home, keys = place["home"], keys_of(place)
     asked = ("--query", "maskclip", "--query-rank", 8, "--grid", "5x5")
     build(place, home / "whole", *asked)
     build(place, home / "parts", *asked, "--limit", 2)
-    own = preparing.basis.basis_of
+    own = basis.basis_of
 
     def turned(tower, rank):
         made = own(tower, rank)
         return made._replace(matrix=made.matrix[:, ::-1].copy())
 
-    monkeypatch.setattr(preparing.basis, "basis_of", turned)
+    monkeypatch.setattr(basis, "basis_of", turned)
     build(place, home / "parts", *asked)
     whole, parts = (TargetStore.open(home / name) for name in ("whole", "parts"))
     first, second = (
@@ -180,15 +180,15 @@ def test_a_copy_of_the_folder_begins_a_store_that_merges(
     place: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way out that the refusal names."""
-    from teacher_cache import preparing
+    from teacher_cache.texts import basis
 
     home = place["home"]
     asked = ("--query", "maskclip", "--query-rank", 8, "--grid", "5x5")
     build(place, home / "first", *asked, "--limit", 2)
     shutil.copytree(home / "first", home / "second")
-    own = preparing.basis.basis_of
+    own = basis.basis_of
     monkeypatch.setattr(
-        preparing.basis,
+        basis,
         "basis_of",
         lambda tower, rank: (made := own(tower, rank))._replace(matrix=-made.matrix),
     )
@@ -284,3 +284,38 @@ def test_commands_draw_and_write_maps(place: dict[str, Any]) -> None:
         if expected.sum() > 0:
             found = maps.arrays([name])["attention"][0]
             np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_audit_asks_the_store_for_the_labels(place: dict[str, Any]) -> None:
+    """Pointing is by the store's own maps; without the labels' words it says so and goes on."""
+    home, files = place["home"], sorted(place["images"].iterdir())
+    build(place, home / "store", "--query", "maskclip", "--query-rank", 16, "--grid", "8x8")
+    labels = ("mass", "lesion", "mass", "lesion")
+    records = []
+    for number, (file, label) in enumerate(zip(files, labels, strict=True)):
+        with Image.open(file) as image:
+            width, height = image.size
+        box = [0.0, 0.0, width / 2, height]  # its left half
+        records.append({"image": file.name, "patient": str(number), "label": label,
+                        "boxes": [box]})  # fmt: skip
+    regions = home / "regions.json"
+    regions.write_text(json.dumps({"records": records}))
+    asked = ("audit", "--store", home / "store", "--regions", regions, "--image-root",
+             place["images"], "--json")  # fmt: skip
+    silent = cache(*asked)
+    assert "is not asked in words" in silent.stderr
+    cache("text", "--teacher", NAME, "--weights", place["weights"], *TRAINED, "--store",
+          home / "store", "--prompt", "mass", "--prompt", "lesion")  # fmt: skip
+    opened = TargetStore.open(home / "store")
+    found = json.loads(cache(*asked).stdout)["teachers"][opened.namespace.name]["rows"]
+    maps = Stored(opened).maps(keys_of(place), ["mass", "lesion"]).reshape(4, 2, 8, 8)
+    hits = []
+    for number, file in enumerate(files):
+        with Image.open(file) as image:
+            width, height = image.size
+        side = max(width, height)
+        column = int(maps[number, number % 2].argmax()) % 8
+        centre = (column + 0.5) / 8 * side - (side - width) / 2
+        hits.append(centre < width / 2)
+    assert found["query"]["pointing"]["value"] == pytest.approx(np.mean(hits))
+    assert {"query, other words", "query, other patient"} <= set(found)
