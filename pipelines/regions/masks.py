@@ -35,7 +35,7 @@ def pixels_of(mask: Mask, width: int, height: int) -> NDArray[np.bool_]:
     UserError
         It cannot be read, or is not of the image's size.
     """
-    values = _values(mask.file)
+    values = values_of(mask.file)
     if values.shape != (height, width):
         raise UserError(
             f"{mask.file} is {values.shape[1]} x {values.shape[0]} pixels, its image "
@@ -45,7 +45,7 @@ def pixels_of(mask: Mask, width: int, height: int) -> NDArray[np.bool_]:
     return chosen[:, ::-1] if mask.flipped else chosen
 
 
-def _values(file: Path) -> NDArray[np.int64]:
+def values_of(file: Path) -> NDArray[np.int64]:
     """Return a mask's values (height, width); of a coloured one the largest channel."""
     from PIL import Image, UnidentifiedImageError
 
@@ -72,7 +72,7 @@ def mask_folder(folder: Path) -> dict[str, list[tuple[str, Mask]]]:
         if release and file.name != SLAKE:
             continue  # SLAKE has pictures as PNG too
         if release:
-            shown = set(np.unique(_values(file)).tolist()) if values else set()
+            shown = set(np.unique(values_of(file)).tolist()) if values else set()
             masks = [(label, Mask(file, one)) for label, one in values.items() if one in shown]
             image = file.with_name("source")
         else:

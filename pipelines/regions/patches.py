@@ -35,7 +35,7 @@ def patch_shares(
     total = np.zeros(grid.rows * grid.columns)
     for place in places:
         if isinstance(place, Mask):
-            total += _mask_shares(pixels_of(place, width, height), grid, geometry)
+            total += weights_on(pixels_of(place, width, height), grid, geometry)
         else:
             total += coverage(rectangle_of(place, width, height, geometry), grid) / 255
     return np.minimum(total, 1.0)
@@ -85,7 +85,10 @@ def _square(width: int, height: int, geometry: Geometry) -> tuple[int, float, fl
     return side, image.left * side, image.top * side
 
 
-def _mask_shares(pixels: NDArray[np.bool_], grid: Grid, geometry: Geometry) -> Shares:
+def weights_on(
+    pixels: NDArray[np.bool_] | NDArray[np.float64], grid: Grid, geometry: Geometry
+) -> Shares:
+    """Mean over each patch of what an image's pixels (height, width) hold, 0 beside it, (N,)."""
     height, width = pixels.shape
     side, left, top = _square(width, height, geometry)
     rows = _overlaps(top, height, side, grid.rows)

@@ -120,6 +120,9 @@ def maps_command(
     regions: Annotated[
         Path | None, typer.Option(help="Or regions, whose labels the questions name.")
     ] = None,
+    given: Annotated[
+        Path | None, typer.Option(help="Or your own maps: JSON of images, questions, pictures.")
+    ] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
     encoder: EncoderOption = None,
     weights: WeightsOption = None,
@@ -131,7 +134,8 @@ def maps_command(
     """Write a map for each question, which `losses.attention_target: question` teaches.
 
     By the store itself, if it was built with --query; by a fitted query for the question's words;
-    or by the regions that it names. Questions without one are taught E_a.
+    by the regions that it names; or as given in pictures (gaze, another model's). Questions without
+    one are taught E_a.
     """
     from pipelines.regions.query.maps import write_maps
     from shared.targets import TargetStore
@@ -144,6 +148,7 @@ def maps_command(
         image_root=image_root,
         query=query,
         regions=regions,
+        given=given,
         encoder=encoder,
         weights=weights,
         tokenizer=tokenizer,

@@ -1,6 +1,6 @@
 """Maps for the questions of a data set, as a store to train with.
 
-Made by the store's own array `query`, by a fitted query, or by regions.
+Made by the store's own array `query`, by a fitted query, by regions, or given as pictures.
 
 An image's question gets what the query's map for its words is, or where the regions lie whose label
 it names. Questions that get nothing have no map: L_att teaches them E_a.
@@ -9,7 +9,7 @@ N patches of the grid, c width of the words' embedding.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from pipelines.regions.patches import patch_shares
 from pipelines.regions.query.asking import map_in, words_of
 from pipelines.regions.query.file import read_query
 from pipelines.regions.query.fitting import seen_of
+from pipelines.regions.query.given import Given
 from pipelines.regions.query.stored import FEW, Stored
 from pipelines.regions.reading import read_regions, regions_of
 from shared.console import track, warn
@@ -55,6 +56,7 @@ def write_maps(
     image_root: Path | None = None,
     query: Path | None = None,
     regions: Path | None = None,
+    given: Path | None = None,
     encoder: str | None = None,
     weights: str | None = None,
     tokenizer: str | None = None,
@@ -72,17 +74,19 @@ def write_maps(
         A fitted query and the folder of its sentence encoder.
     regions
         Or a file of regions; the questions name their labels.
+    given
+        Or a file of maps (`pipelines.regions.query.given`).
     weights, tokenizer
         Of the store's own text tower, for questions whose embeddings it does not keep.
 
     Raises
     ------
     UserError
-        Both of query and regions, or neither for a store that cannot be asked; an image without a
-        target, or no question with a map.
+        Several of query, regions and given, or none for a store that cannot be asked; an image
+        without a target, or no question with a map.
     """
-    if query is not None and regions is not None:
-        raise UserError("maps come from --query or from --regions: name one of the two")
+    if sum(one is not None for one in (query, regions, given)) > 1:
+        raise UserError("maps come from --query, from --regions or from --given: name one of them")
     root = image_root_of(data, image_root)
     asked = list(_asked(data, root))
     if query is not None:
@@ -90,6 +94,8 @@ def write_maps(
         identity = _identity(store, query, "query")
     elif regions is not None:
         make, identity = _by_regions(store, regions, root), _identity(store, regions, "regions")
+    elif given is not None:
+        make, identity = _by_file(store, given, root, asked), _identity(store, given, "given")
     else:
         make = _by_store(store, [text for _, _, text in asked], weights, tokenizer)
         identity = _identity(store, None, "asked")
@@ -113,7 +119,9 @@ def write_maps(
                 values = np.asarray(map_, dtype=np.float32)
                 writer.add(name, {"attention": values, "coverage": store[key].coverage})
     if not count:
-        raise UserError(f"no question of {data} has a map: does a region show what it asks about?")
+        raise UserError(
+            f"no question of {data} has a map: does what you gave show what it asks about?"
+        )
     return Written(identity.namespace(), len(asked), count)
 
 
@@ -164,6 +172,27 @@ def _by_store(
     return make
 
 
+def _by_file(
+    store: TargetStore, file: Path, root: Path, asked: Sequence[tuple[str, bytes, str]]
+) -> MapOf:
+    maps = Given(file)
+    unknown = maps.unknown({image: key for image, key, _ in asked})
+    if unknown:
+        warn(
+            f"{file} has maps of {len(unknown)} images that no question shows, such as {unknown[0]}"
+        )
+    grid, geometry = Grid(*store.grid), store.identity.geometry
+
+    def make(image: str, key: bytes, text: str) -> Float[np.ndarray, " N"] | None:
+        found = maps.of(image, text, root, grid, geometry)
+        if found is None:
+            return None
+        found = np.where(store.coverage([key])[0] > 0, found, 0.0)
+        return found if found.sum() > 0 else None
+
+    return make
+
+
 def _by_regions(store: TargetStore, file: Path, root: Path) -> MapOf:
     known = read_regions(file)
     labels = {region.label for one in known.values() for region in one.regions}
@@ -187,8 +216,8 @@ def _by_regions(store: TargetStore, file: Path, root: Path) -> MapOf:
 def _identity(store: TargetStore, source: Path | None, kind: str) -> Identity:
     """Return the identity of maps made of a file's bytes, for the images of a store's teacher.
 
-    Of a folder (masks) it is the bytes of all of its files; without a file the store's own
-    identity and basis.
+    Of a folder (masks) it is the bytes of all of its files, of a file of maps also those of its
+    pictures; without a file the store's own identity and basis.
     """
     digest = hashlib.sha256()
     if source is None:
@@ -196,9 +225,12 @@ def _identity(store: TargetStore, source: Path | None, kind: str) -> Identity:
         digest.update(basis_of(store.namespace.provenance).tobytes())
     else:
         files = sorted(source.rglob("*")) if source.is_dir() else [source]
+        if kind == "given":
+            files += sorted(set(Given(source).files.values()))
         with refused_as(f"cannot read {source}"):
             for file in (one for one in files if one.is_file()):
-                digest.update(f"{file.relative_to(source)}\0".encode() + file.read_bytes())
+                name = file.relative_to(source) if source.is_dir() else ""
+                digest.update(f"{name}\0".encode() + file.read_bytes())
     changed = {
         "format": 2,
         "teacher": f"{store.identity.teacher}-{kind}",

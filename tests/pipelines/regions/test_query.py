@@ -235,7 +235,7 @@ def test_questions_get_maps_of_words_or_of_the_regions_they_name(
         made = invoke(*of_words, "--to", tmp_path / "words", "--json")
         assert json.loads(made.stdout)["maps"] == 4
         both = invoke(*of_words, "--regions", place / "regions.json", "--to", tmp_path / "x")
-        assert "name one of the two" in str(both.exception)
+        assert "name one of them" in str(both.exception)
         key = content_key(place / "images/17.png")
     finally:
         (place / "images").rename(place / "gone")
