@@ -32,7 +32,7 @@ def main() -> None:
     for image, one in known.items():
         assert one.seen is not None
         features[image] = store.features([one.seen.key]).tokens[0].astype(np.float64)
-        size = (one.seen.width, one.seen.height, grid)
+        size = (one.seen.width, one.seen.height, grid, store.identity.geometry)
         places = [[r.place for r in one.regions if r.label == label] for label in labels]
         shares[image] = np.stack([patch_shares(own, *size) for own in places], axis=1)
         centres[image] = np.stack([inside(own, *size) for own in places], axis=1)

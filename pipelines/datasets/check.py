@@ -43,8 +43,9 @@ def check(file: Path, image_root: Path | None = None, against: Path | None = Non
     image_root
         What its images are relative to; default: the file's own folder.
     against
-        Another data set file with the same image root; images (by content) that both show are a
-        problem.
+        Another data set file; images (by content) that both show are a problem. Its images are
+        relative to `image_root` if that is given, else to its own folder; what is not there is
+        looked for at the other place.
 
     Raises
     ------
@@ -60,7 +61,9 @@ def check(file: Path, image_root: Path | None = None, against: Path | None = Non
     problems = _record_problems(records)
     keys = _content_keys(references, problems)
     if against is not None:
-        problems += _leaks(records, keys, root, against)
+        own = image_root_of(against, image_root)
+        places = (own, root if image_root is None else against.parent)
+        problems += _leaks(records, keys, root, against, places)
     repeats = _repeats(records, keys, root)
     types = Counter(record.answer_type or "not said" for record in records)
     return {
@@ -119,20 +122,34 @@ def _repeats(
 
 
 def _leaks(
-    records: Sequence[Record], keys: Mapping[ImageReference, bytes], root: Path, against: Path
+    records: Sequence[Record],
+    keys: Mapping[ImageReference, bytes],
+    root: Path,
+    against: Path,
+    places: tuple[Path, Path],
 ) -> list[str]:
-    """Say how many images another file shows too, and which records show them here."""
-    shared = set(keys.values()) & _keys_below(against, root)
+    """Say how many images another file shows too, which records show them here, what is unknown."""
+    others, absent = _keys_of(against, places)
+    shared = set(keys.values()) & others
+    unknown = (
+        [
+            f"{len(absent)} images of {against} are not there, so that nobody knows whether they "
+            f"are shown here: {absent[0]}"
+        ]
+        if absent
+        else []
+    )
     shown = [
         record.id
         for record in records
         if any(keys.get(one) in shared for one in record.references(root))
     ]
     if not shared:
-        return []
+        return unknown
     return [
         f"{len(shared)} images are also in {against}; {len(shown)} records here show them, "
-        f"first id {shown[0]}"
+        f"first id {shown[0]}",
+        *unknown,
     ]
 
 
@@ -152,7 +169,20 @@ def _content_keys(
     return keys
 
 
-def _keys_below(file: Path, root: Path) -> set[bytes]:
-    """Content keys of the images of another data set file that are there."""
-    others = {reference for record in load_records(file) for reference in record.references(root)}
-    return {content_key(other.path, other.part) for other in others if other.path.is_file()}
+def _keys_of(file: Path, places: tuple[Path, Path]) -> tuple[set[bytes], list[str]]:
+    """Return the content keys of another file's images, and those that lie at neither place."""
+    keys: set[bytes] = set()
+    absent: list[str] = []
+    first, second = places
+    pairs = {
+        pair
+        for record in load_records(file)
+        for pair in zip(record.references(first), record.references(second), strict=True)
+    }
+    for pair in sorted(pairs, key=lambda pair: str(pair[0])):
+        there = next((one for one in pair if one.path.is_file()), None)
+        if there is None:
+            absent.append(str(pair[0]))
+        else:
+            keys.add(content_key(there.path, there.part))
+    return keys, absent

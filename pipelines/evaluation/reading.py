@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipelines.evaluation.arms import find_arms
 from pipelines.evaluation.result import RESULT, Result, read_result
+from shared.console import warn
 from shared.errors import UserError
 from shared.recipe import Recipe, load_recipe
 
@@ -14,7 +16,7 @@ def evaluation_of(run: Path, folder: Path) -> Result:
     Raises
     ------
     UserError
-        There is none, or none that this version reads.
+        There is none, none that this version reads, or it is one of other adapters.
     """
     path = folder / RESULT
     if not path.is_file():
@@ -22,7 +24,29 @@ def evaluation_of(run: Path, folder: Path) -> Result:
             f"no evaluation at {path}; run `medalign evaluate --run {run} --data FILE` first, or "
             "name the folder of its --out with --evaluation"
         )
-    return read_result(path)
+    result = read_result(path)
+    _check_same_run(run, folder, result)
+    return result
+
+
+def _check_same_run(run: Path, folder: Path, result: Result) -> None:
+    """Refuse the answers of another run: a page would show them under this one's losses."""
+    try:
+        arms = find_arms(run)
+    except UserError:
+        return  # the answers alone are here
+    adapters = result["settings"]["adapters"]
+    answered = {name: place for name, place in adapters.items() if name in arms}
+    if not answered:
+        others = ", ".join(
+            f"{name} ({place})" for name, place in result["settings"]["adapters"].items()
+        )
+        raise UserError(
+            f"{folder} holds the answers of {others}, not of {', '.join(arms)} in {run}"
+        )
+    for name, place in answered.items():
+        if Path(place).name != arms[name].resolve().name:
+            warn(f"{folder} holds the answers of {name} in {place}; {run} has {arms[name]}")
 
 
 def recipe_of(arms: Mapping[str, Path]) -> Recipe | None:

@@ -19,6 +19,7 @@ from pipelines.regions.masks import Mask, pixels_of
 from pipelines.regions.reading import Box
 from shared.imaging.geometry import content_box
 from shared.imaging.grid import Grid
+from shared.vocabulary import Geometry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +43,7 @@ class Looked(NamedTuple):
     shares: NDArray[np.float64]
     centres: NDArray[np.bool_]
     visible: NDArray[np.bool_]
+    geometry: Geometry
 
     def scores(self, map_: Map) -> dict[str, float]:
         """Score one of its maps."""
@@ -126,10 +128,14 @@ def _panel(axis: "Axes", one: Looked, map_: Map | None, title: str, grid: Grid) 
     axis.set_ylim(height, 0)
 
 
-def square_extent(width: int, height: int) -> tuple[float, float, float, float]:
-    """Return left, right, bottom and top of the padded square in pixels of the image."""
-    side, box = max(width, height), content_box(width, height, "pad")
-    left, top = -box.left * side, -box.top * side
+def square_extent(width: int, height: int, geometry: Geometry) -> tuple[float, float, float, float]:
+    """Return left, right, bottom and top of the encoder's square in pixels of the image."""
+    if geometry == "pad":
+        side, box = max(width, height), content_box(width, height, "pad")
+        left, top = -box.left * side, -box.top * side
+    else:
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
     return left, left + side, top + side, top
 
 
@@ -143,7 +149,7 @@ def _overlay(axis: "Axes", map_: Map, one: Looked, grid: Grid) -> None:
     share = np.clip(values / top, 0, 1).reshape(grid.rows, grid.columns)
     colours = colormaps["viridis"](share)
     colours[..., 3] = 0.25 + 0.5 * share
-    extent = square_extent(width, height)
+    extent = square_extent(width, height, one.geometry)
     left, right, _, top_edge = extent
     side = right - left
     axis.imshow(colours, extent=extent, interpolation="nearest")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from pipelines.evaluation.arms import find_arms
 from pipelines.evaluation.result import FOLDER, RESULT, ResultRow, read_result, row_name
 from pipelines.sweep.study import Run, read_study, recipe_file, runs_of, study_file
-from pipelines.sweep.tables import ALL, table_of
+from pipelines.sweep.tables import ALL, ArmScore, table_of
 from shared.errors import UserError, did_you_mean
 from shared.recipe import Recipe, load_recipe
 
@@ -86,19 +86,38 @@ def bars_of_study(study: Path, results: Path) -> list[Bar]:
     Raises
     ------
     UserError
-        No such study, or nothing of it is finished.
+        No such study, nothing of it is finished, its arms are finished over different parts, or its
+        parts are data sets, which have no score together.
     """
     file = study_file(study)
     read = read_study(file)
+    if read.sets:
+        raise UserError(
+            f"the parts of {read.name} are data sets: they have a table each (`medalign sweep "
+            f"{study} --show`) and no bars together"
+        )
     runs = runs_of(read, file)
     table = table_of(read, runs, results)
     if not table.finished:
         raise UserError(f"{results} has no finished run of {read.name}; `medalign sweep {study}`")
+    _check_same_parts(table.scores)
     layers = _layers_of(runs, load_recipe(recipe_file(read, file, read.parts[0])))
     return [
         Bar(one.arm, one.score, one.kind, *one.interval, layers.get(one.arm))
         for one in table.scores
     ]
+
+
+def _check_same_parts(scores: Sequence[ArmScore]) -> None:
+    """Refuse bars over other units beside each other: they differ by more than their arms."""
+    parts = {one.arm: sorted(one.parts) for one in scores if one.parts}
+    for arm, own in parts.items():
+        other = next((name for name, found in parts.items() if found != own), None)
+        if other is not None:
+            raise UserError(
+                f"{arm} is finished in {', '.join(own)} and {other} in {', '.join(parts[other])}: "
+                "their bars would be over different items; finish the study (`medalign sweep`)"
+            )
 
 
 def _layers_of(runs: Sequence[Run], recipe: Recipe) -> dict[str, int]:

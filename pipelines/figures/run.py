@@ -128,7 +128,8 @@ def _show(student: "Loaded", held: Sequence[Held], layers: Sequence[int], title:
 def separability_panels(observed: Observed, weights: str | None, device: str) -> list[Panel]:
     """Return a panel for each layer of each student, and one for the expert, encoded again."""
     identity = observed.store.identity
-    seen = _labelled(observed, "pad")
+    geometry = observed.trained.recipe.data.geometry
+    seen = _labelled(observed, geometry)
     shown = [
         Panel(row, f"layer {layer}", seen, [one.tokens[layer] for one in found])
         for row, found in observed.seen.items()
@@ -136,8 +137,8 @@ def separability_panels(observed: Observed, weights: str | None, device: str) ->
     ]
     references = [one.reference for one in observed.held]
     features = teacher_features(identity, references, observed.grid, weights=weights, device=device)
-    # An expert whose images were cropped has its patches at other places.
-    own = seen if identity.geometry == "pad" else _labelled(observed, identity.geometry)
+    # An expert that saw its images otherwise has its patches at other places.
+    own = seen if identity.geometry == geometry else _labelled(observed, identity.geometry)
     return [*shown, Panel("", identity.teacher, own, features)]
 
 
@@ -178,6 +179,16 @@ def looked_at(observed: Observed) -> list[Looked]:
         places = [region.place for region in one.asked]
         picture = np.asarray(open_image(one.reference))
         found.append(
-            Looked(one.record.id, picture, places, rows, beside, shares, centres, one.visible)
+            Looked(
+                one.record.id,
+                picture,
+                places,
+                rows,
+                beside,
+                shares,
+                centres,
+                one.visible,
+                one.geometry,
+            )
         )
     return found

@@ -187,6 +187,6 @@ def _places(held: Sequence[Held], grid: Grid) -> list[Places]:
     regions = [one.regions.regions if one.regions else () for one in held]
     alone = len({region.label for own in regions for region in own}) < 2
     return [
-        region_places(own, one.width, one.height, grid, alone=alone)
+        region_places(own, one.width, one.height, grid, one.geometry, alone=alone)
         for one, own in zip(held, regions, strict=True)
     ]

@@ -18,6 +18,7 @@ from shared.imaging.images import ImageReference, open_image
 from shared.imaging.keys import content_key
 from shared.records import Record, image_root_of, load_records
 from shared.targets import TargetStore
+from shared.vocabulary import Geometry
 
 
 class Held(NamedTuple):
@@ -36,6 +37,7 @@ class Held(NamedTuple):
     height: int
     regions: Regions | None
     asked: tuple[Region, ...]
+    geometry: Geometry  # of the store, which has to be the student's
 
     @property
     def visible(self) -> NDArray[np.bool_]:
@@ -46,7 +48,7 @@ class Held(NamedTuple):
     def asked_places(self, grid: Grid) -> tuple[Shares, NDArray[np.bool_]]:
         """Share of each patch of the grid in the regions asked about, and whether its centre is."""
         places = [region.place for region in self.asked]
-        size = (self.width, self.height, grid)
+        size = (self.width, self.height, grid, self.geometry)
         return patch_shares(places, *size), inside(places, *size)
 
 
@@ -130,7 +132,7 @@ def _held(
     )
     return Held(
         record, reference, patient, target.similarity, target.attention, target.coverage,
-        image.width, image.height, known, asked,
+        image.width, image.height, known, asked, store.identity.geometry,
     )  # fmt: skip
 
 
@@ -166,7 +168,8 @@ def _shares(one: Held, grid: Grid) -> dict[str, Shares]:
     places: dict[str, list[Box | Mask]] = {}
     for label, place in one.regions.regions if one.regions else ():
         places.setdefault(label, []).append(place)
-    return {label: patch_shares(own, one.width, one.height, grid) for label, own in places.items()}
+    size = (one.width, one.height, grid, one.geometry)
+    return {label: patch_shares(own, *size) for label, own in places.items()}
 
 
 def _view(one: Held) -> str | None:

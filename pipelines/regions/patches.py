@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.regions.masks import Mask, pixels_of
 from pipelines.regions.reading import Box
+from shared.errors import UserError
 from shared.imaging.geometry import Box as Rectangle
 from shared.imaging.geometry import content_box, coverage
 from shared.imaging.grid import Grid
@@ -19,7 +20,7 @@ Shares = NDArray[np.float64]
 
 
 def patch_shares(
-    places: Sequence[Box | Mask], width: int, height: int, grid: Grid, geometry: Geometry = "pad"
+    places: Sequence[Box | Mask], width: int, height: int, grid: Grid, geometry: Geometry
 ) -> Shares:
     """Share of each patch that the places cover, (N,), each within 1/255.
 
@@ -42,7 +43,7 @@ def patch_shares(
 
 
 def inside(
-    places: Sequence[Box | Mask], width: int, height: int, grid: Grid, geometry: Geometry = "pad"
+    places: Sequence[Box | Mask], width: int, height: int, grid: Grid, geometry: Geometry
 ) -> NDArray[np.bool_]:
     """Whether the centre of each patch lies in one of the places, (N,)."""
     columns = (np.arange(grid.columns) + 0.5) / grid.columns
@@ -60,8 +61,20 @@ def inside(
 
 
 def rectangle_of(box: Box, width: int, height: int, geometry: Geometry) -> Rectangle:
-    """Return where a box lies in the square, in fractions of its side."""
+    """Return where a box lies in the square, in fractions of its side.
+
+    Raises
+    ------
+    UserError
+        Most of it lies beside the image: it is in other units, or of another image.
+    """
     x, y, across, down = box
+    inside_image = max(0.0, min(x + across, width) - x) * max(0.0, min(y + down, height) - y)
+    if inside_image < across * down / 2:
+        raise UserError(
+            f"the box [{x:g}, {y:g}, {across:g}, {down:g}] of the regions lies beside its image, "
+            f"which is {width} x {height}: boxes are [x, y, width, height] in pixels of the file"
+        )
     side, left, top = _square(width, height, geometry)
     edges = (left + x, top + y, left + x + across, top + y + down)
     return Rectangle(*(float(np.clip(edge / side, 0.0, 1.0)) for edge in edges))

@@ -19,7 +19,7 @@ import glob
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, cast
 
@@ -67,10 +67,27 @@ def read_regions(file: Path) -> dict[str, Regions]:
     Raises
     ------
     UserError
-        The file is not there, no JSON, of no known form, or a box is no box.
+        The file is not there, no JSON, of no known form, or a box is no box in pixels; an
+        annotation of an image that is not listed, or one image of two patients.
     """
     if file.is_dir():
         return _of_folder(file)
+    found = _of_file(file)
+    boxes = [
+        one.place
+        for regions in found.values()
+        for one in regions.regions
+        if not isinstance(one.place, Mask)
+    ]
+    if boxes and all(max(box) <= 1 for box in boxes):
+        raise UserError(
+            f"{file}: every box lies in [0, 1], which are fractions of the image: boxes are in "
+            "pixels of the image file, multiply them by its width and height"
+        )
+    return found
+
+
+def _of_file(file: Path) -> dict[str, Regions]:
     try:
         document = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -148,18 +165,29 @@ def _ours(file: Path, rows: list[object]) -> dict[str, Regions]:
             raise UserError(
                 f"{where}: `boxes` must be a list of [x, y, width, height], `masks` one of files"
             )
-        label = str(row.get("label", "region"))
+        label = "region" if row.get("label") is None else str(row["label"])
         regions = tuple(Region(label, box_of(box, where)) for box in boxes)
         value = row.get("value")
         if not (value is None or isinstance(value, int)):
             raise UserError(f"{where}: `value` is {value!r}, no value of a mask's pixels")
         regions += tuple(Region(label, Mask(file.parent / str(mask), value)) for mask in masks)
-        patient = str(row.get("patient", row["image"]))
+        patient = _patient(row, row["image"])
         if row["image"] in found:
+            _check_patient(where, row["image"], found[row["image"]].patient, patient)
             regions = (*found[row["image"]].regions, *regions)
         view = None if row.get("view") is None else str(row["view"])
         found[row["image"]] = Regions(patient, regions, view, _seen(row, where))
     return found
+
+
+def _patient(row: Mapping[str, object], image: str) -> str:
+    """Return whose an image is: its own where the file does not say."""
+    return image if row.get("patient") is None else str(row["patient"])
+
+
+def _check_patient(where: str, image: str, first: str, second: str) -> None:
+    if first != second:
+        raise UserError(f"{where}: {image} is of the patient {first} and of {second}; keep one")
 
 
 def _seen(row: Mapping[str, object], where: str) -> Seen | None:
@@ -182,18 +210,34 @@ def _coco(file: Path, document: Mapping[str, object]) -> dict[str, Regions]:
             for one in cast("list[dict[str, object]]", document.get("categories", []))
         }
         boxes: dict[object, list[Region]] = defaultdict(list)
+        images = cast("list[dict[str, object]]", document["images"])
+        listed = {one["id"] for one in images}
         for number, one in enumerate(cast("list[dict[str, object]]", document["annotations"])):
             where = f"{file}, annotation {number}"
+            _check_listed(one["image_id"], listed, f"{where}: image_id", "images")
+            if names:
+                _check_listed(one.get("category_id"), names, f"{where}: category_id", "categories")
             label = names.get(one.get("category_id"), "region")
             boxes[one["image_id"]].append(Region(label, box_of(one["bbox"], where)))
-        return {
-            str(one["file_name"]): Regions(
-                str(one.get("patient", one["file_name"])), tuple(boxes[one["id"]])
-            )
-            for one in cast("list[dict[str, object]]", document["images"])
-        }
+        found: dict[str, Regions] = {}
+        for one in images:
+            name, own = str(one["file_name"]), tuple(boxes[one["id"]])
+            patient = _patient(one, name)
+            if name in found:
+                _check_patient(f"{file}, image {one['id']}", name, found[name].patient, patient)
+                own = (*found[name].regions, *own)
+            found[name] = Regions(patient, own)
+        return found
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not COCO's form: {error!r} is missing or wrong") from None
+
+
+def _check_listed(given: object, listed: Collection[object], what: str, where: str) -> None:
+    if given in listed:
+        return
+    twin = next((one for one in listed if str(one) == str(given)), None)
+    hint = f"; {twin!r} is, of another type" if twin is not None else ""
+    raise UserError(f"{what} {given!r} is not among the ids of `{where}`{hint}: write both alike")
 
 
 def box_of(value: object, where: str) -> Box:

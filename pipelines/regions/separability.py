@@ -78,7 +78,7 @@ def region_places(
     width: int,
     height: int,
     grid: Grid,
-    geometry: Geometry = "pad",
+    geometry: Geometry,
     *,
     alone: bool = True,
 ) -> Places:

@@ -1,12 +1,13 @@
 """What a run is measured on: its arms, held-out images, their targets and regions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.evaluation.arms import find_arms
 from pipelines.regions.held import Held, held_out
-from pipelines.regions.reading import read_regions
+from pipelines.regions.reading import Regions, read_regions
+from shared.console import warn
 from shared.errors import UserError
 from shared.imaging.grid import Grid
 from shared.recipe import Recipe, load_recipe
@@ -85,9 +86,33 @@ def sources_of(
     if not place:
         raise UserError("give --store STORE: no arm's recipe has targets.store")
     opened = TargetStore.open(place, teacher, grid=grid)
+    for name, recipe in trained.recipes.items():
+        if recipe.data.geometry != opened.identity.geometry:
+            warn(
+                f"{opened.namespace.name} saw images with geometry {opened.identity.geometry}, "
+                f"{name} with {recipe.data.geometry}: on images that are not square their patches "
+                "show different places, and what is measured here compares those"
+            )
     known = read_regions(regions) if regions else {}
     held = held_out(file, Path(root) if root else None, opened, known, limit, where)
+    if regions is not None:
+        _check_matched(held, known, regions, file)
     return Sources(file, opened, held)
+
+
+def _check_matched(
+    held: Sequence[Held], known: Mapping[str, Regions], regions: Path, data: Path
+) -> None:
+    """Refuse regions of other images, and say where some images have none."""
+    matched = sum(one.regions is not None for one in held)
+    if not matched:
+        raise UserError(
+            f"{regions} knows none of the {len(held)} images of {data}: it names "
+            f"{next(iter(known), 'none')}, the data set {held[0].record.images[0]}; write both "
+            "alike, relative to one folder"
+        )
+    if matched < len(held):
+        warn(f"{regions} knows {matched} of {len(held)} images; the others count for no grounding")
 
 
 def _one_layer(recipes: Mapping[str, Recipe]) -> int:

@@ -19,6 +19,7 @@
     compare: [[full, LoRA]]      # default: each arm against the first
     scores: [closed_accuracy]    # of the tests; default: all
     unit: patient                # a field of the records: the unit of every test
+    sets: false                  # true: the parts are data sets, with a table each
 
 Every value may hold {work}, {part}, {arm}, {run} and the study's own places.
 """
@@ -38,7 +39,7 @@ from pipelines.metrics.items import SCORES
 from pipelines.recipes.commands import FOLDER as RECIPES
 from shared.errors import UserError, did_you_mean
 from shared.recipe import load_recipe
-from shared.recipe.reading import read_values
+from shared.recipe.reading import UniqueKeyLoader, read_values
 
 Value = str | int | float | bool | None | list[str] | list[int]
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -71,6 +72,7 @@ class Study(BaseModel):
     compare: list[tuple[str, str]] = []
     scores: list[str] = []
     unit: str | None = None
+    sets: bool = False
 
     @field_validator("parts")
     @classmethod
@@ -134,7 +136,8 @@ def read_study(file: Path) -> Study:
         It is not there, no YAML, or a key is unknown, missing or wrong.
     """
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with file.open(encoding="utf-8") as opened:
+            values = yaml.load(opened, UniqueKeyLoader)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

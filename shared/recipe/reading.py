@@ -92,13 +92,14 @@ def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     return keys
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
     """YAML's safe loader, but a key given twice is an error.
 
     YAML itself keeps the last without a word.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that is there already."""
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -144,7 +145,7 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
-            values = yaml.load(file, _UniqueKeyLoader)
+            values = yaml.load(file, UniqueKeyLoader)
     except FileNotFoundError:
         raise UserError(f"no recipe at {path}; `medalign recipes` lists the shipped ones") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
@@ -166,7 +167,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             f"override `{override}` is not of the form key=value, such as train.epochs=3"
         )
     try:
-        value = yaml.load(text, _UniqueKeyLoader)
+        value = yaml.load(text, UniqueKeyLoader)
     except yaml.YAMLError:
         value = text  # such as a path with a colon
     *parents, leaf = key.strip().split(".")

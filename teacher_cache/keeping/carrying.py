@@ -5,19 +5,21 @@ appears in one step, and what is there already is not copied. The hub takes the 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from shared.console import warn
 from shared.errors import UserError
 from shared.files import refused_as
 from shared.hub import Kind, NotFetchedError, NotUploadedError, snapshot, upload
 from shared.targets.choice import fitting_namespaces
 from shared.targets.namespace import Namespace, Survey, list_namespaces, survey
 from shared.targets.segment.scan import scan
-from shared.targets.storage import LocalStorage, open_storage
+from shared.targets.storage import LocalStorage, Storage, open_storage
 from teacher_cache.keeping.info import describe
 from teacher_cache.keeping.merge import Merged, merge_namespace
-from teacher_cache.keeping.storecard import CARD, card, read_audit
+from teacher_cache.keeping.storecard import AUDITED, CARD, HEAD, card, read_audit
 
 HUB = "hf://"
 _KIND: Kind = "dataset"
@@ -97,13 +99,33 @@ def push(
     if hub is not None:
         text = card([describe(one) for one in namespaces], known)
         return Carried([], unreadable, _uploaded(namespaces, hub, text))
-    merged = [merge_namespace(one, place) for one in namespaces]
     storage = open_storage(place)
+    _check_card(storage, audit)
+    merged = [merge_namespace(one, storage) for one in namespaces]
     text = card([describe(one) for one in list_namespaces(storage)], known)
     with refused_as(f"cannot write to the store {storage.location}", "run push again"):
         storage.discard(CARD)
         storage.create(CARD, text.encode())
     return Carried(merged, unreadable)
+
+
+def _check_card(storage: Storage, audit: Path | None) -> None:
+    """Refuse to take the place of a README that is no card; a hub keeps the older one itself.
+
+    Raises
+    ------
+    UserError
+        Such a file lies there.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        there = storage.read(CARD).decode(errors="replace")
+        if HEAD not in there:
+            raise UserError(
+                f"{storage.location} has a {CARD} of its own, which the card would replace: rename "
+                "it, or push to a folder of its own"
+            )
+        if audit is None and AUDITED in there:
+            warn(f"the card at {storage.location} loses its audit: --audit FILE keeps it")
 
 
 def pull(

@@ -12,16 +12,17 @@ control (`dinov2-small-shuffled`), so that no run takes one for the other.
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.console import track
+from shared.console import track, warn
 from shared.errors import UserError
 from shared.imaging.keys import content_key
-from shared.records import image_root_of, load_records
+from shared.records import Record, image_root_of, load_records
 from shared.targets import Identity, TargetStore, TargetWriter
 from shared.targets.numbers.arrays import Arrays
 from shared.vocabulary import Control as ControlKind
@@ -64,7 +65,7 @@ def make_control(
     ------
     UserError
         The store is not of the encoding `matrix`, holds one patient only, or lacks an image of
-        `data`.
+        `data`; or some records of `data` name their patient and others do not.
     """
     opened = TargetStore.open(store, teacher, fingerprint)
     if opened.identity.encoding != "matrix":
@@ -74,6 +75,12 @@ def make_control(
         )
     keys = list(opened.keys())
     patients = _patients(data, image_root, keys)
+    unknown = sum(key not in patients for key in keys)
+    if unknown and kind == "shuffled":
+        warn(
+            f"{data} shows {len(keys) - unknown} of {len(keys)} images: each other one is taken "
+            "for a patient of its own"
+        )
     identity = _identity(opened.identity, kind, seed)
     with TargetWriter(to, identity, {"control": f"{kind} of {opened.namespace.name}"}) as writer:
         mean = _mean(opened, [key for key in keys if key in patients]) if kind == "mean" else None
@@ -114,7 +121,7 @@ def _patients(data: Path | None, image_root: Path | None, keys: list[bytes]) -> 
     if data is None:
         return {key: key.hex() for key in keys}
     records = load_records(data)
-    field = next((name for name in PATIENT if all(name in one.extra for one in records)), None)
+    field = _patient_field(data, records)
     root, held = image_root_of(data, image_root), set(keys)
     found: dict[bytes, str] = {}
     for record in records:
@@ -124,6 +131,21 @@ def _patients(data: Path | None, image_root: Path | None, keys: list[bytes]) -> 
                 raise UserError(f"{reference} of {data} has no target in the store; build it first")
             found[key] = str(record.extra[field]) if field else key.hex()
     return found
+
+
+def _patient_field(data: Path, records: Sequence[Record]) -> str | None:
+    """Return the field of the patient; None where no record has one."""
+    for name in PATIENT:
+        without = [one.id for one in records if one.extra.get(name) in (None, "")]
+        if len(without) == len(records):
+            continue
+        if without:
+            raise UserError(
+                f"{len(without)} of {len(records)} records of {data} have no `{name}`, the first: "
+                f"{without[0]}; whose patient is unknown cannot be kept apart: name them all"
+            )
+        return name
+    return None
 
 
 def _mean(opened: TargetStore, keys: list[bytes]) -> Arrays:

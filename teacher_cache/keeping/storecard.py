@@ -12,6 +12,7 @@ from shared.files import refused_as
 from teacher_cache.keeping.info import Description, asked_line
 
 CARD = "README.md"
+HEAD, AUDITED = "# Targets of MedAlign", "Audited on the regions of"  # by which a card is known
 
 
 class Score(BaseModel):
@@ -70,7 +71,7 @@ def card(described: Sequence[Description], audit: Audit | None = None) -> str:
         "tags: [medalign, distillation, medical]",
         "---",
         "",
-        "# Targets of MedAlign",
+        HEAD,
         "",
         "What a medical image encoder says of images: which patches are alike, and where it looks.",
         "Images are named by the sha256 of their bytes: no image and no path is in here. Yet",
@@ -86,7 +87,7 @@ def card(described: Sequence[Description], audit: Audit | None = None) -> str:
     for one in described:
         lines += ["", *_namespace(one, audit.teachers.get(one["namespace"]) if audit else None)]
     if audit is not None:
-        lines += ["", f"Audited on the regions of `{Path(audit.regions).name}`."]
+        lines += ["", f"{AUDITED} `{Path(audit.regions).name}`."]
     return "\n".join(lines) + "\n"
 
 

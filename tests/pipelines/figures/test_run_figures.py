@@ -160,15 +160,19 @@ def test_clusters_stay_clusters_in_the_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("geometry", ["pad", "crop"])
 @pytest.mark.parametrize(("width", "height"), [(40, 40), (40, 30), (21, 50)])
-def test_maps_lie_where_the_encoder_s_patches_do(width: int, height: int) -> None:
+def test_maps_lie_where_the_encoder_s_patches_do(width: int, height: int, geometry: Any) -> None:
     """A patch's share of the image, from the extent, is the coverage that training sees."""
-    left, right, bottom, top = square_extent(width, height)
+    left, right, bottom, top = square_extent(width, height, geometry)
+    side = (max if geometry == "pad" else min)(width, height)
+    assert (right - left, bottom - top) == (side, side)
+    assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((width / 2, height / 2), abs=1)
     columns, rows = (np.linspace(a, b, 6) for a, b in ((left, right), (top, bottom)))
     across = np.clip(np.minimum(columns[1:], width) - np.maximum(columns[:-1], 0), 0, None)
     down = np.clip(np.minimum(rows[1:], height) - np.maximum(rows[:-1], 0), 0, None)
-    share = np.outer(down, across).ravel() / (max(width, height) / 5) ** 2
-    expected = coverage(content_box(width, height, "pad"), Grid(5, 5)) / 255
+    share = np.outer(down, across).ravel() / (side / 5) ** 2
+    expected = coverage(content_box(width, height, geometry), Grid(5, 5)) / 255
     assert np.abs(share - expected).max() <= 1 / 255 + 1e-9
 
 
@@ -184,7 +188,7 @@ def test_masks_are_outlined_too(tmp_path: Path) -> None:
     looked = Looked(
         "a", np.full((30, 40, 3), 90, np.uint8), [Mask(tmp_path / "mask.png")],
         {"layer 1": base, "all layers": base}, {}, np.array([1.0, 0, 0, 0]),
-        np.array([True, False, False, False]), np.ones(4, dtype=bool),
+        np.array([True, False, False, False]), np.ones(4, dtype=bool), "pad",
     )  # fmt: skip
     draw_attention([looked], Grid(2, 2), tmp_path)
     [first, _] = rows_of(tmp_path / "attention.csv")
@@ -199,7 +203,7 @@ def test_a_map_covers_a_quarter_of_the_image_where_it_is_low_and_three_where_hig
     looked = Looked(
         "a", np.full((40, 40, 3), 255, np.uint8), [(0.0, 0.0, 20.0, 20.0)],
         {"layer 1": {"before": np.array([0.0, 1, 1, 1])}}, {}, np.array([1.0, 0, 0, 0]),
-        np.array([True, False, False, False]), np.ones(4, dtype=bool),
+        np.array([True, False, False, False]), np.ones(4, dtype=bool), "pad",
     )  # fmt: skip
     draw_attention([looked], Grid(2, 2), tmp_path)
     with Image.open(tmp_path / "attention.png") as drawn:

@@ -231,3 +231,16 @@ def _elsewhere(folder: Path, run: Path) -> Path:
     row = {"image": "other.png", "boxes": [[1, 1, 4, 4]]}
     file.write_text(json.dumps({"records": [row]}))
     return file
+
+
+def test_regions_of_other_images_are_refused_and_of_some_counted(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads((run / "regions.json").read_text())["records"]
+    other = [{**row, "image": f"elsewhere/{number}.png"} for number, row in enumerate(rows)]
+    (tmp_path / "other.json").write_text(json.dumps({"records": other}))
+    with pytest.raises(UserError, match="knows none of the"):
+        measure(run, store=str(run / "store"), regions=tmp_path / "other.json")
+    (tmp_path / "some.json").write_text(json.dumps({"records": rows[:4]}))
+    measure(run, store=str(run / "store"), regions=tmp_path / "some.json", limit=6)
+    assert "the others count for no grounding" in capsys.readouterr().err

@@ -30,7 +30,7 @@ def test_shares_are_areas_on_the_padded_square(
 ) -> None:
     """Counted on a raster forty times as fine as a patch."""
     x, y, across, down = box[0] * width, box[1] * height, box[2] * width, box[3] * height
-    found = patch_shares([(x, y, across, down)], width, height, Grid(side, side))
+    found = patch_shares([(x, y, across, down)], width, height, Grid(side, side), "pad")
     fine, square = side * 40, max(width, height)
     places = (np.arange(fine) + 0.5) / fine * square
     left, top = (square - width) // 2, (square - height) // 2
@@ -39,7 +39,7 @@ def test_shares_are_areas_on_the_padded_square(
     raster = np.outer(rows, columns).reshape(side, 40, side, 40).mean(axis=(1, 3)).ravel()
     # A raster row or column may fall on either side of an edge: two of 40 in each direction.
     assert np.abs(found - raster).max() <= 4 / 40 + 1 / 255
-    centres = inside([(x, y, across, down)], width, height, Grid(side, side))
+    centres = inside([(x, y, across, down)], width, height, Grid(side, side), "pad")
     middle = (np.arange(side) + 0.5) / side * square
     expected = np.outer(
         (middle >= top + y) & (middle < top + y + down),
@@ -57,7 +57,7 @@ def test_shares_are_areas_on_the_padded_square(
 def test_a_box_of_the_whole_image_is_the_image_s_coverage() -> None:
     for width, height in ((40, 40), (30, 60), (61, 20)):
         grid = Grid(4, 4)
-        found = patch_shares([(0, 0, width, height)], width, height, grid)
+        found = patch_shares([(0, 0, width, height)], width, height, grid, "pad")
         shown = coverage(content_box(width, height, "pad"), grid) / 255
         assert found.tolist() == shown.tolist()
 

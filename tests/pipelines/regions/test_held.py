@@ -78,7 +78,7 @@ def test_the_prior_is_of_the_same_label_view_and_other_patients(place: Path) -> 
     held, grid = held_out(place / "data" / "test.json", None, store, known), Grid(GRID, GRID)
     found = priors_of(held, held, grid)
     # Image 0 is of patient 0 and axial: the livers of images 2 and 3 are left.
-    others = [patch_shares([box(number, LIVER)], 40, 30, grid) for number in (2, 3)]  # type: ignore[list-item]
+    others = [patch_shares([box(number, LIVER)], 40, 30, grid, "pad") for number in (2, 3)]  # type: ignore[list-item]
     assert found["0-0"] == pytest.approx(np.mean(others, axis=0))
     assert "1-0" not in found  # asks about no region
     assert "4-0" not in found  # both coronal images are of one patient

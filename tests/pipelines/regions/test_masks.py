@@ -153,10 +153,10 @@ def test_masks_in_our_form_lie_beside_the_file(tmp_path: Path) -> None:
 def test_a_mask_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
     file = write_mask(tmp_path / "a.png", np.eye(6))
     with pytest.raises(UserError, match="6 x 6 pixels, its image 5 x 6"):
-        patch_shares([Mask(file)], 5, 6, Grid(2, 2))
+        patch_shares([Mask(file)], 5, 6, Grid(2, 2), "pad")
     file.write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"a\.png cannot be read"):
-        patch_shares([Mask(file)], 6, 6, Grid(2, 2))
+        patch_shares([Mask(file)], 6, 6, Grid(2, 2), "pad")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="neither PNG masks"):
         read_regions(tmp_path / "empty")

@@ -98,6 +98,22 @@ def test_one_adapter_whose_evaluation_went_elsewhere(run: Path, tmp_path: Path) 
 
 
 @pytest.mark.integration
+def test_answers_of_another_run_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its losses would stand above answers that it did not give."""
+    whole_run = copied(run, tmp_path / "run")
+    result = whole_run / "evaluation" / "result.json"
+    values = json.loads(result.read_text())
+    values["settings"]["adapters"] = {"LoRA": "runs/b"}
+    result.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"holds the answers of LoRA \(runs/b\), not of MEDALIGN"):
+        write_report(whole_run / "medalign", evaluation=whole_run / "evaluation")
+    write_report(whole_run)
+    assert "holds the answers of LoRA in runs/b" in capsys.readouterr().err
+
+
+@pytest.mark.integration
 def test_reports(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("rouge_score")
     from pipelines.evaluation.run import evaluate

@@ -184,6 +184,61 @@ def test_the_table_pools_the_parts_and_tests_pairs_by_item(tmp_path: Path) -> No
 
 
 @pytest.mark.unit
+def test_sets_have_tables_of_their_own(tmp_path: Path) -> None:
+    """Items of two sets share their names: pooled they would be one item of the mean."""
+    file = write_study(tmp_path, sets=True, scores=["closed_accuracy"])
+    study, runs = read_study(file), runs_of(read_study(file), file)
+    values = {"LoRA-one": [1, 1], "full-one": [1, 1], "LoRA-two": [0] * 4, "full-two": [1, 0, 0, 0]}
+    for run in runs:
+        asked = items(values[run.name], "same")
+        write_run(tmp_path, run, made_up(run, study, asked))
+    table = table_of(study, runs, tmp_path)
+    found = {(one.set, one.arm): (one.interval.n, one.interval.value) for one in table.scores}
+    assert found == {
+        ("one", "LoRA"): (2, 1.0), ("one", "full"): (2, 1.0),
+        ("two", "LoRA"): (4, 0.0), ("two", "full"): (4, 0.25),
+    }  # fmt: skip
+    assert [(one.set, one.test.n) for one in table.tests] == [("one", 2), ("two", 4)]
+    assert [one.p_holm for one in table.tests] == holm([one.test.p for one in table.tests])
+    assert "closed_accuracy, two (4 items" in "\n".join(lines_of(study, table))
+
+
+@pytest.mark.unit
+def test_items_of_two_units_are_no_seeds(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    study, runs = read_study(file), runs_of(read_study(file), file)
+    for run in runs:
+        asked: list[Any] = [{**one, "id": f"i{place}", "unit": f"{run.part}-{place}"}
+                 for place, one in enumerate(items([1, 0], "x"))]  # fmt: skip
+        write_run(tmp_path, run, made_up(run, study, asked))
+    with pytest.raises(UserError, match="sets: true"):
+        table_of(study, runs, tmp_path)
+
+
+@pytest.mark.unit
+def test_bars_over_different_folds_are_refused_and_marked(tmp_path: Path) -> None:
+    from pipelines.figures.results import bars_of_study
+
+    file = write_study(tmp_path)
+    study, runs = read_study(file), runs_of(read_study(file), file)
+    for run in runs[:3]:
+        write_run(tmp_path, run, made_up(run, study, items([1, 0, 1], run.part)))
+    with pytest.raises(UserError, match="over different items"):
+        bars_of_study(file, tmp_path)
+    lines = "\n".join(lines_of(study, table_of(study, runs, tmp_path)))
+    assert lines.count("1 of 2 parts") == 1
+
+
+@pytest.mark.unit
+def test_an_arm_given_twice_is_refused(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    text = file.read_text().replace("arms:\n", "arms:\n  full: {losses.alpha: 9}\n", 1)
+    file.write_text(text)
+    with pytest.raises(UserError, match="full"):
+        read_study(file)
+
+
+@pytest.mark.unit
 def test_arms_are_compared_over_the_items_that_both_have(tmp_path: Path) -> None:
     file = write_study(tmp_path)
     study, runs = read_study(file), runs_of(read_study(file), file)

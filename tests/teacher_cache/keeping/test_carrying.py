@@ -187,6 +187,31 @@ def test_places_that_are_none_are_one_line(tmp_path):
         push(str(tmp_path / "store"), str(tmp_path / "file"))
 
 
+@pytest.mark.integration
+def test_a_readme_of_ones_own_stays(built, place, tmp_path):
+    from shared.targets.storage import open_storage
+
+    storage = open_storage(place)
+    storage.create("README.md", b"# Our lab's targets\n")
+    with pytest.raises(UserError, match=r"has a README\.md of its own"):
+        push(str(built / "store"), place)
+    assert card_at(place) == "# Our lab's targets\n"
+    with pytest.raises(UserError):
+        list_namespaces(place)
+
+
+@pytest.mark.integration
+def test_a_card_that_loses_its_audit_says_so(built, tmp_path, capsys):
+    [namespace] = list_namespaces(built / "store")
+    pointing = {"value": 0.5, "interval": [0.25, 0.75], "n": 9, "patients": 7}
+    teachers = {namespace.name: {"rows": {"E_a": {"pointing": pointing}}}}
+    audit = {"schema": 1, "regions": "regions.json", "teachers": teachers}
+    (tmp_path / "audit.json").write_text(json.dumps(audit))
+    push(str(built / "store"), str(tmp_path / "there"), audit=tmp_path / "audit.json")
+    push(str(built / "store"), str(tmp_path / "there"))
+    assert "loses its audit" in capsys.readouterr().err
+
+
 @pytest.mark.unit
 def test_the_hub_is_meant_only_where_it_is_named():
     assert hub_place("clinic/targets") is None

@@ -103,3 +103,34 @@ def test_what_has_no_control_is_one_line(tmp_path: Path) -> None:
             data=tmp_path / "all.json",
             image_root=tmp_path / "images",
         )
+
+
+def test_patients_that_some_records_alone_name_are_refused(tmp_path: Path) -> None:
+    """One record without its patient would make every image a patient of its own."""
+    names = write_images(tmp_path / "images", 4)
+    write_store(tmp_path / "store", tmp_path / "images", names)
+    turns = (Turn("human", "<image>\nWhat?"), Turn("gpt", "This."))
+    named = [Record(n, (n,), turns, extra={"patient": f"p{i // 2}"}) for i, n in enumerate(names)]
+    whole, holed = tmp_path / "whole.json", tmp_path / "holed.json"
+    write_records(whole, named)
+    write_records(holed, [Record(names[0], (names[0],), turns), *named[1:]])
+    root, store = tmp_path / "images", tmp_path / "store"
+    made = make_control(store, tmp_path / "a", "shuffled", data=whole, image_root=root)
+    assert made.patients == 2
+    with pytest.raises(UserError, match=r"1 of 4 records .* have no `patient`"):
+        make_control(store, tmp_path / "b", "shuffled", data=holed, image_root=root)
+
+
+def test_images_that_the_data_do_not_show_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = write_images(tmp_path / "images", 4)
+    write_store(tmp_path / "store", tmp_path / "images", names)
+    turns = (Turn("human", "<image>\nWhat?"), Turn("gpt", "This."))
+    records = [Record(n, (n,), turns, extra={"patient": n}) for n in names[:3]]
+    write_records(tmp_path / "some.json", records)
+    make_control(
+        tmp_path / "store", tmp_path / "a", "shuffled", data=tmp_path / "some.json",
+        image_root=tmp_path / "images",
+    )  # fmt: skip
+    assert "shows 3 of 4 images" in capsys.readouterr().err
