@@ -1,6 +1,6 @@
 """Grounding of a query's maps, beside the same map for other words and another patient's.
 
-N patches of the grid, L labels.
+N patches of the grid, L labels, b teacher width.
 """
 
 from collections.abc import Callable, Sequence

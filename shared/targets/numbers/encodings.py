@@ -2,7 +2,7 @@
 
 Eq. 2 (interpolate), Eq. 3 (cosine), and the encoding of the identity.
 
-B images of a batch, M teacher patches, b teacher width.
+B images of a batch, M teacher patches, b teacher width, r rank of a query.
 """
 
 from collections.abc import Sequence

@@ -29,7 +29,7 @@ def quantise_query(
     return _quantised(values.float())
 
 
-def _quantised(given: Float32[Tensor, "*B M c"]) -> tuple[Tensor, Tensor]:
+def _quantised(given: Float32[Tensor, "*B M b"]) -> tuple[Tensor, Tensor]:
     largest = given.abs().amax(-1)
     safe = largest.clamp(min=torch.finfo(torch.float32).tiny)
     steps = torch.full((1,), 127.0, device=given.device)
