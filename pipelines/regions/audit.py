@@ -14,6 +14,7 @@ from pipelines.regions.experts import (
     FEATURES,
     OWN,
     PAIRS,
+    PRIOR,
     READ,
     SIMILARITY,
     Case,
@@ -22,23 +23,37 @@ from pipelines.regions.experts import (
     feature_rows,
     store_rows,
 )
+from pipelines.regions.gate import Gate, gate_of
 from pipelines.regions.query.file import read_query
-from pipelines.regions.query.scoring import QUERY_PAIRS, query_rows
+from pipelines.regions.query.scoring import (
+    ASKED,
+    QUERY_PAIRS,
+    Asked,
+    asked_of,
+    imported_of,
+    query_rows,
+)
 from pipelines.regions.query.stored import Stored
 from pipelines.regions.reading import read_regions, reference_to
+from pipelines.regions.scorers import RANDOM, Deleted, MapOf, deletion_rows
 from pipelines.regions.scoring import Test, Value, tests_of, values_of
 from shared.console import warn
 from shared.errors import UserError
 from shared.imaging.grid import Grid
 from shared.imaging.images import parse_reference
 from shared.targets import TargetStore
+from shared.targets.maps import normalised
 from shared.targets.namespace import Namespace, list_namespaces
 
 SCHEMA_NUMBER = 1
 
 
 class Audited(TypedDict):
-    """What is said of one teacher; `left_out`: why the rows of E_v are missing, or nothing."""
+    """What is said of one teacher.
+
+    `left_out`: why the rows of E_v are missing, or nothing. `deletion_against`: what the pictures
+    of deletion and insertion are compared with. `gate`: where a query was asked.
+    """
 
     teacher: str
     grid: str
@@ -46,6 +61,8 @@ class Audited(TypedDict):
     tests: list[Test]
     left_out: str
     silhouette: float | None
+    deletion_against: str | None
+    gate: Gate | None
 
 
 class Audit(TypedDict):
@@ -71,6 +88,8 @@ def audit(
     query: Path | None = None,
     encoder: str | None = None,
     tokenizer: str | None = None,
+    deletion: int | None = None,
+    maps: str | None = None,
 ) -> Audit:
     """Audit every teacher of a store, or the one named.
 
@@ -92,12 +111,19 @@ def audit(
         a store that was built with `--query` is asked itself.
     tokenizer
         Of that store's text tower, where it does not keep the embeddings of the labels.
+    deletion
+        Measure deletion and insertion of so many regions' maps, whose images are encoded again.
+    maps
+        A store of maps instead of a query: those whose text is a label are scored, and the other
+        rows are of their images alone.
 
     Raises
     ------
     UserError
         No teacher, no image with regions that has a target, or a faulty file.
     """
+    if query is not None and maps is not None:
+        raise UserError("one source of maps is audited at a time: --query FILE or --maps STORE")
     found = _namespaces(store, teacher, weights)
     known = {image: one for image, one in read_regions(regions).items() if one.regions}
     root = image_root or (regions if regions.is_dir() else regions.parent)
@@ -117,14 +143,24 @@ def audit(
         missing = max(missing, len(known) - len({case.image for case in cases}))
         if not cases:
             continue
-        asked: dict[str, Scores] = {}
+        asked = None
         if query is not None:
-            cases, asked = query_rows(cases, opened, read_query(query), encoder)
+            asked = asked_of(cases, opened, read_query(query), encoder)
+        elif maps is not None:
+            asked = imported_of(cases, opened, maps)
         elif opened.identity.query is not None:
             asked = _asked(cases, opened, weights, tokenizer)
+        cases = cases if asked is None else asked.cases
+        deleted = None
+        if deletion is not None:
+            deleted = deletion_rows(
+                cases, opened, {} if asked is None else {ASKED: _maps_of(asked)}, deletion,
+                weights=weights, tokenizer=tokenizer, device=device,
+            )  # fmt: skip
         images |= {case.image for case in cases}
         patients |= {case.name: case.patient for case in cases}
-        rows, audited[namespace.name] = _audited(cases, opened, weights, device, asked)
+        more = {} if asked is None else query_rows(asked)
+        rows, audited[namespace.name] = _audited(cases, opened, weights, device, more, deleted)
         every |= {f"{namespace.name}: {row}": scores for row, scores in rows.items()}
     if not audited:
         raise UserError(
@@ -159,13 +195,17 @@ def _namespaces(store: str | Path, teacher: str | None, weights: str | None) -> 
 
 def _asked(
     cases: Sequence[Case], opened: TargetStore, weights: str | None, tokenizer: str | None
-) -> dict[str, Scores]:
-    """Return the rows of what the store itself keeps to be asked, if its labels can be embedded."""
+) -> Asked | None:
+    """Ask for what the store itself keeps to be asked, if its labels can be embedded."""
     try:
-        return query_rows(cases, opened, Stored(opened, weights, tokenizer), None)[1]
+        return asked_of(cases, opened, Stored(opened, weights, tokenizer), None)
     except UserError as error:
         warn(f"{opened.namespace.name} is not asked in words: {error}")
-        return {}
+        return None
+
+
+def _maps_of(asked: Asked) -> MapOf:
+    return lambda case: asked.map_for(case.key, normalised(case.label))
 
 
 def _audited(
@@ -174,10 +214,15 @@ def _audited(
     weights: str | None,
     device: str,
     asked: Mapping[str, Scores],
+    deleted: Deleted | None,
 ) -> tuple[dict[str, Scores], Audited]:
     """Score one teacher's rows; those of E_v are left out where it cannot be encoded again."""
     patients = {case.name: case.patient for case in cases}
-    rows = {**store_rows(cases), **asked}
+    rows: dict[str, Scores] = {**store_rows(cases), **asked}
+    for row, areas in (deleted.rows if deleted is not None else {}).items():
+        own = rows.setdefault(row, {})
+        for name, scores in areas.items():
+            own[name] = {**own.get(name, {}), **scores}
     said, silhouette = "", None
     try:
         more, silhouette = feature_rows(cases, opened, weights, device)
@@ -188,14 +233,18 @@ def _audited(
         if weights is not None:
             raise
         said = str(error)
-    pairs = [(a, b) for a, b in (*PAIRS, *QUERY_PAIRS) if a in rows and b in rows]
+    every = (*PAIRS, *QUERY_PAIRS, *((row, RANDOM) for row in (OWN, ASKED, PRIOR)))
+    pairs = [(a, b) for a, b in every if a in rows and b in rows]
+    values, tests = values_of(rows, patients), tests_of(pairs, rows, patients)
     return rows, {
         "teacher": opened.identity.teacher,
         "grid": str(Grid(*opened.grid)),
-        "rows": values_of(rows, patients),
-        "tests": tests_of(pairs, rows, patients),
+        "rows": values,
+        "tests": tests,
         "left_out": said,
         "silhouette": silhouette,
+        "deletion_against": None if deleted is None else deleted.against,
+        "gate": gate_of(values, tests),
     }
 
 

@@ -46,13 +46,21 @@ def audit_command(
         Path | None, typer.Option(help="A file of `cache query fit`, scored on other patients.")
     ] = None,
     encoder: EncoderOption = None,
+    maps: Annotated[
+        str | None, typer.Option(help="Or a store of maps for the labels (`cache query maps`).")
+    ] = None,
     tokenizer: TokenizerOption = None,
+    deletion: Annotated[
+        int | None,
+        typer.Option(min=2, help="Encode so many regions' images again: deletion and insertion."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Score which expert knows the regions, before any training.
 
     Grounding of E_a beside chance, the positional prior and another patient's map; of a linear
-    read-out of E_v; separability of E_v and S_e. Intervals and paired tests over patients.
+    read-out of E_v; separability of E_v and S_e. Intervals and paired tests over patients. Of a
+    query's maps it says whether they may be taught by default.
     """
     from pipelines.regions.audit import audit
     from pipelines.regions.table import audit_lines
@@ -67,6 +75,8 @@ def audit_command(
         query=query,
         encoder=encoder,
         tokenizer=tokenizer,
+        deletion=deletion,
+        maps=maps,
     )
     report(found, as_json, audit_lines(found))
 

@@ -112,7 +112,7 @@ def store_rows(cases: Sequence[Case]) -> dict[str, Scores]:
     for group in _groups(cases, by_view=True):
         by_name = {case.name: case for case in group}
         patients = {case.name: case.patient for case in group}
-        prior = priors({case.name: case.shares for case in group}, patients)
+        prior = prior_maps(group)
         other = partners(list(by_name), patients)
         for name, case in by_name.items():
             region = (case.shares, case.centres, case.visible)
@@ -128,6 +128,15 @@ def store_rows(cases: Sequence[Case]) -> dict[str, Scores]:
                     rows[OTHER][name] = grounding(partner.attention.astype(np.float64), *region)
                 rows[SWAPPED][name] = together(partner.similarity, case.centres, case.visible)
     return {row: scores for row, scores in rows.items() if any(scores.values())}
+
+
+def prior_maps(cases: Sequence[Case]) -> dict[str, Shares]:
+    """Return the positional prior of each case that has one: of its label and view."""
+    found: dict[str, Shares] = {}
+    for group in _groups(cases, by_view=True):
+        patients = {case.name: case.patient for case in group}
+        found |= priors({case.name: case.shares for case in group}, patients)
+    return found
 
 
 def _groups(cases: Sequence[Case], by_view: bool) -> list[list[Case]]:

@@ -8,7 +8,8 @@ from pipelines.statistics.paired import patterns_for
 from pipelines.statistics.unbounded import mean_interval, paired_difference
 
 Scores = Mapping[str, Mapping[str, float]]  # item -> score -> value
-UNBOUNDED = ("loss_vis", "loss_att", "similarity")  # every other score lies in [0, 1]
+# Every other score lies in [0, 1].
+UNBOUNDED = ("loss_vis", "loss_att", "similarity", "deletion", "insertion")
 
 
 class Value(TypedDict):

@@ -1,12 +1,15 @@
 """An alignment, and an audit, as text of at most 80 columns."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from textwrap import wrap
 
 from pipelines.regions.audit import Audit
 from pipelines.regions.experts import CHANCE
+from pipelines.regions.gate import Gate, verdict
 from pipelines.regions.measuring import Alignment
 from pipelines.regions.scoring import Test, Value
 
+WIDTH = 80  # columns
 TITLES = {
     "loss_vis": "L_vis (lower is closer to the teacher)",
     "loss_att": "L_att (lower is closer to the teacher)",
@@ -16,6 +19,8 @@ TITLES = {
     "energy": "attention inside the region",
     "auc": "AUC of the attention over patches",
     "together": "AUC of S_e within the region; chance 0.5",
+    "deletion": "deletion AUC (lower is better)",
+    "insertion": "insertion AUC (higher is better)",
 }
 
 
@@ -44,15 +49,31 @@ def audit_lines(found: Audit) -> Iterator[str]:
         yield ""
         yield f"{name}, {audited['grid']}"
         yield from _blocks(audited["rows"], audited["tests"])
+        if audited["deletion_against"]:
+            yield f"  deletion and insertion: cosine with {audited['deletion_against']}"
         if audited["silhouette"] is not None:
             yield f"  silhouette of the regions in E_v: {audited['silhouette']:.4f}"
         if audited["left_out"]:
             yield f"  without E_v: {audited['left_out']}"
+        if audited["gate"] is not None:
+            yield from _gate(audited["gate"])
     for test in found["between"]:
         yield ""
         yield f"{test['score']}, {test['a']}"
         yield f"  less {test['b']}"
         yield f"  {_difference(test)}"
+
+
+def _gate(gate: Gate) -> Iterator[str]:
+    yield ""
+    yield f"The gate of `{gate['of']}`"
+    for check in gate["checks"]:
+        answer = {True: "yes", False: "no", None: "not measured"}[check["holds"]]
+        yield f"  {check['name']}: {answer}"
+        if check["said"] != answer:
+            for part in check["said"].split("; "):
+                yield from wrap(part, WIDTH, initial_indent="    ", subsequent_indent="      ")
+    yield from wrap(verdict(gate), WIDTH, subsequent_indent="  ")
 
 
 def _blocks(

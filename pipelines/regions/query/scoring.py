@@ -1,13 +1,16 @@
-"""Grounding of a query's maps, beside the same map for other words and another patient's.
+"""Grounding of a query's maps, beside the maps for other words, and another patient's.
 
 N patches of the grid, L labels, b teacher width.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from pipelines.evaluation.sides import side_named, swapped
 from pipelines.regions.experts import OWN, PRIOR, Case, Scores
 from pipelines.regions.grounding import grounding, partners
 from pipelines.regions.query.asking import words_of
@@ -15,25 +18,32 @@ from pipelines.regions.query.file import Query, hashed
 from pipelines.regions.query.stored import Stored
 from shared.errors import UserError
 from shared.targets import TargetStore
-from shared.targets.maps import normalised
+from shared.targets.maps import map_key, maps_of, normalised
 
 ASKED = "query"
 WORDS = "query, other words"
+NAMES = "query, names swapped"
 ELSEWHERE = "query, other patient"
-QUERY_PAIRS = ((ASKED, PRIOR), (ASKED, OWN), (ASKED, WORDS), (ASKED, ELSEWHERE))
+QUERY_PAIRS = (
+    (ASKED, PRIOR), (ASKED, OWN), (ASKED, NAMES), (ASKED, WORDS), (ASKED, ELSEWHERE)
+)  # fmt: skip
 
-# Of an image (its content key) and a label in its normal form: the map.
-MapFor = Callable[[bytes, str], Float[np.ndarray, " N"]]
+# Of an image (its content key) and a label in its normal form: the map; None where there is none.
+MapFor = Callable[[bytes, str], Float[np.ndarray, " N"] | None]
 
 
-def query_rows(
+class Asked(NamedTuple):
+    """The cases of patients that a query was not fitted on, all labels, and its maps."""
+
+    cases: list[Case]
+    labels: list[str]
+    map_for: MapFor
+
+
+def asked_of(
     cases: Sequence[Case], opened: TargetStore, query: Query | Stored, encoder: str | None
-) -> tuple[list[Case], dict[str, Scores]]:
-    """Return the cases of patients that the query was not fitted on, and the rows of its maps.
-
-    What a store keeps to be asked was fitted on nobody. `WORDS` asks for another label of the file
-    (the next one that the image does not show), so that words that do not matter score alike;
-    `ELSEWHERE` is another patient's map for the same words.
+) -> Asked:
+    """Ask for the labels of cases; what a store keeps to be asked was fitted on nobody.
 
     Raises
     ------
@@ -42,35 +52,74 @@ def query_rows(
     """
     labels = sorted({normalised(case.label) for case in cases})
     if isinstance(query, Stored):
-        held, map_for = list(cases), _stored(query, labels)
-    else:
-        query.check(opened.identity, opened.namespace.name)
-        held = [case for case in cases if hashed(case.patient) not in query.patients]
-        if not held:
-            raise UserError(
-                "the query was fitted on every patient with regions: fit it on others (--data)"
-            )
-        map_for = _fitted(query, opened, labels, encoder)
+        return Asked(list(cases), labels, _stored(query, labels))
+    query.check(opened.identity, opened.namespace.name)
+    held = [case for case in cases if hashed(case.patient) not in query.patients]
+    if not held:
+        raise UserError(
+            "the query was fitted on every patient with regions: fit it on others (--data)"
+        )
+    return Asked(held, labels, _fitted(query, opened, labels, encoder))
+
+
+def imported_of(cases: Sequence[Case], opened: TargetStore, place: str | Path) -> Asked:
+    """Look the labels up among maps that a store holds ready, of whatever origin.
+
+    Raises
+    ------
+    UserError
+        The store holds no maps, or several, or none of these images for its labels.
+    """
+    maps = TargetStore.open(place, grid=opened.grid, maps=True)
+
+    def map_for(key: bytes, label: str) -> Float[np.ndarray, " N"] | None:
+        [found] = maps_of(maps, key, [label])
+        return found
+
+    held = [case for case in cases if map_key(case.key, case.label) in maps]
+    if not held:
+        raise UserError(
+            f"{place} holds no map of these images whose text is a label of the regions, such as "
+            f"{cases[0].label!r}: `cache query maps --data` writes maps for the texts of questions"
+        )
+    return Asked(held, sorted({normalised(case.label) for case in cases}), map_for)
+
+
+def query_rows(asked: Asked) -> dict[str, Scores]:
+    """Return the rows of a query's maps.
+
+    `WORDS` asks for another label of the file (the next one that the image does not show), so that
+    words that do not matter score alike. `NAMES` exchanges names: left and right where the label
+    names a side, else the label and the next one that the same image shows. `ELSEWHERE` is another
+    patient's map for the same words.
+    """
+    held, labels, map_for = asked
     shown = {
         image: {normalised(case.label) for case in held if case.image == image}
         for image in {case.image for case in held}
     }
     other = partners([case.name for case in held], {case.name: case.patient for case in held})
     by_name = {case.name: case for case in held}
-    rows: dict[str, Scores] = {ASKED: {}, WORDS: {}, ELSEWHERE: {}}
+    rows: dict[str, Scores] = {ASKED: {}, NAMES: {}, WORDS: {}, ELSEWHERE: {}}
     for case in held:
         label = normalised(case.label)
-        region = (case.shares, case.centres, case.visible)
-        rows[ASKED][case.name] = grounding(map_for(case.key, label), *region)
+        maps = {ASKED: (case.key, label)}
         place = labels.index(label)
         following = [*labels[place + 1 :], *labels[:place]]
         absent = next((one for one in following if one not in shown[case.image]), None)
         if absent is not None:
-            rows[WORDS][case.name] = grounding(map_for(case.key, absent), *region)
+            maps[WORDS] = (case.key, absent)
+        beside = [one for one in following if one in shown[case.image]]
+        exchanged = [swapped(label)] if side_named(label) else beside
+        if exchanged and exchanged[0] in labels:
+            maps[NAMES] = (case.key, exchanged[0])
         if case.name in other:
-            map_ = map_for(by_name[other[case.name]].key, label)
-            rows[ELSEWHERE][case.name] = grounding(map_, *region)
-    return held, {name: scores for name, scores in rows.items() if scores}
+            maps[ELSEWHERE] = (by_name[other[case.name]].key, label)
+        for row, (key, text) in maps.items():
+            map_ = map_for(key, text)
+            if map_ is not None:
+                rows[row][case.name] = grounding(map_, case.shares, case.centres, case.visible)
+    return {name: scores for name, scores in rows.items() if scores}
 
 
 def _fitted(query: Query, opened: TargetStore, labels: list[str], encoder: str | None) -> MapFor:

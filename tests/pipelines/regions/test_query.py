@@ -15,7 +15,7 @@ from pipelines.regions.query.asking import key_of
 from pipelines.regions.query.file import read_query
 from pipelines.regions.query.maps import write_maps
 from pipelines.regions.query.ridge import RIDGE, fit
-from pipelines.regions.query.scoring import ASKED, ELSEWHERE, WORDS
+from pipelines.regions.query.scoring import ASKED, ELSEWHERE, NAMES, WORDS
 from pipelines.regions.query.words import embed
 from pipelines.regions.reading import read_regions
 from shared.errors import UserError
@@ -287,3 +287,44 @@ def test_a_folder_of_masks_makes_maps_too(place: Path, tmp_path: Path) -> None:
         assert names[0] != names[1]
     finally:
         (place / "images").rename(place / "gone")
+
+
+@needs_words
+@pytest.mark.integration
+def test_maps_that_a_store_holds_are_audited_by_their_label(place: Path, tmp_path: Path) -> None:
+    """Where the regions lie, written as maps for their own labels, point right every time."""
+    (place / "gone").rename(place / "images")
+    known = read_regions(place / "regions.json")
+    rows = [
+        {"id": f"{image} {region.label}", "image": image, "conversations": [
+            {"from": "human", "value": f"<image>\n{region.label}"}, {"from": "gpt", "value": "x"}]}
+        for image, one in known.items() for region in one.regions if image != "images/3.png"
+    ]  # fmt: skip
+    (tmp_path / "labels.json").write_text(json.dumps(rows))
+    try:
+        made = invoke(
+            "query", "maps", "--store", place / "store", "--data", tmp_path / "labels.json",
+            "--image-root", place, "--regions", place / "regions.json", "--to", tmp_path / "maps",
+        )  # fmt: skip
+    finally:
+        (place / "images").rename(place / "gone")
+    assert made.exit_code == 0, made.output
+    line = ("audit", "--store", place / "store", "--regions", place / "regions.json")
+    result = invoke(*line, "--maps", tmp_path / "maps", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    [audited] = found["teachers"].values()
+    assert found["images"] == IMAGES - 1  # the third has no map
+    assert audited["rows"][ASKED]["pointing"]["value"] == 1.0
+    assert audited["rows"][NAMES]["auc"]["value"] < 0.6
+    assert WORDS not in audited["rows"]  # no map of a label that an image does not show
+    [_, names, words, areas] = audited["gate"]["checks"]
+    assert (names["holds"], words["holds"], areas["holds"]) == (True, None, None)
+    query = ("--query", tmp_path / "q.safetensors")
+    refused = invoke(*line, *query, "--maps", tmp_path / "maps")
+    assert "one source of maps is audited at a time" in str(refused.exception)
+    rest = [row for row in json.loads((place / "regions.json").read_text())["records"]
+            if row["image"] == "images/3.png"]  # fmt: skip
+    (tmp_path / "rest.json").write_text(json.dumps({"records": rest}))
+    with pytest.raises(UserError, match="no map of these images whose text is a label"):
+        audit(place / "store", tmp_path / "rest.json", maps=str(tmp_path / "maps"))

@@ -21,6 +21,7 @@ from shared.imaging.keys import content_key
 from shared.targets import TargetStore
 from teacher_cache.cli import app
 from teacher_cache.encoder import encode
+from teacher_cache.pooled import has_text_space, image_vectors
 from teacher_cache.stream import prepare
 from teacher_cache.teachers.registry import load_teacher
 from tests.fixtures.images import image_folder
@@ -106,6 +107,17 @@ def test_attention_is_the_formula_in_float64(model: tuple[Any, Path]) -> None:
     expected = (torch.einsum("hc,mhc->hm", q, k) / 8**0.5).softmax(-1).mean(0)
     found = present(encode(load_teacher("medsiglip", str(folder)), pixels).attention)
     torch.testing.assert_close(found[0].double(), expected, atol=1e-7, rtol=1e-4)
+
+
+def test_an_image_s_vector_is_the_models_own_embedding(model: tuple[Any, Path]) -> None:
+    eager, folder = model
+    teacher = load_teacher("medsiglip", str(folder))
+    assert has_text_space(teacher)
+    pixels = torch.randn(2, 3, 448, 448, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        pooled = eager.vision_model(pixels).pooler_output
+    expected = torch.nn.functional.normalize(pooled, dim=-1)
+    torch.testing.assert_close(image_vectors(teacher, pixels), expected, atol=1e-5, rtol=0)
 
 
 def test_a_built_store_holds_it(model: tuple[Any, Path], tmp_path: Path) -> None:
