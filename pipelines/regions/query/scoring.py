@@ -1,6 +1,6 @@
 """Grounding of a query's maps, beside the maps for other words, and another patient's.
 
-N patches of the grid, L labels, b teacher width.
+N patches of the grid, b teacher width, L labels.
 """
 
 from collections.abc import Callable, Sequence

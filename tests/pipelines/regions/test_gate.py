@@ -68,6 +68,17 @@ def test_each_condition_alone_closes_it(place: int, row: str, value: float, reas
     assert verdict(gate) == f"may be a default: no, because this does not hold: {reason}"
 
 
+def test_each_test_stands_at_its_own_level() -> None:
+    """Seven patients that all agree: p is 2/128, which Holm over a whole table would lift."""
+    rows, tests = measured(BETTER, *AREAS)
+    few = [{**test, "p": 2 / 128, "p_holm": 0.4} for test in tests]
+    gate: Any = gate_of(rows, few)  # type: ignore[arg-type]
+    assert gate["may_be_default"]
+    none = [{**test, "p": 2 / 32, "p_holm": 0.4} for test in tests]
+    gate = gate_of(rows, none)  # type: ignore[arg-type]
+    assert [check["holds"] for check in gate["checks"]] == [True, False, False, False]
+
+
 def test_what_was_not_measured_closes_it() -> None:
     alone = judge(BETTER, {}, {})
     assert [check["holds"] for check in alone["checks"]] == [True, True, True, None]
