@@ -117,6 +117,6 @@ def _template(folder: Path) -> str:
         said = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{config} is no JSON: {error}") from None
-    if said.get("model_type") == "llava_qwen2":  # HuatuoGPT-Vision's own layout
+    if said.get("model_type") in ("llava_qwen2", "llava_llama"):  # HuatuoGPT-Vision's own layout
         return "huatuo_v1"
     return str(said.get("prompt_template") or "")

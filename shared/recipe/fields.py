@@ -85,7 +85,8 @@ class ModelSection(Section):
     """Which medical vision-language model is the student, and how it is held."""
 
     name: str = "llava-med-1.5"
-    """llava-med-1.5, huatuogpt-vision-7b, medgemma-1.5-4b, lingshu-7b, a folder, or a hub id."""
+    """llava-med-1.5, huatuogpt-vision-7b, huatuogpt-vision-34b, medgemma-1.5-4b, lingshu-7b, a
+    folder, or a hub id."""
 
     path: str | None = None
     """Local folder or hub id of the weights of a named model; null: its published hub id."""

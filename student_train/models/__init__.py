@@ -28,6 +28,7 @@ class Family(NamedTuple):
 FAMILIES = {
     "llava-med-1.5": Family("microsoft/llava-med-v1.5-mistral-7b", "vicuna_v1"),
     "huatuogpt-vision-7b": Family("FreedomIntelligence/HuatuoGPT-Vision-7B", "huatuo_v1"),
+    "huatuogpt-vision-34b": Family("FreedomIntelligence/HuatuoGPT-Vision-34B", "huatuo_v1"),
     "medgemma-1.5-4b": Family("google/medgemma-1.5-4b-it", "gemma3"),
     "lingshu-7b": Family("lingshu-medical-mllm/Lingshu-7B", "qwen2_5_vl"),
 }
@@ -37,6 +38,7 @@ LAYOUTS = {
     "llava": "llava",
     "llava_mistral": "llava_med",
     "llava_qwen2": "huatuo",
+    "llava_llama": "huatuo_yi",
     "smolvlm": "smolvlm",
     "gemma3": "gemma3",
     "internvl": "internvl",

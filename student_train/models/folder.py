@@ -34,6 +34,10 @@ _WANTED = (
 )
 
 
+class UnreachedError(UserError):
+    """A hub id whose files can be had neither from the hub nor from its cache."""
+
+
 def local_folder(place: str, revision: str | None = None) -> Path | None:
     """Return the folder here that `place` names; None for a hub id. Nothing is fetched.
 
@@ -89,7 +93,7 @@ def checkpoint_folder(
     Raises
     ------
     UserError
-        Neither a checkpoint folder nor a hub id that can be reached.
+        Neither a checkpoint folder nor a hub id that can be reached (an `UnreachedError`).
     """
     here = local_folder(place, revision)
     if here is not None:
@@ -101,7 +105,7 @@ def checkpoint_folder(
         if wanted is _WANTED and not any(folder.glob("*.safetensors")):
             folder = snapshot(place, [*_WANTED, "*.bin"], revision)
     except NotFetchedError as error:
-        raise UserError(
+        raise UnreachedError(
             f"cannot fetch {place} from the hub ({error}), and no folder is called so; name a "
             "local copy: model.path of a named model, model.name of any other"
         ) from None

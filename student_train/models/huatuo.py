@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from shared.recipe import ModelSection
 from student_train.models.base import BaseStudent
 from student_train.models.original import load_original
+from student_train.models.pieces import piece_tokenizer
 from student_train.models.pretrained import own_tower
 
 if TYPE_CHECKING:
@@ -36,6 +37,6 @@ def load_huatuo(
         dtype,
         template=template or "huatuo_v1",
         text_class=Qwen2Config,
-        tokenizer_class=Qwen2Tokenizer,
+        tokenizer=piece_tokenizer(Qwen2Tokenizer, folder),
         padding=None,
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from shared.recipe import ModelSection
 from student_train.models.base import BaseStudent
 from student_train.models.original import load_original
+from student_train.models.pieces import piece_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,6 @@ def load_llava_med(
         dtype,
         template=template or "vicuna_v1",
         text_class=MistralConfig,
-        tokenizer_class=LlamaTokenizer,
+        tokenizer=piece_tokenizer(LlamaTokenizer, folder),
         padding="<pad>",
     )

@@ -1,6 +1,7 @@
 """LLaVA's own checkpoint layout into transformers' `LlavaForConditionalGeneration`.
 
-V vocabulary, d student width. The layout's model types are `llava_mistral` and `llava_qwen2`.
+V vocabulary, d student width. The layout's model types are `llava_mistral`,
+`llava_qwen2` and `llava_llama`.
 
 | original key | here |
 |---|---|
@@ -25,7 +26,6 @@ from shared.recipe import ModelSection
 from student_train.imagetext import ImageProcessor, ImageTextConfig, TextConfig, Tokenizer
 from student_train.models.base import BaseStudent, make_base
 from student_train.models.folder import open_weights, read_config, weight_files
-from student_train.models.pieces import piece_tokenizer
 from student_train.models.pretrained import Loading, PartClass, from_pretrained, load_part
 
 IMAGE_TOKEN = "<image>"
@@ -153,7 +153,7 @@ def load_original(
     *,
     template: str,
     text_class: Callable[..., TextConfig],
-    tokenizer_class: PartClass[Tokenizer],
+    tokenizer: Tokenizer,
     padding: str | None,
 ) -> BaseStudent:
     """Load a checkpoint in LLaVA's own layout, strictly.
@@ -166,7 +166,6 @@ def load_original(
     from transformers import CLIPImageProcessor, GenerationConfig, LlavaForConditionalGeneration
 
     config = llava_config(read_config(folder), text_class, folder)
-    tokenizer = piece_tokenizer(tokenizer_class, folder)
     config.image_token_id, config.text_config.vocab_size = add_tokens(
         tokenizer, padding, config.text_config.vocab_size
     )

@@ -3,20 +3,25 @@
 d student width, L decoder layers, l the distillation layer.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from math import isqrt
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from shared.console import note
 from shared.imaging.grid import Grid
 from shared.recipe import ModelSection
 from student_train.imagetext import ImageTextConfig, first_layer
-from student_train.models import layout_of
+from student_train.models import FAMILIES, layout_of
 from student_train.models.qwen_vl import QwenVision, largest_square, square_of
 
 Fields = Mapping[str, object]
 Read = tuple[ImageTextConfig, int, int]  # with the square's side in pixels and in tokens
 Reader = Callable[[Fields, Path], Read]
+# config.json of published models, written down from their repositories; that of
+# huatuogpt-vision-34b is derived, see huatuo_yi.py. A run reads the file beside the weights.
+PUBLISHED = Path(__file__).parent / "published"
 
 
 class Outline(NamedTuple):
@@ -53,15 +58,40 @@ class Outline(NamedTuple):
 def outline(section: ModelSection) -> Outline:
     """Return the outline of the model that a recipe's `model` names.
 
+    Where the configuration of a named model cannot be fetched, it is the one written down here.
+
     Raises
     ------
     UserError
         No such model, or a layout that no loader reads.
     """
-    from student_train.models.folder import read_config
+    from student_train.models.folder import UnreachedError, read_config
 
-    folder = layout_of(section)
-    fields = read_config(folder)
+    try:
+        folder = layout_of(section)
+        fields: Fields = read_config(folder)
+    except UnreachedError:
+        if section.name not in FAMILIES or section.path or section.revision:
+            raise
+        note(f"the hub does not give the configuration of {section.name}: as written down here")
+        return outlined(published(section.name), PUBLISHED)
+    return outlined(fields, folder)
+
+
+def published(name: str) -> Fields:
+    """Return the configuration of a published model, as it is written down in this package."""
+    found: Fields = json.loads((PUBLISHED / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def outlined(fields: Fields, folder: Path) -> Outline:
+    """Return the outline of a configuration.
+
+    Parameters
+    ----------
+    folder
+        Where it lies, with the configuration of the model's image processor.
+    """
     layout = str(fields["model_type"])
     config, size, side = _READERS[layout](fields, folder)
     text = config.get_text_config()
@@ -167,6 +197,7 @@ _READERS: dict[str, Reader] = {
     "llava": _llava,
     "llava_mistral": _original("MistralConfig"),
     "llava_qwen2": _original("Qwen2Config"),
+    "llava_llama": _original("LlamaConfig"),
     "smolvlm": _smolvlm,
     "gemma3": _gemma3,
     "internvl": _internvl,

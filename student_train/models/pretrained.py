@@ -14,6 +14,16 @@ from student_train.upstream import name_source
 
 Part_co = TypeVar("Part_co", covariant=True)
 Loading = Mapping[str, Collection[object]]  # what did not fit, by kind
+# What QLoRA leaves as it is: head, tower and connector. Whole names, because transformers reads one
+# from the start of a module's: "vision_tower" alone would hold nothing back.
+UNQUANTIZED = (
+    "lm_head",
+    "model.vision_tower",
+    "model.vision_model",
+    "model.visual",
+    "model.multi_modal_projector",
+    "model.connector",
+)
 
 
 @runtime_checkable
@@ -123,6 +133,6 @@ def quantization(section: ModelSection, dtype: torch.dtype) -> object | None:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["lm_head", "vision_tower", "visual", "multi_modal_projector"],
+        llm_int8_skip_modules=list(UNQUANTIZED),
     )
     return config

@@ -68,6 +68,7 @@ def test_the_authors_preset_is_that_of_the_first_adapters_template(tmp_path: Pat
     ("config", "preset"),
     [
         ({"model_type": "llava_qwen2"}, "authors-huatuo"),
+        ({"model_type": "llava_llama"}, "authors-huatuo"),
         ({"model_type": "llava", "prompt_template": "huatuo_v1"}, "authors-huatuo"),
         ({"model_type": "llava", "prompt_template": "vicuna_v1"}, "authors-llava-med"),
         ({"model_type": "llava_mistral"}, "authors-llava-med"),

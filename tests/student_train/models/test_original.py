@@ -27,26 +27,35 @@ from tests.fixtures.student_checkpoints import (
     original_keys,
     whole_clip,
 )
+from tests.fixtures.yi_checkpoint import YI, yi_config
 
 PUBLISHED_TOWER = "openai/clip-vit-large-patch14-336"
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
-    ("shape", "model_type", "weights", "rows"),
-    [(LLAVA_MED, "llava_mistral", 686, 32064), (HUATUO, "llava_qwen2", 734, 152064)],
+    ("model_type", "shape", "weights", "rows", "theta"),
+    [
+        ("llava_mistral", LLAVA_MED, 686, 32064, 1e6),
+        ("llava_qwen2", HUATUO, 734, 152064, 1e6),
+        ("llava_llama", YI, 938, 64064, 5e6),
+    ],
+    ids=["llava_mistral", "llava_qwen2", "llava_llama"],
 )
 def test_every_published_weight_has_its_place(
-    shape: Shape, model_type: str, weights: int, rows: int, tmp_path: Path
+    model_type: str, shape: Shape, weights: int, rows: int, theta: float, tmp_path: Path
 ) -> None:
     """The full-size model on the meta device against the published key list.
 
     None missing, none left over.
     """
-    from transformers import MistralConfig, Qwen2Config
+    import transformers
 
-    text_class = MistralConfig if model_type == "llava_mistral" else Qwen2Config
+    name = {"llava_mistral": "Mistral", "llava_qwen2": "Qwen2", "llava_llama": "Llama"}[model_type]
+    text_class = getattr(transformers, f"{name}Config")
     original = original_config(shape, model_type, PUBLISHED_TOWER)
+    if model_type == "llava_llama":
+        original = yi_config(shape, PUBLISHED_TOWER)
     config = llava_config(original, text_class, tmp_path)
     expected = expected_shapes(config)
     published = dict(original_keys(shape))
@@ -63,7 +72,7 @@ def test_every_published_weight_has_its_place(
         else set()
     )
     assert config.image_seq_length == 576
-    assert cast("Any", config.text_config).rope_parameters["rope_theta"] == 1e6
+    assert cast("Any", config.text_config).rope_parameters["rope_theta"] == theta
 
 
 @pytest.mark.unit

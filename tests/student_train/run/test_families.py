@@ -16,10 +16,10 @@ from student_train.adapter.export import export
 from student_train.models import load_base
 from student_train.run.train import train
 from tests.fixtures.families import FAMILIES, Family, own_model
-from tests.fixtures.student_runs import recipe, write_images, write_store, write_train_file
+from tests.fixtures.student_runs import recipe, write_family_run
 
 pytestmark = pytest.mark.integration
-PROJECTORS = ("model.multi_modal_projector.", "model.visual.merger.")
+PROJECTORS = ("model.multi_modal_projector.", "model.visual.merger.", "model.connector.")
 
 
 class Trained(NamedTuple):
@@ -32,34 +32,7 @@ class Trained(NamedTuple):
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Four steps of the three terms, a checkpoint after two."""
     family, folder = FAMILIES[request.param], tmp_path_factory.mktemp(request.param)
-    family.write(folder / "base")
-    images = write_images(folder / "images", 4)
-    values: dict[str, Any] = {
-        "output": str(folder / "run"),
-        "deepspeed": "none",
-        "model": {"name": str(folder / "base")},
-        "data": {
-            "train": str(write_train_file(folder / "train.json", images, 8)),
-            "image_root": str(folder / "images"),
-            "workers": 0,
-        },
-        "targets": {
-            "store": str(write_store(folder / "store", folder / "images", images, family.grid))
-        },
-        "losses": {"layer": 2, "beta": 0.1},
-        "lora": {"r": 4, "dropout": 0.1},
-        "train": {
-            "max_steps": 4,
-            "batch_size": 2,
-            "accumulation": 1,
-            "learning_rate": 0.01,
-            "precision": "fp32",
-            "device": "cpu",
-            "logging_steps": 1,
-            "save_steps": 2,
-            "report_to": [],
-        },
-    }
+    values = write_family_run(family, folder)
     return Trained(family, values, train(recipe(values)))
 
 
