@@ -10,6 +10,7 @@ import typer
 from pipelines.evaluation.result import FOLDER
 from shared.console import note, say
 from shared.errors import UserError
+from teacher_cache.options import TokenizerOption, WeightsOption
 
 if TYPE_CHECKING:
     from pipelines.explore.explorer import Explorer
@@ -42,13 +43,25 @@ def explore_command(
     device: Annotated[
         str | None, typer.Option(help="Of a model that is asked for, such as cuda:1.")
     ] = None,
+    query: Annotated[
+        Path | None,
+        typer.Option(help="A file of `cache query fit`: a question typed in has a map."),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="The query's sentence encoder; default: the packaged.")
+    ] = None,
+    weights: WeightsOption = None,
+    tokenizer: TokenizerOption = None,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Load the run's model: it answers what is typed in.")
+    ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser", help="Open the page too.")] = False,
 ) -> None:
     """Look into a run in the browser: items, answers, attention, similarity of patches.
 
     The page is served to this machine alone (127.0.0.1), for as long as the command runs. It loads
-    no model before a button of the page asks for it, and nothing from a network.
+    no model before a button of the page asks for it, or --answers does, and nothing from a network.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before a model library is imported
     from pipelines.explore.opening import open_explorer
@@ -63,6 +76,11 @@ def explore_command(
         regions=regions,
         image_root=image_root,
         device=device,
+        query=query,
+        encoder=encoder,
+        answers=answers,
+        weights=weights,
+        tokenizer=tokenizer,
     )
     with closing(explorer), _listening(explorer, port) as server:
         say(f"open {server.address}")

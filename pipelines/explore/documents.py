@@ -26,6 +26,8 @@ class RunDocument(TypedDict):
     students: list[str]
     weights: int | None  # bytes of one student
     regions: bool
+    no_map: str  # why no question has a map, and what to do; empty: it has
+    no_answer: str  # the same of the model's answer
     notes: list[str]
 
 
@@ -98,6 +100,15 @@ class MapsDocument(TypedDict):
     teacher: list[float] | None
     students: dict[str, StudentMaps]
     regions: list[dict[str, str]]  # label and colour
+    notes: list[str]
+
+
+class QuestionDocument(TypedDict):
+    """What came of a question: a map with a sum of 1, an answer, and lines of what did not come."""
+
+    question: str
+    map: list[float] | None
+    answer: str | None
     notes: list[str]
 
 

@@ -10,6 +10,7 @@ from pipelines.explore.documents import (
     ItemDocument,
     ItemsDocument,
     MapsDocument,
+    QuestionDocument,
     RunDocument,
     SimilarityDocument,
     StudentMap,
@@ -17,6 +18,7 @@ from pipelines.explore.documents import (
 )
 from pipelines.explore.fields import Fields, FieldsDocument
 from pipelines.explore.pictures import image_box, inside, label_colours, opened, outlines, picture
+from pipelines.explore.questions import Questions, checked
 from pipelines.explore.search import Filter, search
 from pipelines.explore.students import Observation, Students
 from pipelines.explore.table import KINDS, Table
@@ -54,6 +56,7 @@ class Explorer:
         regions: Mapping[str, Regions] | None = None,
         geometry: Geometry = "pad",
         notes: list[str] | None = None,
+        questions: Questions | None = None,
     ) -> None:
         self._title = title
         self._result = result
@@ -65,6 +68,7 @@ class Explorer:
         self._geometry = geometry if targets is None else targets.geometry
         self._notes = notes or []
         self._fields = Fields(result)
+        self._questions = questions or Questions(targets, None, None, students, answers=False)
 
     def run(self) -> RunDocument:
         """Return what the page opens with."""
@@ -85,6 +89,8 @@ class Explorer:
             "students": self._students.names,
             "weights": self._students.weights(),
             "regions": self._regions is not None,
+            "no_map": self._questions.no_map,
+            "no_answer": self._questions.no_answer,
             "notes": self._notes,
         }
 
@@ -216,6 +222,34 @@ class Explorer:
         images = [self._reference(place, number) for number in range(len(first["images"]))]
         self._students.ask(name, first["id"], first["question"], images)
         return {"asked": name}
+
+    def question(self, place: int, number: int, text: str) -> QuestionDocument:
+        """Put a question in words to the store and to the model, of which either may be absent.
+
+        Raises
+        ------
+        UserError
+            As `picture`, the question is empty or too long, or neither can be asked.
+        """
+        reference, words = self._reference(place, number), checked(text)
+        asked = self._questions
+        if asked.no_map and asked.no_answer:
+            raise UserError(f"{asked.no_map}; {asked.no_answer}")
+        found: QuestionDocument = {"question": words, "map": None, "answer": None, "notes": []}
+        if not asked.no_map:
+            try:
+                values = asked.map_of(reference, words)
+                if values.any():
+                    found["map"] = _rounded(values / values.sum())
+                else:
+                    found["notes"].append("the map of this question is 0 in every patch")
+            except UserError as error:
+                if asked.no_answer:
+                    raise
+                found["notes"].append(str(error))
+        if not asked.no_answer:
+            found["answer"] = asked.answer(reference, words)
+        return found
 
     def close(self) -> None:
         """Close the answers files."""

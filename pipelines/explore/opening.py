@@ -5,6 +5,7 @@ from pathlib import Path
 from pipelines.evaluation.arms import find_arms
 from pipelines.evaluation.reading import answered_root, evaluation_of, recipe_of
 from pipelines.explore.explorer import Explorer
+from pipelines.explore.questions import open_questions
 from pipelines.explore.students import Students
 from pipelines.explore.table import Table
 from pipelines.explore.targets import Targets, open_targets
@@ -24,6 +25,11 @@ def open_explorer(
     regions: Path | None = None,
     image_root: Path | None = None,
     device: str | None = None,
+    query: Path | None = None,
+    encoder: str | None = None,
+    answers: bool = False,
+    weights: str | None = None,
+    tokenizer: str | None = None,
 ) -> Explorer:
     """Open a run and its evaluation; lists, images, targets and models are read when asked for.
 
@@ -39,6 +45,13 @@ def open_explorer(
         Folder of the images, if not where the evaluation found them.
     device
         Of a model that is asked for.
+    query, encoder
+        A file of `cache query fit`, by which questions have maps, and its sentence encoder.
+    answers
+        Load the run's model, which answers questions that are typed in.
+    weights, tokenizer
+        Of the text tower of a store that was built with `--query`, for questions whose embeddings
+        it does not keep.
 
     Raises
     ------
@@ -57,16 +70,19 @@ def open_explorer(
     targets = _targets(store, recipe, teacher, grid, notes)
     base = result["settings"].get("base")
     known = None if regions is None else read_regions(regions)
+    students = Students(arms, evaluation, recipe, base, device)
+    questions = open_questions(targets, students, query, encoder, answers, weights, tokenizer)
     return Explorer(
         run.resolve().name,
         result,
         Table(evaluation, result),
         image_root or answered_root(result, recipe),
-        Students(arms, evaluation, recipe, base, device),
+        students,
         targets,
         known,
         "pad" if recipe is None else recipe.data.geometry,
         notes,
+        questions,
     )
 
 

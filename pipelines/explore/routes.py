@@ -62,6 +62,11 @@ def _ask(explorer: Explorer, query: Query) -> Reply:
     return json_reply(explorer.ask(query.text("arm"), query.number("item")))
 
 
+def _question(explorer: Explorer, query: Query) -> Reply:
+    item, image = query.number("item"), query.number("image", 0)
+    return json_reply(explorer.question(item, image, query.text("question")))
+
+
 READS: dict[str, Route] = {
     "/api/run": _run,
     "/api/fields": _fields,
@@ -73,4 +78,4 @@ READS: dict[str, Route] = {
     "/outlines": _outlines,
     "/favicon.ico": _nothing,
 }
-ACTS: dict[str, Route] = {"/api/ask": _ask}
+ACTS: dict[str, Route] = {"/api/ask": _ask, "/api/question": _question}

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from pipelines.decoding.methods import decodings
+from pipelines.evaluation.chat import Conversation
 from pipelines.evaluation.loading import Loaded, load_base_student, load_student
 from pipelines.evaluation.observed import kept_attention, observe, states_folder
 from shared.console import note
@@ -119,6 +121,35 @@ class Students:
                 if len(self._seen) > _KEPT:
                     self._seen.popitem(last=False)
         return found
+
+    def load(self) -> None:
+        """Load the model that answers: the last arm's.
+
+        Raises
+        ------
+        UserError
+            There is no arm, or it cannot be loaded.
+        """
+        if not self._arms:
+            raise UserError("no model of this run can be asked: start without --answers")
+        with self._lock:
+            self._student(next(reversed(self._arms)))
+
+    def answer(self, question: str, image: ImageReference) -> str:
+        """Return the last arm's answer, by greedy decoding, to a question about one image.
+
+        Raises
+        ------
+        UserError
+            There is no arm, or the question cannot be put.
+        """
+        if not self._arms:
+            raise UserError("no model of this run can be asked")
+        [greedy] = decodings(["greedy"])
+        with self._lock:  # one at a time; the others wait
+            conversation = Conversation(self._student(next(reversed(self._arms))), greedy)
+            conversation.show(str(image))
+            return conversation.ask(question)
 
     def _observed(self, name: str, question: str, images: Sequence[ImageReference]) -> Observation:
         student = self._student(name)

