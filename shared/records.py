@@ -4,7 +4,8 @@
 
 - LLaVA conversations: `{"id", "image": str | [str, ...], "conversations": [{"from": "human" |
   "gpt", "value"}, ...]}`,
-  text-only where `image` is absent, with an optional `answer_type` of OPEN or CLOSED, or
+  text-only where `image` is absent, with an optional `answer_type` of OPEN or CLOSED; one turn
+  `"from": "system"` may stand first, or
 - the MedHEval question form: `{"qid" | "id", "image", "question", "answer"}`, with an optional
   `choices` (or `options`) and `question_type`, as the authors' evaluation reads it.
 
@@ -74,6 +75,8 @@ class Record:
         The answers offered, where the file lists them.
     extra
         Every other field of the record, untouched.
+    system
+        The conversation's own system message; empty where the template's stands.
     """
 
     id: str
@@ -82,6 +85,7 @@ class Record:
     answer_type: AnswerType | None = None
     options: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+    system: str = ""
 
     def references(self, image_root: str | Path | None = None) -> list["ImageReference"]:
         """Return the images as paths below `image_root` and parts."""
@@ -280,8 +284,9 @@ def record_of(row: object, where: str, number: int) -> Record:
     where = f"{where} (id {name})"
     images = _images(fields, where)
     answer_type = _answer_type(fields.pop("answer_type", None), fields)
+    system = ""
     if "conversations" in fields:
-        turns = _conversation(fields.pop("conversations"), where)
+        system, turns = _conversation(fields.pop("conversations"), where)
         options = options_of(fields.pop("options", None))
     elif "question" in fields:
         if fields.get("choices") is None and fields.get("options") is not None:
@@ -293,9 +298,8 @@ def record_of(row: object, where: str, number: int) -> Record:
             f"{where}: neither `conversations` nor `question`; found "
             f"{', '.join(map(str, row)) or 'nothing'}"
         )
-    return Record(
-        name, images, _match_images(turns, len(images), where), answer_type, options, fields
-    )
+    turns = _match_images(turns, len(images), where)
+    return Record(name, images, turns, answer_type, options, fields, system)
 
 
 def _images(fields: dict[str, object], where: str) -> tuple[str, ...]:
@@ -361,21 +365,30 @@ def _answer_type(value: object, fields: dict[str, object]) -> AnswerType | None:
     return _ANSWER_TYPES.get(text)
 
 
-def _conversation(value: object, where: str) -> tuple[Turn, ...]:
+def _conversation(value: object, where: str) -> tuple[str, tuple[Turn, ...]]:
+    """Return the text of the system turn that may stand first, and the other turns."""
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: `conversations` must be a list of turns, found {_kind(value)}")
-    turns = []
+    system = ""
+    turns: list[Turn] = []
     for position, turn in enumerate(value):
         if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
             raise UserError(f'{where}: turn {position} must be {{"from": ..., "value": text}}')
-        expected: Literal["human", "gpt"] = "gpt" if position % 2 else "human"
+        if position == 0 and turn.get("from") == "system":
+            system = turn["value"].strip()
+            continue
+        expected: Literal["human", "gpt"] = "gpt" if len(turns) % 2 else "human"
         if turn.get("from") != expected:
             raise UserError(
                 f"{where}: turn {position} is from {turn.get('from')!r}; human and gpt alternate, "
-                "human first"
+                "human first, and one system turn may stand before them"
             )
         turns.append(Turn(expected, turn["value"]))
-    return tuple(turns)
+    if not turns:
+        raise UserError(f"{where}: `conversations` holds a system turn alone; add the question")
+    if IMAGE_MARK in system:
+        raise UserError(f"{where}: the system turn holds {IMAGE_MARK}; only questions show images")
+    return system, tuple(turns)
 
 
 def _question_form(fields: dict[str, object], where: str) -> tuple[Turn, ...]:
@@ -447,7 +460,9 @@ def _row(record: Record) -> dict[str, object]:
     row: dict[str, object] = {"id": record.id}
     if record.images:
         row["image"] = record.images[0] if len(record.images) == 1 else list(record.images)
-    row["conversations"] = [{"from": turn.role, "value": turn.text} for turn in record.turns]
+    system = [{"from": "system", "value": record.system}] if record.system else []
+    turns = [{"from": turn.role, "value": turn.text} for turn in record.turns]
+    row["conversations"] = [*system, *turns]
     if record.answer_type is not None:
         row["answer_type"] = record.answer_type
     if record.options:

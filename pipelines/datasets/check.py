@@ -30,6 +30,7 @@ class Checked(TypedDict):
     ceilings: dict[str, float]
     with_options: int
     without_image: int
+    system_turns: int  # records that bring a system message of their own
     repeated: int  # records that repeat an earlier one: the same images, questions and answers
     first_repeated: list[str]  # the ids of the first such pair, the earlier one first
     problems: list[str]
@@ -80,6 +81,7 @@ def check(file: Path, image_root: Path | None = None, against: Path | None = Non
         "ceilings": ceilings([record for record in records if record.answer]),
         "with_options": sum(bool(record.options) for record in records),
         "without_image": sum(not record.images for record in records),
+        "system_turns": sum(bool(record.system) for record in records),
         "repeated": len(repeats),
         "first_repeated": list(repeats[0]) if repeats else [],
         "problems": problems,
@@ -114,7 +116,7 @@ def _repeats(
     found = []
     for record in records:
         images = tuple(keys.get(one, str(one)) for one in record.references(root))
-        said = (images, record.turns, record.options)
+        said = (images, record.turns, record.options, record.system)
         if said in first:
             found.append((first[said], record.id))
         first.setdefault(said, record.id)

@@ -14,7 +14,9 @@ from pipelines.datasets.release import embedded_image
 from shared.errors import UserError
 from shared.records import IMAGE_KEYS, IMAGE_MARK, Record, record_of, write_records
 
-ROLES = {"user": "human", "human": "human", "assistant": "gpt", "gpt": "gpt"}
+ROLES = {
+    "user": "human", "human": "human", "assistant": "gpt", "gpt": "gpt", "system": "system",
+}  # fmt: skip
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
 
 
@@ -41,8 +43,8 @@ def convert(source: Path, out: Path) -> Converted:
     Raises
     ------
     UserError
-        `out` exists; a row has no form that is known, or a system turn; some images are inside
-        the source and some are paths.
+        `out` exists; a row has no form that is known, or a system turn that is not its first; some
+        images are inside the source and some are paths.
     """
     if out.exists() or out.suffix not in (".json", ".jsonl"):
         reason = "exists" if out.exists() else "does not end in .json or .jsonl"
@@ -116,13 +118,17 @@ def _read(source: Path) -> Iterator[object]:
 
 
 def _conversation(row: dict[str, object], where: str) -> dict[str, object]:
-    """Return the row with its turns as LLaVA names them; a system turn is refused."""
+    """Return the row with its turns as LLaVA names them.
+
+    A field `system` beside them, as LLaMA-Factory has it, becomes the first turn.
+    """
     turns = row.pop("messages", None) or row.pop("conversations", None)
     if turns is None:
         return row
     if not isinstance(turns, list):
         raise UserError(f"{where}: its turns are no list")
-    system = [{"role": "system", "content": row["system"]}] if "system" in row else []
+    told = row.pop("system", None)
+    system = [] if told is None else [{"role": "system", "content": told}]
     return row | {"conversations": [_turn(turn, where) for turn in [*system, *turns]]}
 
 
@@ -131,11 +137,6 @@ def _turn(turn: object, where: str) -> dict[str, str]:
         raise UserError(f"{where}: a turn is no mapping: {str(turn)[:60]!r}")
     role = str(turn.get("role", turn.get("from")))
     text = _text(turn.get("content", turn.get("value")), where)
-    if role == "system":
-        raise UserError(
-            f"{where}: a system turn ({text[:40]!r}); the model's template brings its own. Remove "
-            "it from the data, or put its words into the question"
-        )
     if role not in ROLES:
         raise UserError(f"{where}: a turn of {role!r}; read are {', '.join(ROLES)}")
     return {"from": ROLES[role], "value": text}

@@ -124,7 +124,9 @@ def _check_positions(item: Item, student: Loaded, bounds: Bounds, image_root: Pa
     from pipelines.decoding.generation import check_positions
 
     encoded = student.processor.encode(
-        item.record.question, pictures(item, student.processor, image_root)
+        item.record.question,
+        pictures(item, student.processor, image_root),
+        system=item.record.system,
     )
     length = encoded["input_ids"].shape[1]
     check_positions(student.model, length, bounds.max_new_tokens, item.record.id)
@@ -177,10 +179,17 @@ def encoded_prompts(
 
     processor = student.processor
     encoded = [
-        processor.encode(item.record.question, pictures(item, processor, image_root))
+        processor.encode(
+            item.record.question,
+            pictures(item, processor, image_root),
+            system=item.record.system,
+        )
         for item in batch
     ]
-    reworded = [processor.reworded(item.record.question, len(item.images)) for item in batch]
+    reworded = [
+        processor.reworded(item.record.question, len(item.images), system=item.record.system)
+        for item in batch
+    ]
     names = [item.seed for item in batch]
     pad = pad_id(processor)
     return prefilled(student.model, collate(encoded, names, student.model, pad, watch, reworded))

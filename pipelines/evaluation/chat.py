@@ -25,15 +25,22 @@ class Conversation:
         How, its settings as for an evaluation.
     max_new_tokens, seed
         Where an answer is cut; of the methods that draw.
+    system
+        A system message of its own, for all that is asked; where empty, the template's.
     """
 
     def __init__(
-        self, student: Loaded, decoding: Decoding, max_new_tokens: int = 128, seed: int = 0
+        self,
+        student: Loaded,
+        decoding: Decoding,
+        max_new_tokens: int = 128,
+        seed: int = 0,
+        system: str = "",
     ) -> None:
         self._student = student
         self._decoding = decoding.settled(student.model)
         self._most = max_new_tokens
-        self._seed = seed
+        self._seed, self._system = seed, system
         self.forget()
 
     def forget(self) -> None:
@@ -62,9 +69,9 @@ class Conversation:
         words = question.replace(IMAGE_MARK, " ").strip()
         asked = Turn("human", front_images(words, len(self._shown)))
         turns, images = [*self.turns, asked], [*self._images, *self._shown]
-        inputs = processor.encode_turns(turns, images)
+        inputs = processor.encode_turns(turns, images, system=self._system)
         pad, watch = pad_id(processor), watch_of([self._decoding])
-        reworded = [processor.reworded(turns, len(images))]
+        reworded = [processor.reworded(turns, len(images), system=self._system)]
         prompts = collate([inputs], [words], model, pad, watch, reworded)
         limits = Limits(self._most, end_ids(processor))
         settings = self._decoding.settings

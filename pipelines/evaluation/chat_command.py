@@ -13,6 +13,7 @@ from pipelines.evaluation.commands import (
     Preset,
     Run,
     Seed,
+    System,
     Weights,
 )
 from shared.console import note, say
@@ -31,6 +32,7 @@ def chat_command(
         list[str] | None,
         typer.Option(help="Shown with the first question; again for a second image."),
     ] = None,
+    system: System = "",
     decode: Decode = "greedy",
     preset: Preset = "published",
     override: Override = None,
@@ -58,7 +60,7 @@ def chat_command(
     for one in image or ():
         picture_at(one)  # before the model is loaded
     student = load_student(folder, device, base, dtype)
-    conversation = Conversation(student, chosen, max_new_tokens, seed)
+    conversation = Conversation(student, chosen, max_new_tokens, seed, system)
     for one in image or ():
         conversation.show(one)
     note(f"{folder}. Not for clinical use. {HELP}")

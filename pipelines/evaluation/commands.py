@@ -42,6 +42,9 @@ Weights = Annotated[
 Decode = Annotated[str, typer.Option(help=f"One of {', '.join(NAMES)}.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Where an answer is cut.")]
 Seed = Annotated[int, typer.Option(help="Of the methods that draw.")]
+System = Annotated[
+    str, typer.Option(help="A system message of its own; where empty, the template's stands.")
+]
 ChosenDevice = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")
 ]
@@ -66,6 +69,7 @@ def generate_command(
         ),
     ] = None,
     question: Annotated[str, typer.Option(help="What to ask about it.")],
+    system: System = "",
     decode: Decode = "beam",
     preset: Preset = "published",
     override: Override = None,
@@ -82,6 +86,7 @@ def generate_command(
         run,
         image or [],
         question,
+        system=system,
         method=decode,
         preset=preset,
         overrides=tuple(override or ()),

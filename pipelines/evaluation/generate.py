@@ -36,6 +36,7 @@ def generate_answer(
     images: str | Sequence[str],
     question: str,
     *,
+    system: str = "",
     method: str = "beam",
     preset: str = "published",
     overrides: tuple[str, ...] = (),
@@ -47,7 +48,8 @@ def generate_answer(
 ) -> str:
     """Return the answer of a run's adapter to `question` about `images`: one, several or none.
 
-    MEDALIGN's where the run has both.
+    MEDALIGN's where the run has both. `system` is a system message of its own; where empty, the
+    template's stands.
 
     An image may name a part of a file, as in data files: "scan.nii.gz#axial=90". Raises UserError
     for a run without an adapter, an unknown method, an image that is missing or cannot be read.
@@ -62,8 +64,8 @@ def generate_answer(
     pictures = [picture_at(image) for image in ([images] if isinstance(images, str) else images)]
     student = load_student(folder, device, base, dtype)
     processor = student.processor
-    encoded = processor.encode(question, pictures)
-    reworded = [processor.reworded(question, len(pictures))]
+    encoded = processor.encode(question, pictures, system=system)
+    reworded = [processor.reworded(question, len(pictures), system=system)]
     pad, watch = pad_id(processor), watch_of([chosen])
     prompts = collate([encoded], [question], student.model, pad, watch, reworded)
     limits = Limits(max_new_tokens, end_ids(processor))

@@ -91,8 +91,9 @@ def items_of(
     """Name every question by what it shows (`contents` of its images) and asks."""
     items = []
     for record, images in zip(records, contents, strict=True):
+        told = {"system": record.system} if record.system else {}
         prompt = json.dumps(
-            {"template": template, "question": record.question, "images": images},
+            {"template": template, "question": record.question, "images": images} | told,
             ensure_ascii=False,
         )
         items.append(Item(record, images, prompt))

@@ -41,9 +41,16 @@ class Seen(NamedTuple):
 
 
 def observe(
-    student: Loaded, question: str, images: Sequence[ImageReference], layers: Sequence[int]
+    student: Loaded,
+    question: str,
+    images: Sequence[ImageReference],
+    layers: Sequence[int],
+    *,
+    system: str = "",
 ) -> Seen:
     """Ask a question about one image and return what the layers held of it.
+
+    `system` is the record's own system message, where it has one.
 
     Raises
     ------
@@ -56,7 +63,7 @@ def observe(
 
     model = student.model
     blocks = check_layers(model, layers)
-    encoded = student.processor.encode(question, list(images))
+    encoded = student.processor.encode(question, list(images), system=system)
     prompts = collate([encoded], [question], model, pad_id(student.processor))
     found: dict[str, Tensor] = {}
     with torch.no_grad(), ExitStack() as stack:

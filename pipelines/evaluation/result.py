@@ -188,6 +188,7 @@ class AnswerLine(TypedDict):
     reference: str
     prediction: str
     scores: dict[str, float]
+    system: NotRequired[str]  # of an item that brings a system message of its own
 
 
 KEYS = AnswerLine.__required_keys__

@@ -27,6 +27,7 @@ from pipelines.evaluation.result import (
     FOLDER,
     Answer,
     AnsweredSet,
+    AnswerLine,
     Result,
     RunSettings,
     control_folder,
@@ -265,24 +266,23 @@ def _write_row(
     texts: Sequence[str],
     scores: Sequence[dict[str, float]],
 ) -> None:
-    write_answers(
-        out,
-        row.name,
-        [
-            {
-                "id": record.id,
-                "images": list(record.images),
-                "cluster": cluster,
-                "question": record.question,
-                "reference": record.answer,
-                "prediction": text,
-                "scores": item,
-            }
-            for record, cluster, text, item in zip(
-                questions.records, questions.clusters.names, texts, scores, strict=True
-            )
-        ],
-    )
+    lines: list[AnswerLine] = []
+    for record, cluster, text, item in zip(
+        questions.records, questions.clusters.names, texts, scores, strict=True
+    ):
+        line: AnswerLine = {
+            "id": record.id,
+            "images": list(record.images),
+            "cluster": cluster,
+            "question": record.question,
+            "reference": record.answer,
+            "prediction": text,
+            "scores": item,
+        }
+        if record.system:
+            line["system"] = record.system
+        lines.append(line)
+    write_answers(out, row.name, lines)
 
 
 def _settings(options: Options, preset: str, folders: Mapping[str, Path]) -> RunSettings:

@@ -37,10 +37,11 @@ def swapped(text: str) -> str:
 
 
 def mirrored_record(record: Record) -> Record:
-    """Return what is asked of the mirrored images: every side in turns and options exchanged."""
+    """Return what is asked of the mirrored images: every side in its texts exchanged."""
     turns = tuple(turn._replace(text=swapped(turn.text)) for turn in record.turns)
     options = tuple(swapped(option) for option in record.options)
-    return dataclasses.replace(record, turns=turns, options=options)
+    system = swapped(record.system)
+    return dataclasses.replace(record, turns=turns, options=options, system=system)
 
 
 def _like(model: str, word: str) -> str:

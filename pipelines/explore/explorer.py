@@ -220,7 +220,8 @@ class Explorer:
         """
         first = self._answers(place)[0]
         images = [self._reference(place, number) for number in range(len(first["images"]))]
-        self._students.ask(name, first["id"], first["question"], images)
+        told = first.get("system", "")
+        self._students.ask(name, first["id"], first["question"], images, told)
         return {"asked": name}
 
     def question(self, place: int, number: int, text: str) -> QuestionDocument:

@@ -100,9 +100,11 @@ class Students:
         return Observation(self._layer(name, len(kept)), kept, None) if kept else None
 
     def ask(
-        self, name: str, item: str, question: str, images: Sequence[ImageReference]
+        self, name: str, item: str, question: str, images: Sequence[ImageReference], system: str
     ) -> Observation:
         """Put the question of an item to an arm, its model loaded where it is not.
+
+        `system` is the item's own system message, where it has one.
 
         Raises
         ------
@@ -116,7 +118,7 @@ class Students:
         with self._lock:
             found = self._seen.get((name, item))
             if found is None:
-                found = self._observed(name, question, images)
+                found = self._observed(name, question, images, system)
                 self._seen[name, item] = found
                 if len(self._seen) > _KEPT:
                     self._seen.popitem(last=False)
@@ -151,11 +153,13 @@ class Students:
             conversation.show(str(image))
             return conversation.ask(question)
 
-    def _observed(self, name: str, question: str, images: Sequence[ImageReference]) -> Observation:
+    def _observed(
+        self, name: str, question: str, images: Sequence[ImageReference], system: str
+    ) -> Observation:
         student = self._student(name)
         layers = range(len(student.model.get_decoder().layers))
         layer = self._layer(name, len(layers))
-        seen = observe(student, question, images, layers)
+        seen = observe(student, question, images, layers, system=system)
         return Observation(layer, seen.attention, seen.tokens[layer])
 
     def _student(self, name: str) -> Loaded:

@@ -120,7 +120,7 @@ def _sources(
 
 def _show(student: "Loaded", held: Sequence[Held], layers: Sequence[int], title: str) -> list[Seen]:
     return [
-        observe(student, one.record.question, [one.reference], layers)
+        observe(student, one.record.question, [one.reference], layers, system=one.record.system)
         for one in track(held, len(held), title, "images")
     ]
 

@@ -69,7 +69,8 @@ def observe_all(
     wanted = list(dict.fromkeys([layer, *layers]))
     shown = track(zip(held, places, strict=True), len(held), title, "images")
     for one, own in shown:
-        seen = observe(student, one.record.question, [one.reference], wanted)
+        asked, told = one.record.question, one.record.system
+        seen = observe(student, asked, [one.reference], wanted, system=told)
         tokens.append(seen.tokens[layer])
         attention.append(seen.attention[layer])
         for other in layers:

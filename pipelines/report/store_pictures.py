@@ -180,7 +180,10 @@ def _observed(
 
 
 def _held(student: Loaded, shown: Sequence[Shown], layer: int, patches: int) -> list[_Held]:
-    seen: list[Seen] = [observe(student, one.record.question, one.images, [layer]) for one in shown]
+    seen: list[Seen] = [
+        observe(student, one.record.question, one.images, [layer], system=one.record.system)
+        for one in shown
+    ]
     return [_Held(one.tokens[layer][:patches], one.attention[layer][:patches]) for one in seen]
 
 

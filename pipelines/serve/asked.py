@@ -33,6 +33,7 @@ class Refused(Exception):
 class Asked(NamedTuple):
     """One request: turns that end with a question, their images, and how to answer."""
 
+    system: str  # empty: the template's stands
     turns: list[Turn]
     images: list[Image]
     item: str  # the question alone: names its random numbers, as in `chat`
@@ -63,10 +64,11 @@ def asked_of(body: object, model: str, most: int, max_pixels: int) -> Asked:
     for key, nothing in _MISSING.items():
         if body.get(key) is not None and body[key] not in nothing:
             raise _bad(f"{key} is not supported; leave it out")
-    turns, images, item = _conversation(body.get("messages"), max_pixels)
+    system, turns, images, item = _conversation(body.get("messages"), max_pixels)
     tokens = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
     options = body.get("stream_options")
     return Asked(
+        system,
         turns,
         images,
         item,
@@ -113,30 +115,30 @@ def _stops(value: object) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _conversation(messages: object, max_pixels: int) -> tuple[list[Turn], list[Image], str]:
+def _conversation(messages: object, max_pixels: int) -> tuple[str, list[Turn], list[Image], str]:
     if not isinstance(messages, list) or not messages:
         raise _bad("messages is a list of one message at least")
     turns: list[Turn] = []
     images: list[Image] = []
-    words = ""
-    for message in messages:
+    system = words = ""
+    for place, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
-        if role in ("system", "developer"):
-            raise _bad(
-                "this server takes no system message: the run was trained under its template's "
-                "own; put the words in front of the question"
-            )
-        if role not in ("user", "assistant"):
-            raise _bad("the role of a message is user or assistant")
+        if role not in ("system", "developer", "user", "assistant"):
+            raise _bad("the role of a message is system, user or assistant")
         words, shown = _content(message.get("content"), max_pixels)
-        if role == "assistant" and shown:
-            raise _bad("an assistant's message shows no image")
+        if role != "user" and shown:
+            raise _bad("only a user's message shows images")
+        if role in ("system", "developer"):
+            if place:
+                raise _bad("a system message is the first one, and there is one at most")
+            system = words
+            continue
         asks = role == "user"
         turns.append(Turn("human", front_images(words, len(shown))) if asks else Turn("gpt", words))
         images += shown
-    if turns[-1].role != "human":
+    if not turns or turns[-1].role != "human":
         raise _bad("the last message is the user's: there is nothing to answer")
-    return turns, images, words
+    return system, turns, images, words
 
 
 def _content(content: object, max_pixels: int) -> tuple[str, list[Image]]:

@@ -83,7 +83,9 @@ class Batches:
         self._check_room()  # before the work of encoding
         try:
             with self._encoding:
-                inputs = self._student.processor.encode_turns(asked.turns, asked.images)
+                inputs = self._student.processor.encode_turns(
+                    asked.turns, asked.images, system=asked.system
+                )
             job = Job(asked._replace(images=[]), inputs)
             check_positions(self._student.model, job.length, asked.max_new_tokens, "the request")
         except UserError as error:

@@ -113,7 +113,7 @@ class AlignmentData(Dataset[Sample | Failure]):
     def _encode(self, record: Record) -> Encoded:
         try:
             encoded = self.processor.encode_conversation(
-                record.turns, self.max_length, self.truncation
+                record.turns, self.max_length, self.truncation, system=record.system
             )
         except UserError as error:
             raise UserError(f"record {record.id}: {error}") from None

@@ -69,7 +69,12 @@ class Processor:
         return image_reader(self.image_processor, self.image_size, self.geometry, self.padding)
 
     def encode_conversation(
-        self, turns: Sequence[Turn], max_length: int | None, truncation: Truncation
+        self,
+        turns: Sequence[Turn],
+        max_length: int | None,
+        truncation: Truncation,
+        *,
+        system: str = "",
     ) -> Encoded:
         """Encode a conversation for training; see `prompts.encode_conversation`."""
         return encode_conversation(
@@ -80,12 +85,15 @@ class Processor:
             self.image_token_id,
             max_length,
             truncation,
+            system=system,
         )
 
     def encode(
         self,
         question: str | Sequence[str],
         images: Sequence[Picture] | Sequence[Sequence[Picture]] = (),
+        *,
+        system: str | Sequence[str] = "",
     ) -> dict[str, Tensor]:
         """Return `input_ids` (B, T), `attention_mask` and `pixel_values` (P, 3, S, S).
 
@@ -97,6 +105,9 @@ class Processor:
             One question, or B of them, which are padded on the left.
         images
             Pictures of the question; with B questions B sequences of them.
+        system
+            A system message of its own, or one for each of B questions; where empty, the
+            template's.
         """
         if isinstance(question, str):
             questions, galleries = [question], [cast(Sequence[Picture], images)]
@@ -105,31 +116,37 @@ class Processor:
             galleries = list(cast(Sequence[Sequence[Picture]], images))
         if len(galleries) != len(questions):
             galleries = galleries or [()] * len(questions)
-        return self._inputs(questions, galleries)
+        systems = [system] * len(questions) if isinstance(system, str) else list(system)
+        return self._inputs(questions, galleries, systems)
 
-    def reworded(self, asked: str | Sequence[Turn], images: int) -> Callable[[str], Tensor]:
+    def reworded(
+        self, asked: str | Sequence[Turn], images: int, *, system: str = ""
+    ) -> Callable[[str], Tensor]:
         """Return what writes a prompt under another instruction: from its text to ids (T,).
 
-        The instruction stands in the place of the template's system message, or before the first
-        question; `images` of them are asked about.
+        The instruction stands in the place of the system message, or before the first question;
+        `images` of them are asked about.
         """
-        return lambda instruction: self._ids(asked, images, instruction)
+        return lambda instruction: self._ids(asked, images, system, instruction)
 
     def encode_turns(
-        self, turns: Sequence[Turn], images: Sequence[Picture] = ()
+        self, turns: Sequence[Turn], images: Sequence[Picture] = (), *, system: str = ""
     ) -> dict[str, Tensor]:
         """Return the inputs, as `encode` does, for a conversation that ends with a question.
 
         `images` are those of all turns, in the order of their `<image>` marks.
         """
-        return self._inputs([turns], [images])
+        return self._inputs([turns], [images], [system])
 
     def _inputs(
-        self, questions: Sequence[str | Sequence[Turn]], galleries: Sequence[Sequence[Picture]]
+        self,
+        questions: Sequence[str | Sequence[Turn]],
+        galleries: Sequence[Sequence[Picture]],
+        systems: Sequence[str],
     ) -> dict[str, Tensor]:
         rows, pixels = [], []
-        for asked, gallery in zip(questions, galleries, strict=True):
-            rows.append(self._ids(asked, len(gallery)))
+        for asked, gallery, system in zip(questions, galleries, systems, strict=True):
+            rows.append(self._ids(asked, len(gallery), system))
             pixels += [self._pixels(image) for image in gallery]
         length = max(len(row) for row in rows)
         ids = torch.full((len(rows), length), cast(int, self.tokenizer.pad_token_id))
@@ -141,7 +158,11 @@ class Processor:
         return batch | {"pixel_values": torch.stack(pixels)} if pixels else batch
 
     def _ids(
-        self, asked: str | Sequence[Turn], images: int, instruction: str | None = None
+        self,
+        asked: str | Sequence[Turn],
+        images: int,
+        system: str,
+        instruction: str | None = None,
     ) -> Tensor:
         """Return the ids (T,) of one prompt."""
         encoded = encode_prompt(
@@ -151,6 +172,7 @@ class Processor:
             self.image_tokens,
             self.image_token_id,
             images=images,
+            system=system,
             instruction=instruction,
         )
         return torch.tensor(encoded.input_ids)

@@ -60,6 +60,8 @@ def encode_conversation(
     image_token_id: int,
     max_length: int | None = None,
     truncation: Truncation = "error",
+    *,
+    system: str = "",
 ) -> Encoded:
     """Encode a conversation for training: labels on the answers and their end tokens alone.
 
@@ -76,19 +78,21 @@ def encode_conversation(
         What happens beyond it: `error`, or `answer`, which cuts the end of the last answer (its end
         token goes too, so that the model does not learn to stop there). Images, questions and other
         answers are never cut.
+    system
+        The conversation's own system message, never learned; where empty, the template's.
 
     Raises
     ------
     UserError
         A conversation without an answer, an empty answer, a special token inside the text, too many
-        tokens.
+        tokens; a system message for which the template has no place.
     """
     if not turns or turns[-1].role != "gpt":
         raise UserError("the conversation ends without an answer; nothing could be learned from it")
     if any(turn.role == "gpt" and not turn.text.strip() for turn in turns):
         raise UserError("an answer is empty; remove the record or fill it in")
     encoded, last_answer = _encode(
-        turns, template, tokenizer, image_tokens_per_image, image_token_id
+        turns, _told(template, system, tokenizer), tokenizer, image_tokens_per_image, image_token_id
     )
     if max_length is None or len(encoded.input_ids) <= max_length:
         return encoded
@@ -116,6 +120,7 @@ def encode_prompt(
     image_token_id: int,
     *,
     images: int | None = None,
+    system: str = "",
     instruction: str | None = None,
 ) -> Encoded:
     """Encode the prompt for an answer.
@@ -129,9 +134,11 @@ def encode_prompt(
     images
         How many images a plain question is about: it gets that many `<image>` marks in front. By
         default the marks in the text count.
+    system
+        The conversation's own system message; where empty, the template's.
     instruction
-        Stands in the place of the template's system message; where a template has none, before the
-        text of the first question.
+        Stands in the place of the system message; where there is none, before the text of the first
+        question.
     """
     if isinstance(question, str):
         question = [Turn("human", front_images(question, images))]
@@ -141,6 +148,7 @@ def encode_prompt(
         )
     if not question or question[-1].role != "human":
         raise UserError("a generation prompt must end with a question")
+    template = _told(template, system, tokenizer)
     if instruction is not None:
         template, question = _instructed(template, question, instruction)
     encoded = _encode(question, template, tokenizer, image_tokens_per_image, image_token_id)[0]
@@ -151,13 +159,22 @@ def _instructed(
     template: Template, turns: Sequence[Turn], instruction: str
 ) -> tuple[Template, Sequence[Turn]]:
     if template.system:
-        return template._replace(
-            start=template.start.replace(template.system, instruction), system=instruction
-        ), turns
+        return template.telling(instruction), turns
     first, *others = turns
     marks = IMAGE_MARK * first.text.count(IMAGE_MARK)
     text = f"{marks}{instruction} {strip_marks(first.text).strip()}"
     return template, [Turn(first.role, text), *others]
+
+
+def _told(template: Template, system: str, tokenizer: Tokenizer) -> Template:
+    """Return the template with a conversation's own system message, where it has one."""
+    text = system.strip()
+    if not text:
+        return template
+    if IMAGE_MARK in text:
+        raise UserError(f"a system message shows no image: take {IMAGE_MARK} out of {text[:40]!r}")
+    _refuse_special_tokens(text, tokenizer)
+    return template.telling(text)
 
 
 class _Piece(NamedTuple):
@@ -173,17 +190,18 @@ def _pieces(turns: Sequence[Turn], template: Template) -> list[_Piece]:
         text = strip_marks(turn.text).strip()
         if turn.role == "human":
             between = template.between if position else ""
-            pieces.append(
-                _Piece(between + _question(text, turn.text.count(IMAGE_MARK), template), False)
-            )
+            ahead = "" if position else template.ahead
+            question = _question(ahead, text, turn.text.count(IMAGE_MARK), template)
+            pieces.append(_Piece(between + question, False))
         else:
             pieces.append(_Piece(template.gap + text + template.end, True))
     return pieces
 
 
-def _question(text: str, images: int, template: Template) -> str:
+def _question(ahead: str, text: str, images: int, template: Template) -> str:
     form = template.human if images or template.plain is None else template.plain
-    return form.replace("{}", (template.image * images + text).rstrip(), 1) + template.opening
+    said = ahead + (template.image * images + text).rstrip()
+    return form.replace("{}", said, 1) + template.opening
 
 
 def _chunks(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
@@ -207,7 +225,8 @@ def _encode(
     image_token_id: int,
 ) -> tuple[Encoded, Span]:
     """Return the encoded turns and the span of the last answer."""
-    _refuse_special_tokens(turns, tokenizer)
+    for turn in turns:
+        _refuse_special_tokens(turn.text.replace(IMAGE_MARK, ""), tokenizer)
     ids: list[int] = []
     answer: list[bool] = []
     images: list[Span] = []
@@ -287,15 +306,13 @@ def _agreeing(head: Sequence[int], whole: Sequence[int], place: int) -> int:
     return same
 
 
-def _refuse_special_tokens(turns: Sequence[Turn], tokenizer: Tokenizer) -> None:
+def _refuse_special_tokens(text: str, tokenizer: Tokenizer) -> None:
     """Text that spells a special token would be read as one: an end of the answer, or an image."""
-    for turn in turns:
-        text = turn.text.replace(IMAGE_MARK, "")
-        for token in tokenizer.all_special_tokens:
-            if token in text:
-                raise UserError(
-                    f"the text {text.strip()[:60]!r} contains the tokenizer's special token {token}"
-                )
+    for token in tokenizer.all_special_tokens:
+        if token in text:
+            raise UserError(
+                f"the text {text.strip()[:60]!r} contains the tokenizer's special token {token}"
+            )
 
 
 def _question_rows(answer: Sequence[bool], images: Sequence[Span]) -> list[list[Span]]:

@@ -16,7 +16,21 @@ from student_train.models.templates import Template
 
 # What a message's content may be: a text, or a list of {"type": "image"} and {"type": "text"}.
 _MESSAGES = """\
-{{- START -}}
+{%- set first = messages[0] -%}
+{%- set told = namespace(text='') -%}
+{%- if first and first.role == 'system' -%}
+{%- set messages = messages[1:] -%}
+{%- if first.content is string -%}{%- set told.text = first.content | trim -%}
+{%- else -%}{%- for part in first.content -%}
+{%- if part.type == 'text' -%}{%- set told.text = told.text + part.text -%}
+{%- else -%}{{- raise_exception('a system message holds texts alone') -}}{%- endif -%}
+{%- endfor -%}{%- set told.text = told.text | trim -%}{%- endif -%}
+{%- if told.text and not HAS_SYSTEM -%}
+{{- raise_exception('the model has no place for a system message') -}}
+{%- endif -%}
+{%- endif -%}
+{%- set told.text = TOLD_BEFORE + told.text + TOLD_AFTER if told.text else '' -%}
+{{- START if TOLD_INSIDE or not told.text else told.text -}}
 {%- for message in messages -%}
 {%- set turn = namespace(images='', text='') -%}
 {%- if message.content is string -%}{%- set turn.text = message.content -%}
@@ -26,10 +40,11 @@ _MESSAGES = """\
 {%- else -%}{{- raise_exception('a message holds texts and images alone') -}}{%- endif -%}
 {%- endfor -%}{%- endif -%}
 {%- if message.role != ('assistant' if loop.index0 % 2 else 'user') -%}
-{{- raise_exception('the turns alternate, user first, and the model has no system turn') -}}
+{{- raise_exception('the turns alternate, user first, one system turn before them at most') -}}
 {%- elif message.role == 'user' -%}
 {{- '' if loop.first else BETWEEN -}}
 {{- BEFORE if turn.images else PLAIN_BEFORE -}}
+{{- told.text if TOLD_INSIDE and loop.first else '' -}}
 {{- (turn.images + (turn.text | trim)).rstrip() -}}
 {{- AFTER if turn.images else PLAIN_AFTER -}}
 {{- OPENING if add_generation_prompt or not loop.last else '' -}}
@@ -167,7 +182,12 @@ def chat_template(template: Template, image_token: str = IMAGE_MARK) -> str:
     """
     before, after = template.human.split("{}")
     plain_before, plain_after = (template.plain or template.human).split("{}")
+    told_before, _, told_after = template.told.partition("{}")
     names = {
+        "HAS_SYSTEM": bool(template.told),
+        "TOLD_BEFORE": told_before,
+        "TOLD_AFTER": told_after,
+        "TOLD_INSIDE": template.told_inside,
         "START": template.start,
         "IMAGE": template.image.replace(IMAGE_MARK, image_token),
         "BETWEEN": template.between,

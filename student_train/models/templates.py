@@ -20,7 +20,9 @@ class Template(NamedTuple):
     `opening`, then the answer as `gap` + answer + `end`; `between` separates it from the next
     question. What is learned is `gap` + answer + `end`; a generation prompt stops after `opening`.
     An image in front of a question is written as `image`; a question without one may have another
-    form, `plain`. `system` is the system message in `start`, empty where there is none.
+    form, `plain`. `system` is the system message in `start`, empty where there is none. A
+    conversation that brings its own has it for `{}` of `told`: that is then its `start`, or, where
+    `told_inside`, it stands as `ahead` in front of the first question's images and text.
     """
 
     name: str
@@ -33,6 +35,28 @@ class Template(NamedTuple):
     image: str = "<image>\n"
     plain: str | None = None
     system: str = ""
+    told: str = ""
+    told_inside: bool = False
+    ahead: str = ""
+
+    def telling(self, system: str) -> "Template":
+        """Return the template with a system message in the place that it has for one.
+
+        Raises
+        ------
+        UserError
+            It has none: no text of this template says where a system message would stand.
+        """
+        if not self.told:
+            others = ", ".join(one.name for one in TEMPLATES.values() if one.told)
+            raise UserError(
+                f"template {self.name} has no place for a system message ({system[:40]!r}); put "
+                f"its words in front of the first question, or train under one that has: {others}"
+            )
+        written = self.told.replace("{}", system, 1)
+        if self.told_inside:
+            return self._replace(system=system, ahead=written)
+        return self._replace(system=system, start=written)
 
     @property
     def end_token(self) -> str:
@@ -53,6 +77,7 @@ TEMPLATES = {
             "</s>",
             " ",
             system=_VICUNA_SYSTEM,
+            told="{} ",
         ),
         # The authors' template for HuatuoGPT-Vision: the same system sentence, the model's own role
         # marks.
@@ -65,10 +90,20 @@ TEMPLATES = {
             "<|endoftext|>",
             " ",
             system=_VICUNA_SYSTEM,
+            told="{} ",
         ),
-        # LLaVA-Med-1.5's own evaluation.
-        Template("mistral_instruct", "", "[INST] {} [/INST]", "", " ", " </s>"),
-        # HuatuoGPT-Vision's own command line.
+        # LLaVA-Med-1.5's own evaluation, which writes a system message as Llama 2 does.
+        Template(
+            "mistral_instruct",
+            "",
+            "[INST] {} [/INST]",
+            "",
+            " ",
+            " </s>",
+            told="<<SYS>>\n{}\n<</SYS>>\n\n",
+            told_inside=True,
+        ),
+        # HuatuoGPT-Vision's own command line, which has no place for a system message.
         Template("huatuo", "", "<|user|>\n{}\n", "<|assistant|>\n", "", "<|endoftext|>", "\n"),
         # SmolLM2-Instruct's chat template.
         Template(
@@ -80,6 +115,7 @@ TEMPLATES = {
             "<|im_end|>",
             "\n",
             system=_SMOLLM_SYSTEM,
+            told="<|im_start|>system\n{}<|im_end|>\n",
         ),
         # SmolVLM's chat template, with the one square that is shown whole (no tiles).
         Template(
@@ -92,8 +128,10 @@ TEMPLATES = {
             "\n",
             "<fake_token_around_image><global-img><image><fake_token_around_image>",
             "User: {}<end_of_utterance>\n",
+            told="<|im_start|>System: {}<end_of_utterance>\n",
         ),
-        # Gemma 3's chat template; its tokenizer puts <bos> in front.
+        # Gemma 3's chat template; its tokenizer puts <bos> in front. A system message is a
+        # paragraph of the first question.
         Template(
             "gemma3",
             "",
@@ -103,6 +141,8 @@ TEMPLATES = {
             "<end_of_turn>",
             "\n",
             "\n\n<start_of_image><image><end_of_image>\n\n",
+            told="{}\n\n",
+            told_inside=True,
         ),
         # InternVL's chat template in transformers' format, which has no system turn of its own.
         Template(
@@ -114,6 +154,7 @@ TEMPLATES = {
             "<|im_end|>",
             "\n",
             "<img><image></img>\n",
+            told="<|im_start|>system\n{}<|im_end|>\n",
         ),
         # Qwen2.5-VL's chat template.
         Template(
@@ -126,6 +167,7 @@ TEMPLATES = {
             "\n",
             "<|vision_start|><image><|vision_end|>",
             system=_QWEN_SYSTEM,
+            told="<|im_start|>system\n{}<|im_end|>\n",
         ),
         # Qwen3-VL-Instruct's chat template, which has no system turn of its own.
         Template(
@@ -137,6 +179,7 @@ TEMPLATES = {
             "<|im_end|>",
             "\n",
             "<|vision_start|><image><|vision_end|>",
+            told="<|im_start|>system\n{}<|im_end|>\n",
         ),
     )
 }

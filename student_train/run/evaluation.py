@@ -128,6 +128,7 @@ def generate(
         inputs = processor.encode(
             [record.question for record in chunk],
             [record.references(image_root) for record in chunk],
+            system=[record.system for record in chunk],
         )
         moved = {name: tensor.to(device) for name, tensor in inputs.items()}
         if "pixel_values" in moved:

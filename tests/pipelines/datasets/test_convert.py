@@ -1,5 +1,6 @@
 """Data in the forms that people have become the records that they say, or one clear line."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ from PIL import Image
 from pipelines.datasets.check import check
 from pipelines.datasets.convert import convert
 from shared.errors import UserError
-from shared.records import Record, Turn, load_records
+from shared.records import Record, Turn, load_records, write_records
 
 pytestmark = pytest.mark.unit
 ASKED = (Turn("human", "<image>\nWhere?"), Turn("gpt", "left"))
@@ -62,6 +63,35 @@ def test_one_conversation_in_every_form(row: dict[str, Any], suffix: str, tmp_pa
     assert (found.images, found.turns) == (("a.png",), ASKED)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "system", "content": "Be brief."},
+                      {"role": "user", "content": "<image>Where?"},
+                      {"role": "assistant", "content": "left"}], "images": ["a.png"]},
+        {"conversations": [{"from": "system", "value": "Be brief.\n"},
+                           {"from": "human", "value": "Where?"},
+                           {"from": "gpt", "value": "left"}], "image": "a.png"},
+        {"conversations": [{"from": "human", "value": "<image>Where?"},
+                           {"from": "gpt", "value": "left"}], "images": ["a.png"],
+         "system": "Be brief."},
+    ],
+    ids=["messages", "llava", "field"],
+)  # fmt: skip
+def test_a_system_turn_is_kept(row: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(0))
+    [found] = converted(tmp_path, "mine.json", json.dumps([row]))
+    assert (found.system, found.turns, found.extra) == ("Be brief.", ASKED, {})
+    assert (found.question, found.answer) == ("Where?", "left")
+    again = dataclasses.replace(found, id="2", system="")
+    for suffix in ("json", "jsonl", "parquet"):
+        write_records(tmp_path / f"two.{suffix}", [found, again])
+        assert load_records(tmp_path / f"two.{suffix}", tmp_path) == [found, again]
+    checked = check(tmp_path / "two.json", tmp_path)
+    # another system message is another question
+    assert (checked["system_turns"], checked["repeated"]) == (1, 0)
+
+
 def test_a_table_of_questions(tmp_path: Path) -> None:
     head = "ID,Image,Question,Answer,answer_type,System\n"
     rows = 'q1,a.png,Where?,left,OPEN,nerves\nq2,,"Is ""it"", or not?",yes,CLOSED,\n'
@@ -93,8 +123,33 @@ def test_parquet_with_images_inside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"messages": [{"role": "system", "content": "Be brief."}]}], "row 0: a system turn"),
-        ([{"conversations": [], "system": "Be brief."}], r"a system turn \('Be brief.'\)"),
+        ([{"messages": [{"role": "system", "content": "Be brief."}]}], "a system turn alone"),
+        (
+            [
+                {
+                    "conversations": [
+                        {"from": "human", "value": "x"},
+                        {"from": "system", "value": "y"},
+                    ]
+                }
+            ],
+            "turn 1 is from 'system'",
+        ),
+        (
+            [{"messages": [{"role": "system", "content": "x"}], "system": "y"}],
+            "turn 1 is from 'system'",
+        ),
+        (
+            [
+                {
+                    "messages": [
+                        {"role": "system", "content": "<image>"},
+                        {"role": "user", "content": "x"},
+                    ]
+                }
+            ],
+            "the system turn holds <image>",
+        ),
         ([{"messages": [{"role": "tool", "content": "x"}]}], "a turn of 'tool'"),
         ([{"messages": [{"role": "user", "content": [{"type": "video"}]}]}], "neither text nor"),
         ([{"messages": "hello"}], "no list"),

@@ -133,6 +133,27 @@ def test_an_answer_is_that_of_chat(run: Path, server: Process, student: Loaded) 
     assert chat(plain, QUESTIONS[0][0], first) != chat(student, QUESTIONS[0][0], first)
 
 
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_is_that_of_chat(
+    role: str, run: Path, server: Process, student: Loaded
+) -> None:
+    [image, _] = images_of(run)
+    system = "Say which organ it is, in a word."
+    talk = Conversation(student, decodings(["greedy"])[0], TOKENS, system=system)
+    talk.show(str(image))
+    expected = talk.ask(QUESTIONS[0][0])
+    assert expected != chat(student, QUESTIONS[0][0], image)
+    body = body_of(QUESTIONS[0][0], image)
+    for content in (system, [{"type": "text", "text": system}]):
+        told = [{"role": role, "content": content}, *body["messages"]]
+        found = json.loads(ask(server.port, body | {"messages": told})[1])
+        assert found["choices"][0]["message"]["content"] == expected
+        length = found["usage"]["prompt_tokens"]
+    said = [Turn("human", f"<image>\n{QUESTIONS[0][0]}")]
+    ids = student.processor.encode_turns(said, [image], system=system)["input_ids"]
+    assert length == ids.shape[1]
+
+
 def test_a_drawn_answer_is_that_of_chat_with_the_seed(
     run: Path, server: Process, student: Loaded
 ) -> None:
@@ -162,6 +183,10 @@ def test_a_stop_text_ends_the_answer_before_it(run: Path, server: Process, stude
 
 def text_body(content: object, **more: object) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": content}], **more}
+
+
+def told_body(*roles: str) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": one, "content": "x"} for one in roles]}
 
 
 def image_body(url: object) -> dict[str, Any]:
@@ -201,7 +226,10 @@ BAD = [
     (image_body("data:image/png;base64,AAAA"), 400, "cannot be read"),
     (image_body("/etc/passwd"), 400, "data URL"),
     (large(), 400, "pixels"),
-    ({"model": MODEL, "messages": [{"role": "system", "content": "x"}]}, 400, "no system message"),
+    ({"model": MODEL, "messages": [{"role": "system", "content": "x"}]}, 400, "the user's"),
+    (told_body("user", "system"), 400, "is the first one"),
+    (told_body("system", "developer", "user"), 400, "is the first one"),
+    (told_body("tool", "user"), 400, "system, user or assistant"),
     ({"model": MODEL, "messages": [{"role": "assistant", "content": "x"}]}, 400, "the user's"),
 ]
 
@@ -240,8 +268,9 @@ def test_a_token_and_an_end_that_finishes_answers(run: Path, tmp_path: Path) -> 
 
 def asked(text: str, **more: Any) -> Asked:
     settings: dict[str, Any] = {
-        "turns": [Turn("human", text)], "images": [], "item": text, "max_new_tokens": TOKENS,
-        "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": (), "stream": False, "usage": False,
+        "system": "", "turns": [Turn("human", text)], "images": [], "item": text,
+        "max_new_tokens": TOKENS, "temperature": 0.0, "top_p": 1.0, "seed": 0,
+        "stop": (), "stream": False, "usage": False,
     }  # fmt: skip
     return Asked(**(settings | more))
 

@@ -84,6 +84,34 @@ def test_a_conversation_is_written_as_its_own_template_does(made: Made) -> None:
     assert made.base.tokenizer.decode(learned) == f"Yes, it is.{end}Axial.{end}"
 
 
+def test_a_system_turn_is_written_as_its_own_template_does(made: Made) -> None:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(made.folder)
+    system, shown = "Be brief: a radiologist reads you.", picture(0, 64, 64)
+    turns = [Turn("human", "<image>\nIs it MRI?"), Turn("gpt", "Yes, it is.")]
+    turns += [Turn("human", "Which plane?"), Turn("gpt", "Axial.")]
+    messages = [
+        message("system", system),
+        message("user", "Is it MRI?", shown),
+        message("assistant", "Yes, it is."),
+        message("user", "Which plane?"),
+        message("assistant", "Axial."),
+    ]
+    encoded = made.base.encode_conversation(turns, None, "error", system=f" {system}\n")
+    expected = chat(processor, messages)["input_ids"][0].tolist()
+    assert expected[: len(encoded.input_ids)] == encoded.input_ids
+    assert len(expected) <= len(encoded.input_ids) + 1
+    learned = [token for token in encoded.labels if token != IGNORED]
+    end = made.base.template.end_token
+    assert made.base.tokenizer.decode(learned) == f"Yes, it is.{end}Axial.{end}"
+    for asked, images in ((messages[:2], [shown]), ([messages[0], messages[3]], [])):
+        question = asked[1]["content"][-1]["text"]
+        found = made.base.encode(question, images, system=system)
+        expected = chat(processor, asked, add_generation_prompt=True)
+        assert found["input_ids"].tolist() == expected["input_ids"].tolist()
+
+
 def test_without_training_the_logits_are_the_models_own(made: Made, tmp_path: Path) -> None:
     inputs = made.inputs()
     with torch.no_grad():

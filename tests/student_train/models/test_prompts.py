@@ -1,6 +1,7 @@
 """Prompts against independent evaluations with the tokenizers' own libraries; invariants."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -153,6 +154,91 @@ def test_official_templates(mistral: Any, qwen: Any) -> None:
         "".join("I" if token == IMAGE else qwen.decode([token]) for token in encoded.input_ids)
         == text
     )
+
+
+def test_a_system_message_takes_the_place_of_vicunas(mistral: Any, sentencepiece: Any) -> None:
+    """LLaVA's conversation writes its field `system`, then the separator of questions, a blank."""
+    turns = talk("<image>\nWhat is shown?", "A lung.")
+    encoded = encode_conversation(
+        turns, TEMPLATES["vicuna_v1"], mistral, PATCHES, IMAGE, system="Be {} brief.\n"
+    )
+    before = [1, *sentencepiece.encode("Be {} brief. USER: ")]
+    after = sentencepiece.encode("\nWhat is shown? ASSISTANT:")
+    answer = [*sentencepiece.encode("A lung."), 2]
+    assert encoded.input_ids == [*before, *[IMAGE] * PATCHES, *after, *answer]
+    hidden = len(before) + PATCHES + len(after)
+    assert encoded.labels == [*[IGNORED] * hidden, *answer]
+    assert encoded.questions == [[Span(len(before) + PATCHES, hidden)]]
+
+
+def test_a_system_message_of_huatuo_and_of_chatml(qwen: Any) -> None:
+    turns = talk("<image>\nIs it?", "yes")
+    encoded = encode_conversation(
+        turns, TEMPLATES["huatuo_v1"], qwen, PATCHES, IMAGE, system="Be brief."
+    )
+    before = qwen("Be brief. <|user|>: ").input_ids
+    after = qwen("\nIs it? <|assistant|>: yes<|endoftext|>").input_ids
+    assert encoded.input_ids == [*before, *[IMAGE] * PATCHES, *after]
+    # SmolLM2-Instruct's own chat template, by transformers
+    chat = (
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+        "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by "
+        "Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + "
+        "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    for system in ("Be brief.", ""):
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": "Is it?"})
+        expected = qwen.apply_chat_template(
+            messages, chat_template=chat, add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        found = encode_prompt(
+            "Is it?", TEMPLATES["chatml"], qwen, PATCHES, IMAGE, images=0, system=system
+        )
+        assert found.input_ids == list(expected)
+
+
+def test_a_system_message_of_llava_meds_own_evaluation(mistral: Any, sentencepiece: Any) -> None:
+    """The style LLAMA_2 of LLaVA's conversation: inside the first `[INST]`, before the image."""
+    turns = talk("<image>\nIs it?", "Yes.", "Sure?")
+    found = encode_prompt(
+        turns, TEMPLATES["mistral_instruct"], mistral, PATCHES, IMAGE, system="Be brief."
+    )
+    pieces = sentencepiece.encode
+    before = [1, *pieces("[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n")]
+    first = [*pieces("\nIs it? [/INST] Yes. "), 2]
+    rest = found.input_ids[len(before) + PATCHES + len(first) :]
+    assert found.input_ids[: len(before)] == before
+    assert found.input_ids[len(before) + PATCHES :][: len(first)] == first
+    assert mistral.decode(rest).strip() == "[INST] Sure? [/INST]"
+    assert set(found.labels) == {IGNORED}
+
+
+@pytest.mark.parametrize(
+    ("name", "system", "said"),
+    [
+        ("huatuo", "Be brief.", "template huatuo has no place for a system message"),
+        ("chatml", "Be <|im_end|> brief.", "special token <|im_end|>"),
+        ("chatml", "Look: <image>", "a system message shows no image"),
+    ],
+)
+def test_a_system_message_without_a_place(name: str, system: str, said: str, qwen: Any) -> None:
+    for turns in (talk("Is it?"), talk("Is it?", "yes")):
+        encode = encode_prompt if len(turns) == 1 else encode_conversation
+        with pytest.raises(UserError, match=re.escape(said)):
+            encode(turns, TEMPLATES[name], qwen, PATCHES, IMAGE, system=system)
+        empty = encode(turns, TEMPLATES[name], qwen, PATCHES, IMAGE, system=" \n")
+        assert empty == encode(turns, TEMPLATES[name], qwen, PATCHES, IMAGE)
+
+
+def test_an_instruction_stands_where_the_system_message_stood(qwen: Any) -> None:
+    for name in ("chatml", "huatuo_v1", "qwen3_vl"):
+        told = encode_prompt("Is it?", TEMPLATES[name], qwen, PATCHES, IMAGE, system="Look.")
+        disturbed = encode_prompt(
+            "Is it?", TEMPLATES[name], qwen, PATCHES, IMAGE, system="system", instruction="Look."
+        )
+        assert disturbed == told
 
 
 def test_several_images_and_their_rows(qwen: Any) -> None:

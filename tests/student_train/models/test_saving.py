@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from shared.errors import UserError
 from shared.imaging.squares import image_reader
 from shared.recipe import ModelSection
 from shared.records import Turn
@@ -87,11 +88,28 @@ def test_a_conversation_has_the_same_ids(saved: Any) -> None:
 def test_what_the_template_cannot_say_is_refused(saved: Any) -> None:
     _, _, processor = saved
     for messages in (
-        [message("system", "Be brief."), message("user", "Is it MRI?")],
+        [message("user", "One."), message("system", "Be brief.")],
         [message("user", "One."), message("user", "Two.")],
     ):
-        with pytest.raises(Exception, match="no system turn"):
+        with pytest.raises(Exception, match="one system turn before them"):
             processor.apply_chat_template(messages)
+
+
+def test_a_system_message_has_the_same_ids_or_none(saved: Any) -> None:
+    base, _, processor = saved
+    asked = [message("system", " Be brief.\n"), message("user", "Is it MRI?", picture(20, 20))]
+    plain = [{"role": "system", "content": "Be brief."}, asked[1]]
+    if base.template.name == "huatuo":
+        for messages in (asked, plain):
+            with pytest.raises(Exception, match="no place for a system message"):
+                processor.apply_chat_template(messages)
+        with pytest.raises(UserError, match="put its words in front of the first question"):
+            base.encode("Is it MRI?", system="Be brief.")
+        return
+    own = base.encode("Is it MRI?", [picture(20, 20)], system="Be brief.")["input_ids"]
+    for messages in (asked, plain):
+        found = ids_of(processor, messages, add_generation_prompt=True)["input_ids"]
+        assert found.tolist() == own.tolist()
 
 
 @pytest.mark.parametrize("geometry", ["pad", "crop"])

@@ -51,6 +51,17 @@ def test_prompt_is_the_published_chat_template(folder: Path) -> None:
     assert base.tokenizer.decode(learned) == " yes<end_of_utterance>"
 
 
+def test_a_system_turn_is_that_of_the_published_chat_template(folder: Path) -> None:
+    """`{{ role | capitalize }}`, a blank behind the colon unless an image comes first."""
+    base = load_base(str(folder))
+    inputs = base.encode("Really?", system="Be brief.")
+    text = (
+        "<|im_start|>System: Be brief.<end_of_utterance>\n"
+        "User: Really?<end_of_utterance>\nAssistant:"
+    )
+    assert inputs["input_ids"][0].tolist() == base.tokenizer(text).input_ids
+
+
 def test_images_reach_the_model_as_transformers_wants_them(folder: Path) -> None:
     from transformers import SmolVLMForConditionalGeneration
 
