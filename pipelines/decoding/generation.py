@@ -75,7 +75,8 @@ def generate(
     def finite(ids: Tensor, scores: Tensor) -> Tensor:
         return checked(no_image(ids, scores), prompts.items)  # -inf less -inf made it NaN again
 
-    steps = [no_image, *processors, finite, *([draw] if draw else [])]
+    heard = [prompts.heard] if prompts.heard else []
+    steps = [no_image, *processors, *heard, finite, *([draw] if draw else [])]
     endings = []
     if num_beams > 1:
         count, length = prompts.ids.shape

@@ -20,6 +20,7 @@ DEFINITION = 3
 # The ten of the paper's tables, which `all` stands for; others are asked for by name.
 TABLE = ("greedy", "beam", "nucleus", "vcd", "dola", "opera", "avisc", "m3id", "damro", "pai")
 NAMES = (*TABLE, "sid", "icd", "deco", "vista", "vaf")
+_SEARCHES = ("beam", "opera")
 _OF_LAYERS = ("sid", "deco", "vista", "vaf")  # whose settings name layers
 
 
@@ -38,6 +39,16 @@ class Decoding(NamedTuple):
     def label(self) -> str:
         """Name among the decodings of an evaluation: the method's, or "vcd@alpha=0.5"."""
         return f"{self.name}@{self.variant}" if self.variant else self.name
+
+    @property
+    def searches(self) -> bool:
+        """Whether it chooses among whole answers: none of its words is certain before the end."""
+        return self.name in _SEARCHES
+
+    @property
+    def draws(self) -> bool:
+        """Whether its answers depend on the seed."""
+        return self.name == "nucleus" or bool(getattr(self.settings, "sample", False))
 
     def settled(self, model: "Model") -> "Decoding":
         """Return the method with what its settings leave to the model's checkpoint.

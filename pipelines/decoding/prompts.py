@@ -52,6 +52,9 @@ class Prompts:
     tower: Mapping[str, Tensor] | None = None
     # each row's prompt under another instruction, where `collate` was given them
     reworded: tuple[Reworded, ...] | None = None
+    # sees (ids (B, T), scores (B, V)) of every step of a method that goes token by token, and
+    # returns the scores that count
+    heard: Callable[[Tensor, Tensor], Tensor] | None = None
     # what several methods need of these very prompts; a changed copy begins with nothing
     shared: dict[str, "Prompts"] = field(init=False, default_factory=dict, compare=False)
 

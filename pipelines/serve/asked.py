@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -40,17 +39,19 @@ class Asked(NamedTuple):
     max_new_tokens: int
     temperature: float
     top_p: float
-    seed: int
+    seed: int | None  # None: any
     stop: tuple[str, ...]
     stream: bool
     usage: bool  # counted at the end of a stream too
 
 
-def asked_of(body: object, model: str, most: int, max_pixels: int) -> Asked:
+def asked_of(
+    body: object, model: str, most: int, max_pixels: int, decoding: str = "greedy"
+) -> Asked:
     """Read a request's JSON.
 
     `model` is the name that is served, `most` the new tokens that a request may ask for and gets
-    where it names none, `max_pixels` the pixels of one image.
+    where it names none, `max_pixels` the pixels of one image, `decoding` the method that is served.
 
     Raises
     ------
@@ -64,6 +65,10 @@ def asked_of(body: object, model: str, most: int, max_pixels: int) -> Asked:
     for key, nothing in _MISSING.items():
         if body.get(key) is not None and body[key] not in nothing:
             raise _bad(f"{key} is not supported; leave it out")
+    if decoding != "greedy":
+        for key in ("temperature", "top_p"):
+            if body.get(key) is not None:
+                raise _bad(f"this server decodes by {decoding} with settings of its own; no {key}")
     system, turns, images, item = _conversation(body.get("messages"), max_pixels)
     tokens = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
     options = body.get("stream_options")
@@ -75,7 +80,7 @@ def asked_of(body: object, model: str, most: int, max_pixels: int) -> Asked:
         int(_number(body, tokens, most, 1, most, whole=True)),
         _number(body, "temperature", 0.0, 0.0, 2.0),
         _number(body, "top_p", 1.0, 1e-6, 1.0),
-        int(_number(body, "seed", secrets.randbits(31), -(2**63), 2**63 - 1, whole=True)),
+        _seed(body),
         _stops(body.get("stop")),
         _flag(body.get("stream"), "stream"),
         isinstance(options, dict) and _flag(options.get("include_usage"), "include_usage"),
@@ -104,6 +109,12 @@ def _number(
         raise _bad(f"{key} is {kind} of {low:g} to {high:g}")
     found: float = value  # an int stays one: a seed has more digits than a float
     return found
+
+
+def _seed(body: Mapping[str, Any]) -> int | None:
+    if body.get("seed") is None:
+        return None
+    return int(_number(body, "seed", 0, -(2**63), 2**63 - 1, whole=True))
 
 
 def _stops(value: object) -> tuple[str, ...]:

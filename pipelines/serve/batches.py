@@ -3,6 +3,7 @@
 B requests of a batch, T tokens so far, V vocabulary.
 """
 
+import secrets
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from pipelines.decoding.generation import Limits, Processor, check_positions, generate, sampler
-from pipelines.decoding.prompts import Prompts, collate
+from pipelines.decoding.methods import Decoding, watch_of
+from pipelines.decoding.methods import decoding as decoding_named
+from pipelines.decoding.prompts import Prompts, Reworded, collate
 from pipelines.evaluation.loading import Loaded, end_ids, pad_id
 from pipelines.serve.asked import Asked, Refused
 from shared.errors import UserError
@@ -35,10 +38,16 @@ class Job:
 
     asked: Asked
     inputs: dict[str, Tensor]
+    reworded: Reworded
     news: SimpleQueue[News] = field(default_factory=SimpleQueue)
     gone: bool = False  # its client went away
     sent: str = ""
     tokens: int = 0  # of the answer
+
+    def __post_init__(self) -> None:
+        """Name what names its random numbers; without a seed no two requests share them."""
+        unlike = "" if self.asked.seed is not None else f"\x00{secrets.token_hex(8)}"
+        self.item = self.asked.item + unlike
 
     @property
     def length(self) -> int:
@@ -57,9 +66,19 @@ class Batches:
         Requests of a batch.
     waiting
         Requests that may wait.
+    decoding
+        How; by default greedy, and then a request's own temperature and top_p count.
+
+    Raises
+    ------
+    UserError
+        The method cannot decode with this model.
     """
 
-    def __init__(self, student: Loaded, together: int, waiting: int) -> None:
+    def __init__(
+        self, student: Loaded, together: int, waiting: int, decoding: Decoding | None = None
+    ) -> None:
+        self.decoding = (decoding or decoding_named("greedy")).settled(student.model)
         self._student, self._together, self._waiting = student, together, waiting
         self._ends = end_ids(student.processor)
         known = getattr(student.model.config.get_text_config(), "max_position_embeddings", None)
@@ -86,7 +105,7 @@ class Batches:
                 inputs = self._student.processor.encode_turns(
                     asked.turns, asked.images, system=asked.system
                 )
-            job = Job(asked._replace(images=[]), inputs)
+            job = Job(asked._replace(images=[]), inputs, self._reworded(asked, len(asked.images)))
             check_positions(self._student.model, job.length, asked.max_new_tokens, "the request")
         except UserError as error:
             raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
@@ -95,6 +114,15 @@ class Batches:
             self._queue.append(job)
             self._changed.notify()
         return job
+
+    def _reworded(self, asked: Asked, images: int) -> Reworded:
+        write = self._student.processor.reworded(asked.turns, images, system=asked.system)
+
+        def locked(instruction: str) -> Tensor:
+            with self._encoding:
+                return write(instruction)
+
+        return locked
 
     def leave(self, job: Job) -> None:
         """Forget a request whose client went away: its place in queue or batch is free."""
@@ -140,15 +168,29 @@ class Batches:
             return jobs
 
     def _fits(self, jobs: Sequence[Job]) -> bool:
-        """Whether the longest prompt and the longest answer have positions, padded as one batch."""
+        """Whether the requests may be one batch.
+
+        The longest prompt and the longest answer have positions, padded; a method that draws has
+        one seed; one that searches has one length of answers, on which its choice depends.
+        """
+        asked = [job.asked for job in jobs]
+        if self.decoding.searches and len({one.max_new_tokens for one in asked}) > 1:
+            return False
+        seeds = {one.seed for one in asked if one.seed is not None}
+        if self.decoding.draws and len(seeds) > 1:
+            return False
         total = max(job.length for job in jobs) + max(job.asked.max_new_tokens for job in jobs)
         return self._positions is None or total <= self._positions
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         model = self._student.model
-        names = [job.asked.item for job in jobs]
         prompts = collate(
-            [job.inputs for job in jobs], names, model, pad_id(self._student.processor)
+            [job.inputs for job in jobs],
+            [job.item for job in jobs],
+            model,
+            pad_id(self._student.processor),
+            watch_of([self.decoding]),
+            [job.reworded for job in jobs],
         )
         limits = Limits(max(job.asked.max_new_tokens for job in jobs), self._ends)
         start = prompts.ids.shape[1]
@@ -162,10 +204,14 @@ class Batches:
             ended[:, self._ends[0]] = 0.0
             return torch.where(torch.tensor(over, device=scores.device)[:, None], ended, scores)
 
-        draws = any(job.asked.temperature > 0 for job in jobs)
-        found = generate(
-            model, prompts, limits, [watch], draw=_draw(jobs, prompts) if draws else None
-        )
+        if not self.decoding.searches:
+            prompts = replace(prompts, heard=watch)
+        if any(job.asked.temperature > 0 for job in jobs):
+            found = generate(model, prompts, limits, draw=_draw(jobs, prompts))
+        else:
+            seeds = [job.asked.seed for job in jobs if job.asked.seed is not None]
+            seed = seeds[0] if seeds else 0  # without one the items' names differ
+            found = self.decoding.decode(model, prompts, limits, self.decoding.settings, seed)
         for job, tokens in zip(jobs, found, strict=True):
             self._finish(job, tokens)
 
@@ -216,8 +262,8 @@ def _draw(jobs: Sequence[Job], prompts: Prompts) -> Processor:
     """Choose each row's token by its own request's settings."""
     rows = [
         sampler(
-            replace(prompts, items=(job.asked.item,)),
-            job.asked.seed,
+            replace(prompts, items=(job.item,)),
+            job.asked.seed or 0,
             temperature=job.asked.temperature,
             top_p=job.asked.top_p,
         )

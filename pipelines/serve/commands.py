@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from pipelines.evaluation.commands import Base, ChosenDevice, MaxNewTokens, Run, Weights
+from pipelines.evaluation.commands import (
+    Base,
+    ChosenDevice,
+    Decode,
+    MaxNewTokens,
+    Override,
+    Preset,
+    Run,
+    Weights,
+)
 from shared.console import note, say
 from shared.errors import UserError
 
@@ -22,6 +31,9 @@ def serve_command(
     token_file: Annotated[
         Path | None, typer.Option(help="A file with the token that clients must bring.")
     ] = None,
+    decode: Decode = "greedy",
+    preset: Preset = "published",
+    override: Override = None,
     max_new_tokens: MaxNewTokens = 512,
     batch: Annotated[int, typer.Option(min=1, help="Requests answered together at most.")] = 8,
     queue: Annotated[int, typer.Option(min=1, help="Requests that wait at most.")] = 64,
@@ -36,7 +48,8 @@ def serve_command(
     POST /v1/chat/completions, GET /v1/models and /health. MEDALIGN answers where the run has both
     adapters. Nothing is fetched from a network. Ctrl-C finishes the answers in flight.
     """
-    from pipelines.evaluation.arms import last_arm
+    from pipelines.decoding.methods import decodings
+    from pipelines.evaluation.arms import EVERYTHING, last_arm, preset_of
     from pipelines.evaluation.loading import load_student
     from pipelines.serve.batches import Batches
     from pipelines.serve.server import LOOPBACK, Bounds, Server
@@ -44,9 +57,12 @@ def serve_command(
     token = _token(token_file)
     if token is None and host not in LOOPBACK:
         raise UserError(f"--host {host} is open to others; give --token-file, or leave it out")
+    if decode == EVERYTHING:
+        raise UserError("`serve` gives one answer to a request; name one decoding method")
     folder = last_arm(run)
+    [chosen] = decodings([decode], preset_of(preset, {"": folder}), tuple(override or ()))
     student = load_student(folder, device, base, dtype, named=False)
-    batches = Batches(student, batch, queue)
+    batches = Batches(student, batch, queue, chosen)
     bounds = Bounds(max_body, max_pixels, max_new_tokens, batch, queue)
     try:
         server = Server(batches, run.resolve().name, bounds, host, port, token)

@@ -108,7 +108,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/chat/completions":
             raise Refused(HTTPStatus.NOT_FOUND, f"there is no {self.path.partition('?')[0]}")
         bounds = self.server.bounds
-        asked = asked_of(self._body(), self.server.model, bounds.tokens, bounds.pixels)
+        decoding = self.server.batches.decoding.name
+        asked = asked_of(self._body(), self.server.model, bounds.tokens, bounds.pixels, decoding)
         job = self.server.batches.submit(asked)
         try:
             if asked.stream:

@@ -330,6 +330,6 @@ def test_waiting_requests_are_one_batch_and_get_what_they_get_alone(
 
 def test_a_client_that_goes_away_ends_its_answer(student: Loaded) -> None:
     batches = Batches(student, 1, 4)
-    job = Job(asked("x"), {}, gone=True)
+    job = Job(asked("x"), {}, student.processor.reworded("x", 0), gone=True)
     assert batches._tell(job, [])
     batches.close()
