@@ -22,6 +22,7 @@ from pipelines.decoding.prompts import Prompts, Reworded, collate
 from pipelines.evaluation.loading import Loaded, end_ids, pad_id
 from pipelines.serve.asked import Asked, Refused
 from shared.errors import UserError
+from student_train.imagetext import Tokenizer
 
 
 class News(NamedTuple):
@@ -81,6 +82,7 @@ class Batches:
         self.decoding = (decoding or decoding_named("greedy")).settled(student.model)
         self._student, self._together, self._waiting = student, together, waiting
         self._ends = end_ids(student.processor)
+        self._bytes = _byte_ids(student.processor.tokenizer)
         known = getattr(student.model.config.get_text_config(), "max_position_embeddings", None)
         self._positions = None if known is None else int(known)
         self._queue: deque[Job] = deque()
@@ -224,10 +226,19 @@ class Batches:
             return True
         if _cut(text, job.asked.stop) is not None:
             return True
-        if job.asked.stream and not text.endswith("\ufffd"):  # else half a character
-            kept = max((len(stop) - 1 for stop in job.asked.stop), default=0)
-            self._send(job, text[: len(text) - kept].rstrip())
+        if job.asked.stream:
+            certain = self._text(self._settled(tokens))
+            if not certain.endswith("\ufffd"):  # else half a character
+                kept = max((len(stop) - 1 for stop in job.asked.stop), default=0)
+                self._send(job, certain[: len(certain) - kept].rstrip())
         return False
+
+    def _settled(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Leave out the bytes at the end: a run is read as one, and the next byte may change it."""
+        end = len(tokens)
+        while end and tokens[end - 1] in self._bytes:
+            end -= 1
+        return tokens[:end]
 
     def _finish(self, job: Job, tokens: Sequence[int]) -> None:
         text = self._text(tokens)
@@ -250,6 +261,16 @@ class Batches:
         with self._encoding:
             words = self._student.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return str(words).lstrip()
+
+
+def _byte_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the tokens that are one byte, as sentencepiece has them, and those that are not shown.
+
+    The latter part no run of bytes.
+    """
+    names = [*(f"<0x{byte:02X}>" for byte in range(256)), *tokenizer.all_special_tokens]
+    found: list[int | None] = [tokenizer.convert_tokens_to_ids(name) for name in names]
+    return frozenset(one for one in found if one is not None)
 
 
 def _cut(text: str, stops: Sequence[str]) -> int | None:
