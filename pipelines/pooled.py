@@ -1,9 +1,17 @@
 """A web server whose connections are answered by a pool of threads."""
 
 import socketserver
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from socket import socket
+
+from shared.console import stderr
+
+
+def print_fault() -> None:
+    """Write the traceback of what is being handled to the log; it holds no value of a request."""
+    stderr.print(traceback.format_exc(), markup=False)
 
 
 class PooledServer(socketserver.TCPServer):
@@ -40,5 +48,7 @@ class PooledServer(socketserver.TCPServer):
             self.finish_request(request, client_address)
         except OSError:
             pass  # the client went away
+        except Exception:  # in the pool's future nobody would see it
+            print_fault()
         finally:
             self.shutdown_request(request)

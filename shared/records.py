@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from shared.characters import broken_text
 from shared.choices import options_of
 from shared.errors import UserError
 
@@ -281,7 +282,14 @@ def record_of(row: object, where: str, number: int) -> Record:
                 fields["id"] = identifier
             identifier = qid
     name = str(number if identifier is None else identifier)
-    where = f"{where} (id {name})"
+    where = f"{where} (id {name!r})" if broken_text(name) else f"{where} (id {name})"
+    broken = broken_text(row)
+    if broken is not None:
+        shown = broken.encode("ascii", "backslashreplace").decode()
+        raise UserError(
+            f"{where}: {shown[:80]!r} holds half of a character (a cut emoji?), which no file can "
+            "hold: mend or remove it"
+        )
     images = _images(fields, where)
     answer_type = _answer_type(fields.pop("answer_type", None), fields)
     system = ""

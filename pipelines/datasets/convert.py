@@ -152,7 +152,7 @@ def _text(content: object, where: str) -> str:
         kind = found.get("type")
         if kind == "image":
             pieces.append(IMAGE_MARK)
-        elif kind == "text":
+        elif kind == "text" and isinstance(found.get("text"), str):
             pieces.append(str(found["text"]))
         else:
             raise UserError(f"{where}: a turn holds {str(part)[:60]!r}, neither text nor image")
@@ -168,7 +168,10 @@ def _save_images(row: dict[str, object], where: str, folder: Path) -> bool:
             continue
         named = [one for one in images if isinstance(one, Mapping) and not one.get("bytes")]
         if len(named) == len(images):
-            row[name] = [one["path"] for one in named]  # only named, as some releases do
+            paths = [one.get("path") for one in named]  # only named, as some releases do
+            if not all(isinstance(path, str) and path for path in paths):
+                raise UserError(f"{where}: its `{name}` holds an image without bytes and path")
+            row[name] = paths
             continue
         row[name] = [embedded_image(one, where, folder) for one in images]
         return True

@@ -11,7 +11,6 @@ would be one more dependency that every installation carries. It lets through
 """
 
 import secrets
-import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -23,8 +22,7 @@ from pipelines.explore.explorer import Explorer
 from pipelines.explore.pictures import Outside
 from pipelines.explore.replies import Query, Refusal, Reply, error_reply
 from pipelines.explore.routes import ACTS, READS, Route
-from pipelines.pooled import PooledServer
-from shared.console import stderr
+from pipelines.pooled import PooledServer, print_fault
 from shared.errors import UserError
 
 LOOPBACK = "127.0.0.1"
@@ -128,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
         except UserError as error:
             reply = error_reply(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         except Exception as error:  # the other requests go on
-            stderr.print(traceback.format_exc(), markup=False)
+            print_fault()
             name = type(error).__name__
             reply = error_reply(
                 HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -36,7 +36,8 @@ class Similar(NamedTuple):
 class AttentionRow(NamedTuple):
     """One image with the attention over its patches by who looks.
 
-    Teacher first, where its store holds E_a, then the students.
+    Teacher first, where its store holds E_a, then the map of the question's words, where there is
+    one, then the students.
     """
 
     title: str
@@ -82,9 +83,11 @@ def loss_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 def attention_figure(rows: Sequence[AttentionRow]) -> str:
     """Draw images in rows; columns are the image, the teacher's attention, and each student's.
 
-    All maps have one scale of colours, with a bar.
+    All maps have one scale of colours, with a bar. Where an image has no map of a column, its place
+    stays empty.
     """
-    columns = ["image", *rows[0].maps]
+    fullest = max(rows, key=lambda row: len(row.maps))
+    columns = ["image", *fullest.maps]
     # A few patches often take most of the attention; scaled to them, nothing else could be told
     # apart.
     every = [one for row in rows for one in row.maps.values()]
@@ -99,6 +102,10 @@ def attention_figure(rows: Sequence[AttentionRow]) -> str:
         line[-1].remove()
         for axis, column in zip(line[:-1], columns, strict=True):
             _bare(axis)
+            if column != "image" and column not in row.maps:
+                axis.set_axis_off()
+                axis.set_title(f"no map of the {column}", fontsize=9, loc="left")
+                continue
             _show(axis, row.picture)
             if column == "image":
                 axis.set_title(row.title, fontsize=9, loc="left")

@@ -19,10 +19,11 @@ from pipelines.report.figures import (
     similarity_figure,
 )
 from pipelines.report.sinks import sink_lines
+from pipelines.report.words import WORDS, word_maps
 from shared.console import warn
 from shared.imaging.images import ImageReference
 from shared.recipe import Recipe
-from shared.records import Record
+from shared.records import Record, strip_marks
 from shared.targets import Target, TargetStore
 from shared.targets.numbers.triangle import pairs_of
 
@@ -110,8 +111,9 @@ def store_pictures(
     grid = (base.grid.rows, base.grid.columns)
     targets = store.batch([one.key for one in shown])
     found = _observed(recipe, arms, shown, grid, began)
-    rows = _rows(found, shown, targets, grid)
-    maps = {name: [row.maps[name] for row in rows] for name in rows[0].maps}
+    asked = [(one.key, strip_marks(one.record.question)) for one in shown]
+    rows = _rows(found, shown, targets, grid, word_maps(recipe, store, asked))
+    maps = {name: [row.maps[name] for row in rows] for name in rows[0].maps if name != WORDS}
     return {
         "attention": attention_figure(rows),
         "similarity": _similarity(
@@ -192,6 +194,7 @@ def _rows(
     shown: Sequence[Shown],
     targets: Target,
     grid: tuple[int, int],
+    words: Sequence[NDArray[np.float64] | None],
 ) -> list[AttentionRow]:
     rows = []
     for i, one in enumerate(shown):
@@ -200,10 +203,12 @@ def _rows(
             name: renormalized(held[i].attention.astype(np.float64), visible)
             for name, held in found.items()
         }
-        maps, apart = students, {}
+        own = words[i]
+        told = {} if own is None else {WORDS: renormalized(own, visible)}
+        maps, apart = {**told, **students}, {}
         if targets.attention is not None:
             teacher = renormalized(np.asarray(targets.attention[i], dtype=np.float64), visible)
-            maps = {"teacher": teacher, **students}
+            maps = {"teacher": teacher, **maps}
             apart = {name: divergence(teacher, seen) for name, seen in students.items()}
         rows.append(
             AttentionRow(

@@ -6,17 +6,20 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from queue import Empty
 from typing import NamedTuple
 
-from pipelines.pooled import PooledServer
+from pipelines.pooled import PooledServer, print_fault
 from pipelines.serve.asked import Asked, Refused, asked_of
 from pipelines.serve.batches import Batches, Job, News
+from shared.characters import broken_text
 
 IDLE_SECONDS = 30  # that a connection may say nothing
 UNREAD_SECONDS, UNREAD_BLOCKS = 2, 10_000  # that the rest of a refused body may take
+LONGEST_LENGTH = 18  # digits of a Content-Length
 LOOK_SECONDS = 0.1  # between looks whether a waiting client is still there
 SPARE_THREADS = 8  # that refuse, and answer /health, while all others wait for answers
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -84,6 +87,14 @@ class Handler(BaseHTTPRequestHandler):
             act()
         except Refused as error:
             self._fault(error.status, str(error))
+        except OSError:
+            raise  # the client went away
+        except Exception as error:  # the other requests go on
+            print_fault()
+            name = type(error).__name__
+            line = f"the server failed ({name}); its log has the rest"
+            with suppress(OSError):
+                self._fault(HTTPStatus.INTERNAL_SERVER_ERROR, line)
 
     def _check_client(self) -> None:
         host = self.headers.get("Host", "")
@@ -127,17 +138,20 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "the request says no Content-Length")
-        if int(length) > self.server.bounds.body:
+        if len(length) > LONGEST_LENGTH or int(length) > self.server.bounds.body:
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the body has {length} bytes; {self.server.bounds.body} at most",
+                f"the body has {length[:LONGEST_LENGTH]} bytes; {self.server.bounds.body} at most",
             )
         try:
             data = self.rfile.read(int(length))
             self._read = True
-            return json.loads(data)
+            body = json.loads(data)
         except (ValueError, RecursionError):
             raise Refused(HTTPStatus.BAD_REQUEST, "the body is no JSON") from None
+        if broken_text(body) is not None:
+            raise Refused(HTTPStatus.BAD_REQUEST, "a text holds half of a character (a cut emoji?)")
+        return body
 
     def _news(self, job: Job) -> News:
         """Wait for the next news; raises OSError where the client has gone meanwhile."""

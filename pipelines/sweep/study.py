@@ -41,7 +41,7 @@ from shared.errors import UserError, did_you_mean
 from shared.recipe import load_recipe
 from shared.recipe.reading import UniqueKeyLoader, read_values
 
-Value = str | int | float | bool | None | list[str] | list[int]
+Value = str | int | float | bool | None | list[str] | list[int] | list[float]
 STUDIES = Path(__file__).parents[1] / "studies"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 
@@ -225,8 +225,14 @@ def fill(text: Value, places: Mapping[str, str], where: str) -> Value:
     if not isinstance(text, str):
         return text
     try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+        for name in fields:
+            if not name.isidentifier():
+                raise UserError(
+                    f"{where}: {{{name}}} names no place; places are words, as {{work}}"
+                )
         return string.Formatter().vformat(text, (), places)
-    except (KeyError, IndexError) as error:
+    except KeyError as error:
         name = str(error.args[0])
         raise UserError(f"{where}: {{{name}}} is not given; --set {name}=VALUE gives it") from None
     except ValueError as error:
@@ -234,5 +240,15 @@ def fill(text: Value, places: Mapping[str, str], where: str) -> Value:
 
 
 def command_of(text: str, places: Mapping[str, str], where: str) -> list[str]:
-    """Split a command line and put the places into its words: a place may hold blanks."""
-    return [str(fill(word, places, where)) for word in shlex.split(text)]
+    """Split a command line and put the places into its words: a place may hold blanks.
+
+    Raises
+    ------
+    UserError
+        A quotation mark without its other one, or a place that is not given.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{where}: {text!r} is no command: {error}; close the quotation") from None
+    return [str(fill(word, places, where)) for word in words]

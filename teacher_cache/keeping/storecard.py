@@ -46,9 +46,9 @@ def read_audit(path: Path, namespaces: Sequence[str]) -> Audit:
         The file cannot be read, is no audit, or is one of other namespaces.
     """
     with refused_as(f"cannot read {path}"):
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     try:
-        audit = Audit.model_validate(json.loads(text))
+        audit = Audit.model_validate(json.loads(data))
     except (ValueError, ValidationError):
         raise UserError(
             f"{path} is no audit: `cache audit --store S --regions R --json > FILE` writes one"

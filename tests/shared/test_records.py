@@ -343,3 +343,24 @@ def test_lines_that_are_no_json_are_counted_with_the_other_bad_records(tmp_path:
     assert "line 3 (id 2): neither" in line
     assert "line 4 is not JSON" in line
     assert "line 6" not in line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "a\\ud83d"},
+        {"note": {"deep": ["x", "cut \\ud83d"]}},
+        {"conversations": [{"from": "human", "value": "\\ude00"}, {"from": "gpt", "value": "b"}]},
+    ],
+)
+def test_half_of_a_character_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """No file holds it and no tokenizer takes it; a whole emoji and other scripts are fine."""
+    turns = [{"from": "human", "value": "Wo? \U0001f600 \u00e4"}, {"from": "gpt", "value": "b"}]
+    whole = {"id": "\u4e2d", "conversations": turns}
+    text = json.dumps([whole, whole | changes]).replace("\\\\ud", "\\ud")
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(UserError, match=r"record 1.* holds half of a character") as error:
+        load_records(tmp_path / "data.json")
+    str(error.value).encode()
+    (tmp_path / "data.json").write_text(json.dumps([whole]))
+    assert load_records(tmp_path / "data.json")[0].id == "\u4e2d"

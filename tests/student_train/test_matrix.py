@@ -58,6 +58,8 @@ CELLS = {
     "built, trained and scored by command": f"{COMMAND}::test_from_images_to_scores",
     "two ranks under ZeRO-2 and ZeRO-3": f"{RUN}test_family_ranks.py::test_two_ranks_are_one",
 }
+# Each named student by its name, from training to an answer by command.
+BY_NAME = "tests/pipelines/datasets/test_published_layouts.py::test_two_steps_then_an_answer"
 # Every method for every layout: an answer that no batch changes, or the reason why not.
 METHODS = f"{DECODING}::test_every_method_answers_whatever_the_batch_or_says_why_not"
 # The keys of a published layout at full size, without memory: each layout has its own test.
@@ -80,7 +82,8 @@ FULL_SIZE = {
 @pytest.fixture(scope="module")
 def collected() -> set[str]:
     """Return the ids of all tests in the files of the table, the slow ones too."""
-    files = {name.partition("::")[0] for name in (*CELLS.values(), METHODS, *FULL_SIZE.values())}
+    tests = (*CELLS.values(), METHODS, BY_NAME, *FULL_SIZE.values())
+    files = {name.partition("::")[0] for name in tests}
     command = [sys.executable, "-m", "pytest", "-n0", "--collect-only", "-q", "-m", ""]
     done = subprocess.run(
         [*command, *sorted(files)], cwd=ROOT, capture_output=True, text=True, check=False
@@ -99,9 +102,8 @@ def test_every_layout_is_a_row() -> None:
     assert set(FAMILIES) == set(LAYOUTS) == set(FULL_SIZE)
 
 
-def test_a_named_model_is_of_a_tested_layout() -> None:
-    """By its template: no name stands for a model whose family is in no row."""
-    assert {one.template for one in NAMED.values()} <= {one.template for one in FAMILIES.values()}
+def test_every_named_student_runs_by_its_name(collected: set[str]) -> None:
+    assert {f"{BY_NAME}[{name}]" for name in NAMED} <= collected
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

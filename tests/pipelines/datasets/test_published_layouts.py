@@ -1,4 +1,4 @@
-"""Small LLaVA-Med and HuatuoGPT-Vision checkpoints in their original layouts.
+"""Every named student by its name, from a small checkpoint of its published layout.
 
 Train, save, load, answer by command.
 """
@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,22 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from student_train.models import FAMILIES
+from tests.fixtures.gemma3_checkpoint import write_gemma3
+from tests.fixtures.qwen2_5_vl_checkpoint import write_qwen2_5_vl
 from tests.fixtures.student_checkpoints import huatuo_original, llava_med_original
 from tests.fixtures.student_runs import write_images, write_store, write_train_file
+from tests.fixtures.yi_checkpoint import write_yi
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[3]
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "llava-med-1.5": llava_med_original,
+    "huatuogpt-vision-7b": partial(huatuo_original, form="bin"),
+    "huatuogpt-vision-34b": partial(write_yi, form="bin"),
+    "medgemma-1.5-4b": write_gemma3,
+    "lingshu-7b": write_qwen2_5_vl,
+}
 
 
 def command(*arguments: str) -> str:
@@ -33,15 +46,12 @@ def command(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["llava-med-1.5", "huatuogpt-vision-7b"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_two_steps_then_an_answer(name: str, tmp_path: Path) -> None:
     import student_train
 
     checkpoint, run = tmp_path / "checkpoint", tmp_path / "run"
-    if name == "llava-med-1.5":
-        llava_med_original(checkpoint, "safetensors")
-    else:
-        huatuo_original(checkpoint, "bin")
+    WRITERS[name](checkpoint)
     images = write_images(tmp_path / "images", 3)
     recipe = {
         "output": str(run),
@@ -72,9 +82,9 @@ def test_two_steps_then_an_answer(name: str, tmp_path: Path) -> None:
     assert [row["step"] for row in history] == [1, 2]
     assert all(row["loss_vis"] > 0 and row["loss_att"] > 0 for row in history)
     lora = load_file(run / "adapter_model.safetensors")
-    assert (
-        len(lora) == 2 * 7 * 4
-    )  # A and B of seven linear layers in each of four blocks: none is lost
+    blocks = 6 if name == "medgemma-1.5-4b" else 4
+    # A and B of seven linear layers in each block: none is lost
+    assert len(lora) == 2 * 7 * blocks
     assert all(tensor.abs().sum() > 0 for tensor in lora.values())
     (rotation,) = load_file(run / "rotation.safetensors").values()
     assert rotation.shape == (32, 32)

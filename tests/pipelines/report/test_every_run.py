@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -72,6 +73,41 @@ def test_images_away_from_the_data_file_and_a_template_of_the_recipe(run: Path) 
     assert places == sorted(places)
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
+
+
+@pytest.mark.integration
+def test_the_map_of_a_question_stands_beside_the_teachers(run: Path, tmp_path: Path) -> None:
+    """Of the store of maps that the run was taught by; an image without one has an empty place."""
+    from pipelines.report.words import word_maps
+    from shared.imaging.keys import content_key
+    from shared.recipe import load_recipe
+    from shared.records import load_records, strip_marks
+    from shared.targets import TargetStore, TargetWriter
+    from shared.targets.maps import map_key
+    from tests.fixtures.targets import identity
+
+    asked = copied(run, tmp_path / "asked")
+    (first, *_) = load_records(run.parent / "elsewhere.json")
+    key, text = content_key(run / "data" / first.images[0]), strip_marks(first.question)
+    values = np.linspace(0, 1, 16, dtype=np.float32)
+    kind = identity(encoding="maps", grid=(4, 4), teacher="regions")
+    with TargetWriter(tmp_path / "maps", kind) as writer:
+        writer.add(
+            map_key(key, text), {"attention": values, "coverage": np.full(16, 255, np.uint8)}
+        )
+    sections = {"store": str(run / "store"), "maps": str(tmp_path / "maps")}
+    for arm in ("lora", "medalign"):
+        losses = yaml.safe_load((asked / arm / "recipe.yaml").read_text()).get("losses", {})
+        losses |= {"attention_target": "question"}
+        change_recipe(asked / arm, targets=sections, losses=losses)
+    recipe, store = load_recipe(asked / "lora" / "recipe.yaml"), TargetStore.open(run / "store")
+    found = word_maps(recipe, store, [(key, text), (key, "another question?")])
+    assert found[0] is not None
+    np.testing.assert_allclose(found[0], values, atol=1e-6)
+    assert found[1] is None
+    page = write_report(asked).read_text()
+    assert whole(page)
+    assert ">question's words<" in page.replace("&#x27;", "'").replace("&#39;", "'")
 
 
 @pytest.mark.integration

@@ -206,6 +206,11 @@ def large() -> dict[str, Any]:
 BAD = [
     (b"{", 400, "no JSON"),
     ([], 400, "no JSON object"),
+    (
+        b'{"model": "small", "messages": [{"role": "user", "content": "a \\ud800 b"}]}',
+        400,
+        "half of a character",
+    ),
     (b" " * 200_001, 413, "200000 at most"),
     ({"model": MODEL}, 400, "messages is a list"),
     ({"model": "other", "messages": []}, 404, "there is 'small'"),
@@ -244,6 +249,15 @@ def test_a_bad_request_gets_its_status_and_one_line(
     assert line in error["message"]
     assert "\n" not in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+def test_a_length_of_many_digits_gets_a_reply(server: Process) -> None:
+    """Python reads no number of more than 4,300 digits."""
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as link:
+        link.sendall(f"{head}\r\nContent-Length: {'9' * 5000}\r\n\r\n".encode())
+        link.shutdown(socket.SHUT_WR)
+        assert link.recv(64).split()[1] == b"413"
 
 
 def test_other_paths_hosts_and_kinds_of_content(server: Process) -> None:

@@ -230,6 +230,28 @@ def test_bars_over_different_folds_are_refused_and_marked(tmp_path: Path) -> Non
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("medalign 'open", "No closing quotation"),
+        ("a {work.x}", "names no place"),
+        ("a {work[x]}", "names no place"),
+        ("a {}", "names no place"),
+        ("a {0}", "names no place"),
+        ("a {lost}", "--set lost=VALUE"),
+        ("a {work", "braces"),
+    ],
+)
+def test_a_faulty_command_is_one_line(text: str, said: str) -> None:
+    from pipelines.sweep.study import command_of
+
+    with pytest.raises(UserError) as error:
+        command_of(text, {"work": "w"}, "study.yaml")
+    assert said in str(error.value)
+    assert command_of("a '{work} b' {{x}}", {"work": "w"}, "s") == ["a", "w b", "{x}"]
+
+
+@pytest.mark.unit
 def test_an_arm_given_twice_is_refused(tmp_path: Path) -> None:
     file = write_study(tmp_path)
     text = file.read_text().replace("arms:\n", "arms:\n  full: {losses.alpha: 9}\n", 1)

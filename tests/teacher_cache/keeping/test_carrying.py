@@ -122,6 +122,9 @@ def test_the_card_says_what_lies_there_and_follows_it(built, place, tmp_path):
     (tmp_path / "audit.json").write_text(json.dumps(audit | {"teachers": {}}))
     with pytest.raises(UserError, match="audits nothing"):
         push(str(built / "store"), place, audit=tmp_path / "audit.json")
+    (tmp_path / "audit.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"audit\.json is no audit"):
+        push(str(built / "store"), place, audit=tmp_path / "audit.json")
     (tmp_path / "audit.json").write_text("[]")
     with pytest.raises(UserError, match=r"audit\.json is no audit"):
         push(str(built / "store"), place, audit=tmp_path / "audit.json")
