@@ -152,6 +152,12 @@ def test_parquet_with_images_inside(tmp_path: Path) -> None:
         ),
         ([{"messages": [{"role": "tool", "content": "x"}]}], "a turn of 'tool'"),
         ([{"messages": [{"role": "user", "content": [{"type": "video"}]}]}], "neither text nor"),
+        ([{"messages": [{"role": "user", "content": [{"type": "text"}]}]}], "neither text nor"),
+        (
+            [{"question": "x", "answer": "y", "image": {"bytes": None}}],
+            "an image without bytes and path",
+        ),
+        ([{"question": "cut \ud83d", "answer": "y"}], "half of a character"),
         ([{"messages": "hello"}], "no list"),
         ([{"text": "hello"}], "neither `conversations` nor `question`"),
         (["hello"], "no record"),
