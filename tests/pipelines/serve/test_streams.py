@@ -14,16 +14,12 @@ from shared.recipe import ModelSection
 from shared.records import Turn
 from student_train.models import load_base
 from tests.fixtures.families import FAMILIES
-from tests.fixtures.student_checkpoints import huatuo_original, llava_med_original, smolvlm
 from tests.fixtures.students import write_tiny_student
 
 pytestmark = pytest.mark.integration
 TOKENS, SEEDS = 48, 12
 WRITERS: dict[str, Callable[[Path], object]] = {
-    "llava": write_tiny_student,
-    "llava_med": llava_med_original,
-    "huatuo": huatuo_original,
-    "smolvlm": smolvlm,
+    "tiny": write_tiny_student,
     **{name: family.write for name, family in FAMILIES.items()},
 }
 
@@ -32,7 +28,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     folder = tmp_path_factory.mktemp(request.param) / "model"
     WRITERS[request.param](folder)
-    template = "vicuna_v1" if request.param == "llava" else None
+    template = "vicuna_v1" if request.param == "tiny" else None
     base = load_base(ModelSection(name=str(folder), template=template))
     return Loaded(plain_model(base.model).eval(), base.processor("pad", None), "", "")
 

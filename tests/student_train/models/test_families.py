@@ -87,6 +87,8 @@ def test_a_conversation_is_written_as_its_own_template_does(made: Made) -> None:
 def test_a_system_turn_is_written_as_its_own_template_does(made: Made) -> None:
     from transformers import AutoProcessor
 
+    if not made.family.processor:
+        pytest.skip("its layout has none; test_prompts.py and its own file hold the prompts")
     processor = AutoProcessor.from_pretrained(made.folder)
     system, shown = "Be brief: a radiologist reads you.", picture(0, 64, 64)
     turns = [Turn("human", "<image>\nIs it MRI?"), Turn("gpt", "Yes, it is.")]
