@@ -95,7 +95,7 @@ def test_the_map_of_a_question_stands_beside_the_teachers(run: Path, tmp_path: P
         writer.add(
             map_key(key, text), {"attention": values, "coverage": np.full(16, 255, np.uint8)}
         )
-    sections = {"store": str(run / "store"), "maps": str(tmp_path / "maps")}
+    sections: dict[str, object] = {"store": str(run / "store"), "maps": str(tmp_path / "maps")}
     for arm in ("lora", "medalign"):
         losses = yaml.safe_load((asked / arm / "recipe.yaml").read_text()).get("losses", {})
         losses |= {"attention_target": "question"}
